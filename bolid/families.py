@@ -1,0 +1,192 @@
+"""Model families: which models belong together, where their files are, and which family a command uses.
+
+A family is a directory with one fixed layout (``_LAYOUT``) and a few numbers as data. ``tiny`` is embedded in the
+package; the full-size ones live under BOLID_HOME; anyone can write a TOML file of their own (see ``get_family``).
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bolid.errors import BolidError
+from bolid.run import home, write_atomic
+
+# part -> (path inside the family's directory, what is expected there)
+_LAYOUT = {
+    "base": ("base", "a diffusers pipeline directory (model_index.json inside)"),
+    "pose": ("pose", "a YOLO pose model: model.safetensors and config.json"),
+    "face": ("face", "an InsightFace pack: ONNX files"),
+    "image_text": ("image_text", "an open_clip model: open_clip_config.json and open_clip_model.safetensors"),
+    "body_encoder": ("body-encoder.safetensors", "the body encoder that `bolid train-vae` writes"),
+    "face_adapter": ("adapter/face.safetensors", "the face adapter that `bolid train-adapter` writes"),
+    "body_adapter": ("adapter/body.safetensors", "the body adapter that `bolid train-adapter` writes"),
+    "probe": ("probe", "the body probe that measures generated pictures"),
+}
+
+# Data, not code: what the full-size families need beside their weights.
+_FULL_SIZE: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "description": "Stable Diffusion 1.5, 512x512",
+        "image_size": [512, 512],
+        "defaults": {"steps": 30, "guidance": 7.0},
+    },
+    "sdxl": {
+        "description": "Stable Diffusion XL 1.0, 1024x1024",
+        "image_size": [1024, 1024],
+        "defaults": {"steps": 30, "guidance": 5.0},
+    },
+    "sdxl-lightning": {
+        "description": "SDXL-Lightning, 4 steps, 1024x1024",
+        "image_size": [1024, 1024],
+        "defaults": {"steps": 4, "guidance": 0.0, "timestep_spacing": "trailing"},
+    },
+}
+
+DEFAULT_FAMILY = "tiny"
+FAMILY_NAMES = (DEFAULT_FAMILY, *_FULL_SIZE)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One set of models that belong together. The paths may not exist: ask ``require`` before loading."""
+
+    name: str
+    root: Path
+    image_size: tuple[int, int]  # (height, width) of generated pictures, pixels
+    base: Path
+    pose: Path
+    face: Path
+    image_text: Path
+    body_encoder: Path
+    face_adapter: Path
+    body_adapter: Path
+    probe: Path | None
+    defaults: dict[str, Any] = field(default_factory=dict)  # steps, guidance, ...: what generate starts from
+    description: str = ""
+
+    def require(self, part: str) -> Path:
+        """The path of ``part`` ("base", "pose", ...), or a BolidError that names the missing file and the way to it."""
+        path: Path | None = getattr(self, part)
+        if path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file()):
+            return path
+        location = path if path is not None else self.root / _LAYOUT[part][0]
+        raise BolidError(
+            f"family {self.name!r} has no {part.replace('_', ' ')} model: looked for {location}",
+            _how_to_get(self.name, part),
+        )
+
+    def missing(self) -> list[str]:
+        """The parts whose files are not there."""
+        absent = []
+        for part in _LAYOUT:
+            try:
+                self.require(part)
+            except BolidError:
+                absent.append(part)
+        return absent
+
+
+def _how_to_get(family: str, part: str) -> str:
+    if family == DEFAULT_FAMILY:
+        return "it ships with the package: install bolid again, or train it with the scripts in examples/tiny_family/"
+    command = {"body_encoder": "bolid train-vae", "face_adapter": "bolid train-adapter"}.get(part)
+    command = command or {"body_adapter": "bolid train-adapter"}.get(part)
+    made = f"make it with `{command} --family {family}`, or " if command else ""
+    return f"{made}put it there ({_LAYOUT[part][1]}); `bolid models list` shows which families are complete"
+
+
+def get_family(name: str | None = None) -> Family:
+    """The family called ``name``, or the one that is chosen: BOLID_FAMILY, then `bolid models use`, then tiny.
+
+    ``name`` may also be the path of a TOML file::
+
+        image_size = [512, 384]
+        description = "mine"
+        [defaults]
+        steps = 30
+        [paths]                   # any part may live elsewhere; relative to this file
+        base = "../my-base"
+    """
+    name = name or chosen_family()[0]
+    if name == DEFAULT_FAMILY:
+        root = Path(__file__).parent / "tiny"
+        return _family(name, root, json.loads((root / "family.json").read_text(encoding="utf-8")))
+    if name in _FULL_SIZE:
+        return _family(name, home() / name, _FULL_SIZE[name])
+    if name.endswith(".toml"):
+        file = Path(name)
+        try:
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BolidError(f"cannot read the family file {file}: {error.strerror}", _NAMES_HINT) from error
+        except ValueError as error:
+            raise BolidError(f"the family file {file} is not valid TOML: {error}", "correct that line") from error
+        return _family(str(file), file.parent, data)
+    raise BolidError(f"there is no model family called {name!r}", _NAMES_HINT)
+
+
+_NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .toml file"
+
+
+def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
+    size = data.get("image_size")
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 and n % 8 == 0 for n in size)):
+        raise BolidError(
+            f"family {name!r}: image_size is {size!r}", "write [height, width] in pixels, both multiples of 8"
+        )
+    paths = data.get("paths", {})
+    if unknown := set(paths) - set(_LAYOUT):
+        raise BolidError(f"family {name!r}: unknown path {sorted(unknown)[0]!r}", f"known are: {', '.join(_LAYOUT)}")
+    located = {part: root / paths.get(part, default) for part, (default, _) in _LAYOUT.items()}
+    return Family(
+        name=name,
+        root=root,
+        image_size=(size[0], size[1]),
+        defaults=dict(data.get("defaults", {})),
+        description=str(data.get("description", "")),
+        **located,
+    )
+
+
+def chosen_family() -> tuple[str, str]:
+    """(name, where the choice comes from: "BOLID_FAMILY", "bolid models use" or "default")."""
+    if name := os.environ.get("BOLID_FAMILY"):
+        return name, "BOLID_FAMILY"
+    try:
+        remembered = _memory().read_text(encoding="utf-8").strip()
+    except OSError:
+        remembered = ""
+    return (remembered, "bolid models use") if remembered else (DEFAULT_FAMILY, "default")
+
+
+def remember_family(name: str) -> Path:
+    """Make ``name`` the family of later commands. Returns the file that says so."""
+    get_family(name)  # refuses an unknown one
+    if name.endswith(".toml"):
+        name = str(Path(name).resolve())
+    write_atomic(_memory(), name + "\n")
+    return _memory()
+
+
+def _memory() -> Path:
+    return home() / "family"
+
+
+def match_family(option: str | None, recorded: str, artefact: str | os.PathLike[str]) -> Family:
+    """The family for a command that reads ``artefact``, which was made with the family ``recorded``.
+
+    The artefact decides; a different family asked for by name is refused, since features of one family mean
+    nothing to the models of another.
+    """
+    if option is not None and option != recorded:
+        raise BolidError(
+            f"{artefact} was made with family {recorded!r}, but --family is {option!r}",
+            f"leave out --family, or make {artefact} again with --family {option}",
+        )
+    return get_family(recorded)

@@ -1,0 +1,158 @@
+"""What every artefact carries (its run record), seeds by name, and writing files so that a kill leaves none half done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bolid.errors import BolidError
+
+FORMAT_VERSION = 1
+
+# The libraries whose version can change what an artefact holds.
+_RECORDED_PACKAGES = (
+    "bolid", "torch", "diffusers", "transformers", "ultralytics", "insightface", "open_clip_torch",
+    "onnxruntime", "numpy", "pillow", "safetensors",
+)  # fmt: skip
+
+
+def home() -> Path:
+    """Where full-size weights and the remembered family live: BOLID_HOME, by default ~/.cache/bolid."""
+    return Path(os.environ.get("BOLID_HOME") or Path.home() / ".cache" / "bolid")
+
+
+def prepare_environment() -> None:
+    """Set what the libraries below us read from the environment when they load. What the user has set stays."""
+    defaults = {
+        # Spinning OpenMP threads made one forward pass 30 times slower as soon as anything else used the CPU.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OPENBLAS_NUM_THREADS": "1",
+        # Never let ultralytics install packages, run pickled code, phone home or write under ~/.config.
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_OFFLINE": "true",
+        "YOLO_VERBOSE": "false",
+        "YOLO_CONFIG_DIR": str(home() / "ultralytics"),
+        "ULTRALYTICS_SAFE_LOAD": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",  # it warns at length when worker processes start
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """A 63-bit seed for the purpose that ``names`` spell, e.g. ``derive_seed(seed, "train-vae", step)``.
+
+    Equal arguments give equal seeds on every machine; a new purpose never shifts the seeds of the others.
+    """
+    digest = hashlib.sha256(canonical_json([seed, *map(str, names)]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def canonical_json(obj: Any) -> str:
+    """JSON with sorted keys and no spaces: equal objects, equal bytes. Dataclasses, paths and numpy numbers go in too."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _plain(obj: Any) -> Any:
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    if hasattr(obj, "tolist"):  # numpy scalars and arrays
+        return obj.tolist()
+    raise TypeError(f"{type(obj).__name__} does not belong in a record")
+
+
+def run_record(
+    kind: str, *, family: Any, config: Any = None, seed: int | None = None, inputs: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The record an artefact carries in its one metadata key ``bolid``.
+
+    ``kind``: "profile", "adapter", ...; ``family``: a Family or its name; ``config``: a dataclass or a dict;
+    ``inputs``: name -> sha256 of what went in. The result holds plain JSON values only.
+    """
+    packages = {}
+    for name in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    record = {
+        "kind": kind,
+        "version": FORMAT_VERSION,
+        "family": getattr(family, "name", family),
+        "config": {} if config is None else config,
+        "seed": seed,
+        "inputs": inputs or {},
+        "packages": packages,
+    }
+    return json.loads(canonical_json(record))
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename inside ``path`` survive a power cut (where the system can)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left", "permission denied" and the like into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BolidError(
+                f"no space left on the disk while writing {path}",
+                "free some space, then run the same command again: it goes on where it stopped",
+            ) from error
+        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) or error.errno == errno.EROFS:
+            raise BolidError(
+                f"cannot write {path}: {error.strerror}", "choose another --out, or change the permissions"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """``with atomic_path("a.json") as temporary:`` write to ``temporary``; on success it is synced and renamed.
+
+    ``path`` either keeps its old content or gets all of the new one; a failure removes the temporary file.
+    The temporary name keeps the suffix, since many writers choose their format by it.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a whole file at once, or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
