@@ -136,7 +136,9 @@ _NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .
 
 def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
     size = data.get("image_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 and n % 8 == 0 for n in size)):
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 and n % 8 == 0 for n in size)
+    ):
         raise BolidError(
             f"family {name!r}: image_size is {size!r}", "write [height, width] in pixels, both multiples of 8"
         )

@@ -1,4 +1,4 @@
-"""What every artefact carries (its run record), seeds by name, and writing files so that a kill leaves none half done."""
+"""Run records (what every artefact carries), seeds by name, and writing files so that a kill leaves none half done."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def derive_seed(seed: int, *names: object) -> int:
 
 
 def canonical_json(obj: Any) -> str:
-    """JSON with sorted keys and no spaces: equal objects, equal bytes. Dataclasses, paths and numpy numbers go in too."""
+    """JSON with sorted keys and no spaces: equal objects, equal bytes. Takes dataclasses, paths and numpy numbers too."""
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
 
 
@@ -124,7 +124,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}",
                 "free some space, then run the same command again: it goes on where it stopped",
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) or error.errno == errno.EROFS:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise BolidError(
                 f"cannot write {path}: {error.strerror}", "choose another --out, or change the permissions"
             ) from error

@@ -1,0 +1,120 @@
+"""Photos in: any picture file to upright 8-bit RGB, refusing what would hurt. Pictures out: JPEG bytes.
+
+Images are numpy uint8 [H, W, 3], RGB, 0..255.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bolid.errors import BolidError
+
+PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"))
+
+# A picture of more pixels is taken for a decompression bomb. 100 Mpx is above any camera people own.
+MAX_PIXELS = 100_000_000
+
+
+def list_photos(folder: str | os.PathLike[str]) -> list[tuple[str, Path]]:
+    """(person, path) of every photo below ``folder``, ordered by person and name.
+
+    ``folder/<person>/*.jpg``; photos that lie in ``folder`` itself belong to one person named after it. Hidden
+    files are left out. Raises BolidError for a missing folder and for one without photos.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise BolidError(f"the photo folder {folder} {what}", "give the folder that holds <person>/*.jpg")
+    photos = [(folder.resolve().name or "person", path) for path in _photos_in(folder)]
+    for person in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        photos += [(person.name, path) for path in _photos_in(person)]
+    if not photos:
+        raise BolidError(
+            f"no photos in {folder}",
+            f"put pictures in {folder}/<person>/ (or, of one person, straight into it); known endings: "
+            + " ".join(sorted(PHOTO_SUFFIXES)),
+        )
+    return photos
+
+
+def _photos_in(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.ndarray:
+    """A photo as upright RGB, uint8 [H, W, 3], reduced so that no side is longer than ``max_side``.
+
+    Raises BolidError for what is not a whole picture of a sensible size.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BolidError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
+    return decode_image(data, name=os.fspath(path), max_side=max_side)
+
+
+def decode_image(data: bytes, name: str = "the picture", max_side: int | None = None) -> np.ndarray:
+    """Picture file bytes (any format Pillow knows) as upright RGB, uint8 [H, W, 3]. Errors name ``name``.
+
+    EXIF orientation is applied, transparency is laid over white, of an animation the first frame counts, 16-bit
+    and CMYK are brought to 8-bit RGB. Truncated data, other things than pictures and pictures of more than
+    MAX_PIXELS raise BolidError.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit only warns at first; ours below is stricter and always raises.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                if max_side is not None and image.format == "JPEG":
+                    # Lets the decoder skip detail we would throw away; at least twice the size wanted remains.
+                    image.draft(None, (2 * max_side, 2 * max_side))
+                image.load()
+                rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise BolidError(
+            f"{name} is too large a picture (more than {MAX_PIXELS // 1_000_000} megapixels)",
+            "scale it down first, if you trust it",
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise BolidError(f"{name} is not a picture", "remove it, or save it as JPEG or PNG") from None
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:  # what Pillow's decoders raise
+        raise BolidError(f"{name} is damaged: {error}", "fetch or export it again") from error
+    if max_side is not None and max(rgb.size) > max_side:
+        scale = max_side / max(rgb.size)
+        size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(rgb)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # Pillow would clip at 255, not scale
+        high = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(high, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image))
+        scale = 255.0 if grey.max(initial=0.0) <= 1.0 else 1.0
+        return Image.fromarray(np.clip(grey * scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """uint8 [H, W, 3] as JPEG without colour subsampling and without metadata. Equal pixels, equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

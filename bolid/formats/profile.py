@@ -1,0 +1,54 @@
+"""``me.safetensors``: what is kept of a person. A few KB; the photos are not needed any more."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.formats.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+KIND = "profile"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos that went in."""
+
+    body_mean: torch.Tensor  # f32 [D]
+    body_logvar: torch.Tensor  # f32 [D], log variance: shrinks with more and better photos
+    face: torch.Tensor | None  # f32 [512], unit length; None where no photo shows the face
+    view_weights: torch.Tensor  # f32 [M], each photo's share in body_mean, summing to 1
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def save_profile(
+    path: str | os.PathLike[str],
+    body_mean: torch.Tensor | np.ndarray,
+    body_logvar: torch.Tensor | np.ndarray,
+    face: torch.Tensor | np.ndarray | None,
+    view_weights: torch.Tensor | np.ndarray,
+    record: dict[str, Any],
+) -> None:
+    """Write a profile; shapes as in ``Profile``. ``record`` must be of kind "profile"."""
+    import torch
+
+    tensors = {"body_mean": body_mean, "body_logvar": body_logvar, "view_weights": view_weights}
+    if face is not None:
+        tensors["face"] = face
+    save_tensors(path, {name: torch.as_tensor(value).float() for name, value in tensors.items()}, record)
+
+
+def load_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read a profile. Raises BolidError for anything that is not a whole one."""
+    tensors, record = load_tensors(path, KIND)
+    mean, logvar, weights = (tensors.get(name) for name in ("body_mean", "body_logvar", "view_weights"))
+    if mean is None or logvar is None or weights is None or mean.ndim != 1 or mean.shape != logvar.shape:
+        raise BolidError(f"{path} lacks parts of a profile: it has {sorted(tensors)}", "make it again: bolid profile")
+    face = tensors.get("face")
+    return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record)

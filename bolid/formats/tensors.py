@@ -1,0 +1,125 @@
+"""Named tensors with a run record: a safetensors file whose one metadata key ``bolid`` is canonical JSON.
+
+One key, because safetensors writes several in random order, and equal files would then hash differently. safetensors
+refuses a truncated file but not a flipped bit, so the record carries a hash of the tensors and loading checks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.run import FORMAT_VERSION, canonical_json, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+METADATA_KEY = "bolid"
+_MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor | np.ndarray],
+    record: Mapping[str, Any],
+) -> None:
+    """Write ``tensors`` and ``record`` (see ``bolid.run.run_record``) to ``path``, all or nothing.
+
+    Equal tensors and records give equal bytes.
+    """
+    import torch
+    from safetensors.torch import save
+
+    on_cpu = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in tensors.items()}
+    record = {**record, "tensors_sha256": _hash(on_cpu)}
+    write_atomic(path, save(on_cpu, metadata={METADATA_KEY: canonical_json(record)}))
+
+
+def load_tensors(
+    path: str | os.PathLike[str], kind: str | Iterable[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors on the CPU, record) of a file of ours of the given kind (or one of several).
+
+    Raises BolidError for a missing, damaged or foreign file, another kind, and a newer format.
+    """
+    record = read_record(path)
+    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+    if record["kind"] not in kinds:
+        raise BolidError(
+            f"{path} is of kind {record['kind']!r}, not {' or '.join(map(repr, kinds))}",
+            "look at it with `bolid inspect`, and give a file of the right kind",
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if _hash(tensors) != record.get("tensors_sha256"):
+        raise _damaged(path, "its content does not match the checksum it carries")
+    return tensors, record
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The run record of a safetensors file of ours. Reads the header only, without torch."""
+    metadata = read_header(path).get("__metadata__", {})
+    try:
+        record = json.loads(metadata[METADATA_KEY])
+        kind, version = record["kind"], record["version"]
+    except (KeyError, TypeError, ValueError):
+        raise BolidError(
+            f"{path} is a safetensors file, but not one of BoLID's: it has no {METADATA_KEY!r} metadata",
+            "give a file that a `bolid` command has written",
+        ) from None
+    if not isinstance(kind, str) or not isinstance(version, int) or version > FORMAT_VERSION:
+        raise BolidError(
+            f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}",
+            "install a newer bolid",
+        )
+    return record
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON header of any safetensors file: tensor name -> {dtype, shape, data_offsets}, ``__metadata__``."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            raw = file.read(length) if 2 <= length <= _MAX_HEADER else b""
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise BolidError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    try:
+        header = json.loads(raw)
+        data_end = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
+        whole = isinstance(header, dict) and 8 + length + data_end == size
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise BolidError(
+            f"{path} is not a safetensors file", "give a file that a `bolid` command has written"
+        ) from None
+    if not whole:
+        raise _damaged(path, f"it has {size} bytes where its header announces {8 + length + data_end}")
+    return header
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: str | os.PathLike[str], why: str) -> BolidError:
+    return BolidError(f"{path} is damaged: {why}", "make or copy it again")

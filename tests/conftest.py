@@ -1,0 +1,63 @@
+"""Every test makes its own small world, offline, on the CPU, away from the user's home."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+from bolid.formats.images import encode_jpeg
+from bolid.formats.shards import Sample, sample_key
+from bolid.run import run_record
+
+
+@pytest.fixture(autouse=True)
+def away_from_home(tmp_path_factory, monkeypatch):
+    """No remembered family, no family from the environment."""
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("BOLID_FAMILY", raising=False)
+    monkeypatch.delenv("BOLID_DEBUG", raising=False)
+
+
+@pytest.fixture
+def make_sample():
+    """make_sample(person, number) -> a small Sample of noise, the same for the same arguments."""
+
+    def make(person: str = "p000001", number: int = 0, size: tuple[int, int] = (64, 48)) -> Sample:
+        rng = np.random.default_rng([sum(person.encode()), number])
+        height, width = size
+        keypoints = rng.uniform(0, 1, (17, 3)).astype(np.float32) * [width, height, 1]
+        return Sample(
+            key=sample_key(person, f"{number:016x}"),
+            image=encode_jpeg(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)),
+            meta={
+                "person": person,
+                "width": width,
+                "height": height,
+                "box": [4.0, 4.0, 40.0, 60.0],
+                "source": f"{number}.jpg",
+            },
+            caption=f"photo {number} of {person}",
+            tensors={
+                "keypoints": keypoints.astype(np.float32),
+                "face": rng.normal(size=512).astype(np.float32),
+                "image_embed": rng.normal(size=32).astype(np.float32),
+                "view_features": rng.normal(size=(17, 8)).astype(np.float16),
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def record():
+    """record(kind) -> a run record of the tiny family."""
+
+    def make(kind: str = "shards", **fields) -> dict:
+        return run_record(kind, family="tiny", **{"config": {}, "seed": 0, **fields})
+
+    return make

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from bolid import families
+from bolid.errors import BolidError
+from bolid.run import home
+
+
+def test_tiny_is_the_default():
+    family = families.get_family()
+    assert family.name == "tiny" and families.chosen_family() == ("tiny", "default")
+    assert all(side % 8 == 0 for side in family.image_size)
+    assert {"steps", "guidance"} <= set(family.defaults)
+
+
+def test_order_of_choice(monkeypatch):
+    families.remember_family("sd15")
+    assert families.get_family().name == "sd15"
+    monkeypatch.setenv("BOLID_FAMILY", "sdxl")
+    assert families.get_family().name == "sdxl"
+    assert families.get_family("sdxl-lightning").name == "sdxl-lightning"
+
+
+def test_unknown_family():
+    with pytest.raises(BolidError, match="no model family called 'huge'") as caught:
+        families.get_family("huge")
+    assert "tiny" in caught.value.hint and "sdxl" in caught.value.hint
+    with pytest.raises(BolidError):
+        families.remember_family("huge")
+    assert families.get_family().name == "tiny"
+
+
+def test_missing_weights_name_the_file_and_the_way_to_it():
+    family = families.get_family("sdxl")
+    with pytest.raises(BolidError, match="family 'sdxl' has no pose model: looked for .*sdxl/pose") as caught:
+        family.require("pose")
+    assert "model.safetensors" in caught.value.hint
+    with pytest.raises(BolidError) as caught:
+        family.require("body_encoder")
+    assert "bolid train-vae --family sdxl" in caught.value.hint
+    assert "base" in family.missing()
+    base = home() / "sdxl" / "base"
+    base.mkdir(parents=True)
+    with pytest.raises(BolidError):  # an empty directory is not a model
+        family.require("base")
+    (base / "model_index.json").write_text("{}")
+    assert family.require("base") == base
+
+
+def test_family_of_ones_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('image_size = [512, 384]\n[defaults]\nsteps = 4\n[paths]\nbase = "../elsewhere"\n')
+    family = families.get_family(str(file))
+    assert family.image_size == (512, 384) and family.defaults == {"steps": 4}
+    assert family.base == tmp_path / "../elsewhere" and family.pose == tmp_path / "pose"
+    for text, message in (
+        ("image_size = [512", "not valid TOML"),
+        ("image_size = [511, 384]", r"image_size is \[511, 384\]"),
+        ("image_size = [512, 384]\n[paths]\nbas = 'x'", "unknown path 'bas'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(BolidError, match=message):
+            families.get_family(str(file))
+    with pytest.raises(BolidError, match="cannot read the family file"):
+        families.get_family(str(tmp_path / "absent.toml"))
+
+
+def test_an_artefact_of_another_family_is_refused():
+    assert families.match_family(None, "tiny", "shards/").name == "tiny"
+    with pytest.raises(BolidError, match="shards/ was made with family 'tiny', but --family is 'sdxl'"):
+        families.match_family("sdxl", "tiny", "shards/")
