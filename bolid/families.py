@@ -29,6 +29,8 @@ _LAYOUT = {
     "probe": ("probe", "the body probe that measures generated pictures"),
 }
 
+PARTS = tuple(_LAYOUT)
+
 # Data, not code: what the full-size families need beside their weights.
 _FULL_SIZE: dict[str, dict[str, Any]] = {
     "sd15": {

@@ -59,7 +59,7 @@ def derive_seed(seed: int, *names: object) -> int:
 
 
 def canonical_json(obj: Any) -> str:
-    """JSON with sorted keys and no spaces: equal objects, equal bytes. Takes dataclasses, paths and numpy numbers too."""
+    """JSON with sorted keys and no spaces: equal objects, equal bytes. Takes dataclasses, paths, numpy numbers."""
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
 
 
@@ -95,6 +95,24 @@ def run_record(
         "packages": packages,
     }
     return json.loads(canonical_json(record))
+
+
+def pick_device(name: str = "auto") -> str:
+    """A torch device name that works here: ``auto`` is cuda or mps where there is one, else cpu.
+
+    Raises BolidError for a device that this machine lacks.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BolidError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "try --device cpu, or --device auto"
+        ) from error
+    return name
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

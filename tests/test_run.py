@@ -72,6 +72,13 @@ def test_full_disk_and_no_permission_are_told(tmp_path):
     assert not target.exists()
 
 
+def test_devices():
+    assert run.pick_device("cpu") == "cpu" and run.pick_device() in ("cpu", "cuda", "mps")
+    for name in ("cuda:99", "abacus"):
+        with pytest.raises(BolidError, match=f"device '{name}' cannot be used"):
+            run.pick_device(name)
+
+
 def test_prepare_environment_leaves_what_the_user_has_set(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.delenv("YOLO_AUTOINSTALL", raising=False)

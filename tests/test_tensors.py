@@ -40,7 +40,8 @@ def test_odd_tensors(tmp_path, record):
 
 
 def test_record_is_read_without_torch(saved):
-    code = "import sys; from bolid.formats.tensors import read_record as r; print(r(sys.argv[1])['kind'], 'torch' in sys.modules)"
+    code = """import sys; from bolid.formats.tensors import read_record
+print(read_record(sys.argv[1])["kind"], "torch" in sys.modules)"""
     result = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True)
     assert result.stdout.split() == ["thing", "False"]
 

@@ -1,0 +1,71 @@
+"""The ``bolid`` program: one list of commands, one place where errors end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import bolid
+from bolid_cli import models
+from bolid_cli._render import show_error
+
+# In the order of the chain. Each command is a function of its name in a module of its name, whose twin in bolid/
+# does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
+COMMANDS: list[tuple[str, Callable[..., None]]] = []
+
+
+class _Commands(typer.core.TyperGroup):
+    """The one catch: whatever a command raises becomes a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if hasattr(error, "exit_code"):  # a usage error, which typer shows itself
+                raise
+            raise typer.Exit(show_error(error)) from None
+
+
+app = typer.Typer(
+    name="bolid",
+    cls=_Commands,
+    help="Personalised pictures of people that keep the body as well as the face.\n\n"
+    "Photos go in once, a small profile comes out; from then on a text prompt and that profile are enough. "
+    "Try: bolid demo",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _function in COMMANDS:
+    app.command(_name, no_args_is_help=False)(_function)
+app.add_typer(models.app, name="models")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(bolid.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``bolid`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
