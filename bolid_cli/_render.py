@@ -55,8 +55,11 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], quiet:
     """A plain aligned table on stderr; columns of numbers are right-aligned."""
     if quiet:
         return
+    rows = list(rows)
     cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [all(isinstance(value, int | float) or value is None for value in column) for column in zip(*rows)]
+    numeric = [
+        all(isinstance(value, int | float) or value is None for value in column) for column in zip(*rows, strict=True)
+    ]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     numeric = numeric or [False] * len(headers)
     for line in [list(headers), ["-" * width for width in widths], *cells]:
@@ -68,6 +71,15 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def print_rejected(rejected: dict[str, list[str]], quiet: bool = False, most: int = 20) -> None:
+    """What was left out and why (reason -> sources), as a table on stderr; of many, the first ones."""
+    rows = [(source, reason) for reason, sources in rejected.items() for source in sources]
+    if rows:
+        print_table(("rejected", "reason"), rows[:most], quiet)
+    if len(rows) > most:
+        note(f"... and {len(rows) - most} more", quiet)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,16 @@ from typing import Annotated, Any
 import typer
 
 import bolid
-from bolid_cli import models
+from bolid_cli import extract, inspect, models, shard
 from bolid_cli._render import show_error
 
 # In the order of the chain. Each command is a function of its name in a module of its name, whose twin in bolid/
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
-COMMANDS: list[tuple[str, Callable[..., None]]] = []
+COMMANDS: list[tuple[str, Callable[..., None]]] = [
+    ("extract", extract.extract),
+    ("shard", shard.shard),
+    ("inspect", inspect.inspect),
+]
 
 
 class _Commands(typer.core.TyperGroup):

@@ -38,7 +38,7 @@ from bolid.formats.images import decode_image
 from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
 
 __all__ = [
-    "Sample", "ShardWriter", "decode_image", "decode_sample", "group_by_person", "read_index", "read_samples",
+    "Sample", "ShardReader", "ShardWriter", "decode_image", "decode_sample", "group_by_person", "read_index",
     "read_shards", "sample_key",
 ]  # fmt: skip
 
@@ -301,6 +301,8 @@ def _tar_size(length: int) -> int:
 
 # ------------------------------------------------------------------------------------------------------- reading
 
+_Layout = dict[str, dict[str, tuple[int, int]]]  # key -> member kind -> (offset, size)
+
 
 def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """``index.json`` of a finished shard directory: record, samples, persons, shards, rejected (reason -> sources)."""
@@ -336,14 +338,23 @@ def read_shards(directory: str | os.PathLike[str], kind: str | None = None) -> I
         yield from _read(path, layout)
 
 
-def read_samples(directory: str | os.PathLike[str], keys: Iterable[str]) -> Iterator[Sample]:
-    """The samples with the given keys, in the order of ``keys``; seeks, holds one sample at a time."""
-    where: dict[str, tuple[Path, dict[str, tuple[int, int]]]] = {}
-    for path, layout in _tars(Path(directory), None):
-        where.update((key, (path, members)) for key, members in layout.items())
-    for key in keys:
-        path, members = where[key]
-        yield from _read(path, {key: members})
+class ShardReader:
+    """Samples by key, in any order, one in memory at a time. Every tar is checked once, at the start."""
+
+    def __init__(self, directory: str | os.PathLike[str], kind: str | None = None) -> None:
+        self._where: dict[str, tuple[Path, _Layout]] = {}
+        for path, layout in _tars(Path(directory), kind):
+            self._where.update((key, (path, {key: members})) for key, members in layout.items())
+
+    @property
+    def keys(self) -> list[str]:
+        """In the order in which they were written."""
+        return list(self._where)
+
+    def read(self, keys: Iterable[str]) -> Iterator[Sample]:
+        """The samples with these keys, in this order."""
+        for key in keys:
+            yield from _read(*self._where[key])
 
 
 def group_by_person(samples: Iterable[Sample]) -> Iterator[tuple[str, list[Sample]]]:
@@ -352,7 +363,7 @@ def group_by_person(samples: Iterable[Sample]) -> Iterator[tuple[str, list[Sampl
         yield person, list(group)
 
 
-def _tars(directory: Path, kind: str | None) -> Iterator[tuple[Path, dict[str, dict[str, tuple[int, int]]]]]:
+def _tars(directory: Path, kind: str | None) -> Iterator[tuple[Path, _Layout]]:
     """Each tar, checked, with key -> member kind -> (offset, size)."""
     index = read_index(directory)
     found = index["record"]["kind"]
@@ -366,7 +377,7 @@ def _tars(directory: Path, kind: str | None) -> Iterator[tuple[Path, dict[str, d
         try:
             if path.stat().st_size != shard["bytes"] or _sha256_once(path, shard["sha256"]) != shard["sha256"]:
                 raise BolidError(f"{path} is damaged: it does not match {INDEX}", _COPY_AGAIN)
-            layout: dict[str, dict[str, tuple[int, int]]] = {}
+            layout: _Layout = {}
             with tarfile.open(path) as tar:
                 for member in tar:
                     folder, _, name = member.name.rpartition("/")
@@ -395,7 +406,7 @@ def _sha256_once(path: Path, expected: str) -> str:
 _CHECKED: set[tuple[str, int, int, str]] = set()
 
 
-def _read(path: Path, layout: dict[str, dict[str, tuple[int, int]]]) -> Iterator[Sample]:
+def _read(path: Path, layout: _Layout) -> Iterator[Sample]:
     with open(path, "rb") as file:
         for key, members in layout.items():
             contents = {}

@@ -1,0 +1,296 @@
+"""``bolid extract``: photos -> feature shards. Twin of the command of this name.
+
+Photos go through the models in fixed batches, on one thread a process, so that the bytes written depend neither on the
+number of worker processes nor on where an earlier run was stopped.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.families import Family, get_family
+from bolid.formats.images import decode_image, encode_jpeg, list_photos
+from bolid.formats.shards import DEFAULT_MAX_BYTES, Sample, ShardWriter, sample_key
+from bolid.run import canonical_json, pick_device, run_record
+from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BATCH = 8
+DUPLICATE = "the same file again"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo to look at."""
+
+    path: Path
+    person: str
+    source: str  # path below the photo folder, with forward slashes
+    sha256: str
+    caption: str
+
+    @property
+    def key(self) -> str:
+        return sample_key(self.person, self.sha256)
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What was written, and what was left out."""
+
+    out: Path
+    samples: int
+    persons: int
+    rejected: dict[str, list[str]]  # reason -> photos
+    warning: str = ""
+
+
+class TooManyRejected(BolidError):
+    """More photos were rejected than ``max_bad`` allows, or all. ``rejected``: reason -> photos."""
+
+    def __init__(self, message: str, hint: str, rejected: dict[str, list[str]]) -> None:
+        super().__init__(message, hint)
+        self.rejected = rejected
+
+
+def extract(
+    photos: str | os.PathLike[str] = "photos",
+    out: str | os.PathLike[str] = "shards",
+    *,
+    family: str | None = None,
+    person: PersonRule = "main",
+    workers: int = 1,
+    max_side: int = 1536,
+    max_bad: float = 0.05,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> ExtractResult:
+    """Look at every photo with the family's models and write what they see to the shard directory ``out``.
+
+    ``photos``: a folder of ``<person>/*.jpg`` (or of one person's photos), captions beside them in ``.txt``.
+    ``max_side``: larger photos are reduced to this many pixels. ``max_bytes``: of one tar. Rejected photos are listed
+    with the reason in ``out/index.json``. The same call after a kill goes on where it stopped.
+
+    Raises TooManyRejected, a BolidError, when nothing could be used, or when more than ``max_bad`` of the photos
+    (and more than one) were rejected; ``out`` is complete even then.
+    """
+    if workers < 1:
+        raise BolidError(f"--workers is {workers}", "give at least 1")
+    chosen = get_family(family)
+    found = _photos(Path(photos), progress)
+    config = {"person": person, "max_side": max_side, "max_bytes": max_bytes}
+    digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
+    record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
+    writer = ShardWriter(out, record, max_bytes)
+    if not writer.complete:
+        _run(found, writer, chosen, pick_device(device), person, max_side, workers, progress)
+    index = writer.close()
+    result = ExtractResult(Path(out), index["samples"], index["persons"], index["rejected"])
+    return _judge(result, len(found), chosen, max_bad)
+
+
+def _photos(folder: Path, progress: Progress | None) -> list[Photo]:
+    from bolid.backends.caption import caption_for
+
+    listed = list_photos(folder)
+    photos = []
+    for number, (person, path) in enumerate(listed):
+        if progress:
+            progress(number, len(listed), "reading the list of photos")
+        try:
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BolidError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+        photos.append(Photo(path, person, path.relative_to(folder).as_posix(), sha256, caption_for(path)))
+    return photos
+
+
+def _run(
+    photos: list[Photo],
+    writer: ShardWriter,
+    family: Family,
+    device: str,
+    person: PersonRule,
+    max_side: int,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    keys: set[str] = set()
+    fresh: list[Photo] = []
+    for photo in photos:
+        if photo.key in keys:
+            if photo.source not in writer.done_rejects:
+                writer.reject(photo.source, DUPLICATE)
+        else:
+            keys.add(photo.key)
+            fresh.append(photo)
+    done = writer.done_keys, writer.done_rejects
+    # A batch that is done in part is looked at again as a whole: its numbers may depend on what is in it.
+    batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
+    left = [batch for batch in batches if not all(p.key in done[0] or p.source in done[1] for p in batch)]
+    count = len(fresh) - sum(map(len, left))
+    for batch, samples in zip(left, _looked_at(left, family, device, person, max_side, workers), strict=True):
+        for photo, sample in zip(batch, samples, strict=True):
+            if photo.key in done[0] or photo.source in done[1]:
+                continue
+            if isinstance(sample, str):
+                writer.reject(photo.source, sample)
+            else:
+                writer.write(sample)
+        count += len(batch)
+        if progress:
+            progress(count, len(fresh), batch[-1].source)
+
+
+def _looked_at(
+    batches: list[list[Photo]], family: Family, device: str, person: PersonRule, max_side: int, workers: int
+) -> Iterator[list[Sample | str]]:
+    """The result of every batch, in order."""
+    if not batches:
+        return
+    if workers == 1:
+        with _one_thread():
+            reader = ViewReader(family, device, person)
+            for batch in batches:
+                yield _look(batch, reader, max_side)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(batches)),
+        mp_context=multiprocessing.get_context("spawn"),  # forked torch threads hang
+        initializer=_start_worker,
+        initargs=(family, device, person, max_side),
+    )
+    try:
+        waiting: deque[concurrent.futures.Future[list[Sample | str]]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(_look_in_worker, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise BolidError(
+            "a worker process was ended from outside, perhaps for want of memory",
+            "run the same command again with fewer --workers: it goes on where it stopped",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[ViewReader, int] | BolidError | None = None
+
+
+def _start_worker(family: Family, device: str, person: PersonRule, max_side: int) -> None:
+    global _worker
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        _worker = ViewReader(family, device, person), max_side
+    except BolidError as error:  # raised here it would only break the pool
+        _worker = error
+
+
+def _look_in_worker(batch: list[Photo]) -> list[Sample | str]:
+    if _worker is None or isinstance(_worker, BolidError):
+        raise _worker or BolidError("the worker has not started")
+    return _look(batch, *_worker)
+
+
+def _look(batch: list[Photo], reader: ViewReader, max_side: int) -> list[Sample | str]:
+    """Decode and look at a batch: for each photo a sample, or the reason why there is none."""
+    results: list[Sample | str] = []
+    decoded: list[tuple[int, np.ndarray]] = []
+    for index, photo in enumerate(batch):
+        results.append("")
+        try:
+            image = decode_image(photo.path.read_bytes(), name="the file", max_side=max_side)
+            decoded.append((index, image))
+        except BolidError as error:
+            results[index] = error.message
+        except OSError as error:
+            results[index] = f"the file cannot be read: {error.strerror}"
+    for (index, _), view in zip(decoded, reader.read([image for _, image in decoded]), strict=True):
+        results[index] = view if isinstance(view, str) else _sample(batch[index], view)
+    return results
+
+
+def _sample(photo: Photo, view: View) -> Sample:
+    meta: dict[str, Any] = {
+        "person": photo.person,
+        "width": view.image.shape[1],
+        "height": view.image.shape[0],
+        "box": [round(float(side), 2) for side in view.box],
+        "score": round(view.score, 4),
+        "face_box": None if view.face_box is None else [round(float(side), 2) for side in view.face_box],
+        "others": [{"box": [round(side, 2) for side in box], "score": round(score, 4)} for box, score in view.others],
+        "source": photo.source,
+        "sha256": photo.sha256,
+        **_origin(photo.path),
+    }
+    return Sample(photo.key, encode_jpeg(view.image), meta, photo.caption, view.tensors())
+
+
+def _origin(path: Path) -> dict[str, str]:
+    """Where a photo comes from and under what licence, as `bolid scrape` notes it in the .json beside the photo."""
+    try:
+        notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return {name: notes[name] for name in ("url", "licence") if isinstance(notes.get(name), str)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+class _one_thread:
+    """One torch thread inside, as in every worker process; the caller's number again afterwards."""
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *error: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+
+
+def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) -> ExtractResult:
+    bad = sum(map(len, result.rejected.values()))
+    unknown = sum(len(result.rejected.get(reason, ())) for reason in NOT_RECOGNISED)
+    warning = ""
+    if family.name == "tiny" and unknown > 1 and unknown >= 0.3 * total:
+        warning = (
+            f"family tiny knows only rendered people and recognised none in {unknown} of {total} photos: "
+            "if these are real photographs, choose another family (bolid models list)"
+        )
+    if result.samples == 0:
+        reasons = ", ".join(f"{reason}: {len(sources)}" for reason, sources in result.rejected.items())
+        raise TooManyRejected(
+            f"none of the {total} photos could be used ({reasons})",
+            warning or f"see {result.out}/index.json for each photo's reason, then remove that directory",
+            result.rejected,
+        )
+    if bad > 1 and bad > max_bad * total:
+        raise TooManyRejected(
+            f"{bad} of {total} photos were rejected, more than --max-bad {max_bad:g} allows",
+            f"{warning + '; ' if warning else ''}{result.out} is complete without them (reasons in its index.json): "
+            f"use it as it is, or repeat with --max-bad {bad / total + 0.005:.2f}",
+            result.rejected,
+        )
+    return ExtractResult(result.out, result.samples, result.persons, result.rejected, warning)

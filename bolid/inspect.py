@@ -1,0 +1,96 @@
+"""``bolid inspect``: what is in a file or directory that BoLID has written. Reads headers only, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bolid.errors import BolidError
+from bolid.formats.shards import INDEX, JOURNAL, read_index, read_shards
+from bolid.formats.tensors import METADATA_KEY, load_tensors, read_header, read_record
+
+_NOT_OURS = "give a shard directory, a .safetensors file, an adapter directory or a PNG that `bolid` has written"
+
+
+def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, Any]:
+    """A plain description: always ``path``, ``kind`` and ``record``, and what else there is to say of that kind.
+
+    ``verify`` reads everything and compares it with the checksums. Raises BolidError for what is not ours or damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BolidError(f"there is no {path}", _NOT_OURS)
+    if path.is_dir():
+        return _directory(path, verify)
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if start == b"\x89PNG\r\n\x1a\n":
+        return _picture(path)
+    return _tensors(path, verify)
+
+
+def _directory(path: Path, verify: bool) -> dict[str, Any]:
+    parts = sorted([*path.glob("*.safetensors"), *path.glob(f"*/{INDEX}")])
+    if (path / INDEX).exists() or (path / JOURNAL).exists() or not parts:
+        return _shards(path, verify)
+    # An adapter (face and body beside each other), or training shards split into train/ and val/.
+    inside = [inspect(part.parent if part.name == INDEX else part, verify=verify) for part in parts]
+    return {"path": path, "kind": "directory", "record": None, "contents": inside}
+
+
+def _shards(path: Path, verify: bool) -> dict[str, Any]:
+    index = read_index(path)
+    if verify:
+        for _ in read_shards(path):
+            pass
+    return {
+        "path": path,
+        "kind": index["record"]["kind"],
+        "record": index["record"],
+        "samples": index["samples"],
+        "persons": index["persons"],
+        "tars": len(index["shards"]),
+        "bytes": sum(shard["bytes"] for shard in index["shards"]),
+        "rejected": {reason: len(sources) for reason, sources in index["rejected"].items()},
+        "verified": verify,
+    }
+
+
+def _tensors(path: Path, verify: bool) -> dict[str, Any]:
+    record = read_record(path)
+    if verify:
+        load_tensors(path, record["kind"])
+    header = read_header(path)
+    tensors = {
+        name: {"dtype": entry["dtype"], "shape": entry["shape"]}
+        for name, entry in sorted(header.items())
+        if name != "__metadata__"
+    }
+    return {
+        "path": path,
+        "kind": record["kind"],
+        "record": record,
+        "bytes": path.stat().st_size,
+        "tensors": tensors,
+        "verified": verify,
+    }
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()  # the text may stand behind the pixels
+            text, size = getattr(image, "text", {}), image.size
+        with Image.open(path) as image:
+            image.verify()  # the checksums of all chunks
+        record = json.loads(text[METADATA_KEY])
+        kind = record["kind"]
+    except KeyError:
+        raise BolidError(f"{path} is a PNG, but not one that BoLID has made: it carries no run", _NOT_OURS) from None
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
+        raise BolidError(f"{path} is damaged: {error}", "make or copy it again") from error
+    return {"path": path, "kind": kind, "record": record, "width": size[0], "height": size[1]}

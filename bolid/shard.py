@@ -1,0 +1,174 @@
+"""``bolid shard``: feature shards -> training shards, by person. Twin of the command of this name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bolid.errors import BolidError
+from bolid.families import match_family
+from bolid.formats.images import decode_image, encode_jpeg
+from bolid.formats.shards import (
+    DEFAULT_MAX_BYTES,
+    Sample,
+    ShardReader,
+    ShardWriter,
+    directory_sha256,
+    read_index,
+    read_shards,
+)
+from bolid.run import derive_seed, pick_device, run_record
+from bolid.views import person_crop
+
+FEW_PHOTOS = "person with fewer photos than --min-photos"
+NEAR_DUPLICATE = "near-duplicate of another photo of the person"
+DUPLICATE_BITS = 16  # of 256: hashes that differ in no more are of the same photo
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What was written. With a validation share, ``out`` holds ``train/`` and ``val/``."""
+
+    out: list[Path]
+    samples: int
+    persons: int
+    rejected: dict[str, list[str]]  # reason -> keys
+
+
+def shard(
+    shards: str | os.PathLike[str] = "shards",
+    out: str | os.PathLike[str] = "train",
+    *,
+    family: str | None = None,
+    min_photos: int = 4,
+    val_fraction: float = 0.0,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> ShardResult:
+    """Group the samples of ``shards`` by person, cut them to the family's format and cache their latents.
+
+    People with fewer than ``min_photos`` photos (near-duplicates not counted) are left out. One person's samples lie
+    together in one tar. With ``val_fraction`` that share of the people, chosen by ``seed``, goes to ``out/val`` and the
+    others to ``out/train``; else all go to ``out``. The same call after a kill goes on where it stopped.
+
+    Raises BolidError for a directory that is not one of finished feature shards, and when nobody is left.
+    """
+    if min_photos < 2:
+        raise BolidError(f"--min-photos is {min_photos}", "give at least 2: a photo is learnt from the others")
+    if not 0 <= val_fraction < 1:
+        raise BolidError(f"--val-fraction is {val_fraction}", "give a share from 0 to below 1")
+    index = read_index(shards)
+    chosen = match_family(family, index["record"]["family"], shards)
+    people, rejected = _select(read_shards(shards, kind="shards"), min_photos, index["samples"], progress)
+    reader = ShardReader(shards)
+    if not people:
+        raise BolidError(
+            f"nobody in {shards} has {min_photos} photos that differ ({index['persons']} people, "
+            f"{index['samples']} photos)",
+            "collect more photos of each, or lower --min-photos",
+        )
+    parts = _split(sorted(people), val_fraction, seed)
+    total = sum(map(len, people.values()))
+    done = samples = persons = 0
+    encoder = None
+    outs: list[Path] = []
+    for name, members in parts.items():
+        config = {"min_photos": min_photos, "val_fraction": val_fraction, "max_bytes": max_bytes, "part": name}
+        inputs = {"shards": directory_sha256(shards)}
+        record = run_record("training-shards", family=chosen, config=config, seed=seed, inputs=inputs)
+        writer = ShardWriter(Path(out) / name, record, max_bytes)
+        outs.append(writer.directory)
+        if not writer.complete:
+            if encoder is None:
+                from bolid.backends.base import LatentEncoder
+
+                encoder = LatentEncoder(chosen, pick_device(device))
+            for key, reason in rejected.items():
+                if name != "val" and key not in writer.done_rejects:
+                    writer.reject(key, reason)
+            for person in members:
+                done += len(people[person])
+                if people[person][0] not in writer.done_keys:
+                    group = [_crop(sample, chosen.image_size) for sample in reader.read(people[person])]
+                    writer.write_group(list(_with_latents(group, encoder.encode)))
+                if progress:
+                    progress(done, total, person)
+        written = writer.close()
+        samples += written["samples"]
+        persons += written["persons"]
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in rejected.items():
+        by_reason.setdefault(reason, []).append(key)
+    return ShardResult(outs, samples, persons, by_reason)
+
+
+def _select(
+    samples: Iterable[Sample], min_photos: int, total: int, progress: Progress | None
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """(person -> keys, key -> why it is left out), in the order of reading."""
+    people: dict[str, list[str]] = {}
+    hashes: dict[str, list[int]] = {}
+    rejected: dict[str, str] = {}
+    for number, sample in enumerate(samples):
+        seen = hashes.setdefault(sample.person, [])
+        fingerprint = difference_hash(decode_image(sample.image, name=sample.key))
+        if any((fingerprint ^ other).bit_count() <= DUPLICATE_BITS for other in seen):
+            rejected[sample.key] = NEAR_DUPLICATE
+        else:
+            seen.append(fingerprint)
+            people.setdefault(sample.person, []).append(sample.key)
+        if progress:
+            progress(number + 1, total, "comparing photos")
+    for person in [person for person, keys in people.items() if len(keys) < min_photos]:
+        rejected.update(dict.fromkeys(people.pop(person), FEW_PHOTOS))
+    return people, rejected
+
+
+def difference_hash(image: np.ndarray, side: int = 16) -> int:
+    """A hash of ``side``**2 bits (dHash, Krawetz 2013): which cells of a tiny copy are darker than the next?"""
+    from PIL import Image
+
+    grey = np.asarray(Image.fromarray(image).convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+
+
+def _split(people: Sequence[str], val_fraction: float, seed: int) -> dict[str, list[str]]:
+    """Directory below --out -> people. Who is held out depends on the seed and on nothing but the names."""
+    if val_fraction == 0:
+        return {"": list(people)}
+    drawn = sorted(people, key=lambda person: derive_seed(seed, "split", person))
+    count = min(len(people) - 1, max(1, round(val_fraction * len(people))))
+    held_out = set(drawn[:count])
+    if count < 1:
+        raise BolidError("one person cannot be split into training and validation", "leave out --val-fraction")
+    return {"train": [p for p in people if p not in held_out], "val": [p for p in people if p in held_out]}
+
+
+def _crop(sample: Sample, size: tuple[int, int]) -> tuple[Sample, np.ndarray]:
+    """A sample in the family's format, without latents yet, and its picture."""
+    image = decode_image(sample.image, name=sample.key)
+    box = np.array(sample.meta["box"], np.float32)
+    cut, box, keypoints = person_crop(image, box, sample.tensors["keypoints"], size)
+    jpeg = encode_jpeg(cut)
+    meta = {**sample.meta, "width": size[1], "height": size[0], "box": [round(float(side), 2) for side in box]}
+    meta.pop("face_box", None)
+    meta.pop("others", None)
+    cropped = Sample(sample.key, jpeg, meta, sample.caption, {**sample.tensors, "keypoints": keypoints})
+    return cropped, cut
+
+
+def _with_latents(
+    group: Sequence[tuple[Sample, np.ndarray]], encode: Callable[[list[np.ndarray]], np.ndarray]
+) -> Iterator[Sample]:
+    """Adds ``latents`` f16 [2, C, h, w], the posterior's mean and deviation, times the VAE's scaling factor."""
+    latents = encode([image for _, image in group])
+    for (sample, _), moments in zip(group, latents, strict=True):
+        tensors = {**sample.tensors, "latents": np.asarray(moments, np.float16)}
+        yield Sample(sample.key, sample.image, sample.meta, sample.caption, tensors)

@@ -1,0 +1,80 @@
+"""``bolid extract``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bolid_cli._render import (
+    DeviceOption,
+    FamilyOption,
+    JsonOption,
+    QuietOption,
+    choose_family,
+    emit_json,
+    emit_paths,
+    note,
+    print_rejected,
+    progress_bar,
+)
+
+
+class PersonRule(StrEnum):
+    main = "main"
+    only = "only"
+
+
+def extract(
+    photos: Annotated[Path, typer.Argument(help="Folder of <person>/*.jpg, or of one person's photos.")] = Path(
+        "photos"
+    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Shard directory to write.")] = Path("shards"),
+    family: FamilyOption = None,
+    person: Annotated[
+        PersonRule, typer.Option(help="Several people in a photo: take the main one, or use photos of one person only.")
+    ] = PersonRule.main,
+    workers: Annotated[int, typer.Option(help="Processes. The result is the same for any number.", min=1)] = 1,
+    max_side: Annotated[int, typer.Option(help="Reduce larger photos to this many pixels.", min=64)] = 1536,
+    max_bad: Annotated[
+        float,
+        typer.Option(help="Fail when a larger share of the photos (and more than one) is rejected.", min=0, max=1),
+    ] = 0.05,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Look at photos with the family's models: pose, face, image features, caption.
+
+    Captions come from a .txt beside each photo. Photos that cannot be used are listed with the reason, here and in the
+    index.json of the shard directory. After an interruption the same command goes on where it stopped.
+    """
+    chosen = choose_family(family, quiet)
+    import bolid.extract
+
+    try:
+        with progress_bar(quiet) as progress:
+            result = bolid.extract.extract(
+                photos,
+                out,
+                family=chosen.name,
+                person=person.value,
+                workers=workers,
+                max_side=max_side,
+                max_bad=max_bad,
+                device=device,
+                progress=progress,
+            )
+    except bolid.extract.TooManyRejected as error:
+        print_rejected(error.rejected, quiet)
+        raise
+    print_rejected(result.rejected, quiet)
+    note(f"{result.samples} photos of {result.persons} people", quiet)
+    if result.warning:
+        note(f"warning: {result.warning}")
+    if as_json:
+        emit_json(result)
+    else:
+        emit_paths([result.out])

@@ -1,0 +1,59 @@
+"""``bolid shard``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bolid_cli._render import (
+    DeviceOption,
+    FamilyOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    emit_json,
+    emit_paths,
+    note,
+    progress_bar,
+)
+
+
+def shard(
+    shards: Annotated[Path, typer.Argument(help="Shard directory that `bolid extract` has written.")] = Path("shards"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of training shards to write.")] = Path("train"),
+    family: FamilyOption = None,
+    min_photos: Annotated[int, typer.Option(help="Leave out people with fewer different photos.", min=2)] = 4,
+    val_fraction: Annotated[
+        float, typer.Option(help="Hold out this share of the people: writes OUT/train and OUT/val.", min=0, max=0.99)
+    ] = 0.0,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn feature shards into training shards: by person, cut to the family's format, latents cached.
+
+    Near-duplicate photos of a person are dropped. After an interruption the same command goes on where it stopped.
+    """
+    import bolid.shard
+
+    with progress_bar(quiet) as progress:
+        result = bolid.shard.shard(
+            shards,
+            out,
+            family=family,
+            min_photos=min_photos,
+            val_fraction=val_fraction,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    for reason, keys in result.rejected.items():
+        note(f"left out {len(keys)}: {reason}", quiet)
+    note(f"{result.samples} photos of {result.persons} people", quiet)
+    if as_json:
+        emit_json(result)
+    else:
+        emit_paths(result.out)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bolid.errors import BolidError
+from bolid.formats import images
+from bolid.formats.images import decode_image, encode_jpeg, list_photos, read_photo
+
+RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_exif_orientation_is_applied():
+    """A picture that is red on top, stored in each of the eight ways a camera may hold it."""
+    upright = Image.new("RGB", (40, 60), GREEN)
+    upright.paste(RED, (0, 0, 40, 20))
+    turned = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    for orientation, method in turned.items():
+        stored = upright if method is None else upright.transpose(method)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = decode_image(encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0))
+        assert image.shape == (60, 40, 3)
+        assert np.abs(image[5, 20] - np.array(RED)).max() < 12 and np.abs(image[50, 20] - np.array(GREEN)).max() < 12
+
+
+def test_transparency_is_laid_over_white():
+    image = Image.new("RGBA", (4, 4), (*RED, 0))
+    image.putpixel((1, 1), (*RED, 255))
+    decoded = decode_image(encoded(image))
+    assert tuple(decoded[0, 0]) == (255, 255, 255) and tuple(decoded[1, 1]) == RED
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([*BLUE, *RED])
+    assert tuple(decode_image(encoded(palette, transparency=0))[0, 0]) == (255, 255, 255)
+    assert tuple(decode_image(encoded(palette))[0, 0]) == BLUE
+    grey = Image.new("LA", (4, 4), (10, 0))
+    assert tuple(decode_image(encoded(grey))[0, 0]) == (255, 255, 255)
+
+
+def test_all_modes_become_8_bit_rgb():
+    deep = Image.fromarray(np.array([[0, 128 << 8, 65535]], np.uint16))
+    for format in ("PNG", "TIFF"):
+        assert decode_image(encoded(deep, format))[0, :, 0].tolist() == [0, 128, 255]
+    assert decode_image(encoded(Image.new("1", (3, 3), 1)))[0, 0].tolist() == [255] * 3
+    assert decode_image(encoded(Image.new("L", (3, 3), 77)))[0, 0].tolist() == [77] * 3
+    cmyk = decode_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))[4, 4]
+    assert cmyk[0] > 200 and cmyk[1] < 60 and cmyk[2] < 60
+    unit = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
+    assert decode_image(encoded(unit, "TIFF"))[0, :, 0].tolist() == [0, 127, 255]
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=100)
+    assert np.abs(decode_image(data)[4, 4].astype(int) - RED).max() < 12
+
+
+def test_large_photos_are_reduced_and_small_ones_left_alone():
+    image = Image.linear_gradient("L").resize((900, 600)).convert("RGB")
+    for format in ("JPEG", "PNG"):
+        assert decode_image(encoded(image, format), max_side=300).shape == (200, 300, 3)
+        assert decode_image(encoded(image, format), max_side=2000).shape == (600, 900, 3)
+    assert decode_image(encoded(Image.new("RGB", (5000, 2))), max_side=100).shape == (1, 100, 3)
+
+
+def test_what_is_no_picture():
+    for data in (b"", b"hello", b"%PDF-1.7 ..." * 50):
+        with pytest.raises(BolidError, match="x.jpg is not a picture"):
+            decode_image(data, name="x.jpg")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_truncated_pictures_are_refused(format):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, format)
+    for part in (0.3, 0.6, 0.95):
+        with pytest.raises(BolidError, match="x is damaged|x is not a picture"):
+            decode_image(data[: int(len(data) * part)], name="x")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    data = encoded(Image.new("1", (12_000, 9_000)))
+    assert len(data) < 100_000
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(BolidError, match=r"bomb.png is too large a picture \(more than 100 megapixels\)"):
+        decode_image(data, name="bomb.png")
+    # Other libraries switch Pillow's own guard off; ours stays.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BolidError, match="too large"):
+        decode_image(data)
+
+
+def test_jpeg_bytes_are_reproducible_and_bare():
+    image = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    data = encode_jpeg(image)
+    assert data == encode_jpeg(image) and b"Exif" not in data
+    assert decode_image(data).shape == image.shape
+
+
+def test_list_photos(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a/x.webp", "a/notes.txt", ".hidden/x.jpg", "a/.hidden.jpg", "a/deeper/x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [(person, path.relative_to(tmp_path).as_posix()) for person, path in list_photos(tmp_path)]
+    assert found == [("a", "a/x.webp"), ("b", "b/1.png"), ("b", "b/2.JPG")]
+    flat = [(person, path.name) for person, path in list_photos(tmp_path / "b")]
+    assert flat == [("b", "1.png"), ("b", "2.JPG")]
+
+
+def test_photo_folders_that_do_not_work(tmp_path):
+    with pytest.raises(BolidError, match="the photo folder .*absent does not exist"):
+        list_photos(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BolidError, match="is a file, not a folder"):
+        list_photos(tmp_path / "file")
+    with pytest.raises(BolidError, match="no photos in") as caught:
+        list_photos(tmp_path)
+    assert ".jpg" in caught.value.hint
+    with pytest.raises(BolidError, match="cannot read .*absent.jpg: No such file"):
+        read_photo(tmp_path / "absent.jpg")
+    assert images.MAX_PIXELS == 100_000_000
