@@ -1,0 +1,91 @@
+"""The body encoder as a file: body-encoder.safetensors <-> `method.body_vae.BodyVAE`, and photos -> Gaussians."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bolid.errors import BolidError
+from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.method.body_vae import BodyVAE, fuse, plain_views, view_confidence, view_crop
+from bolid.run import sha256_file
+
+KIND = "body-encoder"
+_BATCH = 64
+
+
+def save_body_encoder(path: str | os.PathLike[str], model: BodyVAE, record: dict[str, Any]) -> None:
+    """Encoder and decoder in f16; the record's config says how to build the network again."""
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    save_tensors(path, tensors, {**record, "feature_dim": model.feature_dim})
+
+
+class BodyEncoder:
+    """A frozen body encoder. Raises BolidError for a file that is not one."""
+
+    def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
+        tensors, self.record = load_tensors(path, KIND)
+        self.sha256 = sha256_file(path)
+        self.path, self.device = Path(path), device
+        config = self.record.get("config", {})
+        try:
+            self.model = BodyVAE(
+                config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"]
+            )
+            self.model.load_state_dict({name: value.float() for name, value in tensors.items()})
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise BolidError(
+                f"{path} does not hold a body encoder that this version can build", "make it again: bolid train-vae"
+            ) from error
+        self.model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    @property
+    def body_dim(self) -> int:
+        return self.model.body_dim
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether it looks at the image-text features of a photo too."""
+        return self.model.view != "crop"
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Sequence[np.ndarray],
+        keypoints: Sequence[np.ndarray],
+        features: Sequence[np.ndarray] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Photos (uint8 HWC) and their keypoints [17, 3] (pixels) => mean, logvar [N, D], confidence [N], on the CPU."""
+        means, logvars, confidences = [], [], []
+        for start in range(0, len(images), _BATCH):
+            part = slice(start, start + _BATCH)
+            cut = [view_crop(image, points) for image, points in zip(images[part], keypoints[part], strict=True)]
+            crops = torch.from_numpy(np.stack([crop for crop, _ in cut])).to(self.device)
+            inside = torch.from_numpy(np.stack([points for _, points in cut])).to(self.device)
+            pooled = None
+            if self.needs_features:
+                if features is None:
+                    raise ValueError("this body encoder needs the image-text features of the photos")
+                pooled = torch.from_numpy(np.stack(features[part])).to(self.device, torch.float32)
+            mean, logvar = self.model.encode(plain_views(crops, inside, pooled))
+            means.append(mean.cpu())
+            logvars.append(logvar.cpu())
+            confidences.append(view_confidence(inside).cpu())
+        return torch.cat(means), torch.cat(logvars), torch.cat(confidences)
+
+
+def fuse_views(
+    mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All views of one person, [M, D], [M, D], [M] => body_mean [D], body_logvar [D], view_weights [M] summing to 1.
+
+    A view's weight is its share of the precision that the views add to the prior.
+    """
+    body_mean, body_logvar = fuse(mean[None], logvar[None], confidence[None])
+    precision = (torch.exp(-logvar) * confidence[:, None]).sum(-1)
+    return body_mean[0], body_logvar[0], precision / precision.sum().clamp_min(1e-12)

@@ -1,0 +1,82 @@
+"""Training checkpoints: parameters, optimizer moments and the step, without pickles, written all or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bolid.errors import BolidError
+from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.run import canonical_json
+
+KIND = "checkpoint"
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    step: int,
+    record: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """`record`: the run record of what is being trained; `tensors`: everything that a step changes, by name.
+
+    The optimizer must have been made from one list of parameters; its state is stored by their position.
+    """
+    moments = {
+        f"optimizer.{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    record = {**record, "kind": KIND, "of": record["kind"], "step": step}
+    save_tensors(path, {**{f"tensors.{name}": value for name, value in tensors.items()}, **moments}, record)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    record: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Put a checkpoint's content back into `tensors` (in place) and `optimizer`; returns the step, 0 without a file.
+
+    Raises BolidError when the checkpoint belongs to another run (other data, family, settings or seed).
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    stored, found = load_tensors(path, KIND)
+    changed = [name for name in ("family", "config", "seed", "inputs") if found.get(name) != record.get(name)]
+    if changed:
+        raise BolidError(
+            f"{path} is the checkpoint of another run: different {', '.join(_differences(found, record, changed))}",
+            "repeat that command as it was to go on with it, choose another --out, or remove the checkpoint",
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[f"tensors.{name}"])
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in stored.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(found["step"])
+
+
+def _differences(found: dict[str, Any], record: dict[str, Any], names: list[str]) -> list[str]:
+    """Settings are named one by one, the rest by what it is."""
+    result = []
+    for name in names:
+        old, new = found.get(name), record.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            result += [
+                key for key in sorted({*old, *new}) if canonical_json(old.get(key)) != canonical_json(new.get(key))
+            ]
+        else:
+            result.append(name)
+    return result

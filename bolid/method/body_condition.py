@@ -1,0 +1,148 @@
+"""The face and the body branch: two IP-Adapters in diffusers' own layout (BoLID section 5.3).
+
+    Z' = Attn(Q, K_text, V_text) + face_scale * Attn(Q, K_face, V_face) + body_scale * Attn(Q, K_body, V_body)
+
+The attention itself is diffusers' `IPAdapterAttnProcessor2_0`, in training and in generation alike: this file only
+says how the branches start, what the null condition is, and how embeds are handed to a pipeline.
+
+Shapes: B batch, D body dimension, F = 512 face dimension, S tokens of a branch, C context channels of the UNet.
+A *state* is the dict {"image_proj": {...}, "ip_adapter": {...}} that `load_ip_adapter` takes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+BRANCHES = ("face", "body")  # the order in every list: adapters, embeds and scales
+FACE_DIM = 512
+BODY_TOKENS = 4  # fixed by the basic IP-Adapter layout
+
+State = dict[str, dict[str, torch.Tensor]]
+
+
+def null_condition(embeds: torch.Tensor) -> torch.Tensor:
+    """The embeds that mean "nothing known": zeros. Drop-out in training and guidance (Eq. 13) both use this one.
+
+    Zero *embeds*, not zero tokens: LayerNorm's bias makes their tokens differ from zero, and both sides must agree.
+    """
+    return torch.zeros_like(embeds)
+
+
+def drop_condition(embeds: torch.Tensor, drop: torch.Tensor) -> torch.Tensor:
+    """Replace the rows of `embeds` [B, ...] where `drop` [B] is true by the null condition."""
+    keep = drop.view(-1, *[1] * (embeds.ndim - 1)).logical_not()
+    return torch.where(keep, embeds, null_condition(embeds))
+
+
+# ---- how the branches start ---------------------------------------------------------------------------------------
+
+
+def _cross_attention_sizes(unet: nn.Module) -> list[tuple[str, int, int]]:
+    """(number, context channels, hidden channels) of every cross-attention, in the layout's order: 1, 3, 5, ..."""
+    modules = dict(unet.named_modules())
+    names = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+    sizes = []
+    for i, name in enumerate(names):
+        to_k = modules[name.removesuffix(".processor")].to_k
+        sizes.append((str(2 * i + 1), to_k.in_features, to_k.out_features))
+    return sizes
+
+
+def _linear(out_features: int, in_features: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """torch's own initialisation of a linear layer, from a generator of ours."""
+    bound = 1 / math.sqrt(in_features)
+    weight = torch.empty(out_features, in_features).uniform_(-bound, bound, generator=generator)
+    bias = torch.empty(out_features).uniform_(-bound, bound, generator=generator)
+    return {"weight": weight, "bias": bias}
+
+
+def initial_state(
+    unet: nn.Module, branch: str, dim: int, *, tokens: int = BODY_TOKENS, hidden_mult: int = 1, seed: int = 0
+) -> State:
+    """An untrained branch that changes nothing: every `to_v_ip` is zero, so its attention adds exactly 0.
+
+    Gradients still reach `to_v_ip` (they need only the tokens), and from the first step on everything else.
+    body: the basic layout, one linear layer [4C, D] and a norm. face: the FaceID "portrait" layout, two linear
+    layers with a GELU between and a norm, `tokens` tokens, hidden width `hidden_mult` * F.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = _cross_attention_sizes(unet)
+    context = sizes[0][1]
+    layers: dict[str, dict[str, torch.Tensor]]
+    if branch == "body":
+        layers = {"proj": _linear(BODY_TOKENS * context, dim, generator)}
+    elif branch == "face":
+        layers = {
+            "proj.0": _linear(dim * hidden_mult, dim, generator),
+            "proj.2": _linear(tokens * context, dim * hidden_mult, generator),
+        }
+    else:
+        raise ValueError(f"a branch is one of {BRANCHES}, not {branch!r}")
+    layers["norm"] = {"weight": torch.ones(context), "bias": torch.zeros(context)}
+    image_proj = {f"{layer}.{name}": value for layer, values in layers.items() for name, value in values.items()}
+    ip_adapter = {}
+    for number, context_dim, hidden_dim in sizes:
+        ip_adapter[f"{number}.to_k_ip.weight"] = _linear(hidden_dim, context_dim, generator)["weight"]
+        ip_adapter[f"{number}.to_v_ip.weight"] = torch.zeros(hidden_dim, context_dim)
+    return {"image_proj": image_proj, "ip_adapter": ip_adapter}
+
+
+# ---- into a UNet and out again ------------------------------------------------------------------------------------
+
+
+def install(unet: nn.Module, states: list[State]) -> list[dict[str, nn.Parameter]]:
+    """Put branches into `unet` through diffusers' own loader and return their parameters under the layout's names.
+
+    Returns one dict per state, {"image_proj.norm.weight": Parameter, ..., "ip_adapter.1.to_k_ip.weight": ...}. Being
+    the very tensors of the UNet, they are what to train and what to export.
+    """
+    unet._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+    unet.encoder_hid_proj.to(device, dtype)
+    processors = [p for name, p in unet.attn_processors.items() if not name.endswith("attn1.processor")]
+    parameters = []
+    for index in range(len(states)):
+        branch: dict[str, nn.Parameter] = {}
+        for name, parameter in unet.encoder_hid_proj.image_projection_layers[index].named_parameters():
+            branch["image_proj." + _layout_name(name)] = parameter
+        for i, processor in enumerate(processors):
+            processor.to(device, dtype)
+            branch[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = processor.to_k_ip[index].weight
+            branch[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = processor.to_v_ip[index].weight
+        parameters.append(branch)
+    return parameters
+
+
+def _layout_name(name: str) -> str:
+    """diffusers' name of an image projection's parameter -> its name in an IP-Adapter file."""
+    for ours, theirs in (("proj.0", "ff.net.0.proj"), ("proj.2", "ff.net.2"), ("proj", "image_embeds")):
+        if name.startswith(theirs + "."):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+# ---- embeds for a pipeline ----------------------------------------------------------------------------------------
+
+
+def build_ip_adapter_image_embeds(embeds: list[torch.Tensor], *, guidance: bool, batch: int = 1) -> list[torch.Tensor]:
+    """One person's vectors, a list of [dim] -> `ip_adapter_image_embeds` for a call with `batch` prompts.
+
+    With guidance each entry is [2 * batch, 1, dim], the null condition first; without it [batch, 1, dim].
+    Two misuses give wrong pictures and no error in diffusers, and are refused here (ValueError):
+    - several identities in one call: with more than one picture per prompt, diffusers repeats the embeds as
+      a, b, a, b but the prompts as a, a, b, b, so people swap places. Call once per person instead.
+    - negative and positive rows handed over with guidance off: both are then read as pictures of the person.
+      So this takes bare vectors and adds the null rows itself, exactly when `guidance` is on.
+    """
+    result = []
+    for vector in embeds:
+        if vector.ndim != 1:
+            raise ValueError(
+                f"give one vector [dim] per branch, of one person and without null rows, not {list(vector.shape)}"
+            )
+        positive = vector[None, None].expand(batch, 1, -1)
+        result.append(torch.cat([null_condition(positive), positive]) if guidance else positive.contiguous())
+    return result
