@@ -1,0 +1,198 @@
+"""extract's own part: walking, decoding, rejecting, resuming. (test_models_tiny.py runs it with the real models.)"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import bolid.extract
+from bolid import views
+from bolid.errors import BolidError
+from bolid.extract import DUPLICATE, TooManyRejected, extract
+from bolid.formats.shards import decode_image, read_index, read_shards
+from bolid.views import View
+from bolid_cli.main import app
+
+
+class Reader:
+    """Stands in for the models: what it sees is a function of the pixels, and of what else is in the batch."""
+
+    looked_at = 0
+
+    def __init__(self, family, device, person):
+        pass
+
+    def read(self, images):
+        results = []
+        batch = float(np.mean([image.mean() for image in images])) if images else 0.0
+        for image in images:
+            Reader.looked_at += 1
+            height, width = image.shape[:2]
+            if image.mean() > 250:
+                results.append(views.NO_PERSON)
+                continue
+            box = np.array([0.2 * width, 0.1 * height, 0.8 * width, 0.95 * height], np.float32)
+            keypoints = np.linspace(1, 40, 51, dtype=np.float32).reshape(17, 3)
+            keypoints[:, 2] = 0.9
+            embed = np.full(8, image.mean() + batch, np.float32)
+            results.append(View(image, box, 0.9, keypoints, None, None, embed, np.zeros((17, 4), np.float16)))
+        return results
+
+
+@pytest.fixture(autouse=True)
+def reader(monkeypatch):
+    Reader.looked_at = 0
+    monkeypatch.setattr(bolid.extract, "ViewReader", Reader)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for person in ("anna", "ben", "carl"):
+        (folder / person).mkdir(parents=True)
+        for number in range(9):
+            picture = Image.fromarray(rng.integers(0, 200, (64, 48, 3), dtype=np.uint8))
+            picture.save(folder / person / f"{number}.jpg")
+            (folder / person / f"{number}.txt").write_text(f"photo {number} of {person}")
+    return folder
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def white(path: Path) -> None:
+    Image.new("RGB", (48, 64), "white").save(path)
+    path.write_bytes(path.read_bytes() + path.name.encode())  # not the same file twice
+
+
+def test_what_is_written(photos, tmp_path):
+    (photos / "anna" / "3.json").write_text('{"url": "https://example.org/3.jpg", "licence": "CC0", "seed": 1}')
+    result = extract(photos, tmp_path / "shards")
+    assert (result.samples, result.persons, result.rejected) == (27, 3, {})
+    samples = list(read_shards(tmp_path / "shards", kind="shards"))
+    assert [s.person for s in samples] == ["anna"] * 9 + ["ben"] * 9 + ["carl"] * 9
+    sample = samples[3]
+    assert sample.caption == "photo 3 of anna" and sample.meta["source"] == "anna/3.jpg"
+    assert sample.meta["url"].endswith("3.jpg") and sample.meta["licence"] == "CC0" and "seed" not in sample.meta
+    assert sample.key == f"anna/{sample.meta['sha256'][:16]}"
+    assert decode_image(sample.image).shape == (64, 48, 3) == (sample.meta["height"], sample.meta["width"], 3)
+    assert set(sample.tensors) == {"keypoints", "image_embed", "view_features"}  # no face was seen
+
+
+@pytest.mark.parametrize("stop", [3, 9, 14, 20])
+def test_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch, stop):
+    white(photos / "ben" / "5.jpg")
+    (photos / "anna" / "2.jpg").write_bytes(b"no picture")
+    options = {"max_bytes": 60_000, "max_bad": 0.2}
+    extract(photos, tmp_path / "whole", **options)
+
+    original = bolid.extract._look
+    calls = iter(range(100))
+
+    def killed(batch, *args):
+        if next(calls) == stop // bolid.extract.BATCH:
+            raise KeyboardInterrupt
+        return original(batch, *args)
+
+    monkeypatch.setattr(bolid.extract, "_look", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract(photos, tmp_path / "resumed", **options)
+    monkeypatch.setattr(bolid.extract, "_look", original)
+    with pytest.raises(BolidError, match="no index.json"):
+        read_index(tmp_path / "resumed")
+    extract(photos, tmp_path / "resumed", **options)
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+def test_a_second_run_does_nothing_and_other_photos_are_refused(photos, tmp_path):
+    extract(photos, tmp_path / "shards")
+    looked_at = Reader.looked_at
+    assert extract(photos, tmp_path / "shards").samples == 27
+    assert Reader.looked_at == looked_at
+    (photos / "anna" / "3.txt").write_text("another caption")
+    with pytest.raises(BolidError, match="was written by another run: different inputs"):
+        extract(photos, tmp_path / "shards")
+
+
+def test_rejected_photos_are_listed_with_the_reason(photos, tmp_path):
+    white(photos / "ben" / "5.jpg")
+    (photos / "anna" / "2.jpg").write_bytes(b"no picture")
+    whole = (photos / "anna" / "4.jpg").read_bytes()
+    (photos / "anna" / "4.jpg").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(photos / "carl" / "0.jpg", photos / "carl" / "copy.jpg")
+    with pytest.raises(
+        TooManyRejected, match="4 of 28 photos were rejected, more than --max-bad 0.05 allows"
+    ) as caught:
+        extract(photos, tmp_path / "shards")
+    assert "--max-bad 0.15" in caught.value.hint
+    expected = {
+        DUPLICATE: ["carl/copy.jpg"],
+        "the file is not a picture": ["anna/2.jpg"],
+        views.NO_PERSON: ["ben/5.jpg"],
+    }
+    rejected = read_index(tmp_path / "shards")["rejected"]
+    assert rejected == caught.value.rejected and expected.items() <= rejected.items()
+    assert [sources for reason, sources in rejected.items() if "damaged" in reason] == [["anna/4.jpg"]]
+    # Everything is kept: the same command with a larger limit has nothing left to do.
+    looked_at = Reader.looked_at
+    assert extract(photos, tmp_path / "shards", max_bad=0.15).samples == 24
+    assert Reader.looked_at == looked_at
+
+
+def test_one_bad_photo_of_a_few_is_no_failure(photos, tmp_path):
+    white(photos / "ben" / "5.jpg")
+    result = extract(photos / "ben", tmp_path / "shards")
+    assert result.samples == 8 and result.rejected == {views.NO_PERSON: ["5.jpg"]} and not result.warning
+    assert next(read_shards(tmp_path / "shards")).person == "ben"
+
+
+def test_real_photographs_given_to_tiny(photos, tmp_path):
+    for number in range(9):
+        if number % 2:
+            white(photos / "ben" / f"{number}.jpg")
+    with pytest.raises(TooManyRejected) as caught:
+        extract(photos / "ben", tmp_path / "some")
+    assert "family tiny knows only rendered people" in caught.value.hint
+    assert "family tiny knows only" in extract(photos / "ben", tmp_path / "some", max_bad=1).warning
+    for path in (photos / "ben").glob("*.jpg"):
+        white(path)
+    with pytest.raises(TooManyRejected, match="none of the 9 photos could be used") as caught:
+        extract(photos / "ben", tmp_path / "none")
+    assert "choose another family" in caught.value.hint
+
+
+def test_options(photos, tmp_path):
+    extract(photos, tmp_path / "small", max_side=32)
+    assert decode_image(next(read_shards(tmp_path / "small")).image).shape == (32, 24, 3)
+    with pytest.raises(BolidError, match="--workers is 0"):
+        extract(photos, tmp_path / "x", workers=0)
+    with pytest.raises(BolidError, match="no model family called 'huge'"):
+        extract(photos, tmp_path / "x", family="huge")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BolidError, match="no photos in"):
+        extract(tmp_path / "empty", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_command(photos, tmp_path):
+    white(photos / "ben" / "5.jpg")
+    result = CliRunner().invoke(app, ["extract", str(photos), "--out", str(tmp_path / "shards"), "--device", "cpu"])
+    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'shards'}\n"
+    assert "family: tiny" in result.stderr and "26 photos of 3 people" in result.stderr
+    assert "ben/5.jpg  no person found" in result.stderr
+    result = CliRunner().invoke(app, ["extract", str(photos), "--out", str(tmp_path / "shards"), "--json", "-q"])
+    assert json.loads(result.stdout)["samples"] == 26 and result.stderr == ""
+    white(photos / "ben" / "4.jpg")
+    result = CliRunner().invoke(app, ["extract", str(photos), "--out", str(tmp_path / "more")])
+    assert result.exit_code == 1 and "ben/4.jpg  no person found" in result.stderr
+    assert "error: 2 of 27 photos were rejected" in result.stderr and "hint: " in result.stderr
+    result = CliRunner().invoke(app, ["extract", str(tmp_path / "absent")])
+    assert result.exit_code == 1 and "absent does not exist" in result.stderr
