@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
@@ -17,11 +17,13 @@ from bolid.formats.tensors import load_tensors, save_tensors
 if TYPE_CHECKING:
     import torch
 
-Branch = Literal["face", "body"]
+BRANCHES = ("face", "body")
 
 
-def adapter_kind(branch: Branch) -> str:
+def adapter_kind(branch: str) -> str:
     """The record's kind: "face-adapter" or "body-adapter"."""
+    if branch not in BRANCHES:
+        raise ValueError(f"branch is face or body, not {branch!r}")
     return f"{branch}-adapter"
 
 
@@ -31,7 +33,7 @@ def save_adapter(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tenso
     save_tensors(path, tensors, record)
 
 
-def load_adapter(path: str | os.PathLike[str], branch: Branch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_adapter(path: str | os.PathLike[str], branch: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(flat tensors, record) of one branch. Raises BolidError for another branch, a foreign or a damaged file."""
     tensors, record = load_tensors(path, adapter_kind(branch))
     _check_layout(path, tensors)
