@@ -61,3 +61,14 @@ def record():
         return run_record(kind, family="tiny", **{"config": {}, "seed": 0, **fields})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rendered_people(tmp_path_factory):
+    """photos/<person>/*.jpg, *.txt, *.json: three validation people with five photos each, 256x192."""
+    from bolid.synth.render import write_photos
+
+    folder = tmp_path_factory.mktemp("rendered")
+    for seed in (100_000, 100_001, 100_002):
+        write_photos(folder, seed, 5, size=(256, 192))
+    return folder

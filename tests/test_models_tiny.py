@@ -1,0 +1,113 @@
+"""extract and shard with the embedded models, on rendered people the models have never seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bolid import views
+from bolid.errors import BolidError
+from bolid.extract import TooManyRejected, extract
+from bolid.families import get_family
+from bolid.formats.images import decode_image, read_photo
+from bolid.formats.shards import read_index, read_shards
+from bolid.shard import shard
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool({"pose", "face", "image_text"} & set(get_family("tiny").missing())), reason="the tiny family is not trained"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def shards(rendered_people, tmp_path_factory):
+    out = tmp_path_factory.mktemp("extract") / "shards"
+    extract(rendered_people, out, device="cpu", max_bytes=200_000, max_bad=0.2)
+    return out
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_people_are_seen_where_they_are(shards, rendered_people):
+    samples = list(read_shards(shards))
+    assert len(samples) >= 13
+    faces = 0
+    for sample in samples:
+        truth = json.loads((rendered_people / sample.meta["source"]).with_suffix(".json").read_text())
+        assert sample.caption == (rendered_people / sample.meta["source"]).with_suffix(".txt").read_text().strip()
+        left, top, right, bottom = truth["box"]
+        found = sample.meta["box"]
+        overlap_w = min(right, found[2]) - max(left, found[0])
+        overlap_h = min(bottom, found[3]) - max(top, found[1])
+        assert overlap_w * overlap_h > 0.7 * (right - left) * (bottom - top), sample.meta["source"]
+        expected, seen = np.array(truth["keypoints"]), sample.tensors["keypoints"]
+        both = (expected[:, 2] == 2) & (seen[:, 2] > 0.5)
+        error = np.linalg.norm(expected[both, :2] - seen[both, :2], axis=1)
+        assert both.sum() >= 4 and np.median(error) < 0.05 * (bottom - top), sample.meta["source"]
+        if "face" in sample.tensors:
+            faces += 1
+            assert np.linalg.norm(sample.tensors["face"]) == pytest.approx(1, abs=1e-4)
+        assert sample.tensors["view_features"].shape[0] == 17
+        assert not sample.tensors["view_features"][seen[:, 2] < views.SEEN].any()
+        assert np.linalg.norm(sample.tensors["image_embed"]) == pytest.approx(1, abs=1e-3)
+    assert faces >= len(samples) // 2
+
+
+def test_worker_processes_write_the_same_bytes(shards, rendered_people, tmp_path):
+    extract(rendered_people, tmp_path / "two", device="cpu", max_bytes=200_000, max_bad=0.2, workers=2)
+    assert contents(tmp_path / "two") == contents(shards)
+
+
+def test_an_error_in_a_worker_arrives(rendered_people, tmp_path):
+    family = tmp_path / "broken.toml"
+    family.write_text("image_size = [128, 96]\n")
+    with pytest.raises(BolidError, match="has no pose model"):
+        extract(rendered_people, tmp_path / "x", family=str(family), workers=2)
+
+
+@pytest.mark.skipif("base" in get_family("tiny").missing(), reason="the tiny family's base is not trained")
+def test_latents_are_those_of_the_cropped_photos(shards, tmp_path):
+    from bolid.backends.base import LatentEncoder
+
+    shard(shards, tmp_path / "train", device="cpu")
+    samples = list(read_shards(tmp_path / "train", kind="training-shards"))
+    assert len(samples) >= 8
+    height, width = get_family("tiny").image_size
+    encoder = LatentEncoder(get_family("tiny"))
+    for sample in samples[:3]:
+        picture = decode_image(sample.image)
+        assert picture.shape == (height, width, 3)
+        rebuilt = encoder.decode(sample.tensors["latents"][None])[0]
+        error = np.mean((rebuilt.astype(float) - picture) ** 2)
+        assert 10 * np.log10(255**2 / error) > 22, "dB"
+
+
+def test_a_hand_alone_is_rejected(rendered_people, tmp_path):
+    """Cut around a wrist: little of the person is left, and nobody should be made of it."""
+    for number, path in enumerate(sorted(rendered_people.glob("*/*.jpg"))[:6]):
+        x, y, visible = json.loads(path.with_suffix(".json").read_text())["keypoints"][9]
+        if visible == 2:
+            image = Image.fromarray(read_photo(path)).crop((int(x) - 18, int(y) - 24, int(x) + 18, int(y) + 24))
+            image.resize((192, 256)).save(tmp_path / f"{number}.png")
+    with pytest.raises(TooManyRejected):
+        extract(tmp_path, tmp_path / "shards", device="cpu")
+    rejected = read_index(tmp_path / "shards")["rejected"]
+    assert set(rejected) <= {views.NO_PERSON, views.UNSURE, views.CUT_OFF, views.SMALL}
+
+
+def test_pictures_without_people(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((512, 384), Image.Resampling.BICUBIC).save(tmp_path / f"{number}.png")
+    with pytest.raises(TooManyRejected, match="none of the 4 photos could be used") as caught:
+        extract(tmp_path, tmp_path / "shards", device="cpu")
+    assert "tiny knows only rendered people" in caught.value.hint
