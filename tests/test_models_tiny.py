@@ -20,7 +20,7 @@ from bolid.shard import shard
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool({"pose", "face", "image_text"} & set(get_family("tiny").missing())), reason="the tiny family is not trained"
+        bool({"pose", "face", "image_text"} & set(get_family("tiny").missing())), reason="tiny is not trained"
     ),
 ]
 
