@@ -11,6 +11,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -199,11 +201,22 @@ def _start_worker(family: Family, device: str, person: PersonRule, max_side: int
     global _worker
     import torch
 
+    # Ctrl-C reaches every process of the terminal; the main one alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         _worker = ViewReader(family, device, person), max_side
     except BolidError as error:  # raised here it would only break the pool
         _worker = error
+
+
+def _end_with_parent() -> None:
+    """A worker whose main process was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _look_in_worker(batch: list[Photo]) -> list[Sample | str]:

@@ -98,7 +98,7 @@ class ViewReader:
         features *= keypoints[..., 2:] >= SEEN
         for (index, person, others), embed, feature in zip(chosen, embeds, features, strict=True):
             image = images[index]
-            face = face_of(person, self.faces.detect(image))
+            face = face_of(person, self.faces.detect(image)) if len(_head(person)) else None
             results[index] = View(
                 image=image,
                 box=person.box.astype(np.float32),
@@ -134,8 +134,7 @@ def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
 def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
     """The face on this person's shoulders: the nearest to where the pose sees the head, and not further off than its
     own size. None when the head is not seen or no face is there."""
-    head = person.keypoints[HEAD]
-    head = head[head[:, 2] >= SEEN, :2]
+    head = _head(person)
     if not len(head):
         return None
     best, least = None, 1.0
@@ -146,6 +145,12 @@ def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
         if distance < least:
             best, least = face, distance
     return best
+
+
+def _head(person: Person) -> np.ndarray:
+    """The seen points of the head, [n, 2]."""
+    head = person.keypoints[HEAD]
+    return head[head[:, 2] >= SEEN, :2]
 
 
 def person_crop(
