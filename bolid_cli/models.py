@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from bolid.families import FAMILY_NAMES, PARTS, chosen_family, get_family, remember_family
@@ -20,7 +22,7 @@ def list_families(as_json: JsonOption = False, quiet: QuietOption = False) -> No
     """Show every model family, whether its files are there, and which one is used."""
     chosen, source = chosen_family()
     names = [*FAMILY_NAMES] + ([chosen] if chosen not in FAMILY_NAMES else [])
-    families = []
+    families: list[dict[str, Any]] = []
     for name in names:
         family = get_family(name)
         families.append(

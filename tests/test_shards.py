@@ -187,6 +187,7 @@ def test_full_disk(tmp_path, people, record, monkeypatch):
     with pytest.raises(BolidError, match="no space left on the disk"):
         writer.write(people[0])
     monkeypatch.undo()
+    assert os.listdir(tmp_path / "shards") == ["journal.jsonl"]
     assert read_index(write(tmp_path / "shards", people, record()))["samples"] == 18
 
 

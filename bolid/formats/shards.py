@@ -20,6 +20,7 @@ in progress and nothing else: the same command makes a ``ShardWriter`` again, sk
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -165,7 +166,12 @@ class ShardWriter:
         with disk_errors(self.directory):
             if self._open_tar is None:
                 self._open_tar = _TarFile(self.directory / f"shard-{len(self._shards):06d}.tar")
-            self._open_tar.add(members, [sample.key for sample in samples])
+            try:
+                self._open_tar.add(members, [sample.key for sample in samples])
+            except OSError:
+                self._open_tar.discard()  # gives the space back; resuming makes it again
+                self._open_tar = None
+                raise
 
     def reject(self, source: str, reason: str) -> None:
         """Note that ``source`` was left out, and why. Ends up in the index."""
@@ -277,6 +283,11 @@ class _TarFile:
             self._tar.addfile(info, io.BytesIO(data))
             self.size += _tar_size(len(data))
         self.keys += keys
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            self._tar.fileobj.close()  # type: ignore[union-attr]  # not _tar.close(), which would write again
+        self.temporary.unlink(missing_ok=True)
 
     def finish(self) -> dict[str, Any]:
         self._tar.close()

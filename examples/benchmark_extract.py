@@ -1,0 +1,59 @@
+"""How much of extract's time is the models' own, and how it grows with worker processes.
+
+    python examples/benchmark_extract.py photos/
+
+Prints photos per second of the bare models (decoded pictures, one thread), of `extract` with one process (at least 0.9
+of that is the aim) and with two (twice as fast on two free cores, start-up taken off). Expect a few minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from bolid.extract import BATCH, extract
+from bolid.families import get_family
+from bolid.formats.images import list_photos, read_photo
+from bolid.views import ViewReader
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "photos")
+    paths = [path for _, path in list_photos(folder)]
+    torch.set_num_threads(1)
+    reader = ViewReader(get_family())
+    images = [read_photo(path) for path in paths]
+    reader.read(images[:BATCH])  # the first call is slower
+    start = time.perf_counter()
+    for first in range(0, len(images), BATCH):
+        reader.read(images[first : first + BATCH])
+    models = len(paths) / (time.perf_counter() - start)
+    del reader, images
+    print(f"models alone        {models:6.1f} photos/s")
+    alone = timed(folder, 1)
+    print(f"extract             {alone:6.1f} photos/s, {alone / models:.2f} of the models' own")
+    both = timed(folder, 2)
+    print(f"extract --workers 2 {both:6.1f} photos/s, {both / alone:.2f} times one")
+
+
+def timed(folder: Path, workers: int) -> float:
+    """Photos per second after the first batches of every worker, when the models are loaded."""
+    marks: list[tuple[float, int]] = []
+
+    def progress(done: int, total: int, text: str) -> None:
+        marks.append((time.perf_counter(), done))
+
+    with tempfile.TemporaryDirectory() as out:
+        extract(folder, Path(out) / "shards", workers=workers, max_bad=1, device="cpu", progress=progress)
+    listed = max(index for index, (_, done) in enumerate(marks) if done == 0)
+    steady = [mark for mark in marks[listed:] if mark[1] >= 2 * workers * BATCH]
+    (start, first), (end, last) = steady[0], steady[-1]
+    return (last - first) / (end - start)
+
+
+if __name__ == "__main__":
+    main()
