@@ -69,6 +69,7 @@ class Family:
     face_adapter: Path
     body_adapter: Path
     probe: Path | None
+    view_size: tuple[int, int]  # (height, width) at which the body encoder is shown photos: image_size or finer
     defaults: dict[str, Any] = field(default_factory=dict)  # steps, guidance, ...: what generate starts from
     description: str = ""
 
@@ -108,7 +109,8 @@ def get_family(name: str | None = None) -> Family:
 
     ``name`` may also be the path of a TOML file::
 
-        image_size = [512, 384]
+        image_size = [512, 384]   # of generated pictures: height, width
+        view_size = [512, 384]    # of photos as the body encoder sees them; by default the same
         description = "mine"
         [defaults]
         steps = 30
@@ -137,12 +139,17 @@ _NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .
 
 
 def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
-    size = data.get("image_size")
-    if not (
-        isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 and n % 8 == 0 for n in size)
-    ):
+    sizes = {"image_size": data.get("image_size"), "view_size": data.get("view_size", data.get("image_size"))}
+    for key, size in sizes.items():
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+            raise BolidError(f"family {name!r}: {key} is {size!r}", "write [height, width] in pixels")
+    size, view = sizes["image_size"], sizes["view_size"]
+    if any(n % 8 for n in size):
+        raise BolidError(f"family {name!r}: image_size is {size!r}", "both numbers must be multiples of 8")
+    if size[0] * view[1] != size[1] * view[0]:
         raise BolidError(
-            f"family {name!r}: image_size is {size!r}", "write [height, width] in pixels, both multiples of 8"
+            f"family {name!r}: view_size {view!r} has other proportions than image_size {size!r}",
+            "make both of the same proportions",
         )
     paths = data.get("paths", {})
     if unknown := set(paths) - set(_LAYOUT):
@@ -152,6 +159,7 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
         name=name,
         root=root,
         image_size=(size[0], size[1]),
+        view_size=(view[0], view[1]),
         defaults=dict(data.get("defaults", {})),
         description=str(data.get("description", "")),
         **located,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.families import match_family
+from bolid.families import Family, match_family
 from bolid.formats.images import decode_image, encode_jpeg
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
@@ -98,8 +98,8 @@ def shard(
             for person in members:
                 done += len(people[person])
                 if people[person][0] not in writer.done_keys:
-                    group = [_crop(sample, chosen.image_size) for sample in reader.read(people[person])]
-                    writer.write_group(list(_with_latents(group, encoder.encode)))
+                    group = [_crop(sample, chosen) for sample in reader.read(people[person])]
+                    writer.write_group(_with_latents(group, encoder.encode))
                 if progress:
                     progress(done, total, person)
         written = writer.close()
@@ -153,24 +153,30 @@ def _split(people: Sequence[str], val_fraction: float, seed: int) -> dict[str, l
     return {"train": [p for p in people if p not in held_out], "val": [p for p in people if p in held_out]}
 
 
-def _crop(sample: Sample, size: tuple[int, int]) -> tuple[Sample, np.ndarray]:
-    """A sample in the family's format, without latents yet, and its picture."""
+def _crop(sample: Sample, family: Family) -> tuple[Sample, np.ndarray]:
+    """A sample cut to the family's format, without latents yet; and the picture to take those from.
+
+    The sample's own picture and keypoints are in ``view_size``, what the body encoder looks at; the latents are those
+    of the same window in ``image_size``, what the base paints.
+    """
+    size = family.view_size
     image = decode_image(sample.image, name=sample.key)
     box = np.array(sample.meta["box"], np.float32)
+    picture, *_ = person_crop(image, box, sample.tensors["keypoints"], family.image_size)
     cut, box, keypoints = person_crop(image, box, sample.tensors["keypoints"], size)
-    jpeg = encode_jpeg(cut)
     meta = {**sample.meta, "width": size[1], "height": size[0], "box": [round(float(side), 2) for side in box]}
     meta.pop("face_box", None)
     meta.pop("others", None)
-    cropped = Sample(sample.key, jpeg, meta, sample.caption, {**sample.tensors, "keypoints": keypoints})
-    return cropped, cut
+    tensors = {**sample.tensors, "keypoints": keypoints}
+    return Sample(sample.key, encode_jpeg(cut), meta, sample.caption, tensors), picture
 
 
 def _with_latents(
     group: Sequence[tuple[Sample, np.ndarray]], encode: Callable[[list[np.ndarray]], np.ndarray]
-) -> Iterator[Sample]:
+) -> list[Sample]:
     """Adds ``latents`` f16 [2, C, h, w], the posterior's mean and deviation, times the VAE's scaling factor."""
     latents = encode([image for _, image in group])
-    for (sample, _), moments in zip(group, latents, strict=True):
-        tensors = {**sample.tensors, "latents": np.asarray(moments, np.float16)}
-        yield Sample(sample.key, sample.image, sample.meta, sample.caption, tensors)
+    return [
+        replace(sample, tensors={**sample.tensors, "latents": np.asarray(moments, np.float16)})
+        for (sample, _), moments in zip(group, latents, strict=True)
+    ]

@@ -158,6 +158,8 @@ def person_crop(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut a photo to the family's format around the person: (uint8 [h, w, 3], box, keypoints), ``size`` = (h, w).
 
+    For the body encoder ``size`` is the family's ``view_size``; for the base it is ``image_size``, the same window.
+
     The window is the largest of that format that fits into the picture, as well centred on the person as it can be. A
     person who would fill less than 40 % of its height is zoomed in on, until they do. Box and keypoints move along.
     """

@@ -53,10 +53,12 @@ def test_family_of_ones_own(tmp_path):
     file.write_text('image_size = [512, 384]\n[defaults]\nsteps = 4\n[paths]\nbase = "../elsewhere"\n')
     family = families.get_family(str(file))
     assert family.image_size == (512, 384) and family.defaults == {"steps": 4}
+    assert family.view_size == (512, 384)
     assert family.base == tmp_path / "../elsewhere" and family.pose == tmp_path / "pose"
     for text, message in (
         ("image_size = [512", "not valid TOML"),
         ("image_size = [511, 384]", r"image_size is \[511, 384\]"),
+        ("image_size = [512, 384]\nview_size = [512, 512]", "has other proportions than image_size"),
         ("image_size = [512, 384]\n[paths]\nbas = 'x'", "unknown path 'bas'"),
     ):
         file.write_text(text)

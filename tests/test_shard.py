@@ -63,13 +63,13 @@ def test_what_is_written(shards, tmp_path):
     assert list(result.rejected) == [FEW_PHOTOS] and len(result.rejected[FEW_PHOTOS]) == 3
     people = dict(group_by_person(read_shards(tmp_path / "train", kind="training-shards")))
     assert list(people) == [f"p{n}" for n in range(6)] and all(len(photos) == 5 for photos in people.values())
-    height, width = get_family().image_size
+    (height, width), (latent_h, latent_w) = get_family().view_size, get_family().image_size
     source = {sample.key: sample for sample in read_shards(shards)}
     for sample in people["p3"]:
         before = source[sample.key]
         assert decode_image(sample.image).shape == (height, width, 3)
         assert (sample.meta["height"], sample.meta["width"]) == (height, width)
-        assert sample.tensors["latents"].shape == (2, 3, height // 8, width // 8)
+        assert sample.tensors["latents"].shape == (2, 3, latent_h // 8, latent_w // 8)
         assert sample.tensors["latents"].dtype == np.float16
         assert np.array_equal(sample.tensors["face"], before.tensors["face"]) and sample.caption == before.caption
         # 80x80 => the window is 80 x 60, scaled to the family's height.
