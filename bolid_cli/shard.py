@@ -33,7 +33,7 @@ def shard(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn feature shards into training shards: by person, cut to the family's format, latents cached.
+    """Make training shards: by person, cut to the family's format, latents cached.
 
     Near-duplicate photos of a person are dropped. After an interruption the same command goes on where it stopped.
     """

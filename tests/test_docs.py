@@ -1,0 +1,42 @@
+"""docs/commands.md is what the commands' own help says. `python tests/test_docs.py` writes it anew."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from bolid_cli.main import COMMANDS, app
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "commands.md"
+
+
+def reference() -> str:
+    """The help of every command, in the order of the chain."""
+    names = [(name,) for name, _ in COMMANDS] + [("models", "list"), ("models", "use")]
+    pages = ["# Commands\n\nWritten by `python tests/test_docs.py` from the commands' own `--help`.\n"]
+    for name in ((), *names):
+        shown = CliRunner().invoke(app, [*name, "--help"], prog_name="bolid", terminal_width=100)
+        assert shown.exit_code == 0, name
+        pages.append(f"## {' '.join(('bolid', *name))}\n\n```text\n{shown.stdout.strip()}\n```\n")
+    return "\n".join(pages)
+
+
+def test_reference_is_up_to_date():
+    assert REFERENCE.read_text(encoding="utf-8") == reference(), "run: python tests/test_docs.py"
+
+
+def test_commands_named_in_the_documents_exist():
+    known = {name for name, _ in COMMANDS} | {"models"}
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        if document.exists():
+            text = document.read_text(encoding="utf-8")
+            used = set(re.findall(r"^(?:\s*\$ )?(?:\.venv/bin/)?bolid ([a-z][a-z-]*)", text, re.MULTILINE))
+            assert used <= known, f"{document.name} names {sorted(used - known)}"
+
+
+if __name__ == "__main__":
+    REFERENCE.parent.mkdir(exist_ok=True)
+    REFERENCE.write_text(reference(), encoding="utf-8")
