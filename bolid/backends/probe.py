@@ -1,0 +1,109 @@
+"""The body probe: reads body ratios off a picture. Used only to measure generated pictures, never to make them.
+
+Shapes: N pictures, R ratios (`ratio_names`: lengths, breadths and girths over stature, volume over stature cubed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bolid.errors import BolidError
+from bolid.formats.tensors import load_tensors
+
+KIND = "body-probe"
+FILE = "probe.safetensors"
+
+
+class BodyProbe:
+    """The probe read from a directory (`probe.safetensors`), frozen. It knows pictures of full bodies and three-quarters.
+
+    `ratio_names`: the R names; `image_size`: height and width of its input; `held_out_error`: its own error on people it has never seen, as measured after training:
+    {"r2": {name: ...}, "rmse": {name: ...}, "mean_r2": ...}, from the file's metadata.
+    Raises BolidError when the file is missing, damaged or not a probe.
+    """
+
+    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        tensors, self.record = load_tensors(file, KIND)
+        self.device = torch.device(device)
+        try:
+            self.ratio_names: tuple[str, ...] = tuple(self.record["config"]["ratio_names"])
+            self.image_size: tuple[int, int] = tuple(self.record["config"]["image_size"])
+            self.held_out_error: dict[str, Any] = self.record["config"].get("held_out_error", {})
+            self._mean, self._std = tensors.pop("mean").float().numpy(), tensors.pop("std").float().numpy()
+            network = ProbeNetwork(len(self.ratio_names), self.image_size)
+            network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise BolidError(f"{file} does not hold a body probe", "train one with examples/tiny_family") from error
+        self.network = network.eval().requires_grad_(False).to(self.device)
+
+    def predict(self, images: Sequence[np.ndarray], keypoints: np.ndarray | None = None) -> np.ndarray:
+        """f32 [N,R]: the ratios of the person in each picture (uint8 [H,W,3] RGB, any sizes; they are
+        letterboxed to `image_size`).
+
+        `keypoints` is accepted and not used: this probe finds the body by itself, so that a generated picture is not
+        measured by the model that may have guided it.
+        """
+        if not images:
+            return np.empty((0, len(self.ratio_names)), np.float32)
+        with torch.no_grad():
+            batches = [
+                self.network(torch.cat([fit(image, self.image_size) for image in images[start : start + 64]]).to(self.device))
+                for start in range(0, len(images), 64)
+            ]
+        return torch.cat(batches).cpu().numpy() * self._std + self._mean
+
+
+def fit(image: np.ndarray, image_size: tuple[int, int]) -> torch.Tensor:
+    """f32 [1,3,*image_size] in -1..1: scaled to fit, centred, the rest grey."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    height, width = pixels.shape[2:]
+    scale = min(image_size[0] / height, image_size[1] / width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if size != (height, width):
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    bottom, right = image_size[0] - size[0], image_size[1] - size[1]
+    return F.pad(pixels, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
+
+
+class ProbeNetwork(nn.Module):
+    """[B,3,*image_size] in -1..1 -> [B,R] standardised ratios: a small ResNet whose last map is read by place."""
+
+    def __init__(self, ratios: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _block(3, 16, 2), _block(16, 32, 2), _Residual(32), _block(32, 56, 2), _Residual(56), _Residual(56),
+            _block(56, 96, 2), _Residual(96), _Residual(96),
+        )  # fmt: skip
+        rows, columns = (-(-side // 16) for side in image_size)
+        # Where a body part is says as much as what it looks like, so no pooling over the places.
+        self.read = nn.Sequential(
+            nn.Conv2d(96, 24, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.1),
+            nn.Linear(24 * rows * columns, 160), nn.ReLU(inplace=True), nn.Linear(160, ratios),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(self.body(x))
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = _block(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x + self.second(self.first(x)))

@@ -1,0 +1,80 @@
+"""What the training scripts of the perception models share: the rendered photos with their truth, and the cards.
+
+A photo directory is what `bolid synth` writes: `<person>/<name>.jpg`, `.txt` (caption) and `.json` (truth).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bolid.errors import BolidError
+from bolid.run import write_atomic
+
+FLIP_KEYPOINTS = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # COCO's left <-> right
+FLIP_LANDMARKS = [1, 0, 2, 4, 3]  # left eye, right eye, nose, mouth left, mouth right
+
+
+def read_truth(photos: Path, *, people: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """The truth of every photo under `photos`, each with its "path" (the jpg) and "caption".
+
+    People come in a seeded random order, and `people` limits their number; one person's photos stay together.
+    Raises BolidError when there are none. A photo without its truth (still being rendered, say) is left out.
+    """
+    directories = sorted(path for path in Path(photos).iterdir() if path.is_dir()) if Path(photos).is_dir() else []
+    random.Random(seed).shuffle(directories)
+    rows = [row for directory in directories[:people] for row in _read_person(directory)]
+    if not rows:
+        raise BolidError(f"no rendered photos under {photos}", "render some first: examples/tiny_family/make_photos.sh")
+    return rows
+
+
+def _read_person(directory: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(directory.glob("*.json")):
+        image, text = path.with_suffix(".jpg"), path.with_suffix(".txt")
+        if not (image.is_file() and text.is_file()):
+            continue
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # half written
+        if "keypoints" in row:
+            yield {**row, "path": image, "caption": text.read_text(encoding="utf-8").strip()}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 [H,W,3], RGB."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def read_resized(rows: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """uint8 [N,h,w,3], RGB: all the photos of `rows` at one size (height, width), by area averaging."""
+    import cv2
+
+    stack = np.empty((len(rows), *size, 3), np.uint8)
+    for image, row in zip(stack, rows, strict=True):
+        image[:] = cv2.resize(read_image(row["path"]), size[::-1], interpolation=cv2.INTER_AREA)
+    return stack
+
+
+def write_card(directory: Path, title: str, body: str, figures: dict[str, Any], facts: dict[str, Any]) -> None:
+    """README.md, the model card: what it is, how it was trained, and the figures measured on held-out people."""
+    training = "\n".join(f"- {name}: {_number(value)}" for name, value in facts.items())
+    table = "\n".join(f"| {name} | {_number(value)} |" for name, value in figures.items())
+    write_atomic(
+        Path(directory) / "README.md",
+        f"# {title}\n\n{body.strip()}\n\n## Training\n\n{training}\n\n"
+        f"## Measured on held-out synthetic people\n\n| figure | value |\n| --- | --- |\n{table}\n",
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
