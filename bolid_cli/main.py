@@ -8,14 +8,17 @@ from typing import Annotated, Any
 import typer
 
 import bolid
-from bolid_cli import extract, inspect, models, shard
+from bolid_cli import demo, evaluate, extract, inspect, models, shard, synth
 from bolid_cli._render import show_error
 
 # In the order of the chain. Each command is a function of its name in a module of its name, whose twin in bolid/
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
 COMMANDS: list[tuple[str, Callable[..., None]]] = [
+    ("demo", demo.demo),
+    ("synth", synth.synth),
     ("extract", extract.extract),
     ("shard", shard.shard),
+    ("evaluate", evaluate.evaluate),
     ("inspect", inspect.inspect),
 ]
 

@@ -1,0 +1,1 @@
+"""Synthetic people: who they are (people.py) and photos of them (render.py)."""

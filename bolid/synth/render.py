@@ -390,10 +390,10 @@ class Renderer:
         center = (local[waist].max(0) + local[waist].min(0)) / 2
         rings, reach = [], np.zeros(columns)
         for row, level in enumerate(heights):
-            band = np.abs(body.canonical[legs, 2] - level) < 0.014
+            band = np.abs(body.canonical[legs, 2] - level) < 0.030
             spread = ((local[band][:, :2] - center[:2]) @ directions.T).max(0)
             spread = (np.roll(spread, 1) + spread + np.roll(spread, -1)) / 3
-            reach = np.maximum(spread + 0.006 * self.stature, reach + (0.0045 * self.stature if row else 0))
+            reach = np.maximum(spread + 0.009 * self.stature, reach + (0.0045 * self.stature if row else 0))
             z = center[2] - (heights[0] - level) * self.stature
             rings.append(np.concatenate([center[:2] + directions * reach[:, None], np.full((columns, 1), z)], 1))
         return (np.concatenate(rings) @ frame.T).astype(np.float32), _grid_faces(rows, columns, closed=True)

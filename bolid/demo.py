@@ -1,0 +1,168 @@
+"""`bolid demo`: the whole chain on the embedded models, as the commands a user would type, and a contact sheet.
+
+The person is a synthetic one that no model has seen (seeds from 200,000 up). Which commands run is decided here; the
+program runs them (bolid_cli/demo.py) just as if they had been typed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bolid.errors import BolidError
+from bolid.run import atomic_path
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FIRST_UNSEEN = 200_000
+PHOTOS, PICTURES = 8, 2
+COLUMNS = ("base, no profile", "with this profile", "with another person's profile")
+
+_PROMPTS = (
+    "a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, on a beach",
+    "a full body photo of a {who} walking, in a green long-sleeved top and black trousers, on a street",
+    "a full body photo of a {who} with arms spread, in a white short-sleeved top and purple shorts, in a meadow",
+    "a full body photo of a {who} with hands on hips, in a yellow long-sleeved top and blue trousers, in a room",
+    "a full body photo of a {who} waving, in an orange short-sleeved top and black trousers, in the snow",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The demo's people, prompts, files and commands (each the arguments after `bolid`)."""
+
+    out: Path
+    person: str
+    other: str
+    prompts: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
+
+    def shown(self, command: tuple[str, ...]) -> str:
+        """A command as one would type it."""
+        return shlex.join(("bolid", *command))
+
+
+def plan(out: str | os.PathLike[str] = "bolid-demo", person: int = FIRST_UNSEEN, other: int | None = None, seed: int = 0) -> Plan:
+    """What the demo does for the person with the seed `person`.
+
+    `other` is by default, of the next 24 people with the same gender word, the one whose build differs most, so that
+    the sheet can show whether the body follows the profile.
+    """
+    from bolid.synth.people import build_words, sample_identity
+
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise BolidError(f"--out {out} is a file", "give a folder for the demo's files")
+    if other == person:
+        raise BolidError(f"--other {other} is the same person", "give another seed")
+    me = sample_identity(person)
+    who = build_words(me)["gender_word"]
+    if other is None:
+        candidates = [sample_identity(person + i) for i in range(1, 25)]
+        alike = [c for c in candidates if build_words(c)["gender_word"] == who] or candidates
+        traits = ("weight", "height", "muscle")
+        other = max(alike, key=lambda c: sum(abs(c.phenotypes[t] - me.phenotypes[t]) for t in traits)).seed
+    names = [sample_identity(s).person for s in (person, other)]
+    photos = str(out / "photos")
+    prompts = tuple(prompt.format(who=who) for prompt in _PROMPTS)
+    prompt_file = str(out / "prompts.txt")
+    profiles = [str(out / f"{name}.safetensors") for name in names]
+    commands: list[tuple[str, ...]] = [
+        ("synth", "--people", str(seed_of), "--photos", str(PHOTOS), "--out", photos) for seed_of in (person, other)
+    ]
+    commands.append(("extract", photos, "--out", str(out / "shards"), "--max-bad", "0.5"))
+    commands += [("profile", str(Path(photos) / name), "--out", profile) for name, profile in zip(names, profiles, strict=True)]
+    common = ("generate", "--prompts", prompt_file, "-n", str(PICTURES), "--seed", str(seed))
+    commands.append((*common, "--out", str(out / "base")))
+    for name, profile in zip(names, profiles, strict=True):
+        commands.append((*common, "--profile", profile, "--out", str(out / name)))
+    for folder in ("base", *names):
+        commands.append(("evaluate", str(out / folder), "--reference", str(Path(photos) / names[0]), "--json"))
+    return Plan(out, names[0], names[1], prompts, tuple(commands))
+
+
+def contact_sheet(plan: Plan) -> Path:
+    """Draw out/contact-sheet.png: both people's photos, then one row a prompt with the three COLUMNS."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    cell_h, gap, text_w = 216, 6, 200
+    cell_w = cell_h * 3 // 4
+    block = PICTURES * (cell_w + 2)
+    width = text_w + 3 * (block + 3 * gap) + gap
+    photo_w = (width - text_w - gap) // PHOTOS - gap
+    photo_h = photo_w * 4 // 3
+    head, row = 34, cell_h + gap
+    height = gap + 2 * (photo_h + gap) + head + len(plan.prompts) * row + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+
+    y = gap
+    for name, label in ((plan.person, "this person:\nthe eight photos\nof the profile"), (plan.other, "another person")):
+        draw.multiline_text((gap, y + 4), f"{label}\n{name}", fill="black", font=font, spacing=4)
+        for i, path in enumerate(sorted((plan.out / "photos" / name).glob("*.jpg"))[:PHOTOS]):
+            sheet.paste(_fit(path, (photo_w, photo_h)), (text_w + i * (photo_w + gap), y))
+        y += photo_h + gap
+    for column, label in enumerate(COLUMNS):
+        x = text_w + column * (block + 3 * gap)
+        draw.text((x + block / 2, y + head / 2), label, fill="black", font=font, anchor="mm")
+    y += head
+    folders = (plan.out / "base", plan.out / plan.person, plan.out / plan.other)
+    for index, prompt in enumerate(plan.prompts):
+        draw.multiline_text((gap, y + 4), _wrap(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3)
+        for column, folder in enumerate(folders):
+            x = text_w + column * (block + 3 * gap)
+            for i, path in enumerate(sorted(folder.glob(f"{index:03d}-*.png"))[:PICTURES]):
+                sheet.paste(_fit(path, (cell_w, cell_h)), (x + i * (cell_w + 2), y))
+        y += row
+    target = plan.out / "contact-sheet.png"
+    with atomic_path(target) as temporary:
+        sheet.save(temporary, "PNG", optimize=True)
+    return target
+
+
+def how_close(plan: Plan, evaluations: list[dict]) -> list[tuple[str, float | None, float | None, float | None]]:
+    """Rows of the small table: what was shown, body-ratio error, bone-ratio error, text score, all against the person."""
+    names = (COLUMNS[0], COLUMNS[1], COLUMNS[2])
+    keys = ("body_ratio_error", "bone_ratio_error", "text_score")
+    return [(name, *(e["metrics"][key]["value"] for key in keys)) for name, e in zip(names, evaluations, strict=True)]
+
+
+def write_prompts(plan: Plan) -> None:
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(plan.out / "prompts.txt") as temporary:
+        temporary.write_text("\n".join(plan.prompts) + "\n", encoding="utf-8")
+
+
+def write_summary(plan: Plan, rows: list[tuple]) -> Path:
+    """out/summary.json: the table and the commands, for scripts."""
+    target = plan.out / "summary.json"
+    keys = ("shown", "body_ratio_error", "bone_ratio_error", "text_score")
+    data = {"person": plan.person, "other": plan.other, "table": [dict(zip(keys, row, strict=True)) for row in rows],
+            "commands": [plan.shown(command) for command in plan.commands]}
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def _fit(path: Path, size: tuple[int, int]) -> Image.Image:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _wrap(text: str, draw, font, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        line = f"{lines[-1]} {word}".strip()
+        if draw.textlength(line, font=font) <= width:
+            lines[-1] = line
+        else:
+            lines.append(word)
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""``bolid demo``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bolid_cli._render import JsonOption, QuietOption, SeedOption, emit_json, emit_paths, note, print_table
+
+
+def demo(
+    person: Annotated[int, typer.Option(help="Seed of the person to show; from 200000 up nobody has seen them.", min=0)] = 200000,
+    other: Annotated[int | None, typer.Option(help="Seed of another person to compare with. Default: one of another build.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("bolid-demo"),
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run the whole chain on the embedded models: photos of a person, a profile, pictures from text, a contact sheet.
+
+    Every command is shown as it runs, so you can type it yourself. Works offline on a CPU in a few minutes.
+    """
+    import bolid.demo
+
+    os.environ["BOLID_FAMILY"] = "tiny"  # whatever else the user has chosen
+    plan = bolid.demo.plan(out, person, other, seed)
+    bolid.demo.write_prompts(plan)
+    if not quiet:
+        note(f"{len(plan.commands)} commands, on the embedded `tiny` models: they know rendered people only")
+    evaluations = []
+    for command in plan.commands:
+        note(f"\n$ {plan.shown(command)}", quiet)
+        printed = _run(command, quiet)
+        if command[0] == "evaluate":
+            evaluations.append(json.loads(printed))
+    rows = bolid.demo.how_close(plan, evaluations)
+    note("\nHow close the bodies came to this person (errors: less is better):", quiet)
+    print_table(("pictures", "body ratio error", "bone ratio error", "text score"), rows, quiet)
+    sheet = bolid.demo.contact_sheet(plan)
+    summary = bolid.demo.write_summary(plan, rows)
+    note("\nLook at this picture:", quiet)
+    if as_json:
+        emit_json({"contact_sheet": sheet, "summary": summary, "table": rows})
+    else:
+        emit_paths([sheet])
+
+
+def _run(arguments: tuple[str, ...], quiet: bool) -> str:
+    """Run one bolid command in this process (the libraries load once); returns what it printed on stdout."""
+    from bolid_cli.main import app
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = app([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
+    if code:
+        raise typer.Exit(code)
+    return printed.getvalue()

@@ -1,0 +1,120 @@
+"""Train the tiny base's autoencoder: an AutoencoderTiny, 8x smaller with 8 channels, on 48x48 crops of 96x72 photos.
+
+    python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae --minutes 20
+
+Expected time: 20 minutes on one core. Resumable: the same command goes on from OUT/checkpoint.pt's step.
+Loss: L1 + 2 MSE of the picture, with noise on the latents (sigma 0.1) so that the decoder forgives the small errors
+that a diffusion model makes, and a weak L2 on the latents so that they keep a unit scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from photos import load_pictures, photo_paths
+
+SIZE, CROP, BATCH = (96, 72), 48, 16
+
+
+def build() -> AutoencoderTiny:
+    width = 32
+    model = AutoencoderTiny(latent_channels=8, encoder_block_out_channels=(width,) * 4, decoder_block_out_channels=(width,) * 4,
+                            num_encoder_blocks=(0, 1, 2, 3), num_decoder_blocks=(3, 2, 2, 1), scaling_factor=1.0)
+    # It has no normalisation, so the start matters: every convolution keeps the variance, every block is the identity.
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    for module in model.modules():
+        if isinstance(module, AutoencoderTinyBlock):
+            torch.nn.init.zeros_(module.conv[-1].weight)
+            torch.nn.init.zeros_(module.conv[-1].bias)
+    return model
+
+
+def psnr(model: AutoencoderTiny, pictures: np.ndarray) -> float:
+    """Mean PSNR in dB over pictures uint8 [N, h, w, 3]."""
+    with torch.no_grad():
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        y = model.decode(model.encode(x).latents).sample.clamp(-1, 1)
+        mse = ((x - y) / 2).pow(2).mean((1, 2, 3))
+    return float((-10 * torch.log10(mse)).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--held-out", type=Path, help="photos of other people, for the PSNR")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--limit", type=int, default=12000, help="photos to load at most")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    pictures = load_pictures(photo_paths(args.photos, args.limit), SIZE)
+    held_out = load_pictures(photo_paths(args.held_out, 64), SIZE) if args.held_out else pictures[:64]
+    model, average = build(), build()
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    step, spent = 0, 0.0
+    checkpoint = args.out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for name, item in (("model", model), ("average", average), ("optimizer", optimizer)):
+            item.load_state_dict(state[name])
+        step, spent = state["step"], state["spent"]
+    began, last = time.time() - spent, time.time()
+    losses = []
+    while (spent := time.time() - began) < args.minutes * 60:
+        rng = np.random.default_rng([args.seed, step])
+        lr = args.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, spent / (args.minutes * 60)))))
+        optimizer.param_groups[0]["lr"] = lr
+        tops, lefts = rng.integers(0, SIZE[0] - CROP + 1, BATCH), rng.integers(0, SIZE[1] - CROP + 1, BATCH)
+        crops = np.stack([pictures[i, t : t + CROP, le : le + CROP] for i, t, le in zip(rng.integers(0, len(pictures), BATCH), tops, lefts, strict=True)])
+        x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if rng.random() < 0.5:
+            x = x.flip(3)
+        latents = model.encode(x).latents
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+        y = model.decode(latents + 0.1 * noise).sample
+        loss = (y - x).abs().mean() + 2 * (y - x).pow(2).mean() + 2e-3 * (latents.pow(2) - 1).relu().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(0.998, (step + 1) / (step + 20))
+        with torch.no_grad():
+            for a, b in zip(average.parameters(), model.parameters(), strict=True):
+                a.lerp_(b, 1 - decay)
+        losses.append(loss.item())
+        step += 1
+        if time.time() - last > 90:
+            last = time.time()
+            torch.save({"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                        "spent": time.time() - began}, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            print(f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH / (time.time() - began):.0f} crops/s, "
+                  f"loss {np.mean(losses[-200:]):.4f}, held-out PSNR {psnr(average, held_out):.2f} dB", flush=True)
+    with torch.no_grad():
+        x = torch.from_numpy(pictures[:: max(1, len(pictures) // 256)]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        deviation = float(average.encode(x).latents.std())
+    # The pipeline multiplies latents by the scaling factor: unit variance for the diffusion model.
+    average.register_to_config(scaling_factor=round(1 / deviation, 5))
+    average.save_pretrained(args.out)
+    figures = {"psnr_db": round(psnr(average, held_out), 2), "steps": step, "crops": step * BATCH, "minutes": round(spent / 60, 1)}
+    (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
+    print(figures)
+
+
+if __name__ == "__main__":
+    main()

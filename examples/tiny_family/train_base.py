@@ -1,0 +1,227 @@
+"""Train the tiny base: a text-to-image StableDiffusionPipeline for 96x72 photos of synthetic people.
+
+    python examples/tiny_family/train_base.py PHOTOS --vae base/vae --out base --minutes 90
+    torchrun --nproc-per-node 2 examples/tiny_family/train_base.py ...        # both cores, one thread each
+
+A UNet2DConditionModel on 12x9 latents and a small CLIPTextModel, trained together from nothing with v-prediction,
+min-SNR weighting (gamma 5, arXiv:2303.09556), noise levels drawn logit-normal (arXiv:2403.03206), captions dropped
+10 % of the time for classifier-free guidance, and an exponential moving average, which is what is exported.
+Resumable: the same command goes on from OUT/checkpoint.pt; the learning rate falls over the last fifth of --minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from photos import load_caption, load_pictures, photo_paths
+from PIL import Image
+from torch import distributed
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+SIZE, BATCH, TOKENS, WIDTH = (96, 72), 32, 40, 128
+SHEET = [
+    "a full body photo of a woman standing, in a red long-sleeved top and blue trousers, on a beach",
+    "a full body photo of a tall slim man waving, in a green short-sleeved top and white shorts, in a room",
+    "a full body photo of a short heavy woman with hands on hips, in a yellow short-sleeved top and a purple skirt, in a meadow",
+    "a three-quarter photo of a man with arms raised, in a black long-sleeved top and orange trousers, on a street",
+    "a portrait of a woman, in a blue long-sleeved top, in the snow",
+    "a full body photo of a heavy man with arms spread, in a white short-sleeved top and black trousers, in a studio",
+    "a full body photo of a muscular man walking, in a purple long-sleeved top and green shorts, on a street",
+    "a full body photo of a woman squatting, in an orange short-sleeved top and blue trousers, in the snow",
+]
+
+
+def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding, with merges learnt from our captions (every word of them becomes one token)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pre_tokenizers_pattern(), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=sorted(alphabet),
+                                  end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(captions, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe.model.save(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    # Letters that ended no word of the captions still need a token, or a user's new words would be lost.
+    for letter in sorted(alphabet):
+        vocabulary.setdefault(letter + "</w>", len(vocabulary))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS)
+    return tokenizer
+
+
+def pre_tokenizers_pattern():
+    from tokenizers import Regex
+
+    return Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+
+
+def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=3 * WIDTH, projection_dim=WIDTH, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+    unet = UNet2DConditionModel(
+        sample_size=(SIZE[0] // 8, SIZE[1] // 8), in_channels=8, out_channels=8, block_out_channels=(64, 128, 192), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3, up_block_types=("CrossAttnUpBlock2D",) * 3, attention_head_dim=(2, 4, 6),
+        cross_attention_dim=WIDTH, norm_num_groups=16)
+    return text, unet
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+                         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1)
+
+
+def pipeline(vae, text, unet, tokenizer) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
+                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderTiny, pictures: np.ndarray) -> torch.Tensor:
+    """Scaled latents [2, N, C, h, w] in f16 of the pictures and of their mirror images."""
+    rows = []
+    for mirror in (False, True):
+        parts = []
+        for start in range(0, len(pictures), 64):
+            x = torch.from_numpy(pictures[start : start + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            parts.append((vae.encode(x.flip(3) if mirror else x).latents * vae.config.scaling_factor).half())
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def sample_sheet(pipe: StableDiffusionPipeline, path: Path) -> None:
+    pipe.set_progress_bar_config(disable=True)
+    rows = []
+    for seed in range(2):
+        generators = [torch.Generator().manual_seed(seed * 100 + i) for i in range(len(SHEET))]
+        pictures = pipe(SHEET, height=SIZE[0], width=SIZE[1], num_inference_steps=20, guidance_scale=4.0, generator=generators, output_type="np").images
+        rows.append(np.concatenate(list(pictures), 1))
+    sheet = Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8))
+    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.BICUBIC).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=90, help="training time in all, earlier runs included")
+    parser.add_argument("--limit", type=int, default=40000)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--sheet-minutes", type=float, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        distributed.init_process_group("gloo")
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderTiny.from_pretrained(args.vae).eval()
+    paths = photo_paths(args.photos, args.limit)
+    captions = [load_caption(path) for path in paths]
+    if rank == 0 and not (args.out / "tokenizer" / "merges.txt").exists():
+        build_tokenizer(captions, args.out / "tokenizer").save_pretrained(args.out / "tokenizer")
+    if world > 1:
+        distributed.barrier()
+    tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
+    tokens = tokenizer(["", *captions], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+    latents = encode_all(vae, load_pictures(paths, SIZE))
+    if rank == 0:
+        print(f"{len(paths)} photos, latents' deviation {latents.float().std():.3f}, longest caption {int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1} tokens", flush=True)
+
+    text, unet = build(tokenizer)
+    average_text, average_unet = build(tokenizer)
+    average_text.load_state_dict(text.state_dict())
+    average_unet.load_state_dict(unet.state_dict())
+    parameters = [*text.parameters(), *unet.parameters()]
+    averages = [*average_text.parameters(), *average_unet.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    step, spent = 0, 0.0
+    checkpoint = args.out / "checkpoint.pt"
+    parts = {"text": text, "unet": unet, "average_text": average_text, "average_unet": average_unet, "optimizer": optimizer}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        step, spent = state["step"], state["spent"]
+    alphas = build_scheduler().alphas_cumprod
+    began, last, last_sheet, losses = time.time() - spent, time.time(), time.time(), []
+    total = args.minutes * 60
+
+    def save(sheet: bool) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()} | {"step": step, "spent": time.time() - began}
+        torch.save(state, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if sheet:
+            pipe = pipeline(vae, average_text.eval(), average_unet.eval(), tokenizer)
+            sample_sheet(pipe, args.out / f"sheet-{step:06d}.png")
+            pipe.to(dtype=torch.float16).save_pretrained(args.out / "export")
+            pipe.to(dtype=torch.float32)
+
+    while (spent := time.time() - began) < total:
+        rng = np.random.default_rng([args.seed, step, rank])
+        optimizer.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (total - spent) / (0.2 * total)))
+        index = rng.integers(0, len(paths), BATCH)
+        x0 = latents[rng.integers(0, 2, BATCH), index].float()
+        dropped = rng.random(BATCH) < 0.1
+        hidden = text(tokens[np.where(dropped, 0, index + 1)])[0]
+        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+        # Logit-normal with its mode a little towards noise: that is where the layout is decided.
+        t = torch.from_numpy((1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(BATCH))))).astype(np.int64).clip(0, 999))
+        a = alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
+        target = a.sqrt() * noise - (1 - a).sqrt() * x0
+        snr = (a / (1 - a).clamp(min=1e-8)).flatten()
+        weight = snr.clamp(max=5.0) / (snr + 1)
+        error = (unet(noisy, t, hidden).sample - target).pow(2).mean((1, 2, 3))
+        loss = (weight.clamp(min=0.05) * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if world > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            distributed.all_reduce(flat)
+            offset = 0
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.copy_(flat[offset : offset + p.numel()].view_as(p) / world)
+                    offset += p.numel()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        decay = min(0.9995, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+        losses.append(error.mean().item())
+        step += 1
+        if rank == 0 and time.time() - last > 120:
+            last = time.time()
+            sheet = time.time() - last_sheet > args.sheet_minutes * 60
+            save(sheet)
+            if sheet:
+                last_sheet = time.time()
+            print(f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH * world} samples, "
+                  f"{step * BATCH * world / (time.time() - began):.0f} samples/s, v error {np.mean(losses[-300:]):.4f}", flush=True)
+    if rank == 0:
+        save(True)
+        figures = {"steps": step, "samples": step * BATCH * world, "minutes": round(spent / 60, 1), "photos": len(paths)}
+        (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
+        print(math.floor(spent), figures)
+
+
+if __name__ == "__main__":
+    main()
