@@ -27,8 +27,10 @@ def quiet_diffusers() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
+    bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -36,6 +38,9 @@ def quiet_diffusers() -> Iterator[None]:
     finally:
         diffusers_logging.set_verbosity(levels[0])
         transformers_logging.set_verbosity(levels[1])
+        for logging, on in zip((diffusers_logging, transformers_logging), bars, strict=True):
+            if on:
+                logging.enable_progress_bar()
 
 
 def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
@@ -66,7 +71,8 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if module is not None:
             module.requires_grad_(False).eval()
-    return pipe.to(device)
+    with quiet_diffusers():
+        return pipe.to(device)
 
 
 @torch.no_grad()

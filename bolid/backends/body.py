@@ -12,7 +12,7 @@ import torch
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import BodyVAE, fuse, plain_views, view_confidence, view_crop
+from bolid.method.body_vae import BodyVAE, fuse, make_views, view_confidence, view_crop
 from bolid.run import sha256_file
 
 KIND = "body-encoder"
@@ -60,7 +60,7 @@ class BodyEncoder:
         keypoints: Sequence[np.ndarray],
         features: Sequence[np.ndarray] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Photos (uint8 HWC) and their keypoints [17, 3] (pixels) => mean, logvar [N, D], confidence [N], on the CPU."""
+        """Photos (uint8 HWC) and keypoints [17, 3] (pixels) => mean, logvar [N, D], confidence [N], on the CPU."""
         means, logvars, confidences = [], [], []
         for start in range(0, len(images), _BATCH):
             part = slice(start, start + _BATCH)
@@ -72,7 +72,7 @@ class BodyEncoder:
                 if features is None:
                     raise ValueError("this body encoder needs the image-text features of the photos")
                 pooled = torch.from_numpy(np.stack(features[part])).to(self.device, torch.float32)
-            mean, logvar = self.model.encode(plain_views(crops, inside, pooled))
+            mean, logvar = self.model.encode(make_views(crops, inside, pooled))
             means.append(mean.cpu())
             logvars.append(logvar.cpu())
             confidences.append(view_confidence(inside).cpu())

@@ -22,17 +22,24 @@ CROP_SIZE = (96, 72)
 KEYPOINTS = 17
 FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # left <-> right in COCO's order
 MID_SHOULDER, MID_HIP = 17, 18  # two points that COCO lacks, appended by `bones`
-BONES = (
-    (5, 6), (11, 12), (5, 11), (6, 12), (MID_SHOULDER, MID_HIP), (0, MID_SHOULDER), (3, 4),
-    (5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15), (12, 14), (14, 16),
+# (start, end, usual length over stature). The lengths only set a common scale; they need to be right to some 10 %.
+_SKELETON = (
+    (5, 6, 0.205), (11, 12, 0.11), (5, 11, 0.29), (6, 12, 0.29), (MID_SHOULDER, MID_HIP, 0.29),
+    (0, MID_SHOULDER, 0.115), (3, 4, 0.085), (5, 7, 0.17), (7, 9, 0.15), (6, 8, 0.17), (8, 10, 0.15),
+    (11, 13, 0.245), (13, 15, 0.24), (12, 14, 0.245), (14, 16, 0.24),
 )  # fmt: skip
+BONES = [(start, end) for start, end, _ in _SKELETON]
+USUAL_LENGTH = [length for _, _, length in _SKELETON]
+LIMBS = [7, 8, 9, 10, 11, 12, 13, 14]  # the bones that are arms and legs
 MIN_CONFIDENCE = 0.3  # keypoints below do not count as seen
 
 
 class Views(NamedTuple):
-    """What the encoder sees of N photos."""
+    """What the encoder sees of N photos: the body's patches and the skeleton. See `make_views`."""
 
-    crops: torch.Tensor  # [N, 3, H, W] float -1..1
+    torso: torch.Tensor  # [N, 1, 4, h, w] float -1..1: RGB and the Gaussian keypoint weight; zeros if not seen
+    bust: torch.Tensor  # [N, 1, 4, h, w]
+    limb: torch.Tensor  # [N, 8, 4, h, w]
     keypoints: torch.Tensor  # [N, K, 3], (x, y) in -1..1 over the crop, confidence 0..1
     features: torch.Tensor | None = None  # [N, K, C] image-text patch features pooled at the keypoints
 
@@ -57,18 +64,15 @@ def gaussian_keypoint_weight(keypoints: torch.Tensor, size: tuple[int, int], sig
     return weight / weight.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
 
 
-def view_crop(
-    image: np.ndarray, keypoints: np.ndarray, border: tuple[int, int] = (0, 0), margin: float = 0.18
-) -> tuple[np.ndarray, np.ndarray]:
+def view_crop(image: np.ndarray, keypoints: np.ndarray, margin: float = 0.18) -> tuple[np.ndarray, np.ndarray]:
     """Cut the person out, scale-normalised: the box of the seen keypoints plus `margin`, in CROP_SIZE's proportions.
 
-    `image` uint8 [h, w, 3]; `keypoints` [K, 3] in its pixels. => uint8 crop [H + 2 border_y, W + 2 border_x, 3], and
-    the keypoints [K, 3] in -1..1 over its inner CROP_SIZE; those that are not seen get confidence 0 and lie at 0.
-    Outside the picture the crop repeats its edge. The border is what `augment` may shift the crop into.
+    `image` uint8 [h, w, 3]; `keypoints` [K, 3] in its pixels. => uint8 crop [H, W, 3] and the keypoints [K, 3] in
+    -1..1 over it; those that are not seen get confidence 0 and lie at 0. Outside the picture the crop repeats its edge.
     """
     from PIL import Image
 
-    (crop_h, crop_w), (border_y, border_x) = CROP_SIZE, border
+    crop_h, crop_w = CROP_SIZE
     seen = keypoints[:, 2] >= MIN_CONFIDENCE
     xy = keypoints[seen, :2] if seen.any() else keypoints[:, :2]
     low, high = xy.min(axis=0), xy.max(axis=0)
@@ -77,14 +81,11 @@ def view_crop(
     # that are to be measured.
     scale = (1 + 2 * margin) * max(box_h / crop_h, box_w / crop_w)
     half = np.array([crop_w, crop_h]) / 2
-    low = centre - scale * (half + [border_x, border_y])
-    high = centre + scale * (half + [border_x, border_y])
+    low, high = centre - scale * half, centre + scale * half
     pad = int(np.ceil(max(0, -low.min(), high[0] - image.shape[1], high[1] - image.shape[0])))
     if pad:
         image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
-    crop = Image.fromarray(image).resize(
-        (crop_w + 2 * border_x, crop_h + 2 * border_y), Image.Resampling.BILINEAR, box=(*(low + pad), *(high + pad))
-    )
+    crop = Image.fromarray(image).resize((crop_w, crop_h), Image.Resampling.BILINEAR, box=(*(low + pad), *(high + pad)))
     inside = np.zeros((KEYPOINTS, 3), np.float32)
     inside[seen, :2] = (keypoints[seen, :2] - centre) / (scale * half)
     inside[seen, 2] = keypoints[seen, 2].clip(0, 1)
@@ -96,28 +97,86 @@ def view_confidence(keypoints: torch.Tensor) -> torch.Tensor:
     return keypoints[..., 2].mean(dim=-1)
 
 
-def bones(keypoints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A view's pose and its proportions, apart. keypoints [N, K, 3] => directions, log-lengths, confidences.
+class Skeleton(NamedTuple):
+    """The pose of N views, apart from their proportions and from the scale of the picture."""
 
-    directions [N, bones, 2] are unit vectors (the pose: no lengths in it); log-lengths [N, bones] have their
-    confidence-weighted mean subtracted (proportions: no scale in them); a bone is as sure as its worse end.
-    """
-    middle = torch.stack([keypoints[:, [5, 6]].mean(1), keypoints[:, [11, 12]].mean(1)], dim=1)
-    ends = keypoints[:, [[5, 6], [11, 12]], 2].amin(dim=-1)
-    middle = torch.cat([middle[..., :2], ends[..., None]], dim=-1)
-    points = torch.cat([keypoints, middle], dim=1)
+    points: torch.Tensor  # [N, K + 2, 3] pixels of the crop and confidence, with mid-shoulder and mid-hip
+    directions: torch.Tensor  # [N, bones, 2] unit vectors: the pose, no lengths in it
+    log_lengths: torch.Tensor  # [N, bones] log of length / (scale * usual length): the proportions, no scale in them
+    confidence: torch.Tensor  # [N, bones], of a bone's worse end
+    scale: torch.Tensor  # [N] stature in pixels of the crop, as far as the seen bones tell
+
+
+def skeleton(keypoints: torch.Tensor) -> Skeleton:
+    """keypoints [N, K, 3] in -1..1 over the crop => bones."""
+    pixels = keypoints.new_tensor([CROP_SIZE[1] / 2, CROP_SIZE[0] / 2])
+    xy, seen = (keypoints[..., :2] + 1) * pixels, keypoints[..., 2]
+    middle = torch.stack([xy[:, [5, 6]].mean(1), xy[:, [11, 12]].mean(1)], dim=1)
+    seen_middle = torch.stack([seen[:, [5, 6]].amin(1), seen[:, [11, 12]].amin(1)], dim=1)
+    points = torch.cat([torch.cat([xy, middle], 1), torch.cat([seen, seen_middle], 1)[..., None]], dim=-1)
     start, end = points[:, [a for a, _ in BONES]], points[:, [b for _, b in BONES]]
-    vector = (end[..., :2] - start[..., :2]) * vector_aspect(points)
-    length = vector.norm(dim=-1).clamp_min(1e-3)
+    vector = end[..., :2] - start[..., :2]
+    length = vector.norm(dim=-1).clamp_min(0.5)
     confidence = torch.minimum(start[..., 2], end[..., 2])
-    log_length = length.log()
-    mean = (log_length * confidence).sum(-1, keepdim=True) / confidence.sum(-1, keepdim=True).clamp_min(1e-6)
-    return vector / length[..., None] * (confidence[..., None] > 0), log_length - mean, confidence
+    relative = length / length.new_tensor(USUAL_LENGTH)
+    # Foreshortening only ever makes a bone shorter, so the longer ones tell the scale.
+    scale = torch.nanquantile(relative.masked_fill(confidence == 0, float("nan")), 0.75, dim=1)
+    scale = scale.nan_to_num(float(CROP_SIZE[0])).clamp(CROP_SIZE[0] / 4, CROP_SIZE[0] * 4)
+    log_lengths = (relative / scale[:, None]).log().clamp(-2, 1) * (confidence > 0)
+    return Skeleton(points, vector / length[..., None] * (confidence[..., None] > 0), log_lengths, confidence, scale)
 
 
-def vector_aspect(like: torch.Tensor) -> torch.Tensor:
-    """-1..1 over the crop spans fewer pixels in x than in y; this makes both the same length. [2]"""
-    return torch.tensor([CROP_SIZE[1] / CROP_SIZE[0], 1.0], device=like.device, dtype=like.dtype)
+PATCHES = {"torso": (24, 20), "bust": (16, 20), "limb": (16, 10)}  # (along, across), samples
+
+
+def body_patches(crops: torch.Tensor, bones: Skeleton) -> dict[str, torch.Tensor]:
+    """Cut the torso, the bust and the limbs out of the crop, each turned along its own bone.
+
+    In these frames a body's outline does not move with the pose: how wide someone is stands in the same place in every
+    photo. Extents are parts of the stature, never of the bone, so that foreshortening does not stretch a patch.
+    crops [N, c, H, W] => {"torso": [N, 1, c, h, w], "bust": [N, 1, c, h, w], "limb": [N, 8, c, h, w]}; a part that is
+    not seen is zero.
+    """
+    points, scale = bones.points, bones.scale[:, None, None]
+    shoulder, hip = points[:, MID_SHOULDER : MID_SHOULDER + 1], points[:, MID_HIP : MID_HIP + 1]
+    head = points[:, :5]
+    head_xy = (head[..., :2] * head[..., 2:]).sum(1, keepdim=True) / head[..., 2:].sum(1, keepdim=True).clamp_min(1e-6)
+    head_seen = torch.minimum(head[..., 2].amax(1, keepdim=True), shoulder[..., 2])
+    down = F.normalize(hip[..., :2] - shoulder[..., :2], dim=-1)
+    up = F.normalize(head_xy - shoulder[..., :2], dim=-1)
+    limb_mid = torch.stack([points[:, list(BONES[i]), :2].mean(1) for i in LIMBS], dim=1)
+    usual = scale.new_tensor([USUAL_LENGTH[i] for i in LIMBS])[:, None]
+    outward = scale.new_tensor([1.0 if BONES[i][0] % 2 else -1.0 for i in LIMBS])[:, None]  # left and right mirrored
+    frames = {  # centre, unit vector along, half extents along and across, confidence
+        "torso": ((shoulder + hip)[..., :2] / 2 + 0.03 * scale * down, down, 0.24 * scale, 0.20 * scale,
+                  torch.minimum(shoulder[..., 2], hip[..., 2])),
+        "bust": (shoulder[..., :2] + 0.08 * scale * up, up, 0.17 * scale, 0.20 * scale, head_seen),
+        "limb": (limb_mid, bones.directions[:, LIMBS], 0.62 * usual * scale, 0.075 * scale * outward,
+                 bones.confidence[:, LIMBS]),
+    }  # fmt: skip
+    patches = {}
+    for part, (centre, along, half_along, half_across, seen) in frames.items():
+        h, w = PATCHES[part]
+        u = torch.linspace(-1, 1, h, device=crops.device)[:, None, None]
+        v = torch.linspace(-1, 1, w, device=crops.device)[None, :, None]
+        across = torch.stack([-along[..., 1], along[..., 0]], dim=-1) * half_across
+        grid = centre[:, :, None, None] + u * (along * half_along)[:, :, None, None] + v * across[:, :, None, None]
+        grid = grid / grid.new_tensor([CROP_SIZE[1] / 2, CROP_SIZE[0] / 2]) - 1
+        n, parts = centre.shape[:2]
+        sampled = F.grid_sample(crops, grid.view(n, parts * h, w, 2), padding_mode="border", align_corners=False)
+        sampled = sampled.view(n, -1, parts, h, w).transpose(1, 2)
+        patches[part] = sampled * (seen[:, :, None, None, None] > 0)
+    return patches
+
+
+def make_views(
+    crops: torch.Tensor, keypoints: torch.Tensor, features: torch.Tensor | None = None, sigma: float = 0.06
+) -> Views:
+    """Crops uint8 [N, H, W, 3] and keypoints [N, K, 3] of `view_crop` => the encoder's input."""
+    pixels = crops.permute(0, 3, 1, 2).float() / 127.5 - 1
+    weight = gaussian_keypoint_weight(keypoints, CROP_SIZE, sigma)[:, None]
+    patches = body_patches(torch.cat([pixels, 2 * weight - 1], dim=1), skeleton(keypoints))
+    return Views(patches["torso"], patches["bust"], patches["limb"], keypoints, features)
 
 
 # ---- the network --------------------------------------------------------------------------------------------------
@@ -129,51 +188,49 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential
     )
 
 
-class _Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = _conv(channels, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+class PatchEncoder(nn.Module):
+    """The patches of one kind -> `out_dim` numbers each."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(x + self.norm2(self.conv2(self.conv1(x))))
+    def __init__(self, size: tuple[int, int], width: int, parts: int, out_dim: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(_conv(4, width), _conv(width, 2 * width, 2), _conv(2 * width, 3 * width, 2))
+        flat = 3 * width * (-(-size[0] // 4)) * (-(-size[1] // 4))
+        # One read-out for each part: an arm and a leg share the filters, not what they mean.
+        self.weight = nn.Parameter(torch.randn(parts, flat, out_dim) / math.sqrt(flat))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """[N, parts, 4, h, w] => [N, parts * out_dim]"""
+        n, parts = patches.shape[:2]
+        x = self.convs(patches.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        return torch.einsum("npf,pfo->npo", x.reshape(n, parts, -1), self.weight).flatten(1)
 
 
 class CropEncoder(nn.Module):
-    """The weighted crop -> one vector: a small CNN, read out around the keypoints and over the whole crop."""
+    """The Gaussian-weighted crop, read along the bones -> one vector."""
 
-    def __init__(self, width: int, local_dim: int = 24, global_dim: int = 128) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        w = width
-        self.stem = nn.Sequential(_conv(4, w, 2), _conv(w, 2 * w, 2), _Residual(2 * w))  # => H/4
-        self.middle = nn.Sequential(_conv(2 * w, 4 * w, 2), _Residual(4 * w))  # => H/8
-        self.top = nn.Sequential(_conv(4 * w, 6 * w, 2), _Residual(6 * w))  # => H/16
-        self.local = nn.Conv2d(4 * w, local_dim, 1)
-        self.whole = nn.Linear(6 * w * (CROP_SIZE[0] // 16) * -(-CROP_SIZE[1] // 16), global_dim)
-        self.out_dim = KEYPOINTS * local_dim + global_dim
+        self.torso = PatchEncoder(PATCHES["torso"], width, 1, 96)
+        self.bust = PatchEncoder(PATCHES["bust"], width, 1, 64)
+        self.limb = PatchEncoder(PATCHES["limb"], width // 2, len(LIMBS), 16)
+        self.out_dim = 96 + 64 + 16 * len(LIMBS)
 
-    def forward(self, crops: torch.Tensor, keypoints: torch.Tensor) -> torch.Tensor:
-        weight = gaussian_keypoint_weight(keypoints, CROP_SIZE, sigma=0.06)[:, None]
-        x = torch.cat([crops, 2 * weight - 1], dim=1).contiguous(memory_format=torch.channels_last)
-        middle = self.middle(self.stem(x))
-        whole = self.whole(self.top(middle).flatten(1))
-        at = F.grid_sample(self.local(middle), keypoints[:, :, None, :2], align_corners=False)  # [N, local, K, 1]
-        local = at[..., 0].transpose(1, 2) * keypoints[..., 2:]
-        return torch.cat([local.flatten(1), whole], dim=1)
+    def forward(self, views: Views) -> torch.Tensor:
+        return torch.cat([self.torso(views.torso), self.bust(views.bust), self.limb(views.limb)], dim=1)
 
 
 class BodyVAE(nn.Module):
     """q(z | views) and p(view | z, pose). See the module's docstring; `view` says what a view is represented by."""
 
     def __init__(
-        self, body_dim: int = 64, width: int = 16, hidden_dim: int = 256, view: str = "crop", feature_dim: int = 0
+        self, body_dim: int = 64, width: int = 24, hidden_dim: int = 256, view: str = "crop", feature_dim: int = 0
     ) -> None:
         super().__init__()
         if view not in ("crop", "pooled", "both"):
             raise ValueError(f"view is crop, pooled or both, not {view!r}")
         self.body_dim, self.view, self.feature_dim = body_dim, view, 0 if view == "crop" else feature_dim
-        in_dim = KEYPOINTS * 3 + len(BONES) * 4
+        pose_dim = len(BONES) * 3
+        in_dim = KEYPOINTS * 3 + pose_dim + len(BONES)
         if view != "pooled":
             self.crop_encoder = CropEncoder(width)
             in_dim += self.crop_encoder.out_dim
@@ -181,65 +238,70 @@ class BodyVAE(nn.Module):
             self.features = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, 24))
             in_dim += KEYPOINTS * 24
         self.head = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.LayerNorm(hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-        )
+            nn.BatchNorm1d(in_dim), nn.Linear(in_dim, hidden_dim), nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
+        )  # fmt: skip
         # Normed, so that views start out far apart: else telling people apart begins by calling them all unknown.
         self.mean = nn.Sequential(nn.Linear(hidden_dim, body_dim), nn.BatchNorm1d(body_dim))
         self.logvar = nn.Linear(hidden_dim, body_dim)
-        nn.init.constant_(self.logvar.bias, 1.0)  # a view starts out saying little
-        pose_dim = len(BONES) * 3
-        self.decode_bones = nn.Sequential(
-            nn.Linear(body_dim + pose_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, len(BONES))
-        )
-        self.decode_outline = nn.Sequential(
-            nn.Linear(body_dim + KEYPOINTS * 3, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, math.prod(OUTLINE_SIZE))
-        )
+        self.decoder = nn.Sequential(
+            nn.Linear(body_dim + pose_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
+            nn.Linear(hidden_dim, len(BONES) + OUTLINE_DIM),
+        )  # fmt: skip
 
     def encode(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
         """q(z | one view) without the prior: mean [N, D], logvar [N, D]."""
-        keypoints = views.keypoints
-        directions, log_lengths, confidence = bones(keypoints)
-        parts = [keypoints.flatten(1), directions.flatten(1), log_lengths * (confidence > 0), confidence]
+        bones = skeleton(views.keypoints)
+        seen = bones.points[:, :KEYPOINTS, 2:] > 0
+        middle = bones.points[:, [5, 6]].mean(1, keepdim=True)
+        placed = (bones.points[:, :KEYPOINTS, :2] - middle[..., :2]) / bones.scale[:, None, None] * seen
+        parts = [placed.flatten(1), views.keypoints[..., 2], _pose(bones), bones.log_lengths]
         if self.view != "pooled":
-            parts.append(self.crop_encoder(views.crops, keypoints))
+            parts.append(self.crop_encoder(views))
         if self.view != "crop":
             if views.features is None:
                 raise ValueError("this body encoder needs the image-text features of the views")
-            parts.append((self.features(views.features.float()) * keypoints[..., 2:]).flatten(1))
+            parts.append((self.features(views.features.float()) * seen).flatten(1))
         hidden = self.head(torch.cat(parts, dim=1))
         return self.mean(hidden), self.logvar(hidden).clamp(-6, 6)
 
-    def decode(self, z: torch.Tensor, keypoints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """p(view | z, pose): z [N, D], keypoints [N, K, 3] => log-lengths [N, bones], outline [N, *OUTLINE_SIZE].
+    def decode(self, z: torch.Tensor, bones: Skeleton) -> tuple[torch.Tensor, torch.Tensor]:
+        """p(view | z, pose): z [N, D] and a view's pose => log-lengths [N, bones], outline [N, OUTLINE_DIM].
 
-        The bones are told their directions only; the outline is told where the joints are, not how wide the body is.
+        The pose is the directions of the bones and what is seen; how long and how wide things are must come from z.
         """
-        directions, _, confidence = bones(keypoints)
-        log_lengths = self.decode_bones(torch.cat([z, directions.flatten(1), confidence], dim=1))
-        outline = self.decode_outline(torch.cat([z, keypoints.flatten(1)], dim=1))
-        return log_lengths, outline.view(-1, *OUTLINE_SIZE)
+        out = self.decoder(torch.cat([z, _pose(bones)], dim=1))
+        return out[:, : len(BONES)], out[:, len(BONES) :]
 
 
-OUTLINE_SIZE = (24, 18)
+def _pose(bones: Skeleton) -> torch.Tensor:
+    return torch.cat([bones.directions.flatten(1), bones.confidence], dim=1)
 
 
-def outline_target(crops: torch.Tensor, keypoints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where a view has edges, and the Gaussian keypoint weight of each place; both [N, *OUTLINE_SIZE].
+OUTLINE_SIZES = {part: (h // 2, w // 2) for part, (h, w) in PATCHES.items()}
+OUTLINE_DIM = sum(math.prod(size) * (len(LIMBS) if part == "limb" else 1) for part, size in OUTLINE_SIZES.items())
+
+
+def outline_target(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the body's patches have edges, and which places are seen; both [N, OUTLINE_DIM].
 
     Edges, not colours: clothes change their colour from photo to photo, the outline of the body under them less.
     """
-    grey = crops.mean(dim=1, keepdim=True)
-    dx = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
-    dy = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-    edges = F.pad((dx**2 + dy**2 + 1e-4).sqrt(), (1, 1, 1, 1))
-    edges = F.adaptive_avg_pool2d(edges, OUTLINE_SIZE)[:, 0].sqrt()
-    weight = gaussian_keypoint_weight(keypoints, OUTLINE_SIZE, sigma=0.08)
-    level = (edges * weight).sum((1, 2), keepdim=True) / weight.sum((1, 2), keepdim=True).clamp_min(1e-6)
-    return edges / level.clamp_min(1e-3), weight
+    values, weights = [], []
+    for patch in (views.torso, views.bust, views.limb):
+        grey = patch[:, :, :3].mean(dim=2)
+        dx = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
+        dy = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
+        edges = F.avg_pool2d((dx**2 + dy**2 + 1e-4).sqrt(), 2)
+        edges = edges / edges.mean(dim=(-2, -1), keepdim=True)
+        values.append(edges.sqrt().flatten(1))
+        weights.append(_seen(patch).flatten(2).expand(*edges.shape[:2], edges[0, 0].numel()).flatten(1))
+    return torch.cat(values, dim=1), torch.cat(weights, dim=1)
+
+
+def _seen(patch: torch.Tensor) -> torch.Tensor:
+    """1 where a part is seen, [N, parts, 1, 1, 1]: a patch that is not there is zero all over."""
+    return (patch.abs().amax(dim=(-3, -2, -1), keepdim=True) > 0).to(patch.dtype)
 
 
 # ---- fusion and objective -----------------------------------------------------------------------------------------
@@ -272,10 +334,13 @@ def identity_logits(
 
 
 def loss_identity(
-    half_a: tuple[torch.Tensor, torch.Tensor], half_b: tuple[torch.Tensor, torch.Tensor]
+    half_a: tuple[torch.Tensor, torch.Tensor], half_b: tuple[torch.Tensor, torch.Tensor], temperature: float = 0.1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE between two disjoint halves of each person's views (van den Oord 2018): loss and accuracy, scalars."""
-    logits = identity_logits(*half_a, *half_b)
+    """InfoNCE between two disjoint halves of each person's views (van den Oord 2018): loss and accuracy, scalars.
+
+    On the cosine of the fused means.
+    """
+    logits = F.normalize(half_a[0], dim=-1) @ F.normalize(half_b[0], dim=-1).T / temperature
     labels = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     return loss, (logits.argmax(1) == labels).float().mean()
@@ -287,87 +352,64 @@ def kl_divergence(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> torch.T
 
 
 def loss_reconstruction(
-    model: BodyVAE, z: torch.Tensor, views: Views, bone_std: float = 0.1, outline_std: float = 0.5
+    model: BodyVAE, z: torch.Tensor, views: Views, bone_std: float = 0.1, outline_std: float = 0.4
 ) -> torch.Tensor:
-    """-log p(view | z, pose) up to a constant, [N], in nats: z [N, D] comes from the person's other views."""
-    log_lengths, outline = model.decode(z, views.keypoints)
-    _, bone_target, confidence = bones(views.keypoints)
-    edge_target, weight = outline_target(views.crops, views.keypoints)
-    bone_error = F.smooth_l1_loss(log_lengths / bone_std, bone_target / bone_std, reduction="none")
-    edge_error = ((outline - edge_target) / outline_std) ** 2 / 2
-    return (bone_error * confidence).sum(-1) + (edge_error * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
+    """-log p(view | z, pose) up to a constant, [N], in nats: z [N, D] comes from the person's other views.
+
+    The outline's places are far from independent of each other, so they count as 20 measurements, not as hundreds.
+    """
+    bones = skeleton(views.keypoints)
+    log_lengths, outline = model.decode(z, bones)
+    target, weight = outline_target(views)
+    bone_error = F.smooth_l1_loss(log_lengths / bone_std, bones.log_lengths / bone_std, reduction="none")
+    edge_error = ((outline - target) / outline_std) ** 2 / 2
+    edge_error = 20 * (edge_error * weight).sum(1) / weight.sum(1).clamp_min(1e-6)
+    return (bone_error * bones.confidence).sum(-1) + edge_error
 
 
-# ---- crops -> network input ---------------------------------------------------------------------------------------
-
-BORDER = (8, 6)  # pixels around the crop that training shifts it into
-
-
-def plain_views(crops: torch.Tensor, keypoints: torch.Tensor, features: torch.Tensor | None = None) -> Views:
-    """uint8 crops [N, H (+ borders), W (+ borders), 3] and their keypoints => the encoder's input, unchanged."""
-    top, left = (crops.shape[1] - CROP_SIZE[0]) // 2, (crops.shape[2] - CROP_SIZE[1]) // 2
-    crops = crops[:, top : top + CROP_SIZE[0], left : left + CROP_SIZE[1]]
-    return Views(crops.permute(0, 3, 1, 2).float() / 127.5 - 1, keypoints, features)
+# ---- training views -----------------------------------------------------------------------------------------------
 
 
 def augment(
-    crops: torch.Tensor,
-    keypoints: torch.Tensor,
-    features: torch.Tensor | None,
-    generator: torch.Generator,
-    grey: float = 0.3,
-    hide_head: float = 0.3,
+    views: Views, generator: torch.Generator, grey: float = 0.3, hide_head: float = 0.3, colour: float = 0.35
 ) -> Views:
-    """Training views: shifted, mirrored, recoloured, sometimes with the head hidden. Nothing changes proportions.
+    """Training views: mirrored, recoloured, with shaky keypoints, sometimes with the head hidden. Proportions stay.
 
     Colours (skin, hair, clothes) and the face tell people apart without telling anything of the body. Mixing the
     colour channels at random and hiding heads closes those short cuts; how far, is measured by the ratios' R2.
-    crops uint8 [N, H + 2 BORDER_y, W + 2 BORDER_x, 3].
     """
-    n, (h, w) = len(crops), CROP_SIZE
+    n = len(views.keypoints)
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
         return torch.rand(*shape, generator=generator) * (high - low) + low
 
-    # Shift, by cutting each crop elsewhere out of its border.
-    shift_y = torch.randint(0, 2 * BORDER[0] + 1, (n,), generator=generator)
-    shift_x = torch.randint(0, 2 * BORDER[1] + 1, (n,), generator=generator)
-    rows, columns = shift_y[:, None] + torch.arange(h), shift_x[:, None] + torch.arange(w)
-    x = crops[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).float() / 255
-    shift = torch.stack([(BORDER[1] - shift_x) * 2 / w, (BORDER[0] - shift_y) * 2 / h], dim=-1)
-    keypoints = keypoints.clone()
-    keypoints[..., :2] += shift[:, None] * (keypoints[..., 2:] > 0)
+    # Colour: one random mix of the channels a view, some all the way to grey, then contrast and brightness.
+    mix = torch.eye(3) + colour * torch.randn(n, 3, 3, generator=generator)
+    mix = torch.where((uniform(n) < grey)[:, None, None], uniform(n, 1, 3), mix)
+    mix = mix / mix.sum(-1, keepdim=True).abs().clamp_min(0.5) * uniform(n, 1, 1, low=0.6, high=1.4)
+    mix4 = torch.eye(4).repeat(n, 1, 1)
+    mix4[:, :3, :3] = mix
+    offset = torch.zeros(n, 1, 4, 1, 1)
+    offset[:, 0, :3] = uniform(n, 1, 1, 1, low=-0.3, high=0.3)
+    # Hide the head: everything of the bust beyond the shoulders (its rows run from the chest up).
+    visible = torch.ones(n, 1, 1, PATCHES["bust"][0], 1)
+    visible[:, :, :, PATCHES["bust"][0] * 5 // 16 :] = (uniform(n) >= hide_head).view(-1, 1, 1, 1, 1).float()
 
-    # Mirror; left and right keypoints change places.
+    def recolour(patch: torch.Tensor) -> torch.Tensor:
+        mixed = torch.einsum("nij,npjhw->npihw", mix4, patch) + offset
+        return mixed.clamp(-1.5, 1.5) * _seen(patch)
+
+    torso, bust, limb = recolour(views.torso), recolour(views.bust) * visible, recolour(views.limb)
+
+    # Mirror: left and right change places; in a limb's own frame the outer side stays where it is.
     mirror = uniform(n) < 0.5
-    x = torch.where(mirror[:, None, None, None], x.flip(-1), x)
-    mirrored = keypoints[:, FLIP] * torch.tensor([-1.0, 1.0, 1.0])
-    keypoints = torch.where(mirror[:, None, None], mirrored, keypoints)
+    flip = mirror.view(-1, 1, 1, 1, 1)
+    torso, bust = torch.where(flip, torso.flip(-1), torso), torch.where(flip, bust.flip(-1), bust)
+    limb = torch.where(flip, limb[:, [2, 3, 0, 1, 6, 7, 4, 5]], limb)
+    mirrored = views.keypoints[:, FLIP] * torch.tensor([-1.0, 1.0, 1.0])
+    keypoints = torch.where(mirror[:, None, None], mirrored, views.keypoints)
+    features = views.features
     if features is not None:
         features = torch.where(mirror[:, None, None], features[:, FLIP], features)
-
-    # Colour: a random mix of the channels, some all the way to grey, then contrast and brightness.
-    mix = torch.eye(3) + 0.35 * torch.randn(n, 3, 3, generator=generator)
-    mix = torch.where((uniform(n) < grey)[:, None, None], uniform(n, 1, 3), mix)
-    mix = mix / mix.sum(-1, keepdim=True).abs().clamp_min(0.5)
-    x = torch.einsum("nij,njhw->nihw", mix, x)
-    level = x.mean(dim=(1, 2, 3), keepdim=True)
-    x = (x - level) * uniform(n, 1, 1, 1, low=0.6, high=1.4) + level + uniform(n, 1, 1, 1, low=-0.15, high=0.15)
-
-    # Hide the head: a grey disc around the seen points of the face, as wide as from the nose to the shoulders.
-    head, shoulders = keypoints[:, :5], keypoints[:, 5:7]
-    centre = _weighted_mean(head) * vector_aspect(x)
-    radius = (centre - _weighted_mean(shoulders) * vector_aspect(x)).norm(dim=-1) * 0.9
-    hide = (uniform(n) < hide_head) & (head[..., 2].amax(-1) > 0) & (shoulders[..., 2].amax(-1) > 0)
-    grid_y = torch.linspace(-1, 1, h)[:, None]
-    grid_x = torch.linspace(-1, 1, w)[None] * w / h
-    inside = ((grid_x - centre[:, 0, None, None]) ** 2 + (grid_y - centre[:, 1, None, None]) ** 2).sqrt()
-    inside = (inside < radius[:, None, None]) & hide[:, None, None]
-    x = torch.where(inside[:, None], level, x)
-    return Views(x.clamp(0, 1) * 2 - 1, keypoints, features)
-
-
-def _weighted_mean(points: torch.Tensor) -> torch.Tensor:
-    """[N, k, 3] => [N, 2], weighted by confidence."""
-    weight = points[..., 2:]
-    return (points[..., :2] * weight).sum(1) / weight.sum(1).clamp_min(1e-6)
+    shake = 0.01 * torch.randn(n, KEYPOINTS, 2, generator=generator) * (keypoints[..., 2:] > 0)
+    return Views(torso, bust, limb, torch.cat([keypoints[..., :2] + shake, keypoints[..., 2:]], -1), features)

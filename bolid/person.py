@@ -1,0 +1,133 @@
+"""Photos of one person -> what is known of their body and face. `profile` and `generate --reference` share it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bolid.errors import BolidError
+from bolid.families import Family
+
+if TYPE_CHECKING:
+    import torch
+
+    from bolid.backends.body import BodyEncoder
+
+Progress = Callable[[int, int, str], None]
+MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
+DUPLICATE = "the same file again"
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class PhotoReport:
+    """One photo's part in a person. `rejected` says why it has none."""
+
+    photo: Path
+    weight: float
+    confidence: float
+    face: bool
+    rejected: str = ""
+
+
+@dataclass(frozen=True)
+class Person:
+    """D body dimensions, M accepted photos, in the order of their content hashes."""
+
+    body_mean: torch.Tensor  # f32 [D]
+    body_logvar: torch.Tensor  # f32 [D]
+    face: torch.Tensor | None  # f32 [512], unit length
+    view_weights: torch.Tensor  # f32 [M], summing to 1
+    sha256: tuple[str, ...]  # of the accepted photos
+    reports: tuple[PhotoReport, ...]  # of every photo, in the order given
+
+
+def read_person(
+    photos: Sequence[str | os.PathLike[str]],
+    encoder: BodyEncoder,
+    family: Family,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Person:
+    """Look at photos of one person with the family's models and fuse what they show.
+
+    The order of the photos does not matter, to the bit: they are taken in the order of their content hashes.
+    A photo that cannot be used is reported and left out; BolidError when none remains.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from bolid.backends.body import fuse_views
+    from bolid.formats.images import decode_image
+    from bolid.views import NOT_RECOGNISED, View, ViewReader, person_crop
+
+    paths = [Path(photo) for photo in photos]
+    if not paths:
+        raise BolidError("no photo given", "name one photo or more, or a folder of them")
+    reader = ViewReader(family, device)
+    reasons: dict[Path, str] = {}
+    contents: dict[str, Path] = {}
+    for path in paths:
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise BolidError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
+        if contents.setdefault(digest, path) != path:
+            reasons[path] = DUPLICATE
+
+    views: dict[str, View] = {}
+    ordered = sorted(contents)
+    for start in range(0, len(ordered), _BATCH):
+        images = {}
+        for digest in ordered[start : start + _BATCH]:
+            path = contents[digest]
+            try:
+                images[digest] = decode_image(path.read_bytes(), name=str(path), max_side=MAX_SIDE)
+            except BolidError as error:
+                reasons[path] = error.message
+        # One at a time: a photo's numbers must not depend on which others share its batch.
+        for digest, image in images.items():
+            view = reader.read([image])[0]
+            if isinstance(view, str):
+                reasons[contents[digest]] = view
+            else:
+                views[digest] = view
+        if progress is not None:
+            progress(min(start + _BATCH, len(ordered)), len(ordered), "looking at photos")
+    if not views:
+        unknown = family.name == "tiny" and any(reason in NOT_RECOGNISED for reason in reasons.values())
+        listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        raise BolidError(
+            f"none of the {len(paths)} photos can be used: {listed}",
+            "the tiny family knows only rendered people; for real photos choose another: bolid models list"
+            if unknown
+            else "give photos in which the person can be seen at least to the hips",
+        )
+
+    images, keypoints, gaussians = [], [], []
+    for view in views.values():
+        # Cut as `shard` cuts training photos, so that a person looks here as they looked there.
+        image, _, points = person_crop(view.image, view.box, view.keypoints, family.view_size)
+        images.append(image)
+        keypoints.append(points)
+        gaussians.append(encoder.encode([image], [points], [view.view_features] if encoder.needs_features else None))
+    mean, logvar, confidence = (torch.cat(parts) for parts in zip(*gaussians, strict=True))
+    body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence)
+    faces = [torch.from_numpy(view.face) for view in views.values() if view.face is not None]
+    face = F.normalize(torch.stack(faces).mean(0), dim=0) if faces else None
+
+    place = {contents[digest]: i for i, digest in enumerate(views)}
+    reports = []
+    for path in paths:
+        if path in reasons:
+            reports.append(PhotoReport(path, 0.0, 0.0, False, reasons[path]))
+        else:
+            i = place[path]
+            view = list(views.values())[i]
+            reports.append(PhotoReport(path, float(weights[i]), float(confidence[i]), view.face is not None))
+    return Person(body_mean, body_logvar, face, weights, tuple(views), tuple(reports))

@@ -1,0 +1,76 @@
+"""``bolid generate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bolid.errors import BolidError
+from bolid_cli._render import (  # fmt: skip
+    DeviceOption,
+    FamilyOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    emit_json,
+    emit_paths,
+    progress_bar,
+)
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
+    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="Show this person: a file that `bolid profile` wrote.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Show the person in this photo.")] = None,
+    new_person: Annotated[int | None, typer.Option(help="Invent a person; the same number, the same person.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of face and body adapter. Default: the family's.")
+    ] = None,
+    face_scale: Annotated[
+        float | None, typer.Option(help="How strongly the face counts. Default: 1 where a face is known.")
+    ] = None,
+    body_scale: Annotated[float, typer.Option(help="How strongly the body counts; 0: not at all.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the family's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the family's.")] = None,
+    negative: Annotated[str, typer.Option(help="What not to show.")] = "",
+    n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Pictures made at a time.")] = 8,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("generated"),
+    family: FamilyOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make pictures of a person from text alone.
+
+    Without --profile, --reference and --new-person it is nobody in particular: the plain base. The paths go to standard
+    output, one a line; each PNG carries the settings it was made with (bolid inspect shows them).
+    """
+    import bolid.generate
+
+    wanted = list(prompts or [])
+    if prompts_file is not None:
+        try:
+            wanted += bolid.generate.read_prompts(prompts_file.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise BolidError(f"cannot read the prompts in {prompts_file}: {error}", "give a text file") from error
+    if "-" in wanted:
+        at = wanted.index("-")
+        wanted[at : at + 1] = bolid.generate.read_prompts(sys.stdin.read().splitlines())
+    with progress_bar(quiet) as progress:
+        paths = bolid.generate.generate(
+            wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
+            face_scale=face_scale, body_scale=body_scale, steps=steps, guidance=guidance, negative=negative, n=n,
+            batch_size=batch_size, family=family, device=device, seed=seed, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        emit_json({"pictures": paths})
+    else:
+        emit_paths(paths)
