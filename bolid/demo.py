@@ -47,7 +47,9 @@ class Plan:
         return shlex.join(("bolid", *command))
 
 
-def plan(out: str | os.PathLike[str] = "bolid-demo", person: int = FIRST_UNSEEN, other: int | None = None, seed: int = 0) -> Plan:
+def plan(
+    out: str | os.PathLike[str] = "bolid-demo", person: int = FIRST_UNSEEN, other: int | None = None, seed: int = 0
+) -> Plan:
     """What the demo does for the person with the seed `person`.
 
     `other` is by default, of the next 24 people with the same gender word, the one whose build differs most, so that
@@ -76,7 +78,9 @@ def plan(out: str | os.PathLike[str] = "bolid-demo", person: int = FIRST_UNSEEN,
         ("synth", "--people", str(seed_of), "--photos", str(PHOTOS), "--out", photos) for seed_of in (person, other)
     ]
     commands.append(("extract", photos, "--out", str(out / "shards"), "--max-bad", "0.5"))
-    commands += [("profile", str(Path(photos) / name), "--out", profile) for name, profile in zip(names, profiles, strict=True)]
+    commands += [
+        ("profile", str(Path(photos) / name), "--out", profile) for name, profile in zip(names, profiles, strict=True)
+    ]
     common = ("generate", "--prompts", prompt_file, "-n", str(PICTURES), "--seed", str(seed))
     commands.append((*common, "--out", str(out / "base")))
     for name, profile in zip(names, profiles, strict=True):
@@ -103,7 +107,10 @@ def contact_sheet(plan: Plan) -> Path:
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
 
     y = gap
-    for name, label in ((plan.person, "this person:\nthe eight photos\nof the profile"), (plan.other, "another person")):
+    for name, label in (
+        (plan.person, "this person:\nthe eight photos\nof the profile"),
+        (plan.other, "another person"),
+    ):
         draw.multiline_text((gap, y + 4), f"{label}\n{name}", fill="black", font=font, spacing=4)
         for i, path in enumerate(sorted((plan.out / "photos" / name).glob("*.jpg"))[:PHOTOS]):
             sheet.paste(_fit(path, (photo_w, photo_h)), (text_w + i * (photo_w + gap), y))
@@ -114,7 +121,9 @@ def contact_sheet(plan: Plan) -> Path:
     y += head
     folders = (plan.out / "base", plan.out / plan.person, plan.out / plan.other)
     for index, prompt in enumerate(plan.prompts):
-        draw.multiline_text((gap, y + 4), _wrap(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3)
+        draw.multiline_text(
+            (gap, y + 4), _wrap(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3
+        )
         for column, folder in enumerate(folders):
             x = text_w + column * (block + 3 * gap)
             for i, path in enumerate(sorted(folder.glob(f"{index:03d}-*.png"))[:PICTURES]):
@@ -143,8 +152,12 @@ def write_summary(plan: Plan, rows: list[tuple]) -> Path:
     """out/summary.json: the table and the commands, for scripts."""
     target = plan.out / "summary.json"
     keys = ("shown", "body_ratio_error", "bone_ratio_error", "text_score")
-    data = {"person": plan.person, "other": plan.other, "table": [dict(zip(keys, row, strict=True)) for row in rows],
-            "commands": [plan.shown(command) for command in plan.commands]}
+    data = {
+        "person": plan.person,
+        "other": plan.other,
+        "table": [dict(zip(keys, row, strict=True)) for row in rows],
+        "commands": [plan.shown(command) for command in plan.commands],
+    }
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return target

@@ -94,7 +94,9 @@ def evaluate(
 
     tell(1, steps, "finding bodies")
     pose = PoseModel(chosen.require("pose"), device)
-    people, reference_people = ([found[0] for found in pose.detect(many) if found] for many in (images, reference_images))
+    people, reference_people = (
+        [found[0] for found in pose.detect(many) if found] for many in (images, reference_images)
+    )
     metrics["person_found"] = Metric(len(people) / len(images), len(images), f"pose model of family {chosen.name}")
     means = [
         torch.nanmean(bone_ratios(torch.stack([torch.from_numpy(p.keypoints) for p in found])), 0) if found else None

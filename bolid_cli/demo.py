@@ -15,9 +15,15 @@ from bolid_cli._render import JsonOption, QuietOption, SeedOption, emit_json, em
 
 
 def demo(
-    person: Annotated[int, typer.Option(help="Seed of the person to show; from 200000 up nobody has seen them.", min=0)] = 200000,
-    other: Annotated[int | None, typer.Option(help="Seed of another person to compare with. Default: one of another build.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("bolid-demo"),
+    person: Annotated[
+        int, typer.Option(help="Seed of the person to show; from 200000 up nobody has seen them.", min=0)
+    ] = 200000,
+    other: Annotated[
+        int | None, typer.Option(help="Seed of another person to compare with. Default: one of another build.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path(
+        "bolid-demo"
+    ),
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -52,13 +52,35 @@ COLORS = {
 SLEEVES = ("short", "long")
 BOTTOMS = ("trousers", "shorts", "skirt")
 HAIR_STYLES = ("bald", "short", "full", "bun", "long")
-HAIR_COLORS = ((0.09, 0.07, 0.06), (0.26, 0.16, 0.09), (0.45, 0.30, 0.16), (0.80, 0.64, 0.36), (0.55, 0.24, 0.10),
-               (0.62, 0.61, 0.60))
-SKIN_TONES = ((0.96, 0.80, 0.70), (0.89, 0.70, 0.57), (0.78, 0.57, 0.43), (0.62, 0.42, 0.30), (0.43, 0.28, 0.20),
-              (0.30, 0.19, 0.14))
+HAIR_COLORS = (
+    (0.09, 0.07, 0.06),
+    (0.26, 0.16, 0.09),
+    (0.45, 0.30, 0.16),
+    (0.80, 0.64, 0.36),
+    (0.55, 0.24, 0.10),
+    (0.62, 0.61, 0.60),
+)
+SKIN_TONES = (
+    (0.96, 0.80, 0.70),
+    (0.89, 0.70, 0.57),
+    (0.78, 0.57, 0.43),
+    (0.62, 0.42, 0.30),
+    (0.43, 0.28, 0.20),
+    (0.30, 0.19, 0.14),
+)
 
-RATIO_NAMES = ("leg", "arm", "torso", "head", "shoulder_breadth", "hip_breadth", "chest_girth", "waist_girth",
-               "hip_girth", "volume")
+RATIO_NAMES = (
+    "leg",
+    "arm",
+    "torso",
+    "head",
+    "shoulder_breadth",
+    "hip_breadth",
+    "chest_girth",
+    "waist_girth",
+    "hip_girth",
+    "volume",
+)
 """Lengths over stature; `volume` is volume over stature cubed. All from the 3D mesh at rest, without clothes."""
 
 PHENOTYPES = ("gender", "age", "muscle", "weight", "height", "proportions")
@@ -205,7 +227,9 @@ def sample_plan(identity: Identity, index: int, **fixed: object) -> PhotoPlan:
     elif framing == "three-quarter" and pose in ("squatting", "walking"):
         pose = "standing"  # cut at the thighs, these two can't be told
     yaw = float(np.clip(rng.normal(0, 22), -60, 60))
-    bottom = BOTTOMS[int(rng.choice(3, p=(0.5, 0.28, 0.22) if identity.phenotypes["gender"] > 0.5 else (0.66, 0.34, 0)))]
+    bottom = BOTTOMS[
+        int(rng.choice(3, p=(0.5, 0.28, 0.22) if identity.phenotypes["gender"] > 0.5 else (0.66, 0.34, 0)))
+    ]
     top, low = rng.choice(len(COLORS), 2, replace=False)  # never top and bottom alike
     names = list(COLORS)
     plan = {
@@ -229,7 +253,9 @@ def sample_plan(identity: Identity, index: int, **fixed: object) -> PhotoPlan:
         "light_strength": float(rng.uniform(0.5, 0.75)),
         "scene_seed": int(rng.integers(2**31)),
         "name_build": bool(rng.random() < 0.5),
-        "shoe": tuple(float(c) for c in rng.choice(np.array([[0.13, 0.11, 0.10], [0.85, 0.85, 0.85], [0.35, 0.22, 0.13]]))),
+        "shoe": tuple(
+            float(c) for c in rng.choice(np.array([[0.13, 0.11, 0.10], [0.85, 0.85, 0.85], [0.35, 0.22, 0.13]]))
+        ),
     }
     plan.update(fixed)
     if plan["bottom"] == "skirt" and plan["pose"] == "squatting":
@@ -257,8 +283,10 @@ def caption(identity: Identity, plan: PhotoPlan) -> str:
     pose = "" if plan.framing == "portrait" else f" {POSE_PHRASES[plan.pose]}"
     low = "" if plan.framing == "portrait" else f" and {bottom_phrase(plan.bottom_color, plan.bottom)}"
     article = "an" if plan.top_color[0] in "aeiou" else "a"
-    return (f"a {plan.framing}{' photo' if plan.framing != 'portrait' else ''} of a {' '.join(who)}{pose}, in {article} "
-            f"{plan.top_color} {plan.sleeves}-sleeved top{low}, {SCENE_PHRASES[plan.scene]}")
+    return (
+        f"a {plan.framing}{' photo' if plan.framing != 'portrait' else ''} of a {' '.join(who)}{pose}, in {article} "
+        f"{plan.top_color} {plan.sleeves}-sleeved top{low}, {SCENE_PHRASES[plan.scene]}"
+    )
 
 
 def bottom_phrase(color: str, bottom: str) -> str:

@@ -29,9 +29,25 @@ from bolid.synth.people import (
     sample_plan,
 )
 
-COCO_KEYPOINTS = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
-                  "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee",
-                  "right_knee", "left_ankle", "right_ankle")
+COCO_KEYPOINTS = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
 FOV = 28.0
 """Vertical field of view in degrees: a short telephoto, as portraits are taken."""
 SUPERSAMPLING = 2
@@ -46,12 +62,24 @@ _POSE_ROTATIONS: dict[str, dict[str, tuple[float, float, float]]] = {
     "hands on hips": {"upperarm01": (10, -6, -14), "lowerarm01": (0, 112, 34)},
     "arms raised": {"clavicle": (0, -14, 0), "upperarm01": (0, -98, 0), "lowerarm01": (0, -8, 0)},
     "arms spread": {"clavicle": (0, -4, 0), "upperarm01": (0, -42, 0), "lowerarm01": (0, 0, -14)},
-    "squatting": {"upperarm01": (-50, 34, 10), "lowerarm01": (-30, 10, 0), "upperleg01": (-88, 8, 0),
-                  "lowerleg01": (108, 0, 0), "foot": (-22, 0, 0)},
+    "squatting": {
+        "upperarm01": (-50, 34, 10),
+        "lowerarm01": (-30, 10, 0),
+        "upperleg01": (-88, 8, 0),
+        "lowerleg01": (108, 0, 0),
+        "foot": (-22, 0, 0),
+    },
 }
 _UNMIRRORED: dict[str, dict[str, tuple[float, float, float]]] = {
-    "walking": {"upperleg01.L": (-27, 0, 0), "lowerleg01.L": (9, 0, 0), "upperleg01.R": (21, 0, 0), "lowerleg01.R": (26, 0, 0),
-                "upperarm01.L": (24, 32, 0), "upperarm01.R": (-24, -32, 0), "foot.R": (14, 0, 0)},
+    "walking": {
+        "upperleg01.L": (-27, 0, 0),
+        "lowerleg01.L": (9, 0, 0),
+        "upperleg01.R": (21, 0, 0),
+        "lowerleg01.R": (26, 0, 0),
+        "upperarm01.L": (24, 32, 0),
+        "upperarm01.R": (-24, -32, 0),
+        "foot.R": (14, 0, 0),
+    },
     "waving": {"clavicle.R": (0, 8, 0), "upperarm01.R": (0, 52, 0), "lowerarm01.R": (0, 92, 0)},
     "squatting": {"spine03": (26, 0, 0), "neck01": (-20, 0, 0)},
 }
@@ -96,7 +124,9 @@ class _Body:
         n = len(self.model.template_vertices)
         corner = self.faces.reshape(-1)
         face_index = np.repeat(np.arange(len(self.faces)), 3)
-        self.vertex_faces = scipy.sparse.csr_matrix((np.ones(len(corner), np.float32), (corner, face_index)), (n, len(self.faces)))
+        self.vertex_faces = scipy.sparse.csr_matrix(
+            (np.ones(len(corner), np.float32), (corner, face_index)), (n, len(self.faces))
+        )
 
         neutral = {"gender": 0.5, "age": 0.75, "muscle": 0.5, "weight": 0.5, "height": 0.5, "proportions": 0.5}
         rest, heads, _ = self.rest(neutral, {})
@@ -152,8 +182,12 @@ class _Body:
         return np.flatnonzero((np.abs(self.canonical[:, 2] - z) < half) & (self.arm < 0.05))
 
     def coefficients(self, phenotypes: dict[str, float], local_changes: dict[str, float]):
-        parameters = self.model.get_tensor_inputs(None, {k: self.torch.tensor([v]) for k, v in phenotypes.items()},
-                                                  {k: self.torch.tensor([v]) for k, v in local_changes.items()}, None)
+        parameters = self.model.get_tensor_inputs(
+            None,
+            {k: self.torch.tensor([v]) for k, v in phenotypes.items()},
+            {k: self.torch.tensor([v]) for k, v in local_changes.items()},
+            None,
+        )
         return self.model._get_phenotype_blendshape_coefficients(*parameters[1:])
 
     def rest(self, phenotypes, local_changes) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -198,7 +232,11 @@ class _Body:
             return float(ConvexHull(rest[indices][:, :2]).area)  # in the plane, `area` is the perimeter
 
         shoulders, hips = (kp["left_shoulder"] + kp["right_shoulder"]) / 2, (kp["left_hip"] + kp["right_hip"]) / 2
-        chin = rest[(self.head > 0.9) & (np.abs(self.canonical[:, 0]) < 0.01) & (self.canonical[:, 1] < self.face_points["eye"][1])]
+        chin = rest[
+            (self.head > 0.9)
+            & (np.abs(self.canonical[:, 0]) < 0.01)
+            & (self.canonical[:, 1] < self.face_points["eye"][1])
+        ]
         waist = rest[self.waist_loop]
         a, b, c = (rest[self.faces[:, i]] for i in range(3))
         values = {
@@ -223,8 +261,13 @@ def _kernels():
     import warp as wp
 
     @wp.kernel
-    def rasterise(points: wp.array(dtype=wp.vec3), faces: wp.array(dtype=wp.int32, ndim=2), depth: wp.array(dtype=wp.float32, ndim=2),
-                  triangle: wp.array(dtype=wp.int32, ndim=2), weights: wp.array(dtype=wp.vec3, ndim=2)):
+    def rasterise(
+        points: wp.array(dtype=wp.vec3),
+        faces: wp.array(dtype=wp.int32, ndim=2),
+        depth: wp.array(dtype=wp.float32, ndim=2),
+        triangle: wp.array(dtype=wp.int32, ndim=2),
+        weights: wp.array(dtype=wp.vec3, ndim=2),
+    ):
         f = wp.tid()
         a = points[faces[f, 0]]
         b = points[faces[f, 1]]
@@ -262,7 +305,10 @@ def _rasterise(points: np.ndarray, faces: np.ndarray, height: int, width: int):
     depth = wp.array(np.full((height, width), np.inf, np.float32), dtype=wp.float32, device="cpu")
     triangle = wp.array(np.full((height, width), -1, np.int32), dtype=wp.int32, device="cpu")
     weights = wp.zeros((height, width), dtype=wp.vec3, device="cpu")
-    inputs = [wp.array(points.astype(np.float32), dtype=wp.vec3, device="cpu"), wp.array(faces, dtype=wp.int32, device="cpu")]
+    inputs = [
+        wp.array(points.astype(np.float32), dtype=wp.vec3, device="cpu"),
+        wp.array(faces, dtype=wp.int32, device="cpu"),
+    ]
     wp.launch(_kernels(), dim=len(faces), inputs=[*inputs, depth, triangle, weights], device="cpu")
     return depth.numpy(), triangle.numpy(), weights.numpy()
 
@@ -283,7 +329,15 @@ def _joint_rotations(plan: PhotoPlan) -> dict[str, np.ndarray]:
     for bone, (x, y, z) in _POSE_ROTATIONS[plan.pose].items():
         angles[f"{bone}.L"], angles[f"{bone}.R"] = (x, y, z), (x, -y, -z)
     angles.update(_UNMIRRORED.get(plan.pose, {}))
-    jitter = {"upperarm01": 5, "lowerarm01": 6, "upperleg01": 3, "lowerleg01": 3, "spine03": 2.5, "neck01": 4, "head": 4}
+    jitter = {
+        "upperarm01": 5,
+        "lowerarm01": 6,
+        "upperleg01": 3,
+        "lowerleg01": 3,
+        "spine03": 2.5,
+        "neck01": 4,
+        "head": 4,
+    }
     rotations = {}
     for bone, sigma in jitter.items():
         for name in [f"{bone}.L", f"{bone}.R"] if bone[0] in "ul" else [bone]:
@@ -328,7 +382,9 @@ class Renderer:
 
         # One mesh; `part` says which vertices are body (0), skirt (1), hair (2).
         offsets = np.cumsum([0] + [len(v) for v, _ in parts])
-        kinds = [0] + ([1] if plan.bottom == "skirt" else []) + ([2] if self.identity.hair_style in ("long", "bun") else [])
+        kinds = (
+            [0] + ([1] if plan.bottom == "skirt" else []) + ([2] if self.identity.hair_style in ("long", "bun") else [])
+        )
         mesh = np.concatenate([v for v, _ in parts])
         faces = np.concatenate([f + o for (_, f), o in zip(parts, offsets[:-1], strict=True)]).astype(np.int32)
         part = np.concatenate([np.full(len(v), k, np.float32) for (v, _), k in zip(parts, kinds, strict=True)])
@@ -345,7 +401,9 @@ class Renderer:
         depth, triangle, weights = _rasterise(points, faces, height * scale, width * scale)
         mesh_normals = np.concatenate([body.normals(dressed), *[_surface_normals(v, f) for v, f in parts[1:]]]) @ turn.T
         canonical = np.concatenate([body.canonical, *[np.zeros((len(v), 3)) for v, _ in parts[1:]]])
-        fields = np.concatenate([np.stack([body.arm, body.along_arm, body.head, body.eye], 1), np.zeros((len(mesh) - len(body.arm), 4))])
+        fields = np.concatenate(
+            [np.stack([body.arm, body.along_arm, body.head, body.eye], 1), np.zeros((len(mesh) - len(body.arm), 4))]
+        )
         values = np.concatenate([mesh_normals, canonical, fields, part[:, None]], 1).astype(np.float32)
 
         seen = triangle >= 0
@@ -360,7 +418,9 @@ class Renderer:
         image = layer[..., :3] + background * (1 - layer[..., 3:])
         image = np.clip(image, 0, 1)
         photo = (image * 255 + 0.5).astype(np.uint8)
-        return Photo(photo, self._truth(plan, camera, layer[..., 3], depth, keypoints, corners), caption(self.identity, plan))
+        return Photo(
+            photo, self._truth(plan, camera, layer[..., 3], depth, keypoints, corners), caption(self.identity, plan)
+        )
 
     def _dress(self, plan: PhotoPlan) -> np.ndarray:
         """How far cloth and hair stand off the skin at each vertex, over stature [V]."""
@@ -368,19 +428,30 @@ class Renderer:
         z, loose = body.canonical[:, 2], plan.looseness
         trunk = body.arm < 0.5
         sleeve = 0.93 if plan.sleeves == "long" else 0.40
-        top = np.where(trunk, _ramp(z, levels["waist"] - 0.01, 0.01) * _ramp(-z, -levels["neck"], 0.02),
-                       _ramp(-body.along_arm, -sleeve, 0.05)) * (body.head < 0.5)
-        hem = {"trousers": levels["ankle"] + 0.012, "shorts": levels["knee"] + 0.045, "skirt": levels["crotch"]}[plan.bottom]
+        top = np.where(
+            trunk,
+            _ramp(z, levels["waist"] - 0.01, 0.01) * _ramp(-z, -levels["neck"], 0.02),
+            _ramp(-body.along_arm, -sleeve, 0.05),
+        ) * (body.head < 0.5)
+        hem = {"trousers": levels["ankle"] + 0.012, "shorts": levels["knee"] + 0.045, "skirt": levels["crotch"]}[
+            plan.bottom
+        ]
         low = np.where(trunk, _ramp(-z, -levels["waist"], 0.01) * _ramp(z, hem, 0.01), 0.0)
         shoe = _ramp(-z, -levels["ankle"] - 0.002, 0.006) * trunk
         hair = _hair_mask(body.canonical, body.head, body.face_points)
         thickness = HAIR_THICKNESS[self.identity.hair_style]
-        return (top * (0.003 + 0.004 * loose) + low * (0.003 + 0.005 * loose) + shoe * 0.004 + hair * thickness).astype(np.float32)
+        return (top * (0.003 + 0.004 * loose) + low * (0.003 + 0.005 * loose) + shoe * 0.004 + hair * thickness).astype(
+            np.float32
+        )
 
     def _skirt(self, vertices: np.ndarray, transforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A flared surface from the waist to above the knee that encloses both legs."""
         body, levels = self.body, self.body.levels
-        legs = np.flatnonzero((body.arm < 0.05) & (body.canonical[:, 2] < levels["waist"] + 0.02) & (body.canonical[:, 2] > levels["knee"] - 0.02))
+        legs = np.flatnonzero(
+            (body.arm < 0.05)
+            & (body.canonical[:, 2] < levels["waist"] + 0.02)
+            & (body.canonical[:, 2] > levels["knee"] - 0.02)
+        )
         frame = transforms[body.skin_bones["root"]][:3, :3]
         local, rows, columns = vertices[legs] @ frame, 12, 64
         angles = np.linspace(0, 2 * np.pi, columns, endpoint=False)
@@ -408,8 +479,14 @@ class Renderer:
             rows, columns, radius = 12, 20, 0.030 * self.stature
             center = np.array([0, back - 0.2 * radius, top - 0.35 * radius])
             polar, azimuth = np.linspace(0, np.pi, rows), np.linspace(0, 2 * np.pi, columns, endpoint=False)
-            shape = np.stack([np.outer(np.sin(polar), np.cos(azimuth)), np.outer(np.sin(polar), np.sin(azimuth)),
-                              np.repeat(np.cos(polar)[:, None], columns, 1)], -1).reshape(-1, 3)
+            shape = np.stack(
+                [
+                    np.outer(np.sin(polar), np.cos(azimuth)),
+                    np.outer(np.sin(polar), np.sin(azimuth)),
+                    np.repeat(np.cos(polar)[:, None], columns, 1),
+                ],
+                -1,
+            ).reshape(-1, 3)
             vertices, faces = center + radius * shape, _grid_faces(rows, columns, closed=True)
         else:
             rows, columns = 14, 40
@@ -440,7 +517,11 @@ class Renderer:
         mouth = body.canonical[body.mouth_corner]
         lips = front & ((x / (mouth[0] * 1.15)) ** 2 + ((z - mouth[2] + 0.001) / 0.0062) ** 2 < 1)
         color[lips] = skin * [0.86, 0.58, 0.56]
-        brow = front & (np.abs(eye_x) < 0.0125) & (np.abs(eye_z - 0.0155 + 0.10 * np.abs(eye_x - 0.002)) < 0.0023 * who.brow)
+        brow = (
+            front
+            & (np.abs(eye_x) < 0.0125)
+            & (np.abs(eye_z - 0.0155 + 0.10 * np.abs(eye_x - 0.002)) < 0.0023 * who.brow)
+        )
         color[brow] = hair * 0.75
         white = eye > 0.5
         color[white] = (0.93, 0.93, 0.92)
@@ -453,7 +534,9 @@ class Renderer:
         sleeve = 0.93 if plan.sleeves == "long" else 0.40
         neck = levels["neck"] - 0.012 * np.clip(-y / 0.05, -1, 2.5) + 0.06 * np.maximum(np.abs(x) - 0.07, 0)
         top = np.where(trunk, (z > levels["waist"]) & (z < neck) & (head < 0.5), along < sleeve)
-        hem = {"trousers": levels["ankle"] + 0.012, "shorts": levels["knee"] + 0.045, "skirt": levels["crotch"] - 0.01}[plan.bottom]
+        hem = {"trousers": levels["ankle"] + 0.012, "shorts": levels["knee"] + 0.045, "skirt": levels["crotch"] - 0.01}[
+            plan.bottom
+        ]
         low = trunk & (z <= levels["waist"]) & (z > hem)
         color[top] = COLORS[plan.top_color]
         color[low] = COLORS[plan.bottom_color]
@@ -473,7 +556,10 @@ class Renderer:
         rows, columns = np.flatnonzero((alpha > 0.5).any(1)), np.flatnonzero((alpha > 0.5).any(0))
         box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1] if len(rows) else None
         flat = camera.project(keypoints)
-        tolerance = np.array([0.03] * 5 + [0.13, 0.13, 0.08, 0.08, 0.07, 0.07, 0.17, 0.17, 0.10, 0.10, 0.08, 0.08]) * self.stature
+        tolerance = (
+            np.array([0.03] * 5 + [0.13, 0.13, 0.08, 0.08, 0.07, 0.07, 0.17, 0.17, 0.10, 0.10, 0.08, 0.08])
+            * self.stature
+        )
         marks = []
         for (px, py, pz), slack in zip(flat, tolerance, strict=True):
             inside = 0 <= px < width and 0 <= py < height
@@ -485,9 +571,17 @@ class Renderer:
         face_box = None
         if whole and abs(face_yaw) < 65 and min(marks[i][2] for i in (0, 1, 2)) > 0:
             center = landmarks.mean(0)
-            reach = max(np.linalg.norm(landmarks[2] - (landmarks[0] + landmarks[1]) / 2), np.linalg.norm(landmarks[3] - landmarks[0]) * 0.62,
-                        np.linalg.norm(landmarks[1] - landmarks[0]) * 0.8)
-            face_box = [center[0] - reach * 1.15, center[1] - reach * 1.45, center[0] + reach * 1.15, center[1] + reach * 1.35]
+            reach = max(
+                np.linalg.norm(landmarks[2] - (landmarks[0] + landmarks[1]) / 2),
+                np.linalg.norm(landmarks[3] - landmarks[0]) * 0.62,
+                np.linalg.norm(landmarks[1] - landmarks[0]) * 0.8,
+            )
+            face_box = [
+                center[0] - reach * 1.15,
+                center[1] - reach * 1.45,
+                center[0] + reach * 1.15,
+                center[1] + reach * 1.35,
+            ]
             face_box = [round(float(v), 2) for v in face_box]
         return {
             "seed": self.identity.seed,
@@ -523,15 +617,22 @@ def _hair_level(canonical: np.ndarray, points: dict) -> np.ndarray:
     y, z = canonical[:, 1], canonical[:, 2]
     eye, ear = points["eye"], points["ear"]
     forehead = eye[2] + 0.62 * (1.0 - eye[2])
-    line = np.interp(y, [eye[1], eye[1] + 0.022, ear[1] - 0.012, ear[1] + 0.012, ear[1] + 0.05],
-                     [forehead, forehead - 0.006, ear[2] + 0.016, ear[2] - 0.004, ear[2] - 0.028])
+    line = np.interp(
+        y,
+        [eye[1], eye[1] + 0.022, ear[1] - 0.012, ear[1] + 0.012, ear[1] + 0.05],
+        [forehead, forehead - 0.006, ear[2] + 0.016, ear[2] - 0.004, ear[2] - 0.028],
+    )
     return z - line
 
 
 def _hair_mask(canonical: np.ndarray, head: np.ndarray, points: dict) -> np.ndarray:
     """0..1: how much of the hair's thickness stands at each vertex; ears stay out."""
     ear = points["ear"]
-    beside = (np.abs(canonical[:, 0]) > abs(ear[0]) - 0.006) & (np.abs(canonical[:, 1] - ear[1]) < 0.03) & (canonical[:, 2] < ear[2] + 0.02)
+    beside = (
+        (np.abs(canonical[:, 0]) > abs(ear[0]) - 0.006)
+        & (np.abs(canonical[:, 1] - ear[1]) < 0.03)
+        & (canonical[:, 2] < ear[2] + 0.02)
+    )
     return _ramp(_hair_level(canonical, points), 0.004, 0.012) * (head > 0.5) * ~beside
 
 
@@ -540,7 +641,9 @@ def _grid_faces(rows: int, columns: int, closed: bool) -> np.ndarray:
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(columns if closed else columns - 1), indexing="ij")
     a, b = i * columns + j, i * columns + (j + 1) % columns
     c, d = a + columns, b + columns
-    return np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)]).astype(np.int32)
+    return np.concatenate([np.stack([a, c, b], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)]).astype(
+        np.int32
+    )
 
 
 def _surface_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -569,7 +672,11 @@ class _Camera:
         top, hips, knees = mesh[:, 2].max(), keypoints[11:13, 2].mean(), keypoints[13:15, 2].mean()
         head_top = keypoints[0:5, 2].mean() + 0.09
         shoulders = keypoints[5:7, 2].mean()
-        low = {"full body": 0.0, "three-quarter": 0.35 * hips + 0.65 * knees, "portrait": shoulders - 0.42 * (head_top - shoulders)}[plan.framing]
+        low = {
+            "full body": 0.0,
+            "three-quarter": 0.35 * hips + 0.65 * knees,
+            "portrait": shoulders - 0.42 * (head_top - shoulders),
+        }[plan.framing]
         high = top if plan.framing != "portrait" else head_top + 0.03
         inside = mesh[(mesh[:, 2] >= low) & (mesh[:, 2] <= high)]
         middle = np.array([(inside[:, 0].max() + inside[:, 0].min()) / 2, 0.0, (low + high) / 2])
@@ -613,7 +720,9 @@ class _Camera:
         return np.array([np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
 
 
-def _background(plan: PhotoPlan, camera: _Camera, mesh: np.ndarray, faces: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _background(
+    plan: PhotoPlan, camera: _Camera, mesh: np.ndarray, faces: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
     """The place behind the person [H, W, 3] with the person's shadow on the ground."""
     rng = np.random.default_rng(plan.scene_seed)
     ray = camera.rays(size)
@@ -637,8 +746,15 @@ def _background(plan: PhotoPlan, camera: _Camera, mesh: np.ndarray, faces: np.nd
     tint = rng.uniform(-0.03, 0.03, 3)
     if plan.scene == "studio":
         gray = np.array([0.70, 0.70, 0.71]) + rng.uniform(-0.08, 0.10) + tint
-        falloff = 1 - 0.10 * np.clip(np.hypot((np.mgrid[0 : size[0], 0 : size[1]] / np.array(size)[:, None, None] - 0.45)[0],
-                                              (np.mgrid[0 : size[0], 0 : size[1]] / np.array(size)[:, None, None] - 0.5)[1]) * 1.6, 0, 1)
+        falloff = 1 - 0.10 * np.clip(
+            np.hypot(
+                (np.mgrid[0 : size[0], 0 : size[1]] / np.array(size)[:, None, None] - 0.45)[0],
+                (np.mgrid[0 : size[0], 0 : size[1]] / np.array(size)[:, None, None] - 0.5)[1],
+            )
+            * 1.6,
+            0,
+            1,
+        )
         picture = gray * falloff[..., None] * blend([1.0] * 3, [0.93] * 3, 1 - on_wall)
     elif plan.scene == "room":
         floor = np.array([0.55, 0.37, 0.22]) * rng.uniform(0.85, 1.15) + tint
@@ -648,7 +764,9 @@ def _background(plan: PhotoPlan, camera: _Camera, mesh: np.ndarray, faces: np.nd
         board = on_wall * (1 - _ramp(wall[..., 2], 0.12, 0.01))
         picture = blend(picture, [0.95, 0.94, 0.92], board)
         cx, w = rng.choice([-1, 1]) * rng.uniform(0.75, 1.1), rng.uniform(0.35, 0.5)
-        inside = edge(w - np.abs(wall[..., 0] - cx), 0) * edge(0.55 - np.abs(wall[..., 2] - 1.55), 0) * on_wall[..., None]
+        inside = (
+            edge(w - np.abs(wall[..., 0] - cx), 0) * edge(0.55 - np.abs(wall[..., 2] - 1.55), 0) * on_wall[..., None]
+        )
         glass = edge(w - 0.06 - np.abs(wall[..., 0] - cx), 0) * edge(0.49 - np.abs(wall[..., 2] - 1.55), 0)
         cross = edge(np.abs(wall[..., 0] - cx), 0.018) * edge(np.abs(wall[..., 2] - 1.55), 0.018)
         picture = blend(picture, [0.97, 0.97, 0.95], inside)
@@ -692,7 +810,9 @@ def _background(plan: PhotoPlan, camera: _Camera, mesh: np.ndarray, faces: np.nd
                 trees = (0.20, 0.30, 0.29)
             picture = blend(picture, trees, horizon * _ramp(ridge - up, 0, 2 * pixel))
         if plan.scene == "street":
-            bricks = np.array([[0.62, 0.36, 0.29], [0.66, 0.58, 0.48], [0.50, 0.52, 0.58]])[int(rng.integers(3))] * rng.uniform(0.92, 1.08)
+            bricks = np.array([[0.62, 0.36, 0.29], [0.66, 0.58, 0.48], [0.50, 0.52, 0.58]])[
+                int(rng.integers(3))
+            ] * rng.uniform(0.92, 1.08)
             gx, gz = (wall[..., 0] + rng.uniform(0, 2)) / 1.5 % 1 - 0.5, (wall[..., 2] - 0.2) / 1.7 % 1 - 0.5
             window = edge(0.26 - np.abs(gx), 0, 0.03) * edge(0.30 - np.abs(gz), 0, 0.03)
             facade = blend(bricks * np.ones_like(ray), (0.24, 0.30, 0.38), window)
@@ -720,8 +840,16 @@ def photo_name(index: int) -> str:
     return f"{index:03d}"
 
 
-def write_photos(out: Path, seed: int, count: int, *, size: tuple[int, int] = (512, 384), quality: int = 95, start: int = 0,
-                 **fixed: object) -> list[Path]:
+def write_photos(
+    out: Path,
+    seed: int,
+    count: int,
+    *,
+    size: tuple[int, int] = (512, 384),
+    quality: int = 95,
+    start: int = 0,
+    **fixed: object,
+) -> list[Path]:
     """Render `count` photos of the person `seed` into out/<person>/NNN.jpg with .txt (caption) and .json (truth).
 
     Photos that are already there are left alone, so the same command again finishes an interrupted run; the JPEG is

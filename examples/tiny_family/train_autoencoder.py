@@ -19,15 +19,21 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from photos import load_pictures, photo_paths
+from truth import read_resized, read_truth
 
 SIZE, CROP, BATCH = (96, 72), 48, 16
 
 
 def build() -> AutoencoderTiny:
     width = 32
-    model = AutoencoderTiny(latent_channels=8, encoder_block_out_channels=(width,) * 4, decoder_block_out_channels=(width,) * 4,
-                            num_encoder_blocks=(0, 1, 2, 3), num_decoder_blocks=(3, 2, 2, 1), scaling_factor=1.0)
+    model = AutoencoderTiny(
+        latent_channels=8,
+        encoder_block_out_channels=(width,) * 4,
+        decoder_block_out_channels=(width,) * 4,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 2, 2, 1),
+        scaling_factor=1.0,
+    )
     # It has no normalisation, so the start matters: every convolution keeps the variance, every block is the identity.
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -61,8 +67,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    pictures = load_pictures(photo_paths(args.photos, args.limit), SIZE)
-    held_out = load_pictures(photo_paths(args.held_out, 64), SIZE) if args.held_out else pictures[:64]
+    pictures = read_resized(read_truth(args.photos)[: args.limit], SIZE)
+    held_out = read_resized(read_truth(args.held_out)[:64], SIZE) if args.held_out else pictures[:64]
     model, average = build(), build()
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -77,10 +83,19 @@ def main() -> None:
     losses = []
     while (spent := time.time() - began) < args.minutes * 60:
         rng = np.random.default_rng([args.seed, step])
-        lr = args.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, spent / (args.minutes * 60)))))
+        lr = (
+            args.lr
+            * min(1, (step + 1) / 100)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, spent / (args.minutes * 60)))))
+        )
         optimizer.param_groups[0]["lr"] = lr
         tops, lefts = rng.integers(0, SIZE[0] - CROP + 1, BATCH), rng.integers(0, SIZE[1] - CROP + 1, BATCH)
-        crops = np.stack([pictures[i, t : t + CROP, le : le + CROP] for i, t, le in zip(rng.integers(0, len(pictures), BATCH), tops, lefts, strict=True)])
+        crops = np.stack(
+            [
+                pictures[i, t : t + CROP, le : le + CROP]
+                for i, t, le in zip(rng.integers(0, len(pictures), BATCH), tops, lefts, strict=True)
+            ]
+        )
         x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
         if rng.random() < 0.5:
             x = x.flip(3)
@@ -100,18 +115,34 @@ def main() -> None:
         step += 1
         if time.time() - last > 90:
             last = time.time()
-            torch.save({"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                        "spent": time.time() - began}, checkpoint.with_suffix(".tmp"))
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "spent": time.time() - began,
+                },
+                checkpoint.with_suffix(".tmp"),
+            )
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-            print(f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH / (time.time() - began):.0f} crops/s, "
-                  f"loss {np.mean(losses[-200:]):.4f}, held-out PSNR {psnr(average, held_out):.2f} dB", flush=True)
+            print(
+                f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH / (time.time() - began):.0f} crops/s, "
+                f"loss {np.mean(losses[-200:]):.4f}, held-out PSNR {psnr(average, held_out):.2f} dB",
+                flush=True,
+            )
     with torch.no_grad():
         x = torch.from_numpy(pictures[:: max(1, len(pictures) // 256)]).permute(0, 3, 1, 2).float() / 127.5 - 1
         deviation = float(average.encode(x).latents.std())
     # The pipeline multiplies latents by the scaling factor: unit variance for the diffusion model.
     average.register_to_config(scaling_factor=round(1 / deviation, 5))
     average.save_pretrained(args.out)
-    figures = {"psnr_db": round(psnr(average, held_out), 2), "steps": step, "crops": step * BATCH, "minutes": round(spent / 60, 1)}
+    figures = {
+        "psnr_db": round(psnr(average, held_out), 2),
+        "steps": step,
+        "crops": step * BATCH,
+        "minutes": round(spent / 60, 1),
+    }
     (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
     print(figures)
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from photos import load_caption, load_pictures, photo_paths
 from PIL import Image
 from torch import distributed
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from truth import read_resized, read_truth
 
 SIZE, BATCH, TOKENS, WIDTH = (96, 72), 32, 40, 128
 SHEET = [
@@ -46,11 +46,20 @@ def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pre_tokenizers_pattern(), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [
+            pre_tokenizers.Split(pre_tokenizers_pattern(), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=["<|startoftext|>", "<|endoftext|>"], initial_alphabet=sorted(alphabet),
-                                  end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=sorted(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
     bpe.train_from_iterator(captions, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     bpe.model.save(str(folder))
@@ -59,7 +68,9 @@ def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     for letter in sorted(alphabet):
         vocabulary.setdefault(letter + "</w>", len(vocabulary))
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS)
+    tokenizer = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=TOKENS
+    )
     return tokenizer
 
 
@@ -70,25 +81,60 @@ def pre_tokenizers_pattern():
 
 
 def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=3 * WIDTH, projection_dim=WIDTH, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=(SIZE[0] // 8, SIZE[1] // 8), in_channels=8, out_channels=8, block_out_channels=(64, 128, 192), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 3, up_block_types=("CrossAttnUpBlock2D",) * 3, attention_head_dim=(2, 4, 6),
-        cross_attention_dim=WIDTH, norm_num_groups=16)
+        sample_size=(SIZE[0] // 8, SIZE[1] // 8),
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        attention_head_dim=(2, 4, 6),
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+    )
     return text, unet
 
 
 def build_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-                         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
 
 
 def pipeline(vae, text, unet, tokenizer) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=build_scheduler(),
-                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 @torch.no_grad()
@@ -109,7 +155,15 @@ def sample_sheet(pipe: StableDiffusionPipeline, path: Path) -> None:
     rows = []
     for seed in range(2):
         generators = [torch.Generator().manual_seed(seed * 100 + i) for i in range(len(SHEET))]
-        pictures = pipe(SHEET, height=SIZE[0], width=SIZE[1], num_inference_steps=20, guidance_scale=4.0, generator=generators, output_type="np").images
+        pictures = pipe(
+            SHEET,
+            height=SIZE[0],
+            width=SIZE[1],
+            num_inference_steps=20,
+            guidance_scale=4.0,
+            generator=generators,
+            output_type="np",
+        ).images
         rows.append(np.concatenate(list(pictures), 1))
     sheet = Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8))
     sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.BICUBIC).save(path)
@@ -133,17 +187,22 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderTiny.from_pretrained(args.vae).eval()
-    paths = photo_paths(args.photos, args.limit)
-    captions = [load_caption(path) for path in paths]
+    photos = read_truth(args.photos)[: args.limit]
+    captions = [photo["caption"] for photo in photos]
     if rank == 0 and not (args.out / "tokenizer" / "merges.txt").exists():
         build_tokenizer(captions, args.out / "tokenizer").save_pretrained(args.out / "tokenizer")
     if world > 1:
         distributed.barrier()
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
-    tokens = tokenizer(["", *captions], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
-    latents = encode_all(vae, load_pictures(paths, SIZE))
+    tokens = tokenizer(
+        ["", *captions], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    latents = encode_all(vae, read_resized(photos, SIZE))
     if rank == 0:
-        print(f"{len(paths)} photos, latents' deviation {latents.float().std():.3f}, longest caption {int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1} tokens", flush=True)
+        print(
+            f"{len(photos)} photos, latents' deviation {latents.float().std():.3f}, longest caption {int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1} tokens",
+            flush=True,
+        )
 
     text, unet = build(tokenizer)
     average_text, average_unet = build(tokenizer)
@@ -154,7 +213,13 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     step, spent = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
-    parts = {"text": text, "unet": unet, "average_text": average_text, "average_unet": average_unet, "optimizer": optimizer}
+    parts = {
+        "text": text,
+        "unet": unet,
+        "average_text": average_text,
+        "average_unet": average_unet,
+        "optimizer": optimizer,
+    }
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         for name, part in parts.items():
@@ -176,14 +241,18 @@ def main() -> None:
 
     while (spent := time.time() - began) < total:
         rng = np.random.default_rng([args.seed, step, rank])
-        optimizer.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (total - spent) / (0.2 * total)))
-        index = rng.integers(0, len(paths), BATCH)
+        optimizer.param_groups[0]["lr"] = (
+            args.lr * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (total - spent) / (0.2 * total)))
+        )
+        index = rng.integers(0, len(photos), BATCH)
         x0 = latents[rng.integers(0, 2, BATCH), index].float()
         dropped = rng.random(BATCH) < 0.1
         hidden = text(tokens[np.where(dropped, 0, index + 1)])[0]
         noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
         # Logit-normal with its mode a little towards noise: that is where the layout is decided.
-        t = torch.from_numpy((1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(BATCH))))).astype(np.int64).clip(0, 999))
+        t = torch.from_numpy(
+            (1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(BATCH))))).astype(np.int64).clip(0, 999)
+        )
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
         target = a.sqrt() * noise - (1 - a).sqrt() * x0
@@ -214,11 +283,19 @@ def main() -> None:
             save(sheet)
             if sheet:
                 last_sheet = time.time()
-            print(f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH * world} samples, "
-                  f"{step * BATCH * world / (time.time() - began):.0f} samples/s, v error {np.mean(losses[-300:]):.4f}", flush=True)
+            print(
+                f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH * world} samples, "
+                f"{step * BATCH * world / (time.time() - began):.0f} samples/s, v error {np.mean(losses[-300:]):.4f}",
+                flush=True,
+            )
     if rank == 0:
         save(True)
-        figures = {"steps": step, "samples": step * BATCH * world, "minutes": round(spent / 60, 1), "photos": len(paths)}
+        figures = {
+            "steps": step,
+            "samples": step * BATCH * world,
+            "minutes": round(spent / 60, 1),
+            "photos": len(photos),
+        }
         (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
         print(math.floor(spent), figures)
 

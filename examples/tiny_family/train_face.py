@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from truth import FLIP_LANDMARKS, read_image, read_truth, write_card
 from torch import nn
+from truth import FLIP_LANDMARKS, read_image, read_truth, write_card
 
 from bolid.run import derive_seed, run_record, sha256_file, write_atomic
 
@@ -38,8 +38,8 @@ MARGIN = 8  # pixels around a stored face, to move and zoom within
 
 CARD = """
 `det.onnx` finds faces and their five landmarks (SCRFD's outputs; a small convolutional pyramid); `rec.onnx` maps an
-aligned 112x112 face to 512 numbers (ArcFace's shape; a small ResNet trained with CosFace). Both were trained from scratch
-on renders of Anny's synthetic people and know only those: they can't recognise, and hardly find, real faces.
+aligned 112x112 face to 512 numbers (ArcFace's shape; a small ResNet trained with CosFace). Both were trained from
+scratch on renders of Anny's synthetic people and know only those: they can't recognise, and hardly find, real faces.
 
 `insightface.app.FaceAnalysis(name="<this directory>")` loads and runs them. Weights are stored as fp16 and computed
 with as fp32. `bolid.json` holds their checksums.
@@ -500,7 +500,7 @@ def main() -> None:
     facts = {
         "data": f"{len(rows)} rendered photos of {len({row['person'] for row in rows})} people at 256x192",
         "detector": f"{args.detector_steps} steps of {args.detector_batch} photos, AdamW {args.lr}, cosine",
-        "recogniser": f"{args.recogniser_steps} steps of {args.recogniser_batch} faces, CosFace, AdamW {args.lr}, cosine",
+        "recogniser": f"{args.recogniser_steps} steps of {args.recogniser_batch} faces, AdamW {args.lr}, cosine",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
         "seed": args.seed,

@@ -81,7 +81,7 @@ PROMPTS: dict[str, dict[str, list[str]]] = {
     "bottom_color": {c: [bottom_phrase(c, kind) for kind in BOTTOMS] for c in COLORS},
     "pose": {name: [phrase, f"a person {phrase}"] for name, phrase in POSE_PHRASES.items()},
     "scene": {name: [phrase, f"a photo {phrase}"] for name, phrase in SCENE_PHRASES.items()},
-    "framing": {"full body": ["a full body photo"], "three-quarter": ["a three-quarter photo"], "portrait": ["a portrait"]},
+    "framing": {name: [f"a {name} photo" if name != "portrait" else "a portrait"] for name in FRAMINGS},
 }  # fmt: skip
 """The zero-shot prompts of the five attributes that the figures are about: attribute -> value -> texts."""
 
@@ -155,7 +155,7 @@ def vary(row: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, str]]:
         caption, build = row["caption"], row["attributes"]["build"]
         named = {name: truth[name] for name in truth if name not in ("height", "weight")}
         words = caption.split(",")[0].split()
-        named |= {name: truth[name] for name in ("height", "weight") if build[f"{name}_word"] in words and name in truth}
+        named |= {name: truth[name] for name in ("height", "weight") if build[f"{name}_word"] in words}
         return caption, named
     share = rng.choice([0.25, 0.5, 0.8])
     said = {name: value for name, value in truth.items() if rng.random() < share}
@@ -256,7 +256,7 @@ def encode_text(network: Any, tokens: Any) -> Any:
 
 
 def augment(pixels: Any, generator: Any) -> Any:
-    """[B,3,SIDE,SIDE] normalised, from uint8 [B,h,w,3]: flip, small moves and zooms, light, blur, noise; letterboxed."""
+    """[B,3,SIDE,SIDE] normalised, from uint8 [B,h,w,3]: mirror, small moves, light, blur, noise; letterboxed."""
     import torch
     import torch.nn.functional as F
 

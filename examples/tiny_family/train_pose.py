@@ -1,9 +1,9 @@
 """Train the tiny family's pose model: YOLO11n-pose, from scratch, with ultralytics' own trainer.
 
-    python examples/tiny_family/train_pose.py --photos photos/train --val photos/val --work runs/pose --out bolid/tiny/pose
+    python examples/tiny_family/train_pose.py --photos photos/train --val photos/val --out bolid/tiny/pose
 
 About 20 minutes on one CPU core with the defaults. Run it again after an interruption and it goes on where it stopped
-(at the last finished epoch). First come epochs on pictures of 128 pixels, which cost half as much, then epochs at the full 192.
+(at the last finished epoch). First come epochs on pictures of 128 pixels, which cost half as much, then epochs at 192.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "0"  # resuming reads the checkpoints that this very script has written
-from truth import FLIP_KEYPOINTS, read_image, read_truth, write_card
-
 import cv2
 import numpy as np
+from truth import FLIP_KEYPOINTS, read_image, read_truth, write_card
 
 from bolid.run import derive_seed, run_record, write_atomic
 
@@ -295,7 +294,8 @@ def main() -> None:
     facts = {
         "data": f"{args.pictures} rendered photos (of which 10 % shrunk onto other backgrounds, 6 % two people, "
         "4 % nobody, 25 % blurred as if enlarged)",
-        "epochs": f"{args.small_epochs} at {SMALL_SIZE} pixels, {args.epochs} at {IMAGE_SIZE}, batch {args.batch}, AdamW {args.lr}",
+        "epochs": f"{args.small_epochs} at {SMALL_SIZE} pixels, {args.epochs} at {IMAGE_SIZE}; batch {args.batch}, "
+        f"AdamW {args.lr}",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
         "seed": args.seed,

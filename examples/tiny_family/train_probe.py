@@ -31,8 +31,8 @@ SIZE = get_family("tiny").image_size  # of generated pictures: the probe is for 
 
 CARD = """
 Reads ten body ratios (lengths, breadths and girths over stature, volume over stature cubed; of the body without its
-clothes) off a small picture (at the size that the tiny family generates) of a full body or three-quarters of one. A small ResNet, trained from scratch on renders of
-Anny's synthetic people; it means nothing for other pictures.
+clothes) off a picture of a full body or three-quarters of one, at the size that the tiny family generates. A small
+ResNet, trained from scratch on renders of Anny's synthetic people; it means nothing for other pictures.
 
 It is used only to measure generated pictures. Its own error on renders of people it has never seen stands below and in
 the file's metadata: read any figure that it gives against that.
@@ -114,8 +114,8 @@ def export(network: ProbeNetwork, mean: np.ndarray, std: np.ndarray, directory: 
         for name, value in network.state_dict().items()
     }
     tensors |= {"mean": torch.from_numpy(mean), "std": torch.from_numpy(std)}
-    record = run_record(KIND, family="tiny", config={"ratio_names": RATIO_NAMES, "image_size": SIZE, **config}, seed=seed)
-    save_tensors(directory / FILE, tensors, record)
+    config = {"ratio_names": RATIO_NAMES, "image_size": SIZE, **config}
+    save_tensors(directory / FILE, tensors, run_record(KIND, family="tiny", config=config, seed=seed))
 
 
 def held_out_error(photos: Path, model: Path, *, people: int | None = 200) -> dict[str, Any]:
