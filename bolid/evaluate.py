@@ -160,7 +160,7 @@ def _prompt(path: Path) -> str:
 
 
 def _truth(paths: list[Path]) -> dict[str, float]:
-    """The ground-truth ratios beside the photos of a synthetic person; {} for others and for photos of several people."""
+    """The ground-truth ratios beside the photos of a synthetic person; {} for others and several people."""
     found: list[dict[str, Any]] = []
     for path in paths:
         try:

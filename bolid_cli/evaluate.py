@@ -31,7 +31,7 @@ def evaluate(
 ) -> None:
     """Score generated pictures: do they follow the prompts, and is the body the person's?
 
-    Prompts are read from the pictures' own run records. For synthetic people the ground truth beside the photos is used.
+    Prompts are read from the pictures' own run records. For synthetic people the ground truth beside the photos counts.
     """
     chosen = choose_family(family, quiet)
     import bolid.evaluate

@@ -1,4 +1,7 @@
-"""The measures of section 6, on plain tensors. Shapes: N pictures, D features, K = 17 COCO keypoints, P people, R ratios."""
+"""The measures of section 6, on plain tensors.
+
+Shapes: N pictures, D features, K = 17 COCO keypoints, P people, R ratios.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ BONES: dict[str, tuple[tuple[int, int], ...]] = {
 def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """FID between features `a` [N, D] and `b` [M, D] (BoLID Eq. 15; Heusel et al., arXiv:1706.08500).
 
-    |mu_a - mu_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr sqrt(S_a S_b), where the last trace is the nuclear norm of A B^T with A, B
-    the centred features over sqrt(N - 1): no matrix square root, and exact also for N < D. Needs N, M >= 2.
+    |mu_a - mu_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr sqrt(S_a S_b), where the last trace is the nuclear norm of A B^T with
+    A, B the centred features over sqrt(N - 1): no matrix square root, and exact also for N < D. Needs N, M >= 2.
     """
     if len(a) < 2 or len(b) < 2:
         raise ValueError("the Frechet distance needs two pictures or more on both sides")

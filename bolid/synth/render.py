@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bolid.run import atomic_path, derive_seed
+from bolid.run import atomic_path
 from bolid.synth.people import (
     COLORS,
     RATIO_NAMES,

@@ -2,8 +2,8 @@
 
     python examples/tiny_family/measure.py --val photos/val
 
-Expected time: 25 minutes on two cores. Writes docs/tiny-figures.md and docs/tiny-figures.json. `--only adapter` measures
-one part (pose, face, image_text, probe, base, body_encoder, adapter) and leaves the other rows as they are.
+Expected time: 25 minutes. Writes docs/tiny-figures.md and docs/tiny-figures.json. `--only adapter` measures one part
+(pose, face, image_text, probe, base, body_encoder, adapter) and leaves the other rows as they are.
 No threshold is applied anywhere: the table gives the figure asked for beside the figure measured.
 """
 
@@ -227,10 +227,16 @@ def measure_part(part: str, val: Path) -> dict[str, float]:
     import train_pose
     import train_probe
 
-    return {
-        "pose": train_pose.measure, "face": train_face.measure, "image-text": train_image_text.measure, "probe": train_probe.measure,
-        "base": measure_base, "body encoder": measure_body_encoder, "adapter": measure_adapter,
-    }[part](val)  # fmt: skip
+    measures = {
+        "pose": train_pose.measure,
+        "face": train_face.measure,
+        "image-text": train_image_text.measure,
+        "probe": train_probe.measure,
+        "base": measure_base,
+        "body encoder": measure_body_encoder,
+        "adapter": measure_adapter,
+    }
+    return measures[part](val)
 
 
 PARTS = ("pose", "face", "image-text", "probe", "base", "body encoder", "adapter")
@@ -266,10 +272,8 @@ def write_table(figures: dict[str, dict[str, float]], path: Path) -> None:
     for part, rows in figures.items():
         for name, value in rows.items():
             asked = ASKED.get(f"{part}: {name}")
-            mark = "" if asked is None else f"{asked:.2f}"
-            lines.append(
-                f"| {part}: {name} | {mark} | {value:.3f}{' (short of it)' if asked is not None and value < asked else ''} |"
-            )
+            goal, verdict = ("", "") if asked is None else (f"{asked:.2f}", " (short of it)" if value < asked else "")
+            lines.append(f"| {part}: {name} | {goal} | {value:.3f}{verdict} |")
     path.write_text("\n".join(lines) + "\n")
 
 

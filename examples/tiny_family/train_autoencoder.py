@@ -127,7 +127,7 @@ def main() -> None:
             )
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             print(
-                f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH / (time.time() - began):.0f} crops/s, "
+                f"{spent / 60:.1f} min, step {step}, {step * BATCH / (time.time() - began):.0f} crops/s, "
                 f"loss {np.mean(losses[-200:]):.4f}, held-out PSNR {psnr(average, held_out):.2f} dB",
                 flush=True,
             )

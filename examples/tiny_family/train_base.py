@@ -30,7 +30,8 @@ SIZE, BATCH, TOKENS, WIDTH = (96, 72), 32, 40, 128
 SHEET = [
     "a full body photo of a woman standing, in a red long-sleeved top and blue trousers, on a beach",
     "a full body photo of a tall slim man waving, in a green short-sleeved top and white shorts, in a room",
-    "a full body photo of a short heavy woman with hands on hips, in a yellow short-sleeved top and a purple skirt, in a meadow",
+    "a full body photo of a short heavy woman with hands on hips, in a yellow short-sleeved top and a purple skirt, "
+    "in a meadow",
     "a three-quarter photo of a man with arms raised, in a black long-sleeved top and orange trousers, on a street",
     "a portrait of a woman, in a blue long-sleeved top, in the snow",
     "a full body photo of a heavy man with arms spread, in a white short-sleeved top and black trousers, in a studio",
@@ -199,10 +200,9 @@ def main() -> None:
     ).input_ids
     latents = encode_all(vae, read_resized(photos, SIZE))
     if rank == 0:
-        print(
-            f"{len(photos)} photos, latents' deviation {latents.float().std():.3f}, longest caption {int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1} tokens",
-            flush=True,
-        )
+        longest = int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1
+        deviation = latents.float().std()
+        print(f"{len(photos)} photos, latents' deviation {deviation:.3f}, longest caption {longest} tokens", flush=True)
 
     text, unet = build(tokenizer)
     average_text, average_unet = build(tokenizer)
