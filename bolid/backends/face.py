@@ -44,7 +44,9 @@ class FaceModel:
         path = Path(path)
         files = sorted(path.glob("*.onnx")) if path.is_dir() else []
         if not files:
-            raise BolidError(f"no face model in {path}: it holds no .onnx file", "an InsightFace pack is such a directory")
+            raise BolidError(
+                f"no face model in {path}: it holds no .onnx file", "give a directory like InsightFace's packs"
+            )
         _check_sums(path, files)
         cpu = not device.startswith("cuda")
         with _quiet_insightface():
@@ -60,7 +62,10 @@ class FaceModel:
             # InsightFace and onnxruntime report a wrong file as almost any kind of exception, bare asserts too.
             try:
                 self.network = FaceAnalysis(
-                    name=str(path), allowed_modules=["detection", "recognition"], providers=providers, sess_options=options
+                    name=str(path),
+                    allowed_modules=["detection", "recognition"],
+                    providers=providers,
+                    sess_options=options,
                 )
                 self.network.prepare(ctx_id=-1 if cpu else 0, det_thresh=CONFIDENCE, det_size=(640, 640))
             except Exception as error:
@@ -68,11 +73,11 @@ class FaceModel:
                     f"InsightFace cannot load the face model in {path}: {str(error) or type(error).__name__}",
                     "an InsightFace pack has a detector with five landmarks and a recogniser, both as .onnx files",
                 ) from error
-        recogniser = self.network.models.get("recognition")
+        recogniser, landmarks = self.network.models.get("recognition"), self.network.det_model.use_kps
         size = recogniser.output_shape[-1] if recogniser is not None else None
-        if size != EMBEDDING_SIZE or not self.network.det_model.use_kps:
+        if size != EMBEDDING_SIZE or not landmarks:
             raise BolidError(
-                f"the face model in {path} does not fit: embedding size {size}, landmarks {self.network.det_model.use_kps}",
+                f"the face model in {path} does not fit: embedding size {size}, landmarks {landmarks}",
                 f"it needs a detector with five landmarks and a recogniser of {EMBEDDING_SIZE} numbers",
             )
 

@@ -120,7 +120,24 @@ class ImageTextModel:
         `keypoints` [N,K,2 or 3] in pixels of each picture; `sigma` relative to the network's (longer) input side.
         A keypoint outside the picture gets the features of the nearest place; weigh it by its confidence.
         """
-        features = self.patch_features(images)
+        return self._at_keypoints(self.patch_features(images), images, keypoints, sigma)
+
+    def views(
+        self, images: Sequence[np.ndarray], keypoints: np.ndarray, sigma: float = 0.045
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(`encode_images`, `keypoint_features`) in one pass through the image tower."""
+        with torch.no_grad():
+            pixels = self._batch(images)
+            if not self._convolutional:
+                return self._embed(pixels), self._at_keypoints(self._patches(pixels), images, keypoints, sigma)
+            seen = self.network.visual.forward_intermediates(pixels, indices=[2, 3])
+            patches = self._pyramid(seen["image_intermediates"])
+            embeddings = F.normalize(seen["image_features"], dim=-1)
+            return embeddings, self._at_keypoints(patches, images, keypoints, sigma)
+
+    def _at_keypoints(
+        self, features: torch.Tensor, images: Sequence[np.ndarray], keypoints: np.ndarray, sigma: float
+    ) -> torch.Tensor:
         rows, columns = features.shape[2:]
         places = np.stack([
             self.to_patches(points[:, :2], *image.shape[:2]) for image, points in zip(images, keypoints, strict=True)
@@ -165,14 +182,22 @@ class ImageTextModel:
             pixels = F.pad(pixels, (left, right - left, top, bottom - top), value=self._fill)
         return (pixels - self._mean) / self._std
 
+    @property
+    def _convolutional(self) -> bool:
+        """open_clip's ModifiedResNet: a stem, then layers 1 to 4."""
+        return hasattr(self.network.visual, "layer3")
+
+    @staticmethod
+    def _pyramid(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        fine, coarse = maps
+        coarse = F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat([fine, coarse], dim=1)
+
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         visual = self.network.visual
-        if hasattr(visual, "layer3"):  # open_clip's ModifiedResNet: stem, then layers 1 to 4
-            fine, coarse = visual.forward_intermediates(pixels, indices=[2, 3], intermediates_only=True)[
-                "image_intermediates"
-            ]
-            coarse = F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False)
-            return torch.cat([fine, coarse], dim=1)
+        if self._convolutional:
+            seen = visual.forward_intermediates(pixels, indices=[2, 3], intermediates_only=True)
+            return self._pyramid(seen["image_intermediates"])
         last = visual.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1]
         if last.ndim == 3:  # tokens, without those that are no patches
             side = math.isqrt(last.shape[1])

@@ -22,10 +22,10 @@ FILE = "probe.safetensors"
 
 
 class BodyProbe:
-    """The probe read from a directory (`probe.safetensors`), frozen. It knows pictures of full bodies and three-quarters.
+    """The probe read from a directory (`probe.safetensors`), frozen. It knows full bodies and three-quarters.
 
-    `ratio_names`: the R names; `image_size`: height and width of its input; `held_out_error`: its own error on people it has never seen, as measured after training:
-    {"r2": {name: ...}, "rmse": {name: ...}, "mean_r2": ...}, from the file's metadata.
+    `ratio_names`: the R names; `image_size`: height and width of its input; `held_out_error`, from the metadata: its
+    own error on people it has never seen, {"r2": {name: ...}, "rmse": {name: ...}, "mean_r2": ..., "pictures": ...}.
     Raises BolidError when the file is missing, damaged or not a probe.
     """
 
@@ -54,11 +54,9 @@ class BodyProbe:
         if not images:
             return np.empty((0, len(self.ratio_names)), np.float32)
         with torch.no_grad():
-            batches = [
-                self.network(torch.cat([fit(image, self.image_size) for image in images[start : start + 64]]).to(self.device))
-                for start in range(0, len(images), 64)
-            ]
-        return torch.cat(batches).cpu().numpy() * self._std + self._mean
+            inputs = [fit(image, self.image_size) for image in images]
+            outputs = [self.network(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
+        return torch.cat(outputs).cpu().numpy() * self._std + self._mean
 
 
 def fit(image: np.ndarray, image_size: tuple[int, int]) -> torch.Tensor:
