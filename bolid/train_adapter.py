@@ -139,7 +139,8 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
 
 def without_build(caption: str) -> str:
     """The caption without the words that name the build."""
-    return re.sub(rf"\b(?:{'|'.join(BUILD_WORDS)})\b(?! (?:sleeve|hair))\s*", "", caption)
+    # Not "short-sleeved" and not "short hair".
+    return re.sub(rf"\b(?:{'|'.join(BUILD_WORDS)})\b(?![- ](?:sleeve|hair))\s*", "", caption)
 
 
 class TextStates:

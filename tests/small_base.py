@@ -40,7 +40,7 @@ def make_base(path: Path, prediction_type: str = "v_prediction") -> Path:
             max_position_embeddings=24, projection_dim=24, bos_token_id=start, eos_token_id=end, pad_token_id=end,
         )  # fmt: skip
     )
-    scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing")
+    scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing", steps_offset=1)
     StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,

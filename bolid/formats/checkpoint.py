@@ -59,10 +59,15 @@ def load_checkpoint(
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(stored[f"tensors.{name}"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in stored.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                # Files hold plain layouts; fused optimizers walk moments and parameter through memory side by side.
+                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(found["step"])

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bolid.method import body_vae as bv
+
+STANDING = np.array(
+    [[48, 20], [51, 17], [45, 17], [54, 19], [42, 19], [60, 36], [36, 36], [66, 52], [30, 52], [68, 66], [28, 66],
+     [55, 66], [41, 66], [55, 90], [41, 90], [55, 114], [41, 114]], np.float32,
+)  # fmt: skip
+
+
+def keypoints(confidence: float = 0.9) -> np.ndarray:
+    return np.concatenate([STANDING, np.full((17, 1), confidence, np.float32)], axis=1)
+
+
+def views(n: int = 6, seed: int = 0) -> bv.Views:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (128, 96, 3), dtype=np.uint8)
+    cut = [bv.view_crop(image, keypoints() + rng.normal(0, 1, (17, 3)).astype(np.float32) * [1, 1, 0]) for _ in range(n)]
+    return bv.make_views(torch.from_numpy(np.stack([c for c, _ in cut])), torch.from_numpy(np.stack([k for _, k in cut])))
+
+
+def gaussians(people: int = 3, photos: int = 5, dim: int = 4):
+    generator = torch.Generator().manual_seed(0)
+    mean, logvar = (torch.randn(people, photos, dim, generator=generator) for _ in range(2))
+    return mean, logvar, torch.rand(people, photos, generator=generator)
+
+
+def test_keypoint_weight_is_the_papers_formula():
+    points = torch.tensor([[[0.0, 0.0, 0.5], [0.5, -0.5, 1.0]]])
+    weight = bv.gaussian_keypoint_weight(points, (48, 36), sigma=0.1)[0]
+    y, x = torch.meshgrid((torch.arange(48) + 0.5) / 48, (torch.arange(36) + 0.5) / 48, indexing="ij")
+    expected = torch.zeros(48, 36)
+    for px, py, confidence in points[0]:
+        distance = (x - (px + 1) / 2 * 0.75) ** 2 + (y - (py + 1) / 2) ** 2
+        expected = torch.maximum(expected, confidence * torch.exp(-distance / 0.02))
+    assert torch.allclose(weight, expected / expected.max(), atol=1e-5)
+    assert weight.max() == 1
+
+
+def test_crop_keeps_proportions_and_does_not_depend_on_scale():
+    image = np.zeros((128, 96, 3), np.uint8)
+    large = np.zeros((256, 192, 3), np.uint8)
+    _, inside = bv.view_crop(image, keypoints())
+    _, inside_large = bv.view_crop(large, keypoints() * [2, 2, 1])
+    np.testing.assert_allclose(inside, inside_large, atol=1e-5)
+    pixels = inside[:, :2] * [36, 48]
+    spans = (pixels[16] - pixels[5]) / (STANDING[16] - STANDING[5])
+    assert spans[0] == pytest.approx(spans[1], rel=1e-5)
+
+
+def test_skeleton_ignores_scale_and_unseen_keypoints():
+    small = torch.from_numpy(bv.view_crop(np.zeros((128, 96, 3), np.uint8), keypoints())[1])[None]
+    bones = bv.skeleton(small)
+    shrunk = small * torch.tensor([0.5, 0.5, 1.0])
+    assert torch.allclose(bones.log_lengths, bv.skeleton(shrunk).log_lengths, atol=1e-4)
+    assert float(bones.scale) == pytest.approx(2 * float(bv.skeleton(shrunk).scale), rel=1e-4)
+    half = keypoints()
+    half[11:, 2] = 0
+    cut = bv.skeleton(torch.from_numpy(bv.view_crop(np.zeros((128, 96, 3), np.uint8), half)[1])[None])
+    assert (cut.log_lengths[0, [11, 12, 13, 14]] == 0).all() and (cut.confidence[0, [11, 12, 13, 14]] == 0).all()
+
+
+def test_patches_turn_with_the_body():
+    """A picture turned by 90 degrees shows the same torso."""
+    rng = np.random.default_rng(1)
+    smooth = torch.nn.functional.interpolate(torch.from_numpy(rng.normal(size=(1, 3, 12, 9))).float(), (96, 72), mode="bicubic")
+    bones = bv.skeleton(torch.tensor(bv.view_crop(np.zeros((128, 96, 3), np.uint8), keypoints())[1])[None])
+    straight = bv.body_patches(smooth, bones)["torso"]
+
+    def turn(xy: torch.Tensor) -> torch.Tensor:
+        return torch.stack([36 + (xy[..., 1] - 48), 48 - (xy[..., 0] - 36)], dim=-1)
+
+    turned_points = torch.cat([turn(bones.points[..., :2]), bones.points[..., 2:]], dim=-1)
+    directions = torch.stack([bones.directions[..., 1], -bones.directions[..., 0]], dim=-1)
+    yy, xx = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(72) + 0.5, indexing="ij")
+    source = torch.stack([36 - (yy - 48), 48 + (xx - 36)], dim=-1) / torch.tensor([36.0, 48.0]) - 1
+    turned = torch.nn.functional.grid_sample(smooth, source[None].float(), align_corners=False, padding_mode="border")
+    other = bv.body_patches(turned, bones._replace(points=turned_points, directions=directions))["torso"]
+    assert (straight - other).abs().mean() < 0.05 * straight.abs().mean()
+
+
+def test_fusion_does_not_depend_on_the_order():
+    mean, logvar, confidence = gaussians()
+    expected = bv.fuse(mean, logvar, confidence)
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
+        got = bv.fuse(mean[:, order], logvar[:, order], confidence[:, order])
+        assert torch.allclose(got[0], expected[0], atol=1e-6) and torch.allclose(got[1], expected[1], atol=1e-6)
+
+
+def test_another_photo_never_raises_the_uncertainty():
+    mean, logvar, confidence = gaussians()
+    spreads = [bv.fuse(mean[:, :m], logvar[:, :m], confidence[:, :m])[1] for m in range(6)]
+    assert (spreads[0] == 0).all()  # no photo: the prior
+    for fewer, more in itertools.pairwise(spreads):
+        assert (more <= fewer).all()
+
+
+def test_a_photo_without_confidence_counts_for_nothing():
+    mean, logvar, confidence = gaussians()
+    confidence[:, -1] = 0
+    got, expected = bv.fuse(mean, logvar, confidence), bv.fuse(mean[:, :-1], logvar[:, :-1], confidence[:, :-1])
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+def test_fusion_is_the_product_of_gaussians():
+    """Against numbers: the normalised product of densities on a grid."""
+    mean, logvar, confidence = torch.tensor([[[0.5], [-1.0]]]), torch.tensor([[[0.2], [-0.7]]]), torch.tensor([[0.9, 0.4]])
+    z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    log_density = -(z**2) / 2
+    for m, v, c in zip(mean[0, :, 0], logvar[0, :, 0], confidence[0], strict=True):
+        log_density -= c * (z - m) ** 2 / (2 * v.exp())
+    density = log_density.exp() / log_density.exp().sum()
+    expected_mean = (density * z).sum()
+    expected_var = (density * (z - expected_mean) ** 2).sum()
+    body_mean, body_logvar = bv.fuse(mean, logvar, confidence)
+    assert float(body_mean) == pytest.approx(float(expected_mean), abs=1e-5)
+    assert float(body_logvar.exp()) == pytest.approx(float(expected_var), rel=1e-5)
+
+
+def test_kl_of_the_prior_is_zero():
+    assert bv.kl_divergence(torch.zeros(2, 5), torch.zeros(2, 5)).tolist() == [0, 0]
+    assert (bv.kl_divergence(torch.ones(2, 5), torch.zeros(2, 5)) == 2.5).all()
+
+
+def test_identity_loss_wants_the_halves_of_one_person_together():
+    people = torch.eye(4) * 3
+    together, found = bv.loss_identity((people, people), (people, people))
+    swapped, missed = bv.loss_identity((people, people), (people.roll(1, 0), people))
+    assert together < 0.01 < swapped and found == 1 and missed == 0
+
+
+def test_the_decoder_is_not_told_what_it_has_to_rebuild():
+    """Making the limbs longer changes the target, and not what the decoder sees of the view."""
+    torch.manual_seed(0)
+    model = bv.BodyVAE(8, width=4).eval()
+    shape = views(2)
+    bones = bv.skeleton(shape.keypoints)
+    longer = bones._replace(log_lengths=bones.log_lengths + 0.3)
+    z = torch.randn(2, 8)
+    assert torch.equal(model.decode(z, bones)[0], model.decode(z, longer)[0])
+
+
+def test_augmenting_is_seeded_and_keeps_unseen_parts_unseen():
+    shape = views(6)
+    limb = shape.limb.clone()
+    limb[:, 3] = 0
+    shape = shape._replace(limb=limb)
+    first, second = (bv.augment(shape, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first[:4], second[:4], strict=True))
+    assert ((first.limb == 0).flatten(2).all(-1).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("view", ["crop", "pooled", "both"])
+def test_every_kind_of_view_trains(view):
+    torch.manual_seed(0)
+    model = bv.BodyVAE(8, width=4, view=view, feature_dim=10)
+    shape = bv.augment(views(8)._replace(features=torch.randn(8, 17, 10)), torch.Generator().manual_seed(0))
+    mean, logvar = (part.view(4, 2, -1) for part in model.encode(shape))
+    confidence = bv.view_confidence(shape.keypoints).view(4, 2)
+    half_a, half_b = (bv.fuse(mean[:, i : i + 1], logvar[:, i : i + 1], confidence[:, i : i + 1]) for i in (0, 1))
+    z = torch.stack([half_b[0], half_a[0]], dim=1).flatten(0, 1)
+    loss = bv.loss_reconstruction(model, z, shape).mean() + bv.loss_identity(half_a, half_b)[0]
+    (loss + bv.kl_divergence(*half_a).mean()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_unknown_view_is_refused():
+    with pytest.raises(ValueError, match="crop, pooled or both"):
+        bv.BodyVAE(8, view="voxels")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from small_base import make_family, make_training_shards
+
+from bolid.errors import BolidError
+from bolid.formats.tensors import load_tensors, read_record
+from bolid.train_vae import TrainVaeConfig, _draw, checkpoint_path, read_views, train_vae
+
+CONFIG = TrainVaeConfig(steps=5, people=3, views=3, body_dim=6, width=4, checkpoint_minutes=0.0)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("vae")
+    family = make_family(root)
+    return family, make_training_shards(root / "train", family)
+
+
+def kill_at(step: int):
+    def progress(done, total, text):
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
+    _, train = world
+    whole = train_vae(train, tmp_path / "whole.safetensors", config=CONFIG, device="cpu", seed=3)
+    with pytest.raises(Killed):
+        # The progress call of a step comes before its checkpoint, so this keeps steps 1 and 2.
+        train_vae(train, tmp_path / "killed.safetensors", config=CONFIG, device="cpu", seed=3, progress=kill_at(3))
+    assert checkpoint_path(tmp_path / "killed.safetensors").exists() and not (tmp_path / "killed.safetensors").exists()
+    seen = []
+    resumed = train_vae(
+        train, tmp_path / "killed.safetensors", config=CONFIG, device="cpu", seed=3, progress=lambda d, t, x: seen.append(d)
+    )
+    assert seen == [3, 4, 5]
+    first, second = (load_tensors(r.path, "body-encoder")[0] for r in (whole, resumed))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert not checkpoint_path(tmp_path / "killed.safetensors").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path):
+    _, train = world
+    out = tmp_path / "b.safetensors"
+    with pytest.raises(Killed):
+        train_vae(train, out, config=CONFIG, device="cpu", progress=kill_at(3))
+    with pytest.raises(BolidError, match="checkpoint of another run: different learning_rate") as error:
+        train_vae(train, out, config=dataclasses.replace(CONFIG, learning_rate=1.0), device="cpu")
+    assert "--out" in error.value.hint
+
+
+def test_record_says_how_to_build_the_network_again(world, tmp_path):
+    family, train = world
+    from bolid.backends.body import BodyEncoder
+
+    result = train_vae(train, tmp_path / "b.safetensors", config=CONFIG, device="cpu")
+    assert read_record(result.path)["family"] == family
+    encoder = BodyEncoder(result.path)
+    assert encoder.body_dim == 6 and not encoder.needs_features
+
+
+def test_no_photo_is_in_both_halves(world):
+    people = read_views(world[1]).people
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        rows, in_a = _draw(people, 3, 6, generator, seed=0, step=step)  # more views than anyone has photos
+        for own, half in zip(rows.view(3, 6), in_a, strict=True):
+            assert not set(own[half].tolist()) & set(own[~half].tolist())
+            assert half.any() and not half.all()
+
+
+def test_one_person_is_not_enough(world, tmp_path):
+    train = make_training_shards(tmp_path / "one", world[0], people=1)
+    with pytest.raises(BolidError, match="hold 1 people with two photos"):
+        train_vae(train, tmp_path / "b.safetensors", config=CONFIG, device="cpu")
+
+
+def test_features_are_asked_for(world, tmp_path):
+    with pytest.raises(BolidError, match="no image-text features"):
+        train_vae(world[1], tmp_path / "b.safetensors", config=dataclasses.replace(CONFIG, view="both"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"views": 1}, "--views is 1"), ({"people": 1}, "--people is 1"), ({"view": "x"}, "--view is 'x'"), ({"steps": 0}, "--steps is 0")],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(BolidError, match=message):
+        TrainVaeConfig(**change)
+
+
+def test_a_directory_that_is_no_shard_directory(tmp_path):
+    with pytest.raises(BolidError, match="no shard directory"):
+        train_vae(tmp_path / "nothing", tmp_path / "b.safetensors")
