@@ -185,7 +185,12 @@ def _looked_at(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool as error:
+    except BaseException as error:
+        # Whatever went wrong, or Ctrl-C: they hold nothing that is worth waiting for.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
+            raise
         raise BolidError(
             "a worker process was ended from outside, perhaps for want of memory",
             "run the same command again with fewer --workers: it goes on where it stopped",
