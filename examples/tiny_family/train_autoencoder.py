@@ -1,9 +1,9 @@
-"""Train the tiny base's autoencoder: an AutoencoderTiny, 8x smaller with 8 channels, on 48x48 crops of 96x72 photos.
+"""Train the tiny base's autoencoder: an AutoencoderTiny, 8x smaller with 12 channels, on 48x48 crops of 96x72 photos.
 
     python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae --minutes 20
 
 Expected time: 20 minutes on one core. Resumable: the same command goes on from OUT/checkpoint.pt's step.
-Loss: L1 + 2 MSE of the picture, with noise on the latents (sigma 0.1) so that the decoder forgives the small errors
+Loss: L1 + 2 MSE of the picture, with noise on the latents (sigma 0.03) so that the decoder forgives the small errors
 that a diffusion model makes, and a weak L2 on the latents so that they keep a unit scale.
 """
 
@@ -27,7 +27,7 @@ SIZE, CROP, BATCH = (96, 72), 48, 16
 def build() -> AutoencoderTiny:
     width = 32
     model = AutoencoderTiny(
-        latent_channels=8,
+        latent_channels=12,
         encoder_block_out_channels=(width,) * 4,
         decoder_block_out_channels=(width,) * 4,
         num_encoder_blocks=(0, 1, 2, 3),
@@ -101,7 +101,7 @@ def main() -> None:
             x = x.flip(3)
         latents = model.encode(x).latents
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-        y = model.decode(latents + 0.1 * noise).sample
+        y = model.decode(latents + 0.03 * noise).sample
         loss = (y - x).abs().mean() + 2 * (y - x).pow(2).mean() + 2e-3 * (latents.pow(2) - 1).relu().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -98,8 +98,8 @@ def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel
     )
     unet = UNet2DConditionModel(
         sample_size=(SIZE[0] // 8, SIZE[1] // 8),
-        in_channels=8,
-        out_channels=8,
+        in_channels=12,
+        out_channels=12,
         block_out_channels=(64, 128, 192),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
