@@ -283,7 +283,8 @@ def _slug(prompt: str) -> str:
 def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
-            raise BolidError(f"--{name.replace('_', '-').removeprefix('-')} is {value}", "give at least 1")
+            option = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
+            raise BolidError(f"{option} is {value}", "give at least 1")
 
 
 def _check_scales(**scales: float | None) -> None:

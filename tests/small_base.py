@@ -36,11 +36,21 @@ def make_base(path: Path, prediction_type: str = "v_prediction") -> Path:
     start, end = len(words) - 2, len(words) - 1
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words), hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=24, projection_dim=24, bos_token_id=start, eos_token_id=end, pad_token_id=end,
+            vocab_size=len(words),
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            projection_dim=24,
+            bos_token_id=start,
+            eos_token_id=end,
+            pad_token_id=end,
         )  # fmt: skip
     )
-    scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing", steps_offset=1)
+    scheduler = DDIMScheduler(
+        prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing", steps_offset=1
+    )
     StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,

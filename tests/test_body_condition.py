@@ -76,7 +76,9 @@ def test_training_reaches_every_parameter_and_nothing_else(unet):
 
 def test_layout_is_diffusers_own(unet):
     face, body = states(unet)
-    assert set(face["image_proj"]) == {f"{layer}.{kind}" for layer in ("proj.0", "proj.2", "norm") for kind in ("weight", "bias")}
+    assert set(face["image_proj"]) == {
+        f"{layer}.{kind}" for layer in ("proj.0", "proj.2", "norm") for kind in ("weight", "bias")
+    }
     assert body["image_proj"]["proj.weight"].shape == (4 * 24, BODY_DIM)
     numbers = sorted({int(name.split(".")[0]) for name in body["ip_adapter"]})
     cross = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]

@@ -21,8 +21,12 @@ def keypoints(confidence: float = 0.9) -> np.ndarray:
 def views(n: int = 6, seed: int = 0) -> bv.Views:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (128, 96, 3), dtype=np.uint8)
-    cut = [bv.view_crop(image, keypoints() + rng.normal(0, 1, (17, 3)).astype(np.float32) * [1, 1, 0]) for _ in range(n)]
-    return bv.make_views(torch.from_numpy(np.stack([c for c, _ in cut])), torch.from_numpy(np.stack([k for _, k in cut])))
+    cut = [
+        bv.view_crop(image, keypoints() + rng.normal(0, 1, (17, 3)).astype(np.float32) * [1, 1, 0]) for _ in range(n)
+    ]
+    return bv.make_views(
+        torch.from_numpy(np.stack([c for c, _ in cut])), torch.from_numpy(np.stack([k for _, k in cut]))
+    )
 
 
 def gaussians(people: int = 3, photos: int = 5, dim: int = 4):
@@ -69,7 +73,9 @@ def test_skeleton_ignores_scale_and_unseen_keypoints():
 def test_patches_turn_with_the_body():
     """A picture turned by 90 degrees shows the same torso."""
     rng = np.random.default_rng(1)
-    smooth = torch.nn.functional.interpolate(torch.from_numpy(rng.normal(size=(1, 3, 12, 9))).float(), (96, 72), mode="bicubic")
+    smooth = torch.nn.functional.interpolate(
+        torch.from_numpy(rng.normal(size=(1, 3, 12, 9))).float(), (96, 72), mode="bicubic"
+    )
     bones = bv.skeleton(torch.tensor(bv.view_crop(np.zeros((128, 96, 3), np.uint8), keypoints())[1])[None])
     straight = bv.body_patches(smooth, bones)["torso"]
 
@@ -110,7 +116,11 @@ def test_a_photo_without_confidence_counts_for_nothing():
 
 def test_fusion_is_the_product_of_gaussians():
     """Against numbers: the normalised product of densities on a grid."""
-    mean, logvar, confidence = torch.tensor([[[0.5], [-1.0]]]), torch.tensor([[[0.2], [-0.7]]]), torch.tensor([[0.9, 0.4]])
+    mean, logvar, confidence = (
+        torch.tensor([[[0.5], [-1.0]]]),
+        torch.tensor([[[0.2], [-0.7]]]),
+        torch.tensor([[0.9, 0.4]]),
+    )
     z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
     log_density = -(z**2) / 2
     for m, v, c in zip(mean[0, :, 0], logvar[0, :, 0], confidence[0], strict=True):

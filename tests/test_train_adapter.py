@@ -23,7 +23,9 @@ from bolid.train_adapter import (
     without_build,
 )
 
-CONFIG = TrainAdapterConfig(steps=4, batch_size=3, face_tokens=2, sample_every=0, checkpoint_minutes=0.0, learning_rate=0.05)
+CONFIG = TrainAdapterConfig(
+    steps=4, batch_size=3, face_tokens=2, sample_every=0, checkpoint_minutes=0.0, learning_rate=0.05
+)
 
 
 class Killed(Exception):
@@ -41,7 +43,9 @@ class World:
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapter")
     family = make_family(root)
-    return World(family, make_training_shards(root / "train", family), make_body_encoder(root / "enc.safetensors", family))
+    return World(
+        family, make_training_shards(root / "train", family), make_body_encoder(root / "enc.safetensors", family)
+    )
 
 
 @pytest.fixture(scope="module")

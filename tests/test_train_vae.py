@@ -41,7 +41,12 @@ def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
     assert checkpoint_path(tmp_path / "killed.safetensors").exists() and not (tmp_path / "killed.safetensors").exists()
     seen = []
     resumed = train_vae(
-        train, tmp_path / "killed.safetensors", config=CONFIG, device="cpu", seed=3, progress=lambda d, t, x: seen.append(d)
+        train,
+        tmp_path / "killed.safetensors",
+        config=CONFIG,
+        device="cpu",
+        seed=3,
+        progress=lambda d, t, x: seen.append(d),
     )
     assert seen == [3, 4, 5]
     first, second = (load_tensors(r.path, "body-encoder")[0] for r in (whole, resumed))
@@ -92,7 +97,12 @@ def test_features_are_asked_for(world, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"views": 1}, "--views is 1"), ({"people": 1}, "--people is 1"), ({"view": "x"}, "--view is 'x'"), ({"steps": 0}, "--steps is 0")],
+    [
+        ({"views": 1}, "--views is 1"),
+        ({"people": 1}, "--people is 1"),
+        ({"view": "x"}, "--view is 'x'"),
+        ({"steps": 0}, "--steps is 0"),
+    ],
 )
 def test_settings_that_make_no_sense(change, message):
     with pytest.raises(BolidError, match=message):

@@ -1,0 +1,118 @@
+"""How well the body encoder tells held-out people apart, and how much of their proportions one can read off it.
+
+    python examples/tiny_family/measure_body_encoder.py photos/val
+
+Photos go the way of `bolid profile`. The photos of a person differ in clothes, pose, camera and place.
+
+- rank-1: among 100 people, is the nearest person to some photos the same person in four *other* photos? Nearness is the
+  cosine of the fused means; averaged over 20 draws of people and photos.
+- R2: ridge regression from `body_mean` to each body ratio, cross-validated over people (five folds), mean of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+
+from bolid.backends.body import BodyEncoder
+from bolid.families import get_family
+from bolid.formats.images import read_photo
+from bolid.method.body_vae import fuse
+from bolid.views import View, ViewReader, person_crop
+
+GALLERY = 4  # photos of each person that are searched
+DRAWS = 20
+
+
+def encode_people(photos: Path, encoder: BodyEncoder) -> tuple[list[tuple[torch.Tensor, ...]], np.ndarray, list[str]]:
+    """Each person's views (mean [M, D], logvar [M, D], confidence [M]), the true ratios [people, R] and their names."""
+    family = get_family("tiny")
+    reader = ViewReader(family)
+    people, ratios, names = [], [], []
+    for folder in sorted(path for path in photos.iterdir() if path.is_dir()):
+        files = sorted(folder.glob("*.jpg"))
+        read = reader.read([read_photo(file) for file in files]) if files else []
+        views = [view for view in read if isinstance(view, View)]
+        if len(views) < 2:
+            continue
+        cut = [person_crop(view.image, view.box, view.keypoints, family.view_size) for view in views]
+        features = [view.view_features for view in views] if encoder.needs_features else None
+        people.append(encoder.encode([image for image, _, _ in cut], [points for _, _, points in cut], features))
+        truth = json.loads(files[0].with_suffix(".json").read_text())["ratios"]
+        names = list(truth)
+        ratios.append([truth[name] for name in names])
+    return people, np.array(ratios), names
+
+
+def fused(people: list[tuple[torch.Tensor, ...]], rows: list[np.ndarray]) -> np.ndarray:
+    """body_mean [people, D] of the given views of each person."""
+    means = []
+    for (mean, logvar, confidence), own in zip(people, rows, strict=True):
+        means.append(fuse(mean[own][None], logvar[own][None], confidence[own][None])[0][0].numpy())
+    return np.stack(means)
+
+
+def rank_1(people: list[tuple[torch.Tensor, ...]], photos: int, among: int = 100, seed: int = 0) -> float:
+    """The part of people found again from `photos` photos."""
+    rng = np.random.default_rng(seed)
+    eligible = [i for i, views in enumerate(people) if len(views[0]) >= photos + GALLERY]
+    found = []
+    for _ in range(DRAWS):
+        drawn = [people[i] for i in rng.permutation(eligible)[:among]]
+        orders = [rng.permutation(len(views[0])) for views in drawn]
+        query = fused(drawn, [order[:photos] for order in orders])
+        gallery = fused(drawn, [order[photos : photos + GALLERY] for order in orders])
+        query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (query, gallery))
+        found.append(np.mean((query @ gallery.T).argmax(1) == np.arange(len(drawn))))
+    return float(np.mean(found))
+
+
+def ratio_r2(people: list[tuple[torch.Tensor, ...]], ratios: np.ndarray, photos: int, seed: int = 0) -> np.ndarray:
+    """R2 of each ratio, [R]: predicted for people whom neither the encoder nor the ridge has seen."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(len(views[0]))[:photos] for views in people]
+    x, folds = fused(people, rows), np.arange(len(people)) % 5
+    best = None
+    for penalty in (0.3, 1.0, 3.0, 10.0, 30.0, 100.0):
+        predicted = np.empty_like(ratios)
+        for fold in range(5):
+            train = folds != fold
+            mean_x, mean_y = x[train].mean(0), ratios[train].mean(0)
+            centred = x[train] - mean_x
+            gram = centred.T @ centred + penalty * np.eye(x.shape[1])
+            weights = np.linalg.solve(gram, centred.T @ (ratios[train] - mean_y))
+            predicted[~train] = (x[~train] - mean_x) @ weights + mean_y
+        r2 = 1 - ((ratios - predicted) ** 2).sum(0) / ((ratios - ratios.mean(0)) ** 2).sum(0)
+        if best is None or r2.mean() > best.mean():
+            best = r2
+    return best
+
+
+def measure(val: Path, encoder_path: Path | None = None) -> dict[str, float]:
+    """The figures of the body encoder; by default the tiny family's."""
+    encoder = BodyEncoder(encoder_path or get_family("tiny").require("body_encoder"))
+    people, ratios, names = encode_people(val, encoder)
+    words = {1: "one photo", 4: "four photos"}
+    figures = {f"rank-1 among 100, {words[n]}": rank_1(people, n) for n in words}
+    for n in words:
+        r2 = ratio_r2(people, ratios, n)
+        figures[f"mean R2 of a linear read-out, {words[n]}"] = float(r2.mean())
+        if n == 4:
+            figures |= {f"R2 of {name}, four photos": float(value) for name, value in zip(names, r2, strict=True)}
+    return {**figures, "people": len(people)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("val", type=Path)
+    parser.add_argument("--body-encoder", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps(measure(args.val, args.body_encoder), indent=1))
