@@ -63,7 +63,8 @@ def make_family(root: Path) -> str:
     base = make_base(root)
     file = root / "small.toml"
     file.write_text(
-        f"image_size = [{IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}]\n[defaults]\nsteps = 2\nguidance = 3.0\n[paths]\nbase = '{base}'\n"
+        f"image_size = [{IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}]\n[defaults]\nsteps = 2\nguidance = 3.0\n"
+        f"[paths]\nbase = '{base}'\n"
     )
     return str(file)
 
