@@ -6,7 +6,7 @@ Photos go the way of `bolid profile`. The photos of a person differ in clothes, 
 
 - rank-1: among 100 people, is the nearest person to some photos the same person in four *other* photos? Nearness is the
   cosine of the fused means; averaged over 20 draws of people and photos.
-- R2: ridge regression from `body_mean` to each body ratio, cross-validated over people (five folds), mean of all ratios.
+- R2: ridge regression from `body_mean` to each body ratio, cross-validated over people; mean of all ratios.
 """
 
 from __future__ import annotations
