@@ -27,9 +27,13 @@ PEOPLE = 200
 
 def main() -> None:
     data = build_compact_model_data(
-        rig=RigConfig.from_string("anny"), topology=TopologyConfig.from_string("anny"), local_changes=local_change_labels(),
-        facial_actions="none", phenotypes="default", rank=RANK,
-    )  # fmt: skip
+        rig=RigConfig.from_string("anny"),
+        topology=TopologyConfig.from_string("anny"),
+        local_changes=local_change_labels(),
+        facial_actions="none",
+        phenotypes="default",
+        rank=RANK,
+    )
     small = {
         field.name: getattr(data, field.name)
         for field in dataclasses.fields(data)

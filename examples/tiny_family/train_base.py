@@ -100,7 +100,7 @@ def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel
         sample_size=(SIZE[0] // 8, SIZE[1] // 8),
         in_channels=12,
         out_channels=12,
-        block_out_channels=(64, 128, 192),
+        block_out_channels=(48, 96, 144),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, earlier runs included")
     parser.add_argument("--limit", type=int, default=40000)
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--init", type=Path, help="start from this exported pipeline instead of from nothing")
     parser.add_argument("--sheet-minutes", type=float, default=8)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -191,7 +192,9 @@ def main() -> None:
     photos = read_truth(args.photos)[: args.limit]
     captions = [photo["caption"] for photo in photos]
     if rank == 0 and not (args.out / "tokenizer" / "merges.txt").exists():
-        build_tokenizer(captions, args.out / "tokenizer").save_pretrained(args.out / "tokenizer")
+        # With other weights comes their vocabulary: a new one would give every word another meaning.
+        known = CLIPTokenizer.from_pretrained(args.init / "tokenizer") if args.init else None
+        (known or build_tokenizer(captions, args.out / "tokenizer")).save_pretrained(args.out / "tokenizer")
     if world > 1:
         distributed.barrier()
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
@@ -205,6 +208,9 @@ def main() -> None:
         print(f"{len(photos)} photos, latents' deviation {deviation:.3f}, longest caption {longest} tokens", flush=True)
 
     text, unet = build(tokenizer)
+    if args.init:
+        text = CLIPTextModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
+        unet = UNet2DConditionModel.from_pretrained(args.init / "unet", torch_dtype=torch.float32)
     average_text, average_unet = build(tokenizer)
     average_text.load_state_dict(text.state_dict())
     average_unet.load_state_dict(unet.state_dict())

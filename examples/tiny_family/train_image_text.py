@@ -350,7 +350,7 @@ def train(args: argparse.Namespace) -> None:
                 part = F.cross_entropy(similarity[:, start : start + len(values)], wanted)
                 attribute_loss = attribute_loss + WEIGHTS.get(name, 1.0) * part
             start += len(values)
-        loss = contrastive + attribute_loss / 5
+        loss = contrastive + 2.5 * attribute_loss / 5
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
