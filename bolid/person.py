@@ -83,16 +83,16 @@ def read_person(
     views: dict[str, View] = {}
     ordered = sorted(contents)
     for start in range(0, len(ordered), _BATCH):
-        images = {}
+        decoded = {}
         for digest in ordered[start : start + _BATCH]:
             path = contents[digest]
             try:
-                images[digest] = decode_image(path.read_bytes(), name=str(path), max_side=MAX_SIDE)
+                decoded[digest] = decode_image(path.read_bytes(), name=str(path), max_side=MAX_SIDE)
             except BolidError as error:
                 reasons[path] = error.message
         # One at a time: a photo's numbers must not depend on which others share its batch.
-        for digest, image in images.items():
-            view = reader.read([image])[0]
+        for digest, picture in decoded.items():
+            view = reader.read([picture])[0]
             if isinstance(view, str):
                 reasons[contents[digest]] = view
             else:
@@ -109,12 +109,10 @@ def read_person(
             else "give photos in which the person can be seen at least to the hips",
         )
 
-    images, keypoints, gaussians = [], [], []
+    gaussians = []
     for view in views.values():
         # Cut as `shard` cuts training photos, so that a person looks here as they looked there.
         image, _, points = person_crop(view.image, view.box, view.keypoints, family.view_size)
-        images.append(image)
-        keypoints.append(points)
         gaussians.append(encoder.encode([image], [points], [view.view_features] if encoder.needs_features else None))
     mean, logvar, confidence = (torch.cat(parts) for parts in zip(*gaussians, strict=True))
     body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence)

@@ -108,7 +108,9 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
     from bolid.formats.shards import decode_image, group_by_person, read_index, read_shards
 
     total = read_index(train)["samples"]
-    latents, captions, faces, people, names = [], [], [], [], []
+    latents, faces, people = [], [], []
+    captions: list[str] = []
+    names: list[str] = []
     bodies: list[tuple[torch.Tensor, ...]] = []
     for name, group in group_by_person(read_shards(train)):
         if len(group) < 2:
@@ -449,7 +451,8 @@ class _Log:
     """log.jsonl: one line a step, {"step", "loss"}. On resuming, the lines past the checkpoint are dropped."""
 
     def __init__(self, out: Path, step: int, active: bool) -> None:
-        self.path, self.active, self.lines = out / "log.jsonl", active, []
+        self.path, self.active = out / "log.jsonl", active
+        self.lines: list[str] = []
         if active:
             out.mkdir(parents=True, exist_ok=True)
             kept = self.path.read_text().splitlines()[:step] if self.path.exists() and step else []

@@ -93,41 +93,52 @@ def read_views(train: str | Path) -> ViewTable:
         people.append(np.arange(count, count + len(samples)))
         count += len(samples)
         cut = [view_crop(decode_image(sample.image), sample.tensors["keypoints"]) for sample in samples]
-        features = [sample.tensors.get("view_features") for sample in samples]
+        features = [sample.tensors[name] for sample in samples if (name := "view_features") in sample.tensors]
         parts.append(
             pack(
                 np.stack([crop for crop, _ in cut]),
                 np.stack([inside for _, inside in cut]),
-                None if any(f is None for f in features) else np.stack(features),
+                np.stack(features) if len(features) == len(samples) else None,
             )
         )
     if not parts:
-        return ViewTable(Views(*(torch.empty(0),) * 4), [])
-    whole = all(part.features is not None for part in parts)
-    joined = [torch.cat(tensors) for tensors in zip(*(part[:4] for part in parts), strict=True)]
-    return ViewTable(Views(*joined, torch.cat([part.features for part in parts]) if whole else None), people)
+        empty = torch.empty(0)
+        return ViewTable(Views(empty, empty, empty, empty), [])
+    pooled = [part.features for part in parts if part.features is not None]
+    views = Views(
+        torch.cat([part.torso for part in parts]),
+        torch.cat([part.bust for part in parts]),
+        torch.cat([part.limb for part in parts]),
+        torch.cat([part.keypoints for part in parts]),
+        torch.cat(pooled) if len(pooled) == len(parts) else None,
+    )
+    return ViewTable(views, people)
 
 
 def pack(crops: np.ndarray, keypoints: np.ndarray, features: np.ndarray | None) -> Views:
     """Views whose patches are uint8, 0 where not seen (else 1..255): a quarter of the memory."""
     import torch
 
-    from bolid.method.body_vae import Views, _seen, make_views
+    from bolid.method.body_vae import Views, make_views, seen_patches
+
+    def packed(patch: torch.Tensor) -> torch.Tensor:
+        return (((patch + 1) * 127).round().add(1).clamp(1, 255) * seen_patches(patch)).to(torch.uint8)
 
     views = make_views(torch.from_numpy(crops), torch.from_numpy(keypoints))
-    packed = [((patch + 1) * 127).round().add(1).clamp(1, 255) * _seen(patch) for patch in views[:3]]
     pooled = None if features is None else torch.from_numpy(features)
-    return Views(*(patch.to(torch.uint8) for patch in packed), views.keypoints, pooled)
+    return Views(packed(views.torso), packed(views.bust), packed(views.limb), views.keypoints, pooled)
 
 
 def unpack(views: Views, rows: torch.Tensor) -> Views:
     """The rows of packed views, as the network takes them."""
-    from bolid.method.body_vae import Views
+    from bolid.method.body_vae import Views, seen_patches
 
-    patches = [views[i][rows].float() for i in range(3)]
-    patches = [((patch - 1) / 127 - 1) * (patch.amax(dim=(-3, -2, -1), keepdim=True) > 0) for patch in patches]
+    def unpacked(patch: torch.Tensor) -> torch.Tensor:
+        patch = patch[rows].float()
+        return ((patch - 1) / 127 - 1) * seen_patches(patch)
+
     features = None if views.features is None else views.features[rows].float()
-    return Views(*patches, views.keypoints[rows], features)
+    return Views(unpacked(views.torso), unpacked(views.bust), unpacked(views.limb), views.keypoints[rows], features)
 
 
 def train_vae(
@@ -202,12 +213,13 @@ def fit(
     state = dict(model.state_dict(keep_vars=True))
     step = load_checkpoint(checkpoint_path(out), record, state, optimizer)
 
-    saved, recent = time.monotonic(), {}
+    saved = time.monotonic()
+    recent: dict[str, float] = {}
     while step < config.steps:
         generator = torch.Generator().manual_seed(derive_seed(seed, "train-vae", step))
         rows, in_a = _draw(people, n_people, n_views, generator, seed, step)
         views = bv.augment(unpack(table.views, rows), generator, grey=config.grey, hide_head=config.hide_head)
-        views = bv.Views(*(None if part is None else part.to(device) for part in views))
+        views = views.to(device)
         noise = torch.randn(2, n_people, config.body_dim, generator=generator).to(device)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)

@@ -43,6 +43,10 @@ class Views(NamedTuple):
     keypoints: torch.Tensor  # [N, K, 3], (x, y) in -1..1 over the crop, confidence 0..1
     features: torch.Tensor | None = None  # [N, K, C] image-text patch features pooled at the keypoints
 
+    def to(self, device: str) -> Views:
+        torso, bust, limb, keypoints = (part.to(device) for part in (self.torso, self.bust, self.limb, self.keypoints))
+        return Views(torso, bust, limb, keypoints, None if self.features is None else self.features.to(device))
+
 
 # ---- a view -------------------------------------------------------------------------------------------------------
 
@@ -295,11 +299,11 @@ def outline_target(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
         edges = F.avg_pool2d((dx**2 + dy**2 + 1e-4).sqrt(), 2)
         edges = edges / edges.mean(dim=(-2, -1), keepdim=True)
         values.append(edges.sqrt().flatten(1))
-        weights.append(_seen(patch).flatten(2).expand(*edges.shape[:2], edges[0, 0].numel()).flatten(1))
+        weights.append(seen_patches(patch).flatten(2).expand(*edges.shape[:2], edges[0, 0].numel()).flatten(1))
     return torch.cat(values, dim=1), torch.cat(weights, dim=1)
 
 
-def _seen(patch: torch.Tensor) -> torch.Tensor:
+def seen_patches(patch: torch.Tensor) -> torch.Tensor:
     """1 where a part is seen, [N, parts, 1, 1, 1]: a patch that is not there is zero all over."""
     return (patch.abs().amax(dim=(-3, -2, -1), keepdim=True) > 0).to(patch.dtype)
 
@@ -397,7 +401,7 @@ def augment(
 
     def recolour(patch: torch.Tensor) -> torch.Tensor:
         mixed = torch.einsum("nij,npjhw->npihw", mix4, patch) + offset
-        return mixed.clamp(-1.5, 1.5) * _seen(patch)
+        return mixed.clamp(-1.5, 1.5) * seen_patches(patch)
 
     torso, bust, limb = recolour(views.torso), recolour(views.bust) * visible, recolour(views.limb)
 
