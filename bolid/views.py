@@ -92,9 +92,8 @@ class ViewReader:
         if not chosen:
             return results
         kept = [images[index] for index, _, _ in chosen]
-        embeds = self.image_text.encode_images(kept).float().cpu().numpy()
         keypoints = np.stack([person.keypoints for _, person, _ in chosen])
-        features = self.image_text.keypoint_features(kept, keypoints).float().cpu().numpy()
+        embeds, features = (part.float().cpu().numpy() for part in self.image_text.views(kept, keypoints))
         features *= keypoints[..., 2:] >= SEEN
         for (index, person, others), embed, feature in zip(chosen, embeds, features, strict=True):
             image = images[index]

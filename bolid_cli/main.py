@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 
 import bolid
-from bolid_cli import demo, evaluate, extract, inspect, models, shard, synth
+from bolid_cli import (
+    demo,
+    evaluate,
+    extract,
+    generate,
+    inspect,
+    models,
+    profile,
+    shard,
+    synth,
+    train_adapter,
+    train_vae,
+)
 from bolid_cli._render import show_error
 
 # In the order of the chain. Each command is a function of its name in a module of its name, whose twin in bolid/
@@ -18,6 +30,10 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("synth", synth.synth),
     ("extract", extract.extract),
     ("shard", shard.shard),
+    ("train-vae", train_vae.train_vae),
+    ("profile", profile.profile),
+    ("train-adapter", train_adapter.train_adapter),
+    ("generate", generate.generate),
     ("evaluate", evaluate.evaluate),
     ("inspect", inspect.inspect),
 ]

@@ -33,7 +33,7 @@ def test_commands_named_in_the_documents_exist():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         if document.exists():
             text = document.read_text(encoding="utf-8")
-            used = set(re.findall(r"^(?:\s*\$ )?(?:\.venv/bin/)?bolid ([a-z][a-z-]*)", text, re.MULTILINE))
+            used = set(re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?bolid ([a-z][a-z-]*)", text, re.MULTILINE))
             assert used <= known, f"{document.name} names {sorted(used - known)}"
 
 
