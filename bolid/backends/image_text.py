@@ -130,8 +130,9 @@ class ImageTextModel:
             pixels = self._batch(images)
             if not self._convolutional:
                 return self._embed(pixels), self._at_keypoints(self._patches(pixels), images, keypoints, sigma)
-            seen = self.network.visual.forward_intermediates(pixels, indices=[2, 3])
-            patches = self._pyramid(seen["image_intermediates"])
+            # Index 4 is asked for too, because open_clip does not run what comes after the last one asked for.
+            seen = self.network.visual.forward_intermediates(pixels, indices=[2, 3, 4])
+            patches = self._pyramid(seen["image_intermediates"][:2])
             embeddings = F.normalize(seen["image_features"], dim=-1)
             return embeddings, self._at_keypoints(patches, images, keypoints, sigma)
 
