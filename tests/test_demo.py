@@ -1,0 +1,77 @@
+"""The demo's plan and its contact sheet. That the whole of it runs is checked by .ci/run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import bolid.demo
+from bolid.errors import BolidError
+from bolid.synth.people import build_words, sample_identity
+from bolid_cli.main import COMMANDS, app
+
+
+def test_plan_takes_an_unseen_person_and_one_of_another_build():
+    plan = bolid.demo.plan("out")
+    me, other = (sample_identity(int(name[1:])) for name in (plan.person, plan.other))
+    assert me.seed >= bolid.demo.FIRST_UNSEEN and other.seed >= bolid.demo.FIRST_UNSEEN and me != other
+    assert build_words(me)["gender_word"] == build_words(other)["gender_word"]
+    assert sum(abs(me.phenotypes[t] - other.phenotypes[t]) for t in ("weight", "height", "muscle")) > 0.5
+
+
+def test_plan_refuses_the_same_person_twice(tmp_path):
+    with pytest.raises(BolidError, match="the same person") as error:
+        bolid.demo.plan(tmp_path, 200001, 200001)
+    assert "another seed" in error.value.hint
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(BolidError, match="is a file"):
+        bolid.demo.plan(file)
+
+
+def test_every_command_shown_can_be_typed():
+    """Each command of the plan exists and takes the options it is given."""
+    plan = bolid.demo.plan("out")
+    known = {name for name, _ in COMMANDS}
+    for command in plan.commands:
+        assert command[0] in known
+        help_text = CliRunner().invoke(app, [command[0], "--help"]).stdout
+        for word in command[1:]:
+            if word.startswith("-"):
+                assert word in help_text, (command[0], word)
+    assert {"synth", "extract", "profile", "generate", "evaluate"} <= {command[0] for command in plan.commands}
+    assert plan.shown(plan.commands[0]).startswith("bolid synth --people 200000 ")
+
+
+def test_contact_sheet_shows_photos_and_pictures(tmp_path):
+    plan = bolid.demo.plan(tmp_path)
+    colours = {plan.person: (200, 30, 30), plan.other: (30, 30, 200), "base": (30, 200, 30)}
+    for name in (plan.person, plan.other):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (48, 64), colours[name]).save(folder / f"{i:03d}.jpg")
+    for name, colour in colours.items():
+        (tmp_path / name).mkdir()
+        for index in range(len(plan.prompts)):
+            for i in range(2):
+                Image.new("RGB", (72, 96), colour).save(tmp_path / name / f"{index:03d}-x-{i}.png")
+    sheet = np.asarray(Image.open(bolid.demo.contact_sheet(plan)).convert("RGB")).astype(int)
+    columns = [np.flatnonzero((np.abs(sheet - colour).sum(-1) < 30)[-60]).mean() for colour in
+               (colours["base"], colours[plan.person], colours[plan.other])]  # fmt: skip
+    assert columns == sorted(columns)  # base, this profile, another's: from left to right
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_summary_is_data(tmp_path):
+    plan = bolid.demo.plan(tmp_path)
+    metric = {"value": 0.5}
+    metrics = {"metrics": {key: metric for key in ("body_ratio_error", "bone_ratio_error", "text_score")}}
+    rows = bolid.demo.how_close(plan, [metrics] * 3)
+    data = json.loads(bolid.demo.write_summary(plan, rows).read_text())
+    assert [row["shown"] for row in data["table"]] == list(bolid.demo.COLUMNS)
+    assert data["table"][1]["body_ratio_error"] == 0.5 and data["commands"][0].startswith("bolid synth")
