@@ -32,19 +32,19 @@ KIND = "body-encoder"
 class TrainVaeConfig:
     """Settings of the body encoder and its training."""
 
-    steps: int = field(default=3000, metadata={"help": "training steps"})
-    people: int = field(default=48, metadata={"help": "people in a step"})
+    steps: int = field(default=1500, metadata={"help": "training steps"})
+    people: int = field(default=64, metadata={"help": "people in a step"})
     views: int = field(default=4, metadata={"help": "photos of each person in a step, at least 2"})
     body_dim: int = field(default=64, metadata={"help": "dimensions of the body vector"})
     view: str = field(default="crop", metadata={"help": "what a photo is seen by: crop, pooled or both"})
     width: int = field(default=24, metadata={"help": "channels of the crop network's first layer"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW"})
-    kl_weight: float = field(default=0.05, metadata={"help": "weight of the KL term once warmed up"})
+    kl_weight: float = field(default=0.005, metadata={"help": "weight of the KL term once warmed up"})
     kl_warmup: float = field(
         default=0.2, metadata={"help": "part of the training over which the KL weight grows from 0"}
     )
-    reconstruction_weight: float = field(default=0.2, metadata={"help": "weight of rebuilding held-out views"})
+    reconstruction_weight: float = field(default=0.1, metadata={"help": "weight of rebuilding held-out views"})
     identity_weight: float = field(default=1.0, metadata={"help": "weight of telling people apart (InfoNCE)"})
     grey: float = field(default=0.3, metadata={"help": "part of the training views without colour"})
     hide_head: float = field(default=0.3, metadata={"help": "part of the training views with the head hidden"})
