@@ -80,7 +80,9 @@ def test_refusals(person, pictures, tmp_path):
 
 
 def test_json_on_stdout_and_table_on_stderr(person, pictures):
-    shown = CliRunner().invoke(app, ["evaluate", str(pictures), "--reference", str(person), "--family", "tiny", "--json"])
+    shown = CliRunner().invoke(
+        app, ["evaluate", str(pictures), "--reference", str(person), "--family", "tiny", "--json"]
+    )
     assert shown.exit_code == 0, shown.stderr
     assert json.loads(shown.stdout)["metrics"]["person_found"]["value"] == 1
     assert "text_score" in shown.stderr and "waist_girth" in shown.stderr

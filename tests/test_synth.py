@@ -53,8 +53,18 @@ def test_every_plan_is_dressed_and_in_the_vocabulary():
 
 def test_captions_say_what_is_there():
     person = sample_identity(11)
-    plan = sample_plan(person, 0, framing="full body", pose="waving", scene="snow", top_color="orange", bottom_color="blue",
-                       bottom="shorts", sleeves="short", name_build=False)  # fmt: skip
+    plan = sample_plan(
+        person,
+        0,
+        framing="full body",
+        pose="waving",
+        scene="snow",
+        top_color="orange",
+        bottom_color="blue",
+        bottom="shorts",
+        sleeves="short",
+        name_build=False,
+    )
     words = caption(person, plan)
     assert words.startswith("a full body photo of a ")
     assert words.endswith(" waving, in an orange short-sleeved top and blue shorts, in the snow")
@@ -104,11 +114,20 @@ def test_ratios_belong_to_the_person_and_differ_between_people(renderer):
 
 
 def test_colours_are_the_ones_named(renderer):
-    plan = sample_plan(renderer.identity, 1, framing="full body", pose="standing", yaw=0.0, top_color="red", bottom_color="blue",
-                       bottom="trousers", scene="studio")  # fmt: skip
+    plan = sample_plan(
+        renderer.identity,
+        1,
+        framing="full body",
+        pose="standing",
+        yaw=0.0,
+        top_color="red",
+        bottom_color="blue",
+        bottom="trousers",
+        scene="studio",
+    )
     photo = renderer.render(plan)
     marks = np.array(photo.truth["keypoints"])
-    chest = marks[[5, 6, 11, 12], :2].mean(0) * [1, 1] * [1, 0.97]
+    chest = marks[[5, 6, 11, 12], :2].mean(0)
     knee = marks[13, :2]
     red = photo.image[int(chest[1]) - 8, int(chest[0])].astype(int)
     blue = photo.image[int(knee[1]), int(knee[0])].astype(int)
