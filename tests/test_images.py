@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from bolid.errors import BolidError
 from bolid.formats import images
@@ -65,6 +65,17 @@ def test_all_modes_become_8_bit_rgb():
     assert cmyk[0] > 200 and cmyk[1] < 60 and cmyk[2] < 60
     unit = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
     assert decode_image(encoded(unit, "TIFF"))[0, :, 0].tolist() == [0, 127, 255]
+
+
+def test_colours_are_brought_to_srgb():
+    """A profile in which red and green have changed places: what the file calls red is green."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    for mode in ("RGB", "RGBA"):
+        red = Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode)
+        assert decode_image(encoded(red, icc_profile=swapped))[0, 0].tolist() == [0, 255, 0]
+        assert decode_image(encoded(red, icc_profile=srgb))[0, 0].tolist() == [255, 0, 0]
+        assert decode_image(encoded(red, icc_profile=b"broken"))[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])

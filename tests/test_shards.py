@@ -115,6 +115,14 @@ def test_finished_directory_is_left_alone_and_another_run_refused(written, peopl
     assert contents(written) == before
 
 
+def test_tars_that_are_gone_are_noticed_when_going_on(written, tmp_path, people, record):
+    directory = write(tmp_path / "resumed", people, record(), stop_after=12)
+    for place in (written, directory):
+        (place / "shard-000001.tar").unlink()
+        with pytest.raises(BolidError, match="shard-000001.tar is missing or has changed"):
+            ShardWriter(place, record(), 60_000)
+
+
 def test_a_group_stays_in_one_tar(tmp_path, people, record):
     writer = ShardWriter(tmp_path / "train", record("training-shards"), 60_000)
     for start in range(0, 18, 3):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from bolid.errors import BolidError
 
@@ -65,9 +65,9 @@ def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.
 def decode_image(data: bytes, name: str = "the picture", max_side: int | None = None) -> np.ndarray:
     """Picture file bytes (any format Pillow knows) as upright RGB, uint8 [H, W, 3]. Errors name ``name``.
 
-    EXIF orientation is applied, transparency is laid over white, of an animation the first frame counts, 16-bit
-    and CMYK are brought to 8-bit RGB. Truncated data, other things than pictures and pictures of more than
-    MAX_PIXELS raise BolidError.
+    EXIF orientation is applied, colours are brought to sRGB by the picture's own ICC profile, transparency is laid
+    over white, of an animation the first frame counts, 16-bit and CMYK become 8-bit RGB. Truncated data, other things
+    than pictures and pictures of more than MAX_PIXELS raise BolidError.
     """
     try:
         with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def decode_image(data: bytes, name: str = "the picture", max_side: int | None = 
                     # Lets the decoder skip detail we would throw away; at least twice the size wanted remains.
                     image.draft(None, (2 * max_side, 2 * max_side))
                 image.load()
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                rgb = _to_rgb(_to_srgb(ImageOps.exif_transpose(image)))
     except Image.DecompressionBombError:
         raise BolidError(
             f"{name} is too large a picture (more than {MAX_PIXELS // 1_000_000} megapixels)",
@@ -96,6 +96,20 @@ def decode_image(data: bytes, name: str = "the picture", max_side: int | None = 
         size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(rgb)
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Colours of a wide-gamut camera or a printer's CMYK as every screen and every network takes them."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile, or one of another kind of colours
+        return image
+    return converted if converted is not None else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

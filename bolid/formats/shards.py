@@ -206,7 +206,10 @@ class ShardWriter:
 
     def _resume(self) -> None:
         if (self.directory / INDEX).exists():
-            self._check_record(read_index(self.directory)["record"])
+            index = read_index(self.directory)
+            self._check_record(index["record"])
+            for shard in index["shards"]:
+                self._check_tar(shard)
             (self.directory / JOURNAL).unlink(missing_ok=True)
             self.complete = True
             return
@@ -229,15 +232,18 @@ class ShardWriter:
         self._check_record(lines[0]["record"])
         os.truncate(journal, whole)
         for shard in lines[1:]:
-            path = self.directory / shard["file"]
-            if shard["count"] and not (path.exists() and path.stat().st_size == shard["bytes"]):
-                raise BolidError(
-                    f"{path} is missing or has changed since it was written",
-                    f"remove {self.directory} and start again",
-                )
+            self._check_tar(shard)
             self._shards.append(shard)
             self.done_keys.update(shard["keys"])
             self.done_rejects.update(source for source, _ in shard["rejected"])
+
+    def _check_tar(self, shard: dict[str, Any]) -> None:
+        path = self.directory / shard["file"]
+        if shard["count"] and not (path.exists() and path.stat().st_size == shard["bytes"]):
+            raise BolidError(
+                f"{path} is missing or has changed since it was written",
+                f"remove {self.directory} and start again",
+            )
 
     def _check_record(self, record: dict[str, Any]) -> None:
         if record != self.record:
