@@ -139,16 +139,13 @@ _NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .
 
 
 def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
-    sizes = {"image_size": data.get("image_size"), "view_size": data.get("view_size", data.get("image_size"))}
-    for key, size in sizes.items():
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
-            raise BolidError(f"family {name!r}: {key} is {size!r}", "write [height, width] in pixels")
-    size, view = sizes["image_size"], sizes["view_size"]
+    size = _size(name, "image_size", data.get("image_size"))
+    view = _size(name, "view_size", data.get("view_size", list(size)))
     if any(n % 8 for n in size):
-        raise BolidError(f"family {name!r}: image_size is {size!r}", "both numbers must be multiples of 8")
+        raise BolidError(f"family {name!r}: image_size is {list(size)}", "both numbers must be multiples of 8")
     if size[0] * view[1] != size[1] * view[0]:
         raise BolidError(
-            f"family {name!r}: view_size {view!r} has other proportions than image_size {size!r}",
+            f"family {name!r}: view_size {list(view)} has other proportions than image_size {list(size)}",
             "make both of the same proportions",
         )
     paths = data.get("paths", {})
@@ -158,12 +155,18 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
     return Family(
         name=name,
         root=root,
-        image_size=(size[0], size[1]),
-        view_size=(view[0], view[1]),
+        image_size=size,
+        view_size=view,
         defaults=dict(data.get("defaults", {})),
         description=str(data.get("description", "")),
         **located,
     )
+
+
+def _size(name: str, key: str, value: Any) -> tuple[int, int]:
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
+        return value[0], value[1]
+    raise BolidError(f"family {name!r}: {key} is {value!r}", "write [height, width] in pixels")
 
 
 def chosen_family() -> tuple[str, str]:
