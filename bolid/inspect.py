@@ -79,13 +79,14 @@ def _tensors(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from PIL import Image
+    from bolid.formats.images import open_image
 
     try:
-        with Image.open(path) as image:
+        data = path.read_bytes()
+        with open_image(data) as image:
             image.load()  # the text may stand behind the pixels
             text, size = getattr(image, "text", {}), image.size
-        with Image.open(path) as image:
+        with open_image(data) as image:
             image.verify()  # the checksums of all chunks
         record = json.loads(text[METADATA_KEY])
         kind = record["kind"]

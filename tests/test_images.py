@@ -99,6 +99,17 @@ def test_what_is_no_picture():
             decode_image(data, name="x.jpg")
 
 
+def test_what_is_no_picture_once_ultralytics_is_loaded(monkeypatch):
+    import ultralytics.utils.checks
+
+    def install(*args, **kwargs):
+        pytest.fail("wants to install a package")
+
+    monkeypatch.setattr(ultralytics.utils.checks, "check_requirements", install)
+    with pytest.raises(BolidError, match="x.jpg is not a picture"):
+        decode_image(b"hello", name="x.jpg")
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
 def test_truncated_pictures_are_refused(format):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))

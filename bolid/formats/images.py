@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def decode_image(data: bytes, name: str = "the picture", max_side: int | None = 
         with warnings.catch_warnings():
             # Pillow's own limit only warns at first; ours below is stricter and always raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -96,6 +97,13 @@ def decode_image(data: bytes, name: str = "the picture", max_side: int | None = 
         size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(rgb)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Pillow's own ``Image.open``. Importing ultralytics replaces it by one that, given what is no picture, installs a
+    package."""
+    patched = sys.modules.get("ultralytics.utils.patches")
+    return getattr(patched, "_image_open", Image.open)(io.BytesIO(data))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
