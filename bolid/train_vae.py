@@ -32,7 +32,7 @@ KIND = "body-encoder"
 class TrainVaeConfig:
     """Settings of the body encoder and its training."""
 
-    steps: int = field(default=1500, metadata={"help": "training steps"})
+    steps: int = field(default=1000, metadata={"help": "training steps"})
     people: int = field(default=64, metadata={"help": "people in a step"})
     views: int = field(default=4, metadata={"help": "photos of each person in a step, at least 2"})
     body_dim: int = field(default=64, metadata={"help": "dimensions of the body vector"})
