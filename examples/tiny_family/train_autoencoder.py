@@ -10,6 +10,7 @@ that a diffusion model makes, and a weak L2 on the latents so that they keep a u
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -21,13 +22,11 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from truth import read_resized, read_truth
 
-SIZE, CROP, BATCH = (96, 72), 48, 16
 
-
-def build() -> AutoencoderTiny:
-    width = 32
+def build(width: int, latent_channels: int) -> AutoencoderTiny:
+    """A new autoencoder, `width` channels throughout."""
     model = AutoencoderTiny(
-        latent_channels=12,
+        latent_channels=latent_channels,
         encoder_block_out_channels=(width,) * 4,
         decoder_block_out_channels=(width,) * 4,
         num_encoder_blocks=(0, 1, 2, 3),
@@ -48,7 +47,7 @@ def build() -> AutoencoderTiny:
 def psnr(model: AutoencoderTiny, pictures: np.ndarray) -> float:
     """Mean PSNR in dB over pictures uint8 [N, h, w, 3]."""
     with torch.no_grad():
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(pictures).to(model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         y = model.decode(model.encode(x).latents).sample.clamp(-1, 1)
         mse = ((x - y) / 2).pow(2).mean((1, 2, 3))
     return float((-10 * torch.log10(mse)).mean())
@@ -61,21 +60,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--limit", type=int, default=12000, help="photos to load at most")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 72), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--crop", type=int, default=48)
+    parser.add_argument("--width", type=int, default=32, help="channels of every layer")
+    parser.add_argument("--latent-channels", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    pictures = read_resized(read_truth(args.photos)[: args.limit], SIZE)
-    held_out = read_resized(read_truth(args.held_out)[:64], SIZE) if args.held_out else pictures[:64]
-    model, average = build(), build()
-    average.load_state_dict(model.state_dict())
+    size, crop, batch, device = tuple(args.size), args.crop, args.batch, args.device
+    pictures = read_resized(read_truth(args.photos)[: args.limit], size)
+    held_out = read_resized(read_truth(args.held_out)[:64], size) if args.held_out else pictures[:64]
+    model = build(args.width, args.latent_channels).to(device)
+    average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     step, spent = 0, 0.0
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         for name, item in (("model", model), ("average", average), ("optimizer", optimizer)):
             item.load_state_dict(state[name])
         step, spent = state["step"], state["spent"]
@@ -83,24 +89,17 @@ def main() -> None:
     losses = []
     while (spent := time.time() - began) < args.minutes * 60:
         rng = np.random.default_rng([args.seed, step])
-        lr = (
-            args.lr
-            * min(1, (step + 1) / 100)
-            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, spent / (args.minutes * 60)))))
-        )
-        optimizer.param_groups[0]["lr"] = lr
-        tops, lefts = rng.integers(0, SIZE[0] - CROP + 1, BATCH), rng.integers(0, SIZE[1] - CROP + 1, BATCH)
-        crops = np.stack(
-            [
-                pictures[i, t : t + CROP, le : le + CROP]
-                for i, t, le in zip(rng.integers(0, len(pictures), BATCH), tops, lefts, strict=True)
-            ]
-        )
-        x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+        part = min(1.0, spent / (args.minutes * 60))
+        warmup = min(1.0, (step + 1) / 100)
+        optimizer.param_groups[0]["lr"] = args.lr * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        rows = rng.integers(0, len(pictures), batch)
+        tops, lefts = (rng.integers(0, side - crop + 1, batch) for side in size)
+        crops = [pictures[i, t : t + crop, le : le + crop] for i, t, le in zip(rows, tops, lefts, strict=True)]
+        x = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         if rng.random() < 0.5:
             x = x.flip(3)
         latents = model.encode(x).latents
-        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device)
         y = model.decode(latents + 0.03 * noise).sample
         loss = (y - x).abs().mean() + 2 * (y - x).pow(2).mean() + 2e-3 * (latents.pow(2) - 1).relu().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -109,30 +108,25 @@ def main() -> None:
         optimizer.step()
         decay = min(0.998, (step + 1) / (step + 20))
         with torch.no_grad():
-            for a, b in zip(average.parameters(), model.parameters(), strict=True):
-                a.lerp_(b, 1 - decay)
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         losses.append(loss.item())
         step += 1
         if time.time() - last > 90:
             last = time.time()
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step,
-                    "spent": time.time() - began,
-                },
-                checkpoint.with_suffix(".tmp"),
-            )
+            parts = {"model": model, "average": average, "optimizer": optimizer}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(state | {"step": step, "spent": spent}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             print(
-                f"{spent / 60:.1f} min, step {step}, {step * BATCH / (time.time() - began):.0f} crops/s, "
+                f"{spent / 60:.1f} min, step {step}, {step * batch / (time.time() - began):.0f} crops/s, "
                 f"loss {np.mean(losses[-200:]):.4f}, held-out PSNR {psnr(average, held_out):.2f} dB",
                 flush=True,
             )
     with torch.no_grad():
-        x = torch.from_numpy(pictures[:: max(1, len(pictures) // 256)]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = (
+            torch.from_numpy(pictures[:: max(1, len(pictures) // 256)]).to(device).permute(0, 3, 1, 2).float() / 127.5
+            - 1
+        )
         deviation = float(average.encode(x).latents.std())
     # The pipeline multiplies latents by the scaling factor: unit variance for the diffusion model.
     average.register_to_config(scaling_factor=round(1 / deviation, 5))
@@ -140,7 +134,7 @@ def main() -> None:
     figures = {
         "psnr_db": round(psnr(average, held_out), 2),
         "steps": step,
-        "crops": step * BATCH,
+        "crops": step * batch,
         "minutes": round(spent / 60, 1),
     }
     (args.out / "figures.json").write_text(json.dumps(figures) + "\n")

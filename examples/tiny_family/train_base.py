@@ -2,16 +2,18 @@
 
     python examples/tiny_family/train_base.py PHOTOS --vae base/vae --out base --minutes 90
     torchrun --nproc-per-node 2 examples/tiny_family/train_base.py ...        # both cores, one thread each
+    python examples/tiny_family/train_base.py ... --device cuda --size 256 192 --widths 128 256 384 --batch 256
 
-A UNet2DConditionModel on 12x9 latents and a small CLIPTextModel, trained together from nothing with v-prediction,
-min-SNR weighting (gamma 5, arXiv:2303.09556), noise levels drawn logit-normal (arXiv:2403.03206), captions dropped
-10 % of the time for classifier-free guidance, and an exponential moving average, which is what is exported.
+A UNet2DConditionModel on latents 8x smaller than the picture and a small CLIPTextModel, trained together from nothing
+with v-prediction, min-SNR weighting (gamma 5, arXiv:2303.09556), noise levels drawn logit-normal (arXiv:2403.03206),
+captions dropped 10 % of the time for classifier-free guidance, and an exponential moving average, which is exported.
 Resumable: the same command goes on from OUT/checkpoint.pt; the learning rate falls over the last fifth of --minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -26,7 +28,7 @@ from torch import distributed
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from truth import read_resized, read_truth
 
-SIZE, BATCH, TOKENS, WIDTH = (96, 72), 32, 40, 128
+TOKENS, WIDTH = 40, 128  # longest prompt, and the channels of its states
 SHEET = [
     "a full body photo of a woman standing, in a red long-sleeved top and blue trousers, on a beach",
     "a full body photo of a tall slim man waving, in a green short-sleeved top and white shorts, in a room",
@@ -81,7 +83,10 @@ def pre_tokenizers_pattern():
     return Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
 
-def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+def build(
+    tokenizer: CLIPTokenizer, size: tuple[int, int], latent_channels: int, widths: tuple[int, ...]
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """A new text encoder and UNet for pictures of `size`; `widths` are the UNet's channels, level by level."""
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -97,14 +102,14 @@ def build(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, UNet2DConditionModel
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=(SIZE[0] // 8, SIZE[1] // 8),
-        in_channels=12,
-        out_channels=12,
-        block_out_channels=(48, 96, 144),
+        sample_size=(size[0] // 8, size[1] // 8),
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=widths,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        attention_head_dim=(2, 4, 6),
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        attention_head_dim=tuple(max(1, width // 24) for width in widths),
         cross_attention_dim=WIDTH,
         norm_num_groups=16,
     )
@@ -139,27 +144,28 @@ def pipeline(vae, text, unet, tokenizer) -> StableDiffusionPipeline:
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderTiny, pictures: np.ndarray) -> torch.Tensor:
+def encode_all(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> torch.Tensor:
     """Scaled latents [2, N, C, h, w] in f16 of the pictures and of their mirror images."""
     rows = []
     for mirror in (False, True):
         parts = []
         for start in range(0, len(pictures), 64):
-            x = torch.from_numpy(pictures[start : start + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            parts.append((vae.encode(x.flip(3) if mirror else x).latents * vae.config.scaling_factor).half())
+            x = torch.from_numpy(pictures[start : start + 64]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+            z = vae.encode(x.flip(3) if mirror else x).latents * vae.config.scaling_factor
+            parts.append(z.half().cpu())
         rows.append(torch.cat(parts))
     return torch.stack(rows)
 
 
-def sample_sheet(pipe: StableDiffusionPipeline, path: Path) -> None:
+def sample_sheet(pipe: StableDiffusionPipeline, path: Path, size: tuple[int, int]) -> None:
     pipe.set_progress_bar_config(disable=True)
     rows = []
     for seed in range(2):
         generators = [torch.Generator().manual_seed(seed * 100 + i) for i in range(len(SHEET))]
         pictures = pipe(
             SHEET,
-            height=SIZE[0],
-            width=SIZE[1],
+            height=size[0],
+            width=size[1],
             num_inference_steps=20,
             guidance_scale=4.0,
             generator=generators,
@@ -170,6 +176,13 @@ def sample_sheet(pipe: StableDiffusionPipeline, path: Path) -> None:
     sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.BICUBIC).save(path)
 
 
+def _drop_derived_setting(config: Path) -> None:
+    """AutoencoderTiny saves `block_out_channels`, which it derives, and then warns of it whenever it is loaded."""
+    settings = json.loads(config.read_text())
+    settings.pop("block_out_channels", None)
+    config.write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
@@ -177,7 +190,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, earlier runs included")
     parser.add_argument("--limit", type=int, default=40000)
-    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 72), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--widths", type=int, nargs="+", default=(48, 96, 144), help="the UNet's channels, by level")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--init", type=Path, help="start from this exported pipeline instead of from nothing")
     parser.add_argument("--sheet-minutes", type=float, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -188,7 +205,8 @@ def main() -> None:
         distributed.init_process_group("gloo")
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderTiny.from_pretrained(args.vae).eval()
+    size, device = tuple(args.size), args.device
+    vae = AutoencoderTiny.from_pretrained(args.vae).eval().to(device)
     photos = read_truth(args.photos)[: args.limit]
     captions = [photo["caption"] for photo in photos]
     if rank == 0 and not (args.out / "tokenizer" / "merges.txt").exists():
@@ -200,20 +218,20 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
     tokens = tokenizer(
         ["", *captions], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-    latents = encode_all(vae, read_resized(photos, SIZE))
+    ).input_ids.to(device)
+    latents = encode_all(vae, read_resized(photos, size), device).to(device)
     if rank == 0:
         longest = int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1
         deviation = latents.float().std()
         print(f"{len(photos)} photos, latents' deviation {deviation:.3f}, longest caption {longest} tokens", flush=True)
 
-    text, unet = build(tokenizer)
+    shape = (tokenizer, size, vae.config.latent_channels, tuple(args.widths))
+    text, unet = build(*shape)
     if args.init:
         text = CLIPTextModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
         unet = UNet2DConditionModel.from_pretrained(args.init / "unet", torch_dtype=torch.float32)
-    average_text, average_unet = build(tokenizer)
-    average_text.load_state_dict(text.state_dict())
-    average_unet.load_state_dict(unet.state_dict())
+    text, unet = text.to(device).train(), unet.to(device).train()
+    average_text, average_unet = copy.deepcopy(text).eval(), copy.deepcopy(unet).eval()
     parameters = [*text.parameters(), *unet.parameters()]
     averages = [*average_text.parameters(), *average_unet.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -227,11 +245,11 @@ def main() -> None:
         "optimizer": optimizer,
     }
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         step, spent = state["step"], state["spent"]
-    alphas = build_scheduler().alphas_cumprod
+    alphas = build_scheduler().alphas_cumprod.to(device)
     began, last, last_sheet, losses = time.time() - spent, time.time(), time.time(), []
     total = args.minutes * 60
 
@@ -240,31 +258,34 @@ def main() -> None:
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
         if sheet:
-            pipe = pipeline(vae, average_text.eval(), average_unet.eval(), tokenizer)
-            sample_sheet(pipe, args.out / f"sheet-{step:06d}.png")
-            pipe.to(dtype=torch.float16).save_pretrained(args.out / "export")
-            pipe.to(dtype=torch.float32)
+            sample_sheet(pipeline(vae, average_text, average_unet, tokenizer), args.out / f"sheet-{step:06d}.png", size)
+            exported = pipeline(*(copy.deepcopy(part) for part in (vae, average_text, average_unet)), tokenizer)
+            exported.to(dtype=torch.float16).save_pretrained(args.out / "export")
+            _drop_derived_setting(args.out / "export" / "vae" / "config.json")
 
     while (spent := time.time() - began) < total:
         rng = np.random.default_rng([args.seed, step, rank])
         optimizer.param_groups[0]["lr"] = (
             args.lr * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (total - spent) / (0.2 * total)))
         )
-        index = rng.integers(0, len(photos), BATCH)
-        x0 = latents[rng.integers(0, 2, BATCH), index].float()
-        dropped = rng.random(BATCH) < 0.1
-        hidden = text(tokens[np.where(dropped, 0, index + 1)])[0]
-        noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+        index = torch.from_numpy(rng.integers(0, len(photos), args.batch)).to(device)
+        mirrored = torch.from_numpy(rng.integers(0, 2, args.batch)).to(device)
+        dropped = torch.from_numpy(rng.random(args.batch) < 0.1).to(device)
         # Logit-normal with its mode a little towards noise: that is where the layout is decided.
-        t = torch.from_numpy(
-            (1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(BATCH))))).astype(np.int64).clip(0, 999)
-        )
+        t = 1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(args.batch))))
+        t = torch.from_numpy(t.astype(np.int64).clip(0, 999)).to(device)
+        x0 = latents[mirrored, index].float()
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        noise = torch.randn(x0.shape, generator=generator, device=device)
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
         target = a.sqrt() * noise - (1 - a).sqrt() * x0
         snr = (a / (1 - a).clamp(min=1e-8)).flatten()
         weight = snr.clamp(max=5.0) / (snr + 1)
-        error = (unet(noisy, t, hidden).sample - target).pow(2).mean((1, 2, 3))
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device != "cpu"):
+            hidden = text(tokens[torch.where(dropped, 0, index + 1)])[0]
+            v = unet(noisy, t, hidden).sample.float()
+        error = (v - target).pow(2).mean((1, 2, 3))
         loss = (weight.clamp(min=0.05) * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -289,16 +310,17 @@ def main() -> None:
             save(sheet)
             if sheet:
                 last_sheet = time.time()
+            samples = step * args.batch * world
             print(
-                f"{(time.time() - began) / 60:.1f} min, step {step}, {step * BATCH * world} samples, "
-                f"{step * BATCH * world / (time.time() - began):.0f} samples/s, v error {np.mean(losses[-300:]):.4f}",
+                f"{spent / 60:.1f} min, step {step}, {samples} samples, {samples / spent:.0f} samples/s, "
+                f"v error {np.mean(losses[-300:]):.4f}",
                 flush=True,
             )
     if rank == 0:
         save(True)
         figures = {
             "steps": step,
-            "samples": step * BATCH * world,
+            "samples": step * args.batch * world,
             "minutes": round(spent / 60, 1),
             "photos": len(photos),
         }
