@@ -44,7 +44,8 @@ class TrainAdapterConfig:
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})
     face_tokens: int = field(default=4, metadata={"help": "tokens of the face branch (the body has 4)"})
-    min_snr_gamma: float = field(default=5.0, metadata={"help": "gamma of the min-SNR weighting; 0: none"})
+    # None by default: min-SNR all but mutes the noisiest steps, and those settle a body's outline.
+    min_snr_gamma: float = field(default=0.0, metadata={"help": "gamma of the min-SNR weighting, say 5; 0: none"})
     text_dropout: float = field(default=0.1, metadata={"help": "part of the photos trained without their caption"})
     face_dropout: float = field(default=0.3, metadata={"help": "part trained without the face"})
     body_dropout: float = field(default=0.1, metadata={"help": "part trained without the body"})
