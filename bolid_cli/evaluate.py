@@ -43,10 +43,10 @@ def evaluate(
     print_table(("metric", "value", "n", "measured by", "note"), rows, quiet)
     if result.ratios:
         note("", quiet)
-        rows = [
+        ratios = [
             (name, r["true"], r["pictures"], f"{r['pictures'] / r['true'] - 1:+.1%}")
             for name, r in result.ratios.items()
         ]
-        print_table(("ratio", "true", "pictures", "off by"), rows, quiet)
+        print_table(("ratio", "true", "pictures", "off by"), ratios, quiet)
     if as_json:
         emit_json(result)

@@ -10,6 +10,7 @@ Only adults are sampled (Anny's age parameter is at least ADULT_AGE), and every 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,12 @@ def _mix(rng: np.random.Generator, palette, spread: float) -> tuple[float, float
     position = rng.uniform(0, len(palette) - 1)
     low = int(min(position, len(palette) - 2))
     color = np.array(palette[low]) + (position - low) * (np.array(palette[low + 1]) - np.array(palette[low]))
-    return tuple(float(c) for c in np.clip(color * rng.uniform(1 - spread, 1 + spread), 0.03, 0.97).round(4))
+    return _rgb(np.clip(color * rng.uniform(1 - spread, 1 + spread), 0.03, 0.97).round(4))
+
+
+def _rgb(color: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (float(c) for c in color)
+    return red, green, blue
 
 
 def sample_identity(seed: int) -> Identity:
@@ -202,7 +208,7 @@ def sample_identity(seed: int) -> Identity:
     weights = (0.02, 0.10, 0.22, 0.26, 0.40) if female else (0.16, 0.46, 0.28, 0.04, 0.06)
     style = HAIR_STYLES[int(rng.choice(len(HAIR_STYLES), p=weights))]
     hair = HAIR_COLORS[int(rng.choice(len(HAIR_COLORS), p=(0.28, 0.25, 0.15, 0.14, 0.10, 0.08)))]
-    hair = tuple(float(c) for c in np.clip(np.array(hair) * rng.uniform(0.8, 1.2), 0.03, 0.95).round(4))
+    hair = _rgb(np.clip(np.array(hair) * rng.uniform(0.8, 1.2), 0.03, 0.95).round(4))
     eyes = ((0.25, 0.15, 0.08), (0.30, 0.42, 0.55), (0.28, 0.38, 0.20))
     return Identity(
         seed=seed,
@@ -216,7 +222,7 @@ def sample_identity(seed: int) -> Identity:
     )
 
 
-def sample_plan(identity: Identity, index: int, **fixed: object) -> PhotoPlan:
+def sample_plan(identity: Identity, index: int, **fixed: Any) -> PhotoPlan:
     """The photo number `index` of a person; `fixed` sets any field of the plan (say pose="standing")."""
     rng = np.random.default_rng(derive_seed(identity.seed, "photo", index))
     framing = FRAMINGS[int(rng.choice(3, p=(0.56, 0.26, 0.18)))]
@@ -232,7 +238,7 @@ def sample_plan(identity: Identity, index: int, **fixed: object) -> PhotoPlan:
     ]
     top, low = rng.choice(len(COLORS), 2, replace=False)  # never top and bottom alike
     names = list(COLORS)
-    plan = {
+    plan: dict[str, Any] = {
         "index": index,
         "framing": framing,
         "pose": pose,
