@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from bolid_cli.main import COMMANDS, app
@@ -35,6 +37,29 @@ def test_commands_named_in_the_documents_exist():
             text = document.read_text(encoding="utf-8")
             used = set(re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?bolid ([a-z][a-z-]*)", text, re.MULTILINE))
             assert used <= known, f"{document.name} names {sorted(used - known)}"
+
+
+def documented_commands() -> list[list[str]]:
+    """The words of every `bolid ...` line in README.md and CONTRIBUTING.md, comments and shell joints taken off."""
+    lines = []
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for line in re.findall(r"^ {4}(.*)$", text, re.MULTILINE):
+            for part in re.split(r"&&|\|", line.split("  #")[0]):
+                words = shlex.split(part)
+                if words and words[0].rpartition("/")[2] == "bolid":
+                    lines.append(words[1:])
+    return lines
+
+
+@pytest.mark.parametrize("words", documented_commands(), ids=" ".join)
+def test_documented_options_exist(words):
+    name = words[:2] if words[0] == "models" else words[:1]
+    shown = CliRunner().invoke(app, [*name, "--help"], prog_name="bolid", terminal_width=100)
+    assert shown.exit_code == 0
+    for word in words:
+        if word.startswith("-") and word != "-":
+            assert re.search(rf"(?<![\w-]){word}(?![\w-])", shown.stdout), f"{word} is no option of {' '.join(name)}"
 
 
 if __name__ == "__main__":
