@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PersonRule = Literal["main", "only"]
 
 SEEN = 0.3  # a keypoint of less confidence is not seen
-MIN_SCORE = 0.4  # of the person's detection
+MIN_SCORE = 0.35  # of the person's detection
 MIN_HEIGHT = 32  # pixels of the person's box
 MIN_KEYPOINTS = 6  # seen ones; a hand or a foot alone has fewer
 HEAD, TORSO = slice(0, 5), (5, 6, 11, 12)  # of COCO's 17: nose, eyes, ears; shoulders, hips
@@ -42,7 +42,7 @@ class View:
     """What is known of one photo of one person."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    box: np.ndarray  # f32 [4]
+    box: np.ndarray  # f32 [4], holds all seen keypoints
     score: float  # 0..1, how sure the detection is
     keypoints: np.ndarray  # f32 [17, 3]
     face: np.ndarray | None  # f32 [512], unit length
@@ -100,7 +100,7 @@ class ViewReader:
             face = face_of(person, self.faces.detect(image)) if len(_head(person)) else None
             results[index] = View(
                 image=image,
-                box=person.box.astype(np.float32),
+                box=whole_box(person, image.shape[:2]),
                 score=float(person.score),
                 keypoints=person.keypoints.astype(np.float32),
                 face=None if face is None else face.embedding.astype(np.float32),
@@ -144,6 +144,16 @@ def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
         if distance < least:
             best, least = face, distance
     return best
+
+
+def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
+    """The detection's box, widened to hold every seen keypoint inside the picture of ``size`` (H, W): f32 [4].
+
+    A detector tends to leave out raised arms.
+    """
+    seen = person.keypoints[person.keypoints[:, 2] >= SEEN, :2]
+    low, high = np.minimum(person.box[:2], seen.min(axis=0)), np.maximum(person.box[2:], seen.max(axis=0))
+    return np.clip(np.concatenate([low, high]), 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
 
 
 def _head(person: Person) -> np.ndarray:

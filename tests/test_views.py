@@ -39,6 +39,14 @@ def test_reasons_for_rejection():
     assert choose_person([portrait], "main") is portrait
 
 
+def test_the_box_holds_the_seen_keypoints():
+    raised = person((20, 10, 60, 110))
+    raised.keypoints[9] = (30, 2, 0.9)
+    raised.keypoints[10] = (90, 50, 0.1)  # not seen
+    raised.keypoints[15] = (40, 130, 0.9)
+    assert views.whole_box(raised, (120, 80)).tolist() == [20, 2, 60, 120]
+
+
 def test_the_face_belongs_to_the_body():
     someone = person((20, 10, 60, 110))
     head = someone.keypoints[:5, :2].mean(axis=0)
