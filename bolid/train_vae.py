@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.families import match_family
-from bolid.run import derive_seed, pick_device, run_record
+from bolid.run import derive_seed, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,7 @@ class TrainVaeConfig:
     grey: float = field(default=0.3, metadata={"help": "part of the training views without colour"})
     hide_head: float = field(default=0.3, metadata={"help": "part of the training views with the head hidden"})
     checkpoint_minutes: float = field(default=2.0, metadata={"help": "minutes between checkpoints"})
+    init: str = field(default="", metadata={"help": "start from this body encoder, of the same shape"})
 
     def __post_init__(self) -> None:
         if self.views < 2:
@@ -161,7 +162,8 @@ def train_vae(
     config = config or TrainVaeConfig()
     chosen = match_family(family, read_index(train)["record"]["family"], train)
     table = read_views(train)
-    record = run_record(KIND, family=chosen, config=config, seed=seed, inputs={"train": directory_sha256(train)})
+    inputs = {"train": directory_sha256(train)} | ({"init": sha256_file(config.init)} if config.init else {})
+    record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
     started = time.monotonic()
     model, metrics = fit(table, config, record, Path(out), device=pick_device(device), seed=seed, progress=progress)
     save_body_encoder(out, model, {**record, "metrics": metrics})
@@ -189,6 +191,7 @@ def fit(
     import torch
 
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
+    from bolid.formats.tensors import load_tensors
     from bolid.method import body_vae as bv
 
     people = [rows for rows in table.people if len(rows) >= 2]
@@ -203,6 +206,13 @@ def fit(
     if config.view != "crop" and not feature_dim:
         raise BolidError("the training shards hold no image-text features", "use --view crop, or run extract again")
     model = bv.BodyVAE(config.body_dim, width=config.width, view=config.view, feature_dim=feature_dim)
+    if config.init:
+        try:
+            model.load_state_dict({name: value.float() for name, value in load_tensors(config.init, KIND)[0].items()})
+        except RuntimeError as error:
+            raise BolidError(
+                f"--init {config.init} is a body encoder of another shape", "give its --body-dim, --width and --view"
+            ) from error
     model = model.to(device, memory_format=torch.channels_last).train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
