@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from truth import write_card
 
 import bolid.synth.people as world
 from bolid.backends.base import load_base, quiet_diffusers
@@ -257,6 +258,21 @@ def main() -> None:
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")
         write_table(figures, ROOT / "docs" / "tiny-figures.md")
+        if part == "base":
+            write_base_card(figures[part], get_family("tiny").base)
+
+
+BASE_CARD = """A StableDiffusionPipeline directory that plain diffusers loads with `from_pretrained`: an AutoencoderTiny
+(8x smaller, 12 channels), a UNet2DConditionModel and a CLIPTextModel of our own, trained from nothing by
+`train_autoencoder.py` and `train_base.py` on renders of synthetic adults. It knows nothing else.
+
+Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0)."""
+
+
+def write_base_card(figures: dict[str, float], folder: Path) -> None:
+    """The base's card; how it was trained is in training.json, which the training scripts' figures.json make up."""
+    facts = json.loads((folder / "training.json").read_text()) if (folder / "training.json").exists() else {}
+    write_card(folder, "The tiny base", BASE_CARD, figures, facts)
 
 
 def write_table(figures: dict[str, dict[str, float]], path: Path) -> None:
