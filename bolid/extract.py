@@ -7,6 +7,7 @@ number of worker processes nor on where an earlier run was stopped.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from bolid.errors import BolidError
 from bolid.families import Family, get_family
 from bolid.formats.images import decode_image, encode_jpeg, list_photos
-from bolid.formats.shards import DEFAULT_MAX_BYTES, Sample, ShardWriter, sample_key
+from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.run import canonical_json, pick_device, run_record
 from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
 
@@ -87,8 +88,8 @@ def extract(
     ``max_side``: larger photos are reduced to this many pixels. ``max_bytes``: of one tar. Rejected photos are listed
     with the reason in ``out/index.json``. The same call after a kill goes on where it stopped.
 
-    Raises TooManyRejected, a BolidError, when nothing could be used, or when more than ``max_bad`` of the photos
-    (and more than one) were rejected; ``out`` is complete even then.
+    Raises TooManyRejected, a BolidError, when nothing could be used (``out`` is then removed), or when more than
+    ``max_bad`` of the photos and more than one were rejected; ``out`` is complete even then.
     """
     if workers < 1:
         raise BolidError(f"--workers is {workers}", "give at least 1")
@@ -298,10 +299,14 @@ def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) ->
             "if these are real photographs, choose another family (bolid models list)"
         )
     if result.samples == 0:
+        # Nothing worth keeping, and another family may be tried under the same name.
+        (result.out / INDEX).unlink()
+        with contextlib.suppress(OSError):  # something else lies in it
+            result.out.rmdir()
         reasons = ", ".join(f"{reason}: {len(sources)}" for reason, sources in result.rejected.items())
         raise TooManyRejected(
             f"none of the {total} photos could be used ({reasons})",
-            warning or f"see {result.out}/index.json for each photo's reason, then remove that directory",
+            warning or "give photos that show a person, at least from head to shoulders",
             result.rejected,
         )
     if bad > 1 and bad > max_bad * total:

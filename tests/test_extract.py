@@ -167,6 +167,7 @@ def test_real_photographs_given_to_tiny(photos, tmp_path):
     with pytest.raises(TooManyRejected, match="none of the 9 photos could be used") as caught:
         extract(photos / "ben", tmp_path / "none")
     assert "choose another family" in caught.value.hint
+    assert not (tmp_path / "none").exists()  # so that the same command works with another --family
 
 
 def test_options(photos, tmp_path):
