@@ -304,7 +304,7 @@ def train_recogniser(rows: list[dict[str, Any]], args: argparse.Namespace) -> Re
         embedding = F.normalize(network(_augment_faces(faces[chosen], generator)), dim=-1)
         cosine = embedding @ F.normalize(centers.weight, dim=-1).T
         # CosFace (Wang et al. 2018, eq. 4); the margin grows, since with many people it is too hard at first.
-        margin = 0.3 * min(1.0, step / (0.4 * args.recogniser_steps))
+        margin = 0.25 * min(1.0, step / (0.6 * args.recogniser_steps))
         target = labels[chosen]
         loss = F.cross_entropy(28.0 * (cosine - margin * F.one_hot(target, len(people))), target)
         _step(loss, both, optimizer)

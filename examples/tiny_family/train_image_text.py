@@ -4,7 +4,8 @@
 
 About 12 minutes on one CPU core with the defaults. Run it again after an interruption and it goes on where it stopped.
 
-The loss has three parts, all with the one learnt temperature:
+First the image tower's convolutions learn alone to name the attributes and to find the keypoints (see train_tower).
+Then the whole model is trained; its loss has three parts, all with the one learnt temperature:
 - CLIP's contrastive loss between pictures and captions. Captions lose some of their phrases at random and change their
   order, so that short prompts work; texts that happen to be true of another picture too do not count as its negatives.
 - hard negatives: the caption with one thing changed (another colour, the two colours swapped, another pose, ...).
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from truth import read_resized, read_truth, write_card
+from truth import FLIP_KEYPOINTS, read_resized, read_truth, write_card
 
 from bolid.families import get_family
 from bolid.run import derive_seed, run_record, write_atomic
@@ -50,9 +51,11 @@ that world: the words of those captions, and pictures like those renders.
 
 `open_clip.create_model("local-dir:<this directory>")` loads it; weights are fp16.
 
-Beside the plain contrastive loss it was trained with hard negatives (a caption with one attribute changed, and all the
-values of one attribute against each other), since those attributes are what it is for. The accuracies below are zero
-shot in CLIP's sense (the closest prompt wins), on people it has never seen, but their vocabulary is that of training.
+It was not trained by the plain contrastive loss alone. The image tower first learnt to name the attributes and to find
+the 17 keypoints, supervised by the renders' truth; and the contrastive stage had hard negatives (a caption with one
+attribute changed, and all the values of one attribute against each other), since those attributes are what it is for.
+The accuracies below are zero shot in CLIP's sense (the closest prompt wins), on people it has never seen, but their
+vocabulary is that of training.
 
 Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
@@ -73,7 +76,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "weight": ("slim", "heavy", "muscular"),
 }
 # How much each attribute's prompts count. The height hardly shows in a picture without a scale.
-WEIGHTS = {"pose": 1.5, "bottom_color": 1.5, "height": 0.3}
+WEIGHTS = {"pose": 3.0, "height": 0.3}
 
 PROMPTS: dict[str, dict[str, list[str]]] = {
     "top_color": {c: [f"{_a} {c} top", f"a photo of a person in {_a} {c} top"]
@@ -255,8 +258,11 @@ def encode_text(network: Any, tokens: Any) -> Any:
     return F.normalize(x @ network.text_projection, dim=-1)
 
 
-def augment(pixels: Any, generator: Any) -> Any:
-    """[B,3,SIDE,SIDE] normalised, from uint8 [B,h,w,3]: mirror, small moves, light, blur, noise; letterboxed."""
+def augment(pixels: Any, generator: Any) -> tuple[Any, Any]:
+    """([B,3,h,w] normalised, affine [B,2,3]) from uint8 [B,h,w,3]: mirror, small moves and zooms, light, blur, noise.
+
+    `affine` maps places of the result to places of the picture, both from -1 to 1.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -277,19 +283,158 @@ def augment(pixels: Any, generator: Any) -> Any:
     middle = x.mean((2, 3), keepdim=True)
     x = (x - middle) * uniform(0.85, 1.15, 1, 1, 1) + middle * uniform(0.88, 1.12, 1, 1, 1)
     x = x * uniform(0.96, 1.04, 3, 1, 1) + torch.randn(x.shape, generator=generator) * uniform(0, 0.03, 1, 1, 1)
-    side = (SIDE - x.shape[3]) // 2
-    return (F.pad(x.clamp(0, 1), (side, side), value=127 / 255) - 0.5) / 0.25
+    return (x.clamp(0, 1) - 0.5) / 0.25, affine
+
+
+def letterbox(pixels: Any) -> Any:
+    """[B,3,SIDE,SIDE] from normalised [B,3,SIDE,w]."""
+    import torch.nn.functional as F
+
+    side = (SIDE - pixels.shape[3]) // 2
+    return F.pad(pixels, (side, side), value=(127 / 255 - 0.5) / 0.25)
+
+
+def spread_attention(pool: Any) -> None:
+    """Start the attention pooling (8 heads on 4x4 places) with each head looking at its own eighth of the picture.
+
+    As open_clip initialises it, places weigh a tenth of what is seen there, and every head takes the mean: which colour
+    is above the other, or where the hands are, is then learnt only after very many pictures.
+    """
+    import torch
+
+    heads, places = pool.num_heads, pool.positional_embedding.shape[0] - 1
+    columns = math.isqrt(places)
+    depth = pool.q_proj.in_features // heads
+    with torch.no_grad():
+        for projection in (pool.q_proj, pool.k_proj):
+            projection.weight.mul_(0.3)
+            projection.bias.zero_()
+        # Place p is marked in channel p; a head's first number is how much of its own marks a place carries.
+        pool.positional_embedding.copy_(4.0 * torch.eye(places + 1, pool.q_proj.in_features))
+        for head in range(heads):
+            row, half = divmod(head, 2)
+            own = [1 + row * columns + half * columns // 2 + column for column in range(columns // 2)]
+            pool.k_proj.weight[head * depth].zero_()
+            pool.k_proj.weight[head * depth, own] = 1.0
+            pool.q_proj.weight[head * depth].zero_()
+            pool.q_proj.bias[head * depth] = math.sqrt(depth)
+
+
+def train_tower(network: Any, rows: list[dict[str, Any]], pixels: Any, args: argparse.Namespace) -> None:
+    """The image tower's convolutions, with two heads that are thrown away afterwards: every attribute from the last
+    map, and each keypoint's place from the maps at strides 8 and 16.
+
+    The contrastive loss alone would come to this as well, but with far more pictures than one core can look at.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    visual, (height, width) = network.visual, PICTURE
+    torch.manual_seed(derive_seed(args.seed, "image-text", "heads") % 2**32)
+    channels = visual.layer4[-1].conv3.out_channels
+    both = nn.ModuleDict({
+        "visual": visual,
+        "attributes": nn.Linear(channels * (height // 32) * (width // 32), sum(map(len, ATTRIBUTES.values()))),
+        "places": nn.Conv2d(channels // 4 + channels // 2, 17, 1),
+    })  # fmt: skip
+    optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.02)
+    checkpoint, first = args.work / "tower.pt", 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        both.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    keypoints = torch.tensor([
+        [[x / row["width"] * 2 - 1, y / row["height"] * 2 - 1, v] for x, y, v in row["keypoints"]] for row in rows
+    ])  # fmt: skip
+    wanted = attribute_indices(rows)
+    both.train().to(memory_format=torch.channels_last)
+    started = time.time()
+    for step in range(first, args.tower_steps):
+        generator = torch.Generator().manual_seed(derive_seed(args.seed, "tower", step))
+        set_rate(optimizer, args.lr, step, args.tower_steps)
+        chosen = torch.randperm(len(rows), generator=generator)[: args.batch]
+        images, affine = augment(pixels[chosen], generator)
+        fine, coarse, last = visual.forward_intermediates(images, indices=[2, 3, 4], intermediates_only=True)[
+            "image_intermediates"
+        ]
+        losses = attribute_losses(both["attributes"](last.flatten(1)), wanted[chosen])
+        # Where the keypoints lie after the picture was moved and mirrored; left and right swap in the mirror.
+        truth = keypoints[chosen].clone()
+        mirrored = affine[:, 0, 0] < 0
+        truth[mirrored] = truth[mirrored][:, FLIP_KEYPOINTS]
+        truth[..., :2] = (truth[..., :2] - affine[:, None, :, 2]) / affine[:, None, [0, 1], [0, 1]]
+        seen = (truth[..., 2] > 0) & (truth[..., :2].abs() < 1).all(-1)
+        rows_, columns = fine.shape[2:]
+        cell = ((truth[..., 1] + 1) / 2 * rows_).long().clamp(0, rows_ - 1) * columns
+        cell = cell + ((truth[..., 0] + 1) / 2 * columns).long().clamp(0, columns - 1)
+        maps = both["places"](torch.cat([fine, F.interpolate(coarse, fine.shape[2:], mode="bilinear")], 1)).flatten(2)
+        place = F.cross_entropy(maps.flatten(0, 1), cell.masked_fill(~seen, -100).flatten())
+        loss = sum(losses.values()) / len(losses) + 0.5 * place
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 2.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            rate = (step + 1 - first) * len(chosen) / (time.time() - started)
+            each = " ".join(f"{name} {value.item():.2f}" for name, value in losses.items())
+            places = f"places {place.item():.2f} {rate:.0f} pictures/s"
+            print(f"tower {step + 1}/{args.tower_steps} {each} {places}", flush=True)
+        if (step + 1) % 200 == 0 or step + 1 == args.tower_steps:
+            save_checkpoint(checkpoint, both, optimizer, step + 1)
+
+
+def attribute_indices(rows: list[dict[str, Any]]) -> Any:
+    """[N, attributes]: the number of each attribute's value, -100 where a picture does not show it."""
+    import torch
+
+    return torch.tensor([
+        [values.index(row["truth"][name]) if name in row["truth"] else -100 for name, values in ATTRIBUTES.items()]
+        for row in rows
+    ])  # fmt: skip
+
+
+def attribute_losses(logits: Any, wanted: Any) -> dict[str, Any]:
+    """The cross-entropy of each attribute that any of the pictures shows; `logits` [B, all values]."""
+    import torch.nn.functional as F
+
+    parts = logits.split([len(values) for values in ATTRIBUTES.values()], dim=1)
+    return {
+        name: F.cross_entropy(part, wanted[:, index])
+        for index, (name, part) in enumerate(zip(ATTRIBUTES, parts, strict=True))
+        if (wanted[:, index] >= 0).any()
+    }
+
+
+def set_rate(optimizer: Any, rate: float, step: int, steps: int) -> None:
+    """A short warm-up, then a cosine down to 1 %."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * min(1.0, (step + 1) / 50, 0.01 + 0.5 * (1 + math.cos(math.pi * (step + 1) / steps)))
+
+
+def save_checkpoint(path: Path, network: Any, optimizer: Any, step: int) -> None:
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
 
 
 def train(args: argparse.Namespace) -> None:
     import torch
     import torch.nn.functional as F
     from open_clip.model import CLIP
+    from torch import nn
     from transformers import AutoTokenizer
 
     torch.manual_seed(derive_seed(args.seed, "image-text", "init") % 2**32)
     model = write_config(args.work / "model")
     network = CLIP(**model)
+    spread_attention(network.visual.attnpool)
+    # A linear reading of the embedding, thrown away afterwards: it teaches the tower faster than texts do.
+    head = nn.Linear(model["embed_dim"], sum(map(len, ATTRIBUTES.values())))
     hf = AutoTokenizer.from_pretrained(str(args.work / "model"))
 
     def tokenize(texts: list[str]) -> torch.Tensor:
@@ -299,36 +444,53 @@ def train(args: argparse.Namespace) -> None:
     pixels = torch.from_numpy(read_resized(rows, PICTURE))
     for row in rows:
         row["truth"] = truth_of(row)
-    plain = [p for n, p in network.named_parameters() if p.ndim < 2 or "embedding" in n]
-    decayed = [p for n, p in network.named_parameters() if not (p.ndim < 2 or "embedding" in n)]
+    if args.init is not None:
+        from safetensors.torch import load_file
+
+        network.load_state_dict({name: value.float() for name, value in load_file(args.init).items()})
+    if not (args.work / "checkpoint.pt").is_file():
+        train_tower(network, rows, pixels, args)
+    # The maps that view features are taken from stay as the tower stage left them: the rest learns faster upon fixed
+    # ground, and a body encoder outlives a retraining of the embedding.
+    fixed = [getattr(network.visual, name) for name in
+             ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "layer1", "layer2", "layer3")]  # fmt: skip
+    for module in fixed:
+        module.requires_grad_(False)
+    trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    plain = [weight for name, weight in trained.items() if weight.ndim < 2 or "embedding" in name]
+    decayed = [weight for name, weight in trained.items() if not (weight.ndim < 2 or "embedding" in name)]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=args.lr
+        [{"params": [*decayed, *head.parameters()], "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
+        lr=args.lr,
     )
+    wanted = attribute_indices(rows)
     checkpoint, first = args.work / "checkpoint.pt", 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
+        nn.ModuleList([network, head]).load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     network.train().to(memory_format=torch.channels_last)
+    for module in fixed:
+        module.eval()
     started = time.time()
     for step in range(first, args.steps):
         # Everything random in a step comes from (seed, step), so that a resumed run equals an unbroken one.
         rng = random.Random(derive_seed(args.seed, "image-text", step))
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        progress = (step + 1) / args.steps
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 50, 0.01 + 0.5 * (1 + math.cos(math.pi * progress)))
+        set_rate(optimizer, args.lr * 2 / 3, step, args.steps)
         chosen = rng.sample(range(len(rows)), min(args.batch, len(rows)))
         batch = [rows[index] for index in chosen]
         said = [vary(row, rng) for row in batch]
-        hard = [corrupt(facts, rng) for _, facts in said]
+        hard = [corrupt(facts, rng) for _, facts in said[: args.batch // 3]]
         prompts = attribute_prompts(rng)
 
-        images = F.normalize(network.visual(augment(pixels[chosen], generator)), dim=-1)
+        embedding = network.visual(letterbox(augment(pixels[chosen], generator)[0]))
+        images = F.normalize(embedding, dim=-1)
+        named = attribute_losses(head(embedding), wanted[chosen])
         texts = encode_text(network, tokenize([*(text for text, _ in said), *hard, *(text for _, _, text in prompts)]))
         scale = network.logit_scale.exp()
-        own, wrong, short = texts.split([len(batch), len(batch), len(prompts)])
+        own, wrong, short = texts.split([len(batch), len(hard), len(prompts)])
 
         # Another picture's caption that is true of this one as well is no negative.
         also_true = torch.tensor([
@@ -336,21 +498,20 @@ def train(args: argparse.Namespace) -> None:
              for j, (_, facts) in enumerate(said)] for i, row in enumerate(batch)
         ])  # fmt: skip
         logits = (scale * images @ own.T).masked_fill(also_true, -torch.inf)
-        against = torch.cat([logits, (scale * (images * wrong).sum(-1))[:, None]], dim=1)
+        worst = F.pad(scale * (images[: len(hard)] * wrong).sum(-1), (0, len(batch) - len(hard)), value=-torch.inf)
+        against = torch.cat([logits, worst[:, None]], dim=1)
         target = torch.arange(len(batch))
         contrastive = (F.cross_entropy(against, target) + F.cross_entropy(logits.T, target)) / 2
 
         similarity, attribute_loss, start = scale * images @ short.T, 0.0, 0
         for name in dict.fromkeys(name for name, _, _ in prompts):
             values = ATTRIBUTES[name]
-            wanted = torch.tensor([
-                values.index(row["truth"][name]) if name in row["truth"] else -100 for row in batch
-            ])  # fmt: skip
-            if (wanted >= 0).any():
-                part = F.cross_entropy(similarity[:, start : start + len(values)], wanted)
+            right = wanted[chosen, list(ATTRIBUTES).index(name)]
+            if (right >= 0).any():
+                part = F.cross_entropy(similarity[:, start : start + len(values)], right)
                 attribute_loss = attribute_loss + WEIGHTS.get(name, 1.0) * part
             start += len(values)
-        loss = contrastive + 2.5 * attribute_loss / 5
+        loss = contrastive + 2.5 * attribute_loss / 5 + 2 * sum(named.values()) / len(named)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -359,15 +520,14 @@ def train(args: argparse.Namespace) -> None:
             network.logit_scale.clamp_(0, math.log(100))
         if (step + 1) % 25 == 0:
             rate = (step + 1 - first) * len(batch) / (time.time() - started)
+            print(" ".join(f"{name} {value.item():.2f}" for name, value in named.items()))
             print(f"step {step + 1}/{args.steps} contrastive {contrastive.item():.3f} attributes "
                   f"{attribute_loss.item() / 5:.3f} scale {scale.item():.1f} {rate:.0f} pictures/s",
                   flush=True)  # fmt: skip
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            temporary = checkpoint.with_suffix(".tmp")
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, temporary)
-            temporary.replace(checkpoint)
-            export(network, args.out, config={"steps": step + 1, "batch": args.batch, "lr": args.lr}, seed=args.seed)
+            save_checkpoint(checkpoint, nn.ModuleList([network, head]), optimizer, step + 1)
+            config = {"tower_steps": args.tower_steps, "steps": step + 1, "batch": args.batch, "lr": args.lr}
+            export(network, args.out, config=config, seed=args.seed)
 
 
 def export(network: Any, directory: Path, *, config: dict[str, Any], seed: int) -> None:
@@ -419,8 +579,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/image_text"), help="checkpoint")
     parser.add_argument("--out", type=Path, default=Path("bolid/tiny/image_text"), help="where the weights go")
     parser.add_argument("--people", type=int, default=None, help="use at most so many people")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--init", type=Path, default=None, help="start from the weights in this safetensors file")
+    parser.add_argument("--tower-steps", type=int, default=1600, help="steps of the image tower alone")
+    parser.add_argument("--steps", type=int, default=1200, help="contrastive steps")
+    parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
@@ -433,7 +595,8 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     facts = {
         "data": f"{len(read_truth(args.photos, people=args.people, seed=args.seed))} rendered photos at 128x96",
-        "steps": f"{args.steps} of {args.batch} pictures, AdamW {args.lr}, cosine",
+        "steps": f"{args.tower_steps} of the image tower alone, then {args.steps} contrastive ones, of {args.batch} "
+        f"pictures each; AdamW {args.lr} and two thirds of it, cosine",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
         "seed": args.seed,
