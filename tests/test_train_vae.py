@@ -74,6 +74,17 @@ def test_record_says_how_to_build_the_network_again(world, tmp_path):
     assert encoder.body_dim == 6 and not encoder.needs_features
 
 
+def test_training_can_start_from_another_encoder(world, tmp_path):
+    """With no learning rate the weights stay (only the batch norms' statistics move); another shape is refused."""
+    first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")
+    still = dataclasses.replace(CONFIG, steps=1, learning_rate=0.0, init=str(first.path))
+    second = train_vae(world[1], tmp_path / "b.safetensors", config=still, device="cpu")
+    ours, theirs = (load_tensors(result.path, "body-encoder")[0] for result in (first, second))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running" not in name and "num_" not in name)
+    with pytest.raises(BolidError, match="body encoder of another shape"):
+        train_vae(world[1], tmp_path / "c.safetensors", config=dataclasses.replace(still, body_dim=7), device="cpu")
+
+
 def test_no_photo_is_in_both_halves(world):
     people = read_views(world[1]).people
     generator = torch.Generator().manual_seed(0)
