@@ -10,6 +10,7 @@ No threshold is applied anywhere: the table gives the figure asked for beside th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -161,7 +162,7 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4, photos: int = 4
     maker = Pictures(adapters=True)
     base = Pictures(adapters=False)
     readings: dict[str, list[np.ndarray]] = {"with profile": [], "base alone": [], "shared prompts": []}
-    with_body, asked_all = [], []
+    with_body, without, asked_all = [], [], []
     for body, seed in zip(bodies, seeds, strict=True):
         gender = world.build_words(world.sample_identity(seed))["gender_word"]
         asked = [
@@ -174,7 +175,9 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4, photos: int = 4
         with_body += made
         asked_all += [t for _, t in asked]
         readings["with profile"].append(probe.predict(made)[:, order].mean(0))
-        readings["base alone"].append(probe.predict(base.make(prompts, noise))[:, order].mean(0))
+        bare = base.make(prompts, noise)
+        without += bare
+        readings["base alone"].append(probe.predict(bare)[:, order].mean(0))
         # The same two sentences and seeds for everybody: nothing but the vector can tell the people apart.
         same = [
             f"a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, in a studio"
@@ -206,13 +209,9 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4, photos: int = 4
     figures["mean percentile of the right person, by the probe"] = float(
         1 - (distance < np.diag(distance)[:, None]).sum(1).mean() / (len(truth) - 1)
     )
+    figures |= {"people": len(truth), "pictures of each": each}
     figures |= {f"{name} as asked": value for name, value in as_asked(with_body, asked_all).items()}
-    plain = base.make(
-        [random_prompt(150_000 + i, framing="full body")[0] for i in range(240)],
-        [derive_seed(1, "measure", i) for i in range(240)],
-    )
-    plain_truth = [random_prompt(150_000 + i, framing="full body")[1] for i in range(240)]
-    figures |= {f"{name} as asked, base alone": value for name, value in as_asked(plain, plain_truth).items()}
+    figures |= {f"{name} as asked, base alone": value for name, value in as_asked(without, asked_all).items()}
     return figures
 
 
@@ -222,7 +221,7 @@ def measure_body_encoder(val: Path) -> dict[str, float]:
     return measure(val)
 
 
-def measure_part(part: str, val: Path) -> dict[str, float]:
+def measure_part(part: str, args: argparse.Namespace) -> dict[str, float]:
     import train_face
     import train_image_text
     import train_pose
@@ -235,9 +234,9 @@ def measure_part(part: str, val: Path) -> dict[str, float]:
         "probe": train_probe.measure,
         "base": measure_base,
         "body encoder": measure_body_encoder,
-        "adapter": measure_adapter,
+        "adapter": functools.partial(measure_adapter, people=args.people, each=args.each),
     }
-    return measures[part](val)
+    return measures[part](args.val)
 
 
 PARTS = ("pose", "face", "image-text", "probe", "base", "body encoder", "adapter")
@@ -247,13 +246,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--val", type=Path, default=Path("photos/val"))
     parser.add_argument("--only", choices=PARTS, action="append")
+    parser.add_argument("--people", type=int, default=100, help="held-out people for the adapter's figures")
+    parser.add_argument("--each", type=int, default=4, help="pictures of each of them")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = ROOT / "docs" / "tiny-figures.json"
     figures = json.loads(data.read_text()) if data.exists() else {}
     for part in args.only or PARTS:
         started = time.time()
-        figures[part] = {name: round(float(value), 4) for name, value in measure_part(part, args.val).items()}
+        figures[part] = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
         print(f"{part}: {time.time() - started:.0f} s", figures[part], flush=True)
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")

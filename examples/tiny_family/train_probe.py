@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from truth import read_resized, read_truth, write_card
+from torch import nn
+from truth import FLIP_KEYPOINTS, read_resized, read_truth, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
 from bolid.families import get_family
@@ -46,9 +47,11 @@ def usable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["attributes"]["framing"] != "portrait"]
 
 
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    pixels: torch.Tensor, keypoints: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[B,3,*SIZE] in -1..1 from uint8: mirror, small moves and zooms, light; blur, noise and blocks as in generated
-    and compressed pictures."""
+    and compressed pictures. The keypoints [B,17,3], (x, y) in -1..1 over the picture, move along."""
     b = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -58,6 +61,9 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     zoom, mirror = uniform(0.92, 1.06), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     affine = torch.zeros(b, 2, 3)
     affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = mirror / zoom, 1 / zoom, uniform(-0.05, 0.05, 2)
+    keypoints = torch.where((mirror < 0)[:, None, None], keypoints[:, FLIP_KEYPOINTS], keypoints)
+    moved = (keypoints[..., :2] - affine[:, None, :, 2]) / torch.stack([affine[:, 0, 0], affine[:, 1, 1]], -1)[:, None]
+    keypoints = torch.cat([moved, keypoints[..., 2:]], -1)
     x = F.grid_sample(x, F.affine_grid(affine, list(x.shape), False), padding_mode="border", align_corners=False)
     soft = F.interpolate(F.interpolate(x, scale_factor=0.7, mode="bilinear"), SIZE, mode="bilinear")
     share = uniform(-0.6, 1, 1, 1, 1).clamp(0)
@@ -66,7 +72,8 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     # JPEG's errors are smooth within blocks; noise at half size looks much like them, and is far cheaper.
     coarse = torch.randn(b, 3, SIZE[0] // 2, SIZE[1] // 2, generator=generator)
     x = x + F.interpolate(coarse, SIZE, mode="nearest") * uniform(0, 0.05, 1, 1, 1)
-    return (x + torch.randn(x.shape, generator=generator) * uniform(0, 0.04, 1, 1, 1)).clamp(-1, 1)
+    x = (x + torch.randn(x.shape, generator=generator) * uniform(0, 0.04, 1, 1, 1)).clamp(-1, 1)
+    return x, keypoints
 
 
 def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarray, int]:
@@ -75,12 +82,20 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
     truth = np.array([[row["ratios"][name] for name in RATIO_NAMES] for row in rows], np.float32)
     mean, std = truth.mean(0), truth.std(0)
     targets = torch.from_numpy((truth - mean) / std)
+    marks = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
+    marks[..., :2] = marks[..., :2] / torch.tensor([[[row["width"], row["height"]]] for row in rows]) * 2 - 1
+    marks[..., 2] = (marks[..., 2] > 0).float()
     network = ProbeNetwork(len(RATIO_NAMES), SIZE)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.05)
+    # From ratios alone it learnt nothing in 1500 steps: who does not know where a body's parts are can't measure them.
+    # So the network also says where the keypoints are; that head is not kept.
+    places = nn.Sequential(nn.Flatten(), nn.LazyLinear(2 * marks.shape[1]))
+    places(network.body(torch.zeros(2, 3, *SIZE)))
+    both = nn.ModuleList([network, places])
+    optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.02)
     checkpoint, first = args.work / "checkpoint.pt", 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
+        both.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     pixels = torch.from_numpy(read_resized(rows, SIZE)) if first < args.steps else torch.empty(0)
@@ -92,17 +107,25 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
         for group in optimizer.param_groups:
             group["lr"] = args.lr * scale
         chosen = torch.randperm(len(rows), generator=generator)[: args.batch]
-        loss = F.smooth_l1_loss(network(augment(pixels[chosen], generator)), targets[chosen], beta=0.5)
+        x, keypoints = augment(pixels[chosen], marks[chosen], generator)
+        maps = network.body(x)
+        ratios = F.smooth_l1_loss(network.read(maps), targets[chosen], beta=0.5)
+        misses = F.smooth_l1_loss(
+            places(maps).view_as(keypoints[..., :2]), keypoints[..., :2], beta=0.05, reduction="none"
+        )
+        missed = (misses * keypoints[..., 2:]).sum() / keypoints[..., 2:].sum().clamp_min(1) / 2
+        loss = ratios + args.places_weight * missed
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
             rate = (step + 1 - first) * args.batch / (time.time() - started)
-            print(f"step {step + 1}/{args.steps} loss {loss.item():.4f} {rate:.0f} pictures/s", flush=True)
+            told = f"ratios {ratios.item():.4f} places {missed.item():.4f}"
+            print(f"step {step + 1}/{args.steps} {told} {rate:.0f} pictures/s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
             args.work.mkdir(parents=True, exist_ok=True)
-            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {"network": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return network.eval(), mean, std, len(rows)
@@ -153,6 +176,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--places-weight", type=float, default=5.0, help="weight of saying where the keypoints are")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
     args = parser.parse_args()
