@@ -1,6 +1,6 @@
 """How much of extract's time is the models' own, and how it grows with worker processes.
 
-    python examples/benchmark_extract.py photos/
+    python examples/benchmarks/extract.py photos/
 
 Prints photos per second of the bare models (decoded pictures, one thread), of `extract` with one process (at least 0.9
 of that is the aim) and with two (twice as fast on two free cores, start-up taken off). The first two are in processor
