@@ -119,6 +119,9 @@ def show_error(error: BaseException) -> int:
     """Tell a failure on stderr; returns the exit status. BOLID_DEBUG=1 adds the traceback."""
     if os.environ.get("BOLID_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):  # `bolid ... | head`: whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more when it ends
+        return 0
     if isinstance(error, KeyboardInterrupt):
         note("interrupted; the same command goes on where it stopped")
         return 130

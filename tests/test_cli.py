@@ -150,3 +150,10 @@ def test_the_default_family_is_announced_and_a_chosen_one_is_not(capsys, monkeyp
     monkeypatch.setenv("BOLID_FAMILY", "tiny")
     _render.choose_family(None)
     assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """`bolid ... | head`"""
+    command = f"{sys.executable} -c 'from bolid_cli.main import main; main()' models list --json | head -n 1"
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0 and "error" not in shown.stderr
