@@ -166,8 +166,9 @@ def write_summary(plan: Plan, rows: list[tuple]) -> Path:
 def _fit(path: Path, size: tuple[int, int]) -> Image.Image:
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    from bolid.formats.images import read_photo
+
+    return Image.fromarray(read_photo(path)).resize(size, Image.Resampling.BICUBIC)
 
 
 def _wrap(text: str, draw, font, width: int) -> str:

@@ -149,9 +149,9 @@ def _read(paths: list[Path], rejected: dict[str, list[str]]) -> tuple[list[Path]
 
 def _prompt(path: Path) -> str:
     """The prompt in a picture's run record, "" where there is none."""
-    from PIL import Image
+    from bolid.formats.images import open_image
 
-    with Image.open(path) as image:
+    with open_image(path.read_bytes()) as image:
         text = getattr(image, "text", {}).get("bolid", "")
     try:
         return str(json.loads(text)["config"]["prompt"])
