@@ -77,13 +77,13 @@ class ProbeNetwork(nn.Module):
     def __init__(self, ratios: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(3, 16, 2), _block(16, 32, 2), _Residual(32), _block(32, 56, 2), _Residual(56), _Residual(56),
-            _block(56, 96, 2), _Residual(96), _Residual(96),
+            _block(3, 32, 2), _block(32, 64, 2), _Residual(64), _block(64, 96, 2), _Residual(96), _Residual(96),
+            _block(96, 128, 2), _Residual(128), _Residual(128),
         )  # fmt: skip
         rows, columns = (-(-side // 16) for side in image_size)
         # Where a body part is says as much as what it looks like, so no pooling over the places.
         self.read = nn.Sequential(
-            nn.Conv2d(96, 24, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.1),
+            nn.Conv2d(128, 24, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.1),
             nn.Linear(24 * rows * columns, 160), nn.ReLU(inplace=True), nn.Linear(160, ratios),
         )  # fmt: skip
 

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from speed import mixed_precision
 from torch import nn
 from truth import FLIP_LANDMARKS, read_image, read_truth, write_card
 
@@ -261,7 +262,9 @@ def train_detector(rows: list[dict[str, Any]], args: argparse.Namespace) -> Dete
             else:
                 targets.append(detector_targets(box, points, height, width))
         pixels = (torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() - 127.5) / 128
-        loss = detector_loss(network(pixels), targets)
+        with mixed_precision():
+            levels = network(pixels.to(memory_format=torch.channels_last))
+        loss = detector_loss([tuple(part.float() for part in level) for level in levels], targets)
         _step(loss, network, optimizer)
         _report("detector", step, args.detector_steps, first, started, args.detector_batch, loss)
         if (step + 1) % 200 == 0 or step + 1 == args.detector_steps:
@@ -301,7 +304,10 @@ def train_recogniser(rows: list[dict[str, Any]], args: argparse.Namespace) -> Re
         generator = torch.Generator().manual_seed(derive_seed(args.seed, "recogniser", step))
         _schedule(optimizer, args.lr, step, args.recogniser_steps)
         chosen = torch.randperm(len(rows), generator=generator)[: args.recogniser_batch]
-        embedding = F.normalize(network(_augment_faces(faces[chosen], generator)), dim=-1)
+        pixels = _augment_faces(faces[chosen], generator).to(memory_format=torch.channels_last)
+        with mixed_precision():
+            embedding = network(pixels)
+        embedding = F.normalize(embedding.float(), dim=-1)
         cosine = embedding @ F.normalize(centers.weight, dim=-1).T
         # CosFace (Wang et al. 2018, eq. 4); the margin grows, since with many people it is too hard at first.
         margin = 0.25 * min(1.0, step / (0.6 * args.recogniser_steps))
