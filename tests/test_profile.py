@@ -16,7 +16,7 @@ from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions
+from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
@@ -220,11 +220,12 @@ def population(people=600, dim=12, seed=0):
 def test_a_slider_moves_its_own_ratio_and_no_other():
     bodies, ratios, _ = population()
     ratios = 0.02 * ratios + 0.4
-    readout = fit_readout(bodies, ratios, penalty=1.0)
+    readout = standardised(fit_readout(bodies, ratios, penalty=1.0), bodies)
     directions = slider_directions(readout, bodies)
     assert torch.allclose(readout.weight @ directions.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
-    # In standard deviations of the population: what is read off people spreads as they do.
+    # In standard deviations of the population.
     reading = readout(bodies)
+    assert torch.allclose(reading.std(0), torch.ones(3, dtype=torch.float64))
     true = (ratios - ratios.mean(0)) / ratios.std(0)
     assert (reading - true).square().mean() < 0.15
     r2 = cross_validated_r2(bodies, ratios, 1.0)

@@ -17,7 +17,7 @@ KIND = "body-sliders"
 
 @dataclass(frozen=True)
 class Sliders:
-    """R sliders in D body dimensions. 1 on a slider is one standard deviation of the population."""
+    """R sliders in D body dimensions. 1 on a slider is one standard deviation of the population, as encoded."""
 
     names: tuple[str, ...]  # R
     directions: torch.Tensor  # f32 [R, D], to add to body_mean

@@ -1,7 +1,10 @@
 """Body sliders: directions in c_body along which one body ratio changes and the others do not.
 
-A linear (ridge) read-out says what each ratio is, in standard deviations of the population; a direction is the most
-probable change of c_body for which the read-out of its own ratio moves by 1 and those of the others by 0.
+A linear (ridge) read-out says where a body is on each ratio, in standard deviations of what it says of the population;
+a direction is the most probable change of c_body for which its own reading moves by 1 and those of the others by 0.
+
+Why not in standard deviations of the ratios themselves: an encoder that knows a ratio badly sees people closer together
+than they are, and a whole one of the true ones would lead to where it has never seen anybody.
 
 Shapes: P people, D body dimension, R ratios.
 """
@@ -14,7 +17,7 @@ import torch
 
 
 class Readout(NamedTuple):
-    """`weight @ (body - center)` is the reading of each ratio, in standard deviations from the population's mean."""
+    """`weight @ (body - center)` is the reading of each ratio; 0 is the population's mean."""
 
     weight: torch.Tensor  # f64 [R, D]
     center: torch.Tensor  # f64 [D]
@@ -25,12 +28,17 @@ class Readout(NamedTuple):
 
 
 def fit_readout(bodies: torch.Tensor, ratios: torch.Tensor, penalty: float = 1.0) -> Readout:
-    """Ridge regression from `bodies` [P, D] to the standardised `ratios` [P, R]. `penalty` is in units of people."""
+    """Ridge regression from `bodies` [P, D] to the standardised `ratios` [P, R]."""
     bodies, ratios = bodies.double(), ratios.double()
     center = bodies.mean(0)
     x, y = bodies - center, (ratios - ratios.mean(0)) / ratios.std(0)
     gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
     return Readout(torch.linalg.solve(gram, x.T @ y).T.contiguous(), center)
+
+
+def standardised(readout: Readout, bodies: torch.Tensor) -> Readout:
+    """The same read-out, its unit the standard deviation of its own readings of `bodies` [P, D]."""
+    return Readout(readout.weight / readout(bodies).std(0)[:, None], readout.center)
 
 
 def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:

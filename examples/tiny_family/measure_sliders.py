@@ -8,8 +8,9 @@ Take people that the encoder was not trained on: it knows its own too well. Run 
 changes, since the file is refused with any other. 160 people with 8 photos: 3 minutes on one core.
 
 A ridge regression reads the ratios of SLIDERS off the vectors; its penalty is the best of PENALTIES by cross-validation
-over people, and its R2 is stored. What makes a direction of it: bolid/method/sliders.py. Girths are no sliders of their
-own: they follow the build (their correlation with it is 0.8 to 0.9), and torso follows the legs (-0.8).
+over people, and its R2 is stored; what has less than MIN_R2 becomes no slider. What makes a direction of it:
+bolid/method/sliders.py. Girths are no sliders of their own: they follow the build (their correlation with it is 0.8 to
+0.9), and torso follows the legs (-0.8).
 
 `--check N` makes pictures of N of these people at -2 to 2 on every slider, same prompts and noise, and lets the probe
 read them: per slider the mean reading of its own ratio at each value, whether that grows all the way, and the largest
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,29 +34,40 @@ import torch
 from measure_body_encoder import encode_people
 
 from bolid.backends.body import BodyEncoder
+from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.method.body_vae import fuse
-from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions
+from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised
 from bolid.run import run_record
 
 SLIDERS = {"legs": "leg", "arms": "arm", "head": "head", "shoulders": "shoulder_breadth", "build": "volume"}
 """Slider -> the ratio that it moves."""
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+MIN_R2 = 0.2
+"""The encoder knows too little of a ratio below this: its slider would move noise."""
 VALUES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
-def measure(photos: Path, encoder: BodyEncoder) -> tuple[Sliders, torch.Tensor, np.ndarray]:
-    """The sliders, and what they were measured from: body vectors [P, D] and ratios [P, R]."""
+def measure(photos: Path, encoder: BodyEncoder) -> tuple[Sliders, torch.Tensor]:
+    """The sliders, and the body vectors [P, D] that they were measured from."""
     people, ratios, names = encode_people(photos, encoder)
     bodies = torch.stack([fuse(mean[None], logvar[None], conf[None])[0][0] for mean, logvar, conf in people])
     ratios = ratios[:, [names.index(ratio) for ratio in SLIDERS.values()]]
     target = torch.from_numpy(ratios)
-    r2 = {penalty: cross_validated_r2(bodies, target, penalty) for penalty in PENALTIES}
-    penalty = max(r2, key=lambda p: float(r2[p].mean()))
-    readout = fit_readout(bodies, target, penalty)
+    scores = {penalty: cross_validated_r2(bodies, target, penalty) for penalty in PENALTIES}
+    penalty = max(scores, key=lambda p: float(scores[p].mean()))
+    r2 = dict(zip(SLIDERS, scores[penalty].tolist(), strict=True))
+    kept = [name for name in SLIDERS if r2[name] >= MIN_R2]
+    for name in SLIDERS:
+        if name not in kept:
+            print(f"no slider for {name}: R2 {r2[name]:.2f} is below {MIN_R2}", file=sys.stderr)
+    if not kept:
+        raise BolidError("this body encoder knows no ratio well enough for a slider", "train it longer")
+    ratios = ratios[:, [list(SLIDERS).index(name) for name in kept]]
+    readout = standardised(fit_readout(bodies, torch.from_numpy(ratios), penalty), bodies)
     config = {
-        "ratios": list(SLIDERS.values()),
+        "ratios": [SLIDERS[name] for name in kept],
         "mean": ratios.mean(0).tolist(),
         "std": ratios.std(0, ddof=1).tolist(),
         "people": len(people),
@@ -63,10 +76,10 @@ def measure(photos: Path, encoder: BodyEncoder) -> tuple[Sliders, torch.Tensor, 
     record = run_record("body-sliders", family="tiny", config=config, inputs={"body_encoder": encoder.sha256})
     directions = slider_directions(readout, bodies)
     sliders = Sliders(
-        tuple(SLIDERS), directions.float(), readout.weight.float(), readout.center.float(),
-        tuple(round(float(value), 4) for value in r2[penalty]), record,
+        tuple(kept), directions.float(), readout.weight.float(), readout.center.float(),
+        tuple(round(r2[name], 4) for name in kept), record,
     )  # fmt: skip
-    return sliders, bodies, ratios
+    return sliders, bodies
 
 
 def check(sliders: Sliders, bodies: torch.Tensor, people: int, each: int) -> dict[str, dict]:
@@ -112,8 +125,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
-    sliders, bodies, _ = measure(args.photos, encoder)
-    # How far out people are who stand at 1 on a slider: 1 is the edge of where most are.
+    sliders, bodies = measure(args.photos, encoder)
+    # Standing at 1 on one slider and at 0 on the others is rarer than 1 on one: how far out that is.
     directions, covariance = sliders.directions.double(), torch.cov(bodies.double().T)
     out = torch.einsum("rd,de,re->r", directions, torch.linalg.pinv(covariance), directions).sqrt()
     figures = {
