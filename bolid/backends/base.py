@@ -79,11 +79,13 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
 def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
     """Give `pipe` the diffusers scheduler that a family's `defaults` or `few_steps` name, with the base's own schedule.
 
-    `settings`: "scheduler" (a class of diffusers) and "timestep_spacing", both optional.
+    `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides "steps" and
+    "guidance" goes to it, like "timestep_spacing".
     """
     import diffusers
 
-    if "scheduler" not in settings and "timestep_spacing" not in settings:
+    chosen = {key: value for key, value in settings.items() if key not in ("steps", "guidance", "scheduler")}
+    if "scheduler" not in settings and not chosen:
         return
     scheduler_class = getattr(diffusers, settings.get("scheduler", type(pipe.scheduler).__name__), None)
     if scheduler_class is None:
@@ -91,7 +93,6 @@ def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
             f"the family names the scheduler {settings['scheduler']!r}, which diffusers does not have",
             "name a class of diffusers.schedulers, like LCMScheduler or EulerDiscreteScheduler",
         )
-    chosen = {"timestep_spacing": settings["timestep_spacing"]} if "timestep_spacing" in settings else {}
     with quiet_diffusers():
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **chosen)
 
