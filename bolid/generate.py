@@ -64,7 +64,7 @@ def generate(
     adapter: PathLike | None = None,
     face_scale: float | str | None = None,
     body_scale: float | str | None = None,
-    lora: Sequence[str] = (),
+    lora: Sequence[str] | None = None,
     pose_from: PathLike | None = None,
     pose_scale: float | str = 1.0,
     few_steps: bool = False,
@@ -73,7 +73,7 @@ def generate(
     negative: str = "",
     n: int = 1,
     batch_size: int = 8,
-    grid: Sequence[str] = (),
+    grid: Sequence[str] | None = None,
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -97,6 +97,7 @@ def generate(
         raise BolidError(
             "no prompt given", 'say what to show, for example: bolid generate "a full body photo of a woman"'
         )
+    lora, grid = lora or (), grid or ()
     profiles = [] if profile is None else [profile] if isinstance(profile, str | os.PathLike) else list(profile)
     if sum((bool(profiles), reference is not None, new_person is not None)) > 1:
         raise BolidError(

@@ -29,7 +29,8 @@ def generate(
     profile: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Show this person: a file that `bolid profile` wrote. Several: each in pictures of their own."
+            metavar="FILE",
+            help="Show this person: a file that `bolid profile` wrote. May be repeated: each in pictures of their own.",
         ),
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="Show the person in this photo.")] = None,
@@ -99,9 +100,9 @@ def generate(
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
             wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
-            face_scale=face_scale, body_scale=body_scale, lora=lora or (), pose_from=pose_from, pose_scale=pose_scale,
+            face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             few_steps=few_steps, steps=steps, guidance=guidance, negative=negative, n=n, batch_size=batch_size,
-            grid=grid or (), family=family, device=device, seed=seed, progress=progress,
+            grid=grid, family=family, device=device, seed=seed, progress=progress,
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:
