@@ -35,8 +35,9 @@ PARTS = tuple(_LAYOUT)
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA that lets the base paint in a few steps (LCM or Lightning)"),
-    "body_sliders": ("body-sliders.safetensors", "the sliders of this body encoder"),
+    "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
 }
+_WORDS = {"controlnet": "ControlNet", "few_steps_lora": "few-step LoRA", "body_sliders": "body sliders"}
 
 # Data, not code: what the full-size families need beside their weights.
 _FULL_SIZE: dict[str, dict[str, Any]] = {
@@ -99,7 +100,7 @@ class Family:
             return path
         location = path if path is not None else self.root / (_LAYOUT | _OPTIONAL)[part][0]
         raise BolidError(
-            f"family {self.name!r} has no {part.replace('_', ' ')} model: looked for {location}",
+            f"family {self.name!r} has no {_WORDS.get(part, part.replace('_', ' ') + ' model')}: looked for {location}",
             _how_to_get(self.name, part),
         )
 

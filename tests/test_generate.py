@@ -346,7 +346,7 @@ def test_a_lora_that_does_not_fit(world, tmp_path):
 
 def test_few_steps(world, tmp_path):
     """The family's LoRA, its scheduler, no guidance and no null rows: what diffusers alone paints with them."""
-    with pytest.raises(BolidError, match="has no few steps lora model: looked for .*few.safetensors"):
+    with pytest.raises(BolidError, match="has no few-step LoRA: looked for .*few.safetensors"):
         paint(world, tmp_path / "none", few_steps=True)
     with pytest.raises(BolidError, match="--guidance is 3 with --few-steps"):
         paint(world, tmp_path / "none", few_steps=True, guidance=3.0)
@@ -387,7 +387,7 @@ def test_a_pose_from_a_photo(world, tmp_path, monkeypatch):
         "read_pose",
         lambda photo, family, device: np.full((*family.image_size, 3), poses[photo.name], np.uint8),
     )
-    with pytest.raises(BolidError, match="has no controlnet model: looked for .*controlnet"):
+    with pytest.raises(BolidError, match="has no ControlNet: looked for .*controlnet"):
         paint(world, tmp_path / "0", pose_from=tmp_path / "a.png")
     family = get_family(world[0])
     unet = load_base(family).unet
