@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -11,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from small_base import make_body_encoder, make_family, make_training_shards
 
 import bolid.pose_map
+import bolid.views
 from bolid.backends.base import load_base, remembered_conditions
 from bolid.errors import BolidError
 from bolid.families import get_family
-from bolid.formats.adapter import save_adapter
+from bolid.formats.adapter import load_adapter, save_adapter
 from bolid.formats.profile import load_profile, save_profile
 from bolid.generate import generate, read_prompts
+from bolid.profile import make_profile
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.train_adapter import TrainAdapterConfig, train_adapter
 
@@ -30,7 +33,8 @@ def world(tmp_path_factory):
     family = make_family(root)
     with open(family, "a") as file:
         file.write(
-            f"controlnet = '{root / 'controlnet'}'\nfew_steps_lora = '{root / 'few.safetensors'}'\n"
+            f"body_encoder = '{root / 'enc.safetensors'}'\ncontrolnet = '{root / 'controlnet'}'\n"
+            f"few_steps_lora = '{root / 'few.safetensors'}'\n"
             "[few_steps]\nsteps = 4\nguidance = 0.0\nscheduler = 'LCMScheduler'\n"
         )
     encoder = make_body_encoder(root / "enc.safetensors", family)
@@ -93,6 +97,42 @@ def test_every_way_of_naming_a_person_changes_the_picture(world, tmp_path):
     assert not same(me, nobody) and not same(faceless, nobody) and not same(me, faceless)
     assert same(invented[0], invented[1]) and not same(invented[0], invented[2])
     assert same(faceless, paint(world, tmp_path / "4", profile=world[2], face_scale=0.0))
+
+
+class Reader:
+    """Stands in for the family's models: the same view of every photo."""
+
+    def __init__(self, family, device="cpu", person="main"):
+        self.faces = SimpleNamespace(sha256="f" * 64)
+
+    def read(self, images):
+        rng = np.random.default_rng(0)
+        face = rng.normal(size=512).astype(np.float32)
+        return [
+            bolid.views.View(
+                image=image, box=np.array([4, 4, 56, 76], np.float32), score=0.9, face=face / np.linalg.norm(face),
+                keypoints=(rng.uniform(0.1, 0.9, (17, 3)) * [60, 80, 1]).astype(np.float32), face_box=None,
+                image_embed=np.zeros(4, np.float32), view_features=np.zeros((17, 4), np.float16),
+            )
+            for image in images
+        ]  # fmt: skip
+
+
+def test_a_reference_photo_is_a_profile_of_one_photo(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(bolid.views, "ViewReader", Reader)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (80, 60, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    make_profile([tmp_path / "photo.png"], tmp_path / "one.safetensors", family=world[0], device="cpu")
+    seen = paint(world, tmp_path / "1", reference=tmp_path / "photo.png")
+    assert same(seen, paint(world, tmp_path / "2", profile=tmp_path / "one.safetensors"))
+    assert not same(seen, paint(world, tmp_path / "3"))
+    record = read_picture(tmp_path / "1" / "000-a-photo-of-a-woman.png")
+    assert record["inputs"]["reference"] == sha256_file(tmp_path / "photo.png")
+    tensors, record = load_adapter(world[1] / "face.safetensors", "face")
+    record["inputs"]["face_model"] = "0" * 64
+    save_adapter(tmp_path / "adapter" / "face.safetensors", tensors, record)
+    with pytest.raises(BolidError, match="the photo photo.png and the face adapter .* different face models"):
+        paint(world, tmp_path / "4", reference=tmp_path / "photo.png", adapter=tmp_path / "adapter")
 
 
 def test_a_picture_depends_on_its_place_and_not_on_the_batch(world, tmp_path):
