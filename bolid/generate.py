@@ -371,10 +371,12 @@ def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
     match_family(family.name, person.record["family"], path)
     vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
     made_with = person.record["inputs"]
-    return Identity(
-        vectors, made_with.get("body_encoder", ""), made_with.get("face_model", ""), {"profile": sha256_file(path)},
-        f"the profile {Path(path).name}", folder,
-    )  # fmt: skip
+    # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
+    photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
+    inputs = {"profile": sha256_file(path), **photos}
+    name = f"the profile {Path(path).name}"
+    encoder, face_model = made_with.get("body_encoder", ""), made_with.get("face_model", "")
+    return Identity(vectors, encoder, face_model, inputs, name, folder)
 
 
 def _family(option: str | None, profiles: Sequence[PathLike], adapter: PathLike | None) -> Family:

@@ -128,6 +128,8 @@ def mix_profiles(
     views = torch.cat([rest * first.view_weights, weight * second.view_weights])
     face = None
     inputs = {"profile_a": sha256_file(a), "profile_b": sha256_file(b)} | _made_with(first) | _made_with(second)
+    photos = sorted({*_photos(first), *_photos(second)})
+    inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(photos)}
     if first.face is not None and second.face is not None:
         face = F.normalize(rest * first.face + weight * second.face, dim=0)
     else:
@@ -165,6 +167,7 @@ def edit_profile(
             )
         body_mean += value * known.directions[known.names.index(name)]
     inputs = {"profile": sha256_file(profile), "body_sliders": sha256_file(file)} | _made_with(person)
+    inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(_photos(person))}
     record = run_record(KIND, family=person.record["family"], config={"set": dict(changes)}, inputs=inputs)
     save_profile(out, body_mean, person.body_logvar, person.face, person.view_weights, record)
     return EditResult(Path(out), _readings(known, person.body_mean), _readings(known, body_mean))
@@ -214,6 +217,11 @@ def _names(sliders: Sliders) -> str:
 def _made_with(profile: Profile) -> dict[str, str]:
     """The models whose numbers a profile holds."""
     return {name: sha for name, sha in profile.record["inputs"].items() if name in ("body_encoder", "face_model")}
+
+
+def _photos(profile: Profile) -> list[str]:
+    """The hashes of the photos that a profile goes back to: `evaluate` wants to know them."""
+    return [sha for name, sha in sorted(profile.record["inputs"].items()) if name.startswith("photo_")]
 
 
 # ---- photos -------------------------------------------------------------------------------------------------------

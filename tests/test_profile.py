@@ -151,7 +151,7 @@ MADE_WITH = {"body_encoder": "e" * 64, "face_model": "f" * 64}
 def save(path, seed, face=True, family="tiny", **inputs):
     generator = torch.Generator().manual_seed(seed)
     body, spread, own = (torch.randn(n, generator=generator) for n in (12, 12, 512))
-    record = run_record("profile", family=family, inputs=MADE_WITH | {"photo_000": "0" * 64} | inputs)
+    record = run_record("profile", family=family, inputs=MADE_WITH | {"photo_000": f"{seed:064d}"} | inputs)
     own = torch.nn.functional.normalize(own, dim=0) if face else None
     save_profile(path, body, -spread.abs(), own, torch.tensor([0.25, 0.75]), record)
     return path
@@ -179,7 +179,8 @@ def test_a_mix_is_between_its_two(tmp_path):
         for part, path in ((0.7, a), (0.3, b))
     )
     assert torch.allclose(draws.var(0), some.body_logvar.exp(), rtol=0.05)
-    assert some.record["inputs"] == MADE_WITH | {"profile_a": sha256_file(a), "profile_b": sha256_file(b)}
+    photos = {"photo_000": f"{1:064d}", "photo_001": f"{2:064d}"}
+    assert some.record["inputs"] == MADE_WITH | photos | {"profile_a": sha256_file(a), "profile_b": sha256_file(b)}
     assert some.record["config"] == {"weight": 0.3} and mix_profiles(a, b, tmp_path / "m.safetensors").has_face
 
 
@@ -261,7 +262,7 @@ def test_editing_moves_the_body_along_its_sliders(tmp_path, sliders):
     before, after = load_profile(me), load_profile(result.path)
     assert torch.equal(before.face, after.face) and torch.equal(before.body_logvar, after.body_logvar)
     assert after.record["inputs"] == MADE_WITH | {
-        "profile": sha256_file(me), "body_sliders": sha256_file(sliders),
+        "profile": sha256_file(me), "body_sliders": sha256_file(sliders), "photo_000": f"{1:064d}",
     }  # fmt: skip
     assert after.record["config"] == {"set": {"build": -0.5, "legs": 1.0}}
     back = edit_profile(result.path, tmp_path / "y.safetensors", changes={"build": 0.5, "legs": -1.0}, sliders=sliders)
