@@ -31,17 +31,33 @@ _LAYOUT = {
 
 PARTS = tuple(_LAYOUT)
 
+# What a family may have besides. Nothing but the options that ask for it needs it.
+_OPTIONAL = {
+    "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
+    "few_steps_lora": ("few-steps.safetensors", "a LoRA that lets the base paint in a few steps (LCM or Lightning)"),
+    "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
+}
+_WORDS = {"controlnet": "ControlNet", "few_steps_lora": "few-step LoRA", "body_sliders": "body sliders"}
+
 # Data, not code: what the full-size families need beside their weights.
 _FULL_SIZE: dict[str, dict[str, Any]] = {
     "sd15": {
         "description": "Stable Diffusion 1.5, 512x512",
         "image_size": [512, 512],
         "defaults": {"steps": 30, "guidance": 7.0},
+        "few_steps": {"steps": 4, "guidance": 0.0, "scheduler": "LCMScheduler"},  # for LCM-LoRA
     },
     "sdxl": {
         "description": "Stable Diffusion XL 1.0, 1024x1024",
         "image_size": [1024, 1024],
         "defaults": {"steps": 30, "guidance": 5.0},
+        # for SDXL-Lightning's LoRA
+        "few_steps": {
+            "steps": 4,
+            "guidance": 0.0,
+            "scheduler": "EulerDiscreteScheduler",
+            "timestep_spacing": "trailing",
+        },
     },
     "sdxl-lightning": {
         "description": "SDXL-Lightning, 4 steps, 1024x1024",
@@ -70,7 +86,11 @@ class Family:
     body_adapter: Path
     probe: Path | None
     view_size: tuple[int, int]  # (height, width) at which the body encoder is shown photos: image_size or finer
+    controlnet: Path
+    few_steps_lora: Path
+    body_sliders: Path
     defaults: dict[str, Any] = field(default_factory=dict)  # steps, guidance, ...: what generate starts from
+    few_steps: dict[str, Any] = field(default_factory=dict)  # what --few-steps starts from; empty: not offered
     description: str = ""
 
     def require(self, part: str) -> Path:
@@ -78,9 +98,9 @@ class Family:
         path: Path | None = getattr(self, part)
         if path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file()):
             return path
-        location = path if path is not None else self.root / _LAYOUT[part][0]
+        location = path if path is not None else self.root / (_LAYOUT | _OPTIONAL)[part][0]
         raise BolidError(
-            f"family {self.name!r} has no {part.replace('_', ' ')} model: looked for {location}",
+            f"family {self.name!r} has no {_WORDS.get(part, part.replace('_', ' ') + ' model')}: looked for {location}",
             _how_to_get(self.name, part),
         )
 
@@ -96,6 +116,8 @@ class Family:
 
 
 def _how_to_get(family: str, part: str) -> str:
+    if part in _OPTIONAL:
+        return f"put it there: {_OPTIONAL[part][1]}; examples/tiny_family/ has scripts that make one"
     if family == DEFAULT_FAMILY:
         return "it ships with the package: install bolid again, or train it with the scripts in examples/tiny_family/"
     command = {"body_encoder": "bolid train-vae", "face_adapter": "bolid train-adapter"}.get(part)
@@ -114,6 +136,10 @@ def get_family(name: str | None = None) -> Family:
         description = "mine"
         [defaults]
         steps = 30
+        [few_steps]               # what --few-steps uses, with the LoRA few-steps.safetensors
+        steps = 4
+        guidance = 0.0
+        scheduler = "LCMScheduler"
         [paths]                   # any part may live elsewhere; relative to this file
         base = "../my-base"
     """
@@ -149,15 +175,17 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
             "make both of the same proportions",
         )
     paths = data.get("paths", {})
-    if unknown := set(paths) - set(_LAYOUT):
-        raise BolidError(f"family {name!r}: unknown path {sorted(unknown)[0]!r}", f"known are: {', '.join(_LAYOUT)}")
-    located = {part: root / paths.get(part, default) for part, (default, _) in _LAYOUT.items()}
+    known = _LAYOUT | _OPTIONAL
+    if unknown := set(paths) - set(known):
+        raise BolidError(f"family {name!r}: unknown path {sorted(unknown)[0]!r}", f"known are: {', '.join(known)}")
+    located = {part: root / paths.get(part, default) for part, (default, _) in known.items()}
     return Family(
         name=name,
         root=root,
         image_size=size,
         view_size=view,
         defaults=dict(data.get("defaults", {})),
+        few_steps=dict(data.get("few_steps", {})),
         description=str(data.get("description", "")),
         **located,
     )

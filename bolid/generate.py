@@ -1,6 +1,6 @@
-"""`bolid generate`: prompts in, pictures of one person out (BoLID section 5.3), through a stock diffusers pipeline.
+"""`bolid generate`: prompts in, pictures of people out (BoLID section 5.3), through a stock diffusers pipeline.
 
-Who the person is comes from a profile, from one photo, or from the prior (an invented person); with none of them it is
+Who a person is comes from a profile, from one photo, or from the prior (an invented person); with none of them it is
 the null body, and the pictures are those of the plain base, bit for bit: no adapter is loaded then.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid.controls import Scale, parse_grid, parse_lora, parse_scale
 from bolid.errors import BolidError
 from bolid.families import Family, get_family, match_family
 from bolid.person import read_person
@@ -21,9 +22,13 @@ from bolid.run import atomic_path, canonical_json, derive_seed, pick_device, run
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 Progress = Callable[[int, int, str], None]
+PathLike = str | os.PathLike[str]
 KIND = "picture"
+GRID_KIND = "grid"
+GRID_FILE = "grid.png"
 
 
 @dataclass(frozen=True)
@@ -32,25 +37,43 @@ class Identity:
 
     vectors: dict[str, torch.Tensor]
     body_encoder: str  # sha256, "" for nobody
+    face_model: str  # sha256 of the recogniser, "" where it is not known
     inputs: dict[str, str]  # for the run record
     name: str
+    folder: str = ""  # of this person's pictures, where there are several people
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The settings of one call of the pipeline; a grid has several. `scales`: branch -> Scale, those asked for."""
+
+    scales: dict[str, Scale]
+    steps: int
+    guidance: float
+    seed: int
+    values: dict[str, str]  # axis of the grid -> the value as written
 
 
 def generate(
     prompts: Sequence[str],
-    out: str | os.PathLike[str] = "generated",
+    out: PathLike = "generated",
     *,
-    profile: str | os.PathLike[str] | None = None,
-    reference: str | os.PathLike[str] | None = None,
+    profile: PathLike | Sequence[PathLike] | None = None,
+    reference: PathLike | None = None,
     new_person: int | None = None,
-    adapter: str | os.PathLike[str] | None = None,
-    face_scale: float | None = None,
-    body_scale: float = 1.0,
+    adapter: PathLike | None = None,
+    face_scale: float | str | None = None,
+    body_scale: float | str | None = None,
+    lora: Sequence[str] | None = None,
+    pose_from: PathLike | None = None,
+    pose_scale: float | str = 1.0,
+    few_steps: bool = False,
     steps: int | None = None,
     guidance: float | None = None,
     negative: str = "",
     n: int = 1,
     batch_size: int = 8,
+    grid: Sequence[str] | None = None,
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -58,10 +81,15 @@ def generate(
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
-    At most one of `profile`, `reference` (a photo) and `new_person` (a seed). `face_scale` is by default 1 where a face
-    is known. `adapter`: a directory with face.safetensors and body.safetensors, by default the family's. `steps` and
-    `guidance` are by default the family's. A picture depends on the seed and its place in the list of prompts, not on
-    `batch_size`; its run is in the PNG's text chunk `bolid`.
+    At most one of `profile`, `reference` (a photo) and `new_person` (a seed); with several profiles each person's
+    pictures are made in calls of their own and go to a folder of the profile's name. `adapter`: a directory with
+    face.safetensors, body.safetensors or both, by default the family's. `face_scale`, `body_scale`: numbers, or texts
+    as in `bolid.controls`; by default 1 for every branch that the person and the adapter have. `lora`: FILE or
+    FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `few_steps`: with
+    the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the family's. `grid`: texts like
+    "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the last path returned is
+    one sheet of all. A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other
+    people or the grid; its run is in the PNG's text chunk `bolid`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -69,73 +97,126 @@ def generate(
         raise BolidError(
             "no prompt given", 'say what to show, for example: bolid generate "a full body photo of a woman"'
         )
-    if sum(choice is not None for choice in (profile, reference, new_person)) > 1:
+    lora, grid = lora or (), grid or ()
+    profiles = [] if profile is None else [profile] if isinstance(profile, str | os.PathLike) else list(profile)
+    if sum((bool(profiles), reference is not None, new_person is not None)) > 1:
         raise BolidError(
             "more than one person given",
-            "choose one of --profile, --reference and --new-person; run once for each person",
+            "choose one of --profile, --reference and --new-person; --profile may be given several times",
         )
-    chosen = _family(family, profile, adapter)
-    steps = int(chosen.defaults.get("steps", 30)) if steps is None else steps
-    guidance = float(chosen.defaults.get("guidance", 5.0)) if guidance is None else guidance
-    _check_numbers(steps=steps, n=n, batch_size=batch_size)
-    _check_scales(guidance=guidance, body_scale=body_scale, face_scale=face_scale)
+    chosen = _family(family, profiles, adapter)
+    sampler = chosen.defaults
+    if few_steps:
+        if not chosen.few_steps:
+            raise BolidError(
+                f"family '{chosen.name}' has no few-step sampler for --few-steps",
+                "leave it out, or choose a family that has one: tiny, sd15, sdxl",
+            )
+        sampler = chosen.few_steps
+    _check_numbers(n=n, batch_size=batch_size)
+    base = Cell(
+        scales={
+            branch: parse_scale(value, f"--{branch}-scale")
+            for branch, value in (("face", face_scale), ("body", body_scale))
+            if value is not None
+        },
+        steps=int(sampler.get("steps", 30)) if steps is None else steps,
+        guidance=float(sampler.get("guidance", 5.0)) if guidance is None else guidance,
+        seed=seed,
+        values={},
+    )
+    cells = [_cell(base, values) for values in parse_grid(grid)]
+    for cell in cells:
+        _check_cell(cell, negative, few_steps)
+    pose_weight = parse_scale(pose_scale, "--pose-scale")
+    if not pose_weight.is_uniform:
+        raise BolidError(f"--pose-scale is {pose_scale}", "it has no parts: give a number, a stretch or 1@0..0.5")
+    loras = [parse_lora(text) for text in lora]
     device = pick_device(device)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise BolidError(f"--out {out} is a file", "give a folder for the pictures")
 
-    from bolid.backends.base import load_base, quiet_diffusers
-    from bolid.method.body_condition import build_ip_adapter_image_embeds
+    import torch
+
+    from bolid.backends.base import add_controlnet, load_base, load_loras, set_sampler
 
     files = _adapter_files(chosen, adapter)
-    person = _identity(chosen, files, profile, reference, new_person, device, progress)
-    if face_scale and person.body_encoder and "face" not in person.vectors:
-        raise BolidError(
-            f"{person.name} has no face, but --face-scale is {face_scale}",
-            "leave out --face-scale, or make the profile again with a photo that shows the face",
-        )
-    wanted = {"face": 1.0 if face_scale is None else face_scale, "body": body_scale}
-    # A branch at scale 0 is not even loaded: less to compute, and bit-equal to the base without it.
-    scales = {branch: scale for branch, scale in wanted.items() if branch in person.vectors and scale != 0}
-    pipe = load_base(chosen, device)
-    inputs = dict(person.inputs)
-    if scales:
-        inputs |= _load_adapters(pipe, chosen, files, list(scales), person)
-        pipe.set_ip_adapter_scale(list(scales.values()))
-    vectors = [person.vectors[branch] for branch in scales]
-    if "timestep_spacing" in chosen.defaults:
-        pipe.scheduler = pipe.scheduler.from_config(
-            pipe.scheduler.config, timestep_spacing=chosen.defaults["timestep_spacing"]
-        )
+    people = _people(chosen, files, profiles, reference, new_person, device, progress)
+    branches = _branches(chosen, files, people, cells)
+    inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
+    extra: dict[str, Any] = {}
+    if pose_from is not None:
+        from bolid.pose_map import read_pose
 
-    settings = {"steps": steps, "guidance": guidance, "negative": negative, "scales": scales, "person": person.name}
+        chosen.require("controlnet")
+        extra = _pose_arguments(read_pose(pose_from, chosen, device), pose_weight)
+        inputs["pose_from"] = sha256_file(pose_from)
+    if few_steps:
+        few_steps_lora = chosen.require("few_steps_lora")
+        loras.insert(0, (few_steps_lora, 1.0))
+        inputs["few_steps_lora"] = sha256_file(few_steps_lora)
+    pipe = load_base(chosen, device)
+    set_sampler(pipe, sampler)
+    _check_sampler(pipe, cells)
+    load_loras(pipe, loras, chosen)
+    if branches:
+        inputs |= _load_adapters(pipe, chosen, files, branches, people)
+    if pose_from is not None:
+        pipe = add_controlnet(pipe, chosen)
+
+    asked = {"negative": negative, "lora": list(lora), "few_steps": few_steps}
+    if pose_from is not None:
+        asked |= {"pose_from": Path(pose_from).name, "pose_scale": pose_weight.plain()}
+    nulls = {
+        branch: torch.zeros_like(next(person.vectors[branch] for person in people if branch in person.vectors))
+        for branch in branches
+    }
     jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
     digits = max(3, len(str(len(prompts) - 1)))
-    height, width = chosen.image_size
-    paths = []
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        seeds = [derive_seed(seed, "generate", index, number) for index, number in batch]
-        extra: dict[str, Any] = {}
-        if vectors:
-            # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
-            embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance > 1, batch=len(batch))
-            extra["ip_adapter_image_embeds"] = [e.to(pipe.device, pipe.unet.dtype) for e in embeds]
-        with quiet_diffusers():
-            pictures = pipe(
-                [prompts[index] for index, _ in batch], height=height, width=width, num_inference_steps=steps,
-                guidance_scale=guidance, negative_prompt=[negative] * len(batch) if guidance > 1 else None,
-                generator=_generators(seeds), output_type="pil", **extra,
-            ).images  # fmt: skip
-        for (index, number), picture_seed, picture in zip(batch, seeds, pictures, strict=True):
-            record = run_record(
-                KIND, family=chosen, config={"prompt": prompts[index], **settings}, seed=picture_seed, inputs=inputs
-            )
-            path = out / f"{index:0{digits}d}-{_slug(prompts[index])}{f'-{number}' if n > 1 else ''}.png"
-            save_picture(path, picture, record)
-            paths.append(path)
-        if progress is not None:
-            progress(len(paths), len(jobs), "pictures")
+    total = len(people) * len(cells) * len(jobs)
+    made: dict[tuple[int, int, int, int], Path] = {}  # (person, cell, prompt, number)
+    for who, person in enumerate(people):
+        for where, cell in enumerate(cells):
+            folder = out / person.folder
+            for axis, value in cell.values.items():
+                folder /= f"{axis}={value}"
+            # At scale 0 diffusers leaves a branch out, as if it were not loaded.
+            scales = [
+                cell.scales.get(branch, Scale()) if branch in person.vectors else Scale(0, 0, 0) for branch in branches
+            ]
+            vectors = [person.vectors.get(branch, nulls[branch]) for branch in branches]
+            shown = {b: scale.plain() for b, scale in zip(branches, scales, strict=True) if not scale.is_zero}
+            settings = {
+                "steps": cell.steps, "guidance": cell.guidance, "scales": shown, "person": person.name, **asked,
+            }  # fmt: skip
+            for start in range(0, len(jobs), batch_size):
+                batch = jobs[start : start + batch_size]
+                seeds = [derive_seed(cell.seed, "generate", index, number) for index, number in batch]
+                texts = [prompts[index] for index, _ in batch]
+                pictures = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra)
+                for (index, number), picture_seed, picture in zip(batch, seeds, pictures, strict=True):
+                    config = {"prompt": prompts[index], **settings}
+                    record = run_record(
+                        KIND, family=chosen, config=config, seed=picture_seed, inputs={**person.inputs, **inputs}
+                    )
+                    name = f"{index:0{digits}d}-{_slug(prompts[index])}{f'-{number}' if n > 1 else ''}.png"
+                    save_picture(folder / name, picture, record)
+                    made[who, where, index, number] = folder / name
+                if progress is not None:
+                    progress(len(made), total, "pictures")
+    paths = list(made.values())
+    if grid:
+        sheet = _grid_sheet(made, people, cells, prompts, n)
+        config = {"prompts": prompts, "grid": list(grid), "people": [person.name for person in people], **asked}
+        everybody = {
+            name if len(people) == 1 else f"{name}_{person.folder}": sha
+            for person in people
+            for name, sha in person.inputs.items()
+        }
+        record = run_record(GRID_KIND, family=chosen, config=config, seed=seed, inputs={**everybody, **inputs})
+        save_picture(out / GRID_FILE, sheet, record)
+        paths.append(out / GRID_FILE)
     return paths
 
 
@@ -154,35 +235,124 @@ def read_prompts(lines: Sequence[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
+# ---- one call -----------------------------------------------------------------------------------------------------
+
+
+def _paint(
+    pipe: Any,
+    family: Family,
+    prompts: list[str],
+    seeds: list[int],
+    vectors: list[torch.Tensor],
+    scales: list[Scale],
+    cell: Cell,
+    negative: str,
+    extra: dict[str, Any],
+) -> list[Image.Image]:
+    """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading."""
+    from bolid.backends.base import quiet_diffusers, remembered_conditions
+    from bolid.method.body_condition import build_ip_adapter_image_embeds
+
+    # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
+    guided = cell.guidance > 1
+    extra = dict(extra)
+    if vectors:
+        embeds = build_ip_adapter_image_embeds(vectors, guidance=guided)
+        extra["ip_adapter_image_embeds"] = [e.to(pipe.device, pipe.unet.dtype) for e in embeds]
+        extra["callback_on_step_end"] = _follow_scales(pipe, scales)
+    height, width = family.image_size
+    with quiet_diffusers(), remembered_conditions(pipe):
+        return pipe(
+            prompts, height=height, width=width, num_inference_steps=cell.steps, guidance_scale=cell.guidance,
+            negative_prompt=[negative] * len(prompts) if guided else None, generator=_generators(seeds),
+            output_type="pil", **extra,
+        ).images  # fmt: skip
+
+
+def _follow_scales(pipe: Any, scales: list[Scale]) -> Callable[..., dict[str, Any]]:
+    """Set the branches' scales for the first step; the callback sets them for each later one where they change."""
+    current: list[float | dict[str, float]] = []
+
+    def follow(step: int, total: int) -> None:
+        wanted = [scale.at(step, total) for scale in scales]
+        if wanted != current:
+            pipe.set_ip_adapter_scale(wanted)
+            current[:] = wanted
+
+    def callback(pipe: Any, step: int, timestep: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        follow(step + 1, pipe.num_timesteps)
+        return {}
+
+    follow(0, 1_000_000)  # how many steps there will be is only known inside; the first one starts at 0 in any case
+    return callback
+
+
+def _pose_arguments(pose: Any, weight: Scale) -> dict[str, Any]:
+    from PIL import Image
+
+    return {
+        "image": Image.fromarray(pose),
+        "controlnet_conditioning_scale": weight.up,
+        "control_guidance_start": weight.start,
+        "control_guidance_end": weight.end,
+    }
+
+
+def _grid_sheet(
+    made: dict[tuple[int, int, int, int], Path], people: list[Identity], cells: list[Cell], prompts: list[str], n: int
+) -> Image.Image:
+    """Columns: the first axis of the grid. Rows: people, prompts and the other axes, where there are several."""
+    from PIL import Image
+
+    from bolid.sheet import contact_sheet
+
+    first, *others = cells[0].values
+    columns = list(dict.fromkeys(cell.values[first] for cell in cells))
+    rows: dict[str, list[list[Image.Image]]] = {}
+    for who, person in enumerate(people):
+        for index, prompt in enumerate(prompts):
+            for where, cell in enumerate(cells):
+                words = [person.folder, prompt if len(prompts) > 1 else ""]
+                words += [f"{axis} {cell.values[axis]}" for axis in others]
+                # Numbered, because two prompts may read the same; the number is taken off again.
+                label = f"{who} {index} " + "\n".join(word for word in words if word)
+                row = rows.setdefault(label, [[] for _ in columns])
+                for number in range(n):
+                    with Image.open(made[who, where, index, number]) as picture:
+                        row[columns.index(cell.values[first])].append(picture.convert("RGB"))
+    labels = [label.split(" ", 2)[2] for label in rows]
+    return contact_sheet(list(rows.values()), labels, [f"{first} {value}" for value in columns])
+
+
 # ---- who ----------------------------------------------------------------------------------------------------------
 
 
-def _identity(
+def _people(
     family: Family,
     files: dict[str, Path],
-    profile: str | os.PathLike[str] | None,
-    reference: str | os.PathLike[str] | None,
+    profiles: Sequence[PathLike],
+    reference: PathLike | None,
     new_person: int | None,
     device: str,
     progress: Progress | None,
-) -> Identity:
+) -> list[Identity]:
     import torch
 
-    if profile is not None:
-        from bolid.formats.profile import load_profile
-
-        person = load_profile(profile)
-        match_family(family.name, person.record["family"], profile)
-        vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
-        encoder_sha = person.record["inputs"].get("body_encoder", "")
-        return Identity(vectors, encoder_sha, {"profile": sha256_file(profile)}, f"the profile {Path(profile).name}")
+    if profiles:
+        folders = [Path(path).stem if len(profiles) > 1 else "" for path in profiles]
+        if twice := [name for name in folders if name and folders.count(name) > 1]:
+            raise BolidError(
+                f"two profiles are called {twice[0]}: their pictures would overwrite each other", "rename one of them"
+            )
+        return [_from_profile(family, path, folder) for path, folder in zip(profiles, folders, strict=True)]
     if reference is not None:
         from bolid.backends.body import BodyEncoder
 
         encoder = BodyEncoder(family.require("body_encoder"), device)
         seen = read_person([reference], encoder, family, device=device, progress=progress)
         vectors = {"body": seen.body_mean} | ({"face": seen.face} if seen.face is not None else {})
-        return Identity(vectors, encoder.sha256, {"reference": seen.sha256[0]}, f"the photo {Path(reference).name}")
+        name = f"the photo {Path(reference).name}"
+        return [Identity(vectors, encoder.sha256, seen.face_model, {"reference": seen.sha256[0]}, name)]
     if new_person is not None:
         # c_body drawn from the prior N(0, I): somebody who does not exist, the same in every prompt.
         from bolid.formats.adapter import load_adapter
@@ -190,17 +360,30 @@ def _identity(
         tensors, record = load_adapter(_require_adapter(family, files, "body"), "body")
         generator = torch.Generator().manual_seed(derive_seed(new_person, "new-person"))
         body = torch.randn(tensors["image_proj.proj.weight"].shape[1], generator=generator)
-        return Identity({"body": body}, record["inputs"]["body_encoder"], {}, f"new person {new_person}")
-    return Identity({}, "", {}, "nobody")
+        return [Identity({"body": body}, record["inputs"]["body_encoder"], "", {}, f"new person {new_person}")]
+    return [Identity({}, "", "", {}, "nobody")]
 
 
-def _family(
-    option: str | None, profile: str | os.PathLike[str] | None, adapter: str | os.PathLike[str] | None
-) -> Family:
-    """The family that the profile, or else the adapter, was made with; else the one asked for or chosen."""
+def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
+    from bolid.formats.profile import load_profile
+
+    person = load_profile(path)
+    match_family(family.name, person.record["family"], path)
+    vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
+    made_with = person.record["inputs"]
+    # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
+    photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
+    inputs = {"profile": sha256_file(path), **photos}
+    name = f"the profile {Path(path).name}"
+    encoder, face_model = made_with.get("body_encoder", ""), made_with.get("face_model", "")
+    return Identity(vectors, encoder, face_model, inputs, name, folder)
+
+
+def _family(option: str | None, profiles: Sequence[PathLike], adapter: PathLike | None) -> Family:
+    """The family that the profiles, or else the adapter, were made with; else the one asked for or chosen."""
     from bolid.formats.tensors import read_record
 
-    made = [profile] if profile is not None else []
+    made = list(profiles)
     if adapter is not None:
         made += [path for path in _files_in(adapter).values() if path.is_file()]
     return match_family(option, read_record(made[0])["family"], made[0]) if made else get_family(option)
@@ -209,13 +392,13 @@ def _family(
 # ---- adapters -----------------------------------------------------------------------------------------------------
 
 
-def _adapter_files(family: Family, adapter: str | os.PathLike[str] | None) -> dict[str, Path]:
+def _adapter_files(family: Family, adapter: PathLike | None) -> dict[str, Path]:
     if adapter is None:
         return {"face": family.face_adapter, "body": family.body_adapter}
     return _files_in(adapter)
 
 
-def _files_in(adapter: str | os.PathLike[str]) -> dict[str, Path]:
+def _files_in(adapter: PathLike) -> dict[str, Path]:
     return {branch: Path(adapter) / f"{branch}.safetensors" for branch in ("face", "body")}
 
 
@@ -227,8 +410,38 @@ def _require_adapter(family: Family, files: dict[str, Path], branch: str) -> Pat
     return files[branch]
 
 
+def _branches(family: Family, files: dict[str, Path], people: list[Identity], cells: list[Cell]) -> list[str]:
+    """The branches to load: those that some picture uses. Raises BolidError for a weight of what is not there."""
+    used = []
+    for branch in ("face", "body"):
+        asked = [cell.scales[branch] for cell in cells if branch in cell.scales and not cell.scales[branch].is_zero]
+        without = [person for person in people if branch not in person.vectors]
+        if asked and without:
+            if without[0].name == "nobody":
+                raise BolidError(
+                    f"--{branch}-scale is {asked[0].plain()}, but nobody is to be shown",
+                    "add --profile, --reference or --new-person, or leave out the scale",
+                )
+            raise BolidError(
+                f"{without[0].name} has no {branch}, but --{branch}-scale is {asked[0].plain()}",
+                f"leave out --{branch}-scale, or make the profile again with a photo that shows the {branch}",
+            )
+        if asked and not files[branch].is_file():
+            raise BolidError(
+                f"--{branch}-scale is {asked[0].plain()}, but there is no {branch} adapter {files[branch]}",
+                f"leave out --{branch}-scale, or make that adapter with: bolid train-adapter",
+            )
+        # A branch at scale 0 is not even loaded: less to compute, and bit-equal to the base without it.
+        if asked or (len(without) < len(people) and any(branch not in cell.scales for cell in cells)):
+            used.append(branch)
+    there = [branch for branch in used if files[branch].is_file()]
+    if used and not there:
+        _require_adapter(family, files, used[0])
+    return there
+
+
 def _load_adapters(
-    pipe: Any, family: Family, files: dict[str, Path], branches: list[str], person: Identity
+    pipe: Any, family: Family, files: dict[str, Path], branches: list[str], people: list[Identity]
 ) -> dict[str, str]:
     """Load the branches into the pipeline in one call (a second would replace the first); returns their hashes."""
     from bolid.backends.base import quiet_diffusers
@@ -241,16 +454,8 @@ def _load_adapters(
         match_family(family.name, record["family"], path)
         first = "image_proj.proj.weight" if branch == "body" else "image_proj.proj.0.weight"
         dim = tensors[first].shape[1]
-        if branch == "body" and record["inputs"].get("body_encoder") != person.body_encoder:
-            raise BolidError(
-                f"{person.name} and the body adapter {path} were made with different body encoders",
-                "make the profile again with the body encoder that the adapter was trained with",
-            )
-        if dim != len(person.vectors[branch]):
-            raise BolidError(
-                f"the {branch} adapter {path} takes {dim} numbers, {person.name} has {len(person.vectors[branch])}",
-                "make the profile again with this family",
-            )
+        for person in people:
+            _check_belongs(person, branch, path, record, dim)
         states.append(nested_state_dict({name: value.to(pipe.unet.dtype) for name, value in tensors.items()}))
         inputs[f"{branch}_adapter"] = sha256_file(path)
     with quiet_diffusers():
@@ -266,7 +471,76 @@ def _load_adapters(
     return inputs
 
 
+def _check_belongs(person: Identity, branch: str, path: Path, record: dict[str, Any], dim: int) -> None:
+    """BolidError unless the person's vector means to this adapter what it meant in its training."""
+    if branch not in person.vectors:
+        return
+    if branch == "body" and record["inputs"].get("body_encoder") != person.body_encoder:
+        raise BolidError(
+            f"{person.name} and the body adapter {path} were made with different body encoders",
+            "make the profile again with the body encoder that the adapter was trained with",
+        )
+    trained_with = record["inputs"].get("face_model", "")
+    if branch == "face" and trained_with and person.face_model and trained_with != person.face_model:
+        raise BolidError(
+            f"{person.name} and the face adapter {path} were made with different face models",
+            "make the profile again with the face model that the adapter was trained with",
+        )
+    if dim != len(person.vectors[branch]):
+        raise BolidError(
+            f"the {branch} adapter {path} takes {dim} numbers, {person.name} has {len(person.vectors[branch])}",
+            "make the profile again with this family",
+        )
+
+
 # ---- small things -------------------------------------------------------------------------------------------------
+
+
+def _cell(base: Cell, values: dict[str, str]) -> Cell:
+    """A cell of the grid: `base` but for what `values` say."""
+    scales, numbers = dict(base.scales), {"steps": base.steps, "guidance": base.guidance, "seed": base.seed}
+    for axis, value in values.items():
+        if axis.endswith("-scale"):
+            scales[axis.removesuffix("-scale")] = parse_scale(value, f"--grid {axis}")
+            continue
+        try:
+            numbers[axis] = float(value) if axis == "guidance" else int(value)
+        except ValueError:
+            kind = "a number" if axis == "guidance" else "a whole number"
+            raise BolidError(f"--grid {axis} has the value {value!r}", f"give {kind}") from None
+    return Cell(scales, int(numbers["steps"]), float(numbers["guidance"]), int(numbers["seed"]), values)
+
+
+def _check_cell(cell: Cell, negative: str, few_steps: bool) -> None:
+    _check_numbers(steps=cell.steps)
+    if not (math.isfinite(cell.guidance) and cell.guidance >= 0):
+        raise BolidError(f"--guidance is {cell.guidance}", "give a number of 0 or more")
+    if cell.seed < 0:
+        raise BolidError(f"--seed is {cell.seed}", "give 0 or more")
+    if few_steps and cell.guidance > 1:
+        raise BolidError(
+            f"--guidance is {cell.guidance:g} with --few-steps",
+            "the few-step sampler has its guidance built in: leave one of the two out",
+        )
+    if negative and cell.guidance <= 1:
+        raise BolidError(
+            f"--negative has no effect at guidance {cell.guidance:g}",
+            "leave it out, or give a --guidance above 1" if not few_steps else "leave it out with --few-steps",
+        )
+    for branch, scale in cell.scales.items():
+        if not scale.is_zero and not scale.steps(cell.steps):
+            raise BolidError(
+                f"--{branch}-scale {scale.plain()} covers none of the {cell.steps} steps",
+                "give a longer stretch, or more --steps",
+            )
+
+
+def _check_sampler(pipe: Any, cells: list[Cell]) -> None:
+    for steps in {cell.steps for cell in cells}:
+        try:
+            pipe.scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise BolidError(f"--steps {steps} does not suit the sampler: {error}", "give fewer") from error
 
 
 def _generators(seeds: list[int]) -> list[torch.Generator]:
@@ -285,9 +559,3 @@ def _check_numbers(**numbers: int) -> None:
         if value < 1:
             option = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
             raise BolidError(f"{option} is {value}", "give at least 1")
-
-
-def _check_scales(**scales: float | None) -> None:
-    for name, value in scales.items():
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise BolidError(f"--{name.replace('_', '-')} is {value}", "give a number of 0 or more")

@@ -43,6 +43,7 @@ class Person:
     face: torch.Tensor | None  # f32 [512], unit length
     view_weights: torch.Tensor  # f32 [M], summing to 1
     sha256: tuple[str, ...]  # of the accepted photos
+    face_model: str  # sha256 of the recogniser that `face` is of, "" without a face
     reports: tuple[PhotoReport, ...]  # of every photo, in the order given
 
 
@@ -128,4 +129,5 @@ def read_person(
             i = place[path]
             view = list(views.values())[i]
             reports.append(PhotoReport(path, float(weights[i]), float(confidence[i]), view.face is not None))
-    return Person(body_mean, body_logvar, face, weights, tuple(views), tuple(reports))
+    face_model = reader.faces.sha256 if faces else ""
+    return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))

@@ -1,16 +1,25 @@
-"""`bolid profile`: photos of one person in, me.safetensors out. The photos are not needed any more after it."""
+"""`bolid profile`: photos of one person in, me.safetensors out. The photos are not needed any more after it.
+
+And what can be done to a profile: `mix` two people, `edit` a body along its sliders, `show` where it is on them.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.families import get_family, match_family
 from bolid.person import PhotoReport, read_person
-from bolid.run import pick_device, run_record
+from bolid.run import pick_device, run_record, sha256_file
+
+if TYPE_CHECKING:
+    from bolid.formats.profile import Profile
+    from bolid.formats.sliders import Sliders
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,10 +58,173 @@ def make_profile(
     encoder = BodyEncoder(body_encoder or chosen.require("body_encoder"), device)
     person = read_person(_files(photos), encoder, chosen, device=device, progress=progress)
     inputs = {"body_encoder": encoder.sha256} | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
+    if person.face is not None:
+        inputs["face_model"] = person.face_model
     record = run_record(KIND, family=chosen, inputs=inputs)
     save_profile(out, person.body_mean, person.body_logvar, person.face, person.view_weights, record)
     uncertainty = float((0.5 * person.body_logvar).exp().mean())
     return ProfileResult(Path(out), len(person.sha256), person.face is not None, uncertainty, person.reports)
+
+
+# ---- profiles of profiles -----------------------------------------------------------------------------------------
+
+LIMIT = 3.0  # standard deviations; further out no body was seen
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where a body is on a slider, in standard deviations of the population."""
+
+    slider: str
+    value: float
+    r2: float  # how well the slider's ratio can be read off a body vector, 0..1, on people never seen
+
+
+@dataclass(frozen=True)
+class MixResult:
+    path: Path
+    has_face: bool
+
+
+@dataclass(frozen=True)
+class EditResult:
+    path: Path
+    before: tuple[Reading, ...]
+    after: tuple[Reading, ...]
+
+
+def mix_profiles(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "mixed.safetensors",
+    *,
+    weight: float = 0.5,
+) -> MixResult:
+    """Write the profile of somebody between two people: `weight` 0 is A, 1 is B.
+
+    The body is (1 - weight) A + weight B, as a Gaussian; the face the same, of unit length, where both have one.
+    Raises BolidError for profiles of different families, body encoders or face models.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from bolid.formats.profile import KIND, load_profile, save_profile
+
+    if not 0 <= weight <= 1:
+        raise BolidError(f"--weight is {weight}", "give a number from 0 (all A) to 1 (all B)")
+    first, second = load_profile(a), load_profile(b)
+    for what, theirs in (("families", "family"), ("body encoders", "body_encoder"), ("face models", "face_model")):
+        ours = [p.record["family"] if theirs == "family" else p.record["inputs"].get(theirs) for p in (first, second)]
+        needed = theirs != "face_model" or all(ours)  # a profile without a face has none, an old one does not say
+        if needed and ours[0] != ours[1]:
+            shown = f": {ours[0]} and {ours[1]}" if theirs == "family" else ""
+            raise BolidError(
+                f"{a} and {b} were made with different {what}{shown}", "make both again with the same family"
+            )
+    rest = 1 - weight
+    body_mean = rest * first.body_mean + weight * second.body_mean
+    # The variance of the sum of two independent Gaussians.
+    variance = rest**2 * first.body_logvar.exp() + weight**2 * second.body_logvar.exp()
+    views = torch.cat([rest * first.view_weights, weight * second.view_weights])
+    face = None
+    inputs = {"profile_a": sha256_file(a), "profile_b": sha256_file(b)} | _made_with(first) | _made_with(second)
+    photos = sorted({*_photos(first), *_photos(second)})
+    inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(photos)}
+    if first.face is not None and second.face is not None:
+        face = F.normalize(rest * first.face + weight * second.face, dim=0)
+    else:
+        inputs.pop("face_model", None)
+    record = run_record(KIND, family=first.record["family"], config={"weight": weight}, inputs=inputs)
+    save_profile(out, body_mean, variance.log(), face, views, record)
+    return MixResult(Path(out), face is not None)
+
+
+def edit_profile(
+    profile: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "edited.safetensors",
+    *,
+    changes: Mapping[str, float],
+    sliders: str | os.PathLike[str] | None = None,
+) -> EditResult:
+    """Write a profile whose body is moved along sliders: `changes`, slider -> standard deviations of the population.
+
+    `sliders`: a file that measure_sliders.py wrote, by default the family's. The face stays.
+    Raises BolidError for a slider that is not there, and for sliders of another body encoder.
+    """
+    from bolid.formats.profile import KIND, load_profile, save_profile
+
+    person = load_profile(profile)
+    file, known = _sliders(person, sliders)
+    if not changes:
+        raise BolidError("nothing to change", f"say what, like --set {known.names[0]}=+1; {_names(known)}")
+    body_mean = person.body_mean.clone()
+    for name, value in changes.items():
+        if name not in known.names:
+            raise BolidError(f"there is no slider {name!r}", _names(known))
+        if not (math.isfinite(value) and abs(value) <= LIMIT):
+            raise BolidError(
+                f"--set {name} is {value}", f"give standard deviations of the population, from -{LIMIT:g} to {LIMIT:g}"
+            )
+        body_mean += value * known.directions[known.names.index(name)]
+    inputs = {"profile": sha256_file(profile), "body_sliders": sha256_file(file)} | _made_with(person)
+    inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(_photos(person))}
+    record = run_record(KIND, family=person.record["family"], config={"set": dict(changes)}, inputs=inputs)
+    save_profile(out, body_mean, person.body_logvar, person.face, person.view_weights, record)
+    return EditResult(Path(out), _readings(known, person.body_mean), _readings(known, body_mean))
+
+
+def show_profile(
+    profile: str | os.PathLike[str], *, sliders: str | os.PathLike[str] | None = None
+) -> tuple[Reading, ...]:
+    """Where a profile's body is on each slider."""
+    from bolid.formats.profile import load_profile
+
+    person = load_profile(profile)
+    return _readings(_sliders(person, sliders)[1], person.body_mean)
+
+
+def read_changes(texts: Sequence[str]) -> dict[str, float]:
+    """`["legs=+1", "build=-0.5"]` -> {"legs": 1.0, "build": -0.5}"""
+    changes: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise BolidError(f"--set {text} sets nothing", "write SLIDER=NUMBER, like --set legs=+1") from None
+        if name in changes:
+            raise BolidError(f"--set {name} is given twice", "leave one of them out")
+        changes[name] = value
+    return changes
+
+
+def _sliders(person: Profile, file: str | os.PathLike[str] | None) -> tuple[Path, Sliders]:
+    from bolid.formats.sliders import load_sliders
+
+    path = Path(file) if file is not None else get_family(person.record["family"]).require("body_sliders")
+    return path, load_sliders(path, person.record["inputs"].get("body_encoder", ""))
+
+
+def _readings(sliders: Sliders, body_mean) -> tuple[Reading, ...]:
+    values = sliders.read(body_mean)
+    return tuple(Reading(name, values[name], r2) for name, r2 in zip(sliders.names, sliders.r2, strict=True))
+
+
+def _names(sliders: Sliders) -> str:
+    return f"the sliders are {', '.join(sliders.names)}"
+
+
+def _made_with(profile: Profile) -> dict[str, str]:
+    """The models whose numbers a profile holds."""
+    return {name: sha for name, sha in profile.record["inputs"].items() if name in ("body_encoder", "face_model")}
+
+
+def _photos(profile: Profile) -> list[str]:
+    """The hashes of the photos that a profile goes back to: `evaluate` wants to know them."""
+    return [sha for name, sha in sorted(profile.record["inputs"].items()) if name.startswith("photo_")]
+
+
+# ---- photos -------------------------------------------------------------------------------------------------------
 
 
 def _files(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:

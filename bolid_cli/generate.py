@@ -26,21 +26,53 @@ def generate(
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
     ] = None,
     prompts_file: Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line.")] = None,
-    profile: Annotated[Path | None, typer.Option(help="Show this person: a file that `bolid profile` wrote.")] = None,
+    profile: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Show this person: a file that `bolid profile` wrote. May be repeated: each in pictures of their own.",
+        ),
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="Show the person in this photo.")] = None,
     new_person: Annotated[int | None, typer.Option(help="Invent a person; the same number, the same person.")] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="Folder of face and body adapter. Default: the family's.")
+        Path | None, typer.Option(help="Folder of face adapter, body adapter or both. Default: the family's.")
     ] = None,
     face_scale: Annotated[
-        float | None, typer.Option(help="How strongly the face counts. Default: 1 where a face is known.")
+        str | None,
+        typer.Option(metavar="SCALE", help="How strongly the face counts. Default: 1 where a face is known."),
     ] = None,
-    body_scale: Annotated[float, typer.Option(help="How strongly the body counts; 0: not at all.")] = 1.0,
+    body_scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE",
+            help="How strongly the body counts: 0.7; down=0.5,mid=1,up=1 (parts of the UNet); 0.2..0.8 (from 20 % to "
+            "80 % of the denoising); or both, 0.7@0.2..0.8. Default: 1 where a body is known.",
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="Lay a LoRA over the base. May be repeated.")
+    ] = None,
+    pose_from: Annotated[
+        Path | None, typer.Option(metavar="PHOTO", help="Give the pictures the pose of the person in this photo.")
+    ] = None,
+    pose_scale: Annotated[str, typer.Option(metavar="SCALE", help="How strongly that pose counts.")] = "1.0",
+    few_steps: Annotated[
+        bool, typer.Option("--few-steps", help="Use the family's few-step sampler: quicker, and without guidance.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the family's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the family's.")] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.")] = 8,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=A,B,...",
+            help="Make one labelled sheet of all combinations. Axes: body-scale, face-scale, guidance, steps, seed. "
+            "May be repeated.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("generated"),
     family: FamilyOption = None,
     seed: SeedOption = 0,
@@ -51,7 +83,8 @@ def generate(
     """Make pictures of a person from text alone.
 
     Without --profile, --reference and --new-person it is nobody in particular: the plain base. The paths go to standard
-    output, one a line; each PNG carries the settings it was made with (bolid inspect shows them).
+    output, one a line (with --grid: the sheet's); each PNG carries the settings it was made with (bolid inspect shows
+    them).
     """
     import bolid.generate
 
@@ -67,10 +100,12 @@ def generate(
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
             wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
-            face_scale=face_scale, body_scale=body_scale, steps=steps, guidance=guidance, negative=negative, n=n,
-            batch_size=batch_size, family=family, device=device, seed=seed, progress=progress,
+            face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
+            few_steps=few_steps, steps=steps, guidance=guidance, negative=negative, n=n, batch_size=batch_size,
+            grid=grid, family=family, device=device, seed=seed, progress=progress,
         )  # fmt: skip
+    pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:
-        emit_json({"pictures": paths})
+        emit_json({"pictures": pictures} | ({"sheet": sheet} if sheet else {}))
     else:
-        emit_paths(paths)
+        emit_paths([sheet] if sheet else pictures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from bolid_cli import (
 )
 from bolid_cli._render import show_error
 
-# In the order of the chain. Each command is a function of its name in a module of its name, whose twin in bolid/
+# In the order of the chain. Each command is a function in a module of its (first) name, whose twin in bolid/
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
 COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("demo", demo.demo),
@@ -32,6 +33,9 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("shard", shard.shard),
     ("train-vae", train_vae.train_vae),
     ("profile", profile.profile),
+    ("profile mix", profile.mix),
+    ("profile edit", profile.edit),
+    ("profile show", profile.show),
     ("train-adapter", train_adapter.train_adapter),
     ("generate", generate.generate),
     ("evaluate", evaluate.evaluate),
@@ -40,7 +44,14 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
 
 
 class _Commands(typer.core.TyperGroup):
-    """The one catch: whatever a command raises becomes a message and an exit status."""
+    """The one catch: whatever a command raises becomes a message and an exit status. And commands of two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """`profile mix A B` is the command "profile mix", unless `mix` is a file or folder: then it holds photos."""
+        two = " ".join(args[:2])
+        if len(args) > 1 and two in self.commands and not Path(args[1]).exists():
+            args = [two, *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

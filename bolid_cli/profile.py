@@ -1,4 +1,4 @@
-"""``bolid profile``."""
+"""``bolid profile``, and ``bolid profile mix``, ``edit`` and ``show``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def profile(
 ) -> None:
     """Make a small file of a person's body and face. From then on the photos are not needed any more.
 
-    More and better photos make the body more certain; their order does not matter.
+    More and better photos make the body more certain; their order does not matter. `bolid profile mix`, `edit` and
+    `show` work on such files; if a file or folder of that name is there, it is taken for photos.
     """
     import bolid.profile
 
@@ -51,3 +52,74 @@ def profile(
         emit_json(result)
     else:
         emit_paths([result.path])
+
+
+SlidersOption = Annotated[
+    Path | None, typer.Option(help="File of sliders for this body encoder. Default: the family's.")
+]
+
+
+def mix(
+    a: Annotated[Path, typer.Argument(help="Profile of one person.")],
+    b: Annotated[Path, typer.Argument(help="Profile of another.")],
+    weight: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.")] = 0.5,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("mixed.safetensors"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make the profile of somebody between two people."""
+    import bolid.profile
+
+    result = bolid.profile.mix_profiles(a, b, out, weight=weight)
+    if not result.has_face:
+        note("no face: not both of them have one", quiet)
+    if as_json:
+        emit_json(result)
+    else:
+        emit_paths([result.path])
+
+
+def edit(
+    profile: Annotated[Path, typer.Argument(help="File that `bolid profile` wrote.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SLIDER=NUMBER", help="Move the body, in standard deviations of the population."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("edited.safetensors"),
+    sliders: SlidersOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Change a profile's body along its sliders, like --set legs=+1 --set build=-0.5. The face stays.
+
+    One slider leaves the others where they are; `bolid profile show` lists them. The starting profile is not changed.
+    """
+    import bolid.profile
+
+    wanted = bolid.profile.read_changes(changes or [])
+    result = bolid.profile.edit_profile(profile, out, changes=wanted, sliders=sliders)
+    rows = [(b.slider, b.value, a.value, b.r2) for b, a in zip(result.before, result.after, strict=True)]
+    print_table(("slider", "before", "after", "R2"), rows, quiet)
+    if as_json:
+        emit_json(result)
+    else:
+        emit_paths([result.path])
+
+
+def show(
+    profile: Annotated[Path, typer.Argument(help="File that `bolid profile` wrote.")],
+    sliders: SlidersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a profile's body is on each slider, in standard deviations from the population's mean.
+
+    R2 says how far to believe it: 1 is exact, 0 is a guess. What else is in the file: bolid inspect.
+    """
+    import bolid.profile
+
+    readings = bolid.profile.show_profile(profile, sliders=sliders)
+    if as_json:
+        emit_json({"sliders": readings})
+    else:
+        for reading in readings:
+            print(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")

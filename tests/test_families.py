@@ -48,6 +48,18 @@ def test_missing_weights_name_the_file_and_the_way_to_it():
     assert family.require("base") == base
 
 
+def test_parts_that_a_family_may_lack():
+    """They are asked for by the options that need them only, and do not make a family incomplete."""
+    family = families.get_family("sdxl")
+    for part, words in (("controlnet", "ControlNet"), ("few_steps_lora", "few-step LoRA"), ("body_sliders", "sliders")):
+        assert part not in family.missing()
+        with pytest.raises(BolidError, match=f"family 'sdxl' has no .*{words}: looked for .*sdxl/") as caught:
+            family.require(part)
+        assert "put it there" in caught.value.hint
+    assert family.few_steps["guidance"] == 0 and families.get_family("tiny").few_steps["steps"] == 4
+    assert families.get_family("sdxl-lightning").few_steps == {}
+
+
 def test_family_of_ones_own(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('image_size = [512, 384]\n[defaults]\nsteps = 4\n[paths]\nbase = "../elsewhere"\n')

@@ -1,24 +1,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from small_base import make_body_encoder, make_family
+from typer.testing import CliRunner
 
 import bolid.views
 from bolid.errors import BolidError
-from bolid.formats.profile import load_profile
-from bolid.profile import make_profile
+from bolid.formats.profile import load_profile, save_profile
+from bolid.formats.sliders import Sliders, load_sliders, save_sliders
+from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised
+from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
+from bolid.run import run_record, sha256_file
+from bolid_cli.main import app
 
 
 class Reader:
     """Stands in for the family's models: what it sees is a function of the picture."""
 
     def __init__(self, family, device="cpu", person="main"):
-        pass
+        self.faces = SimpleNamespace(sha256="f" * 64)
 
     def read(self, images):
         return [self._view(image) for image in images]
@@ -102,6 +110,12 @@ def test_no_face_is_no_face(world, tmp_path):
     Image.new("RGB", (60, 80), (200, 200, 200)).save(tmp_path / "light.png")
     result = profile(world, [tmp_path / "light.png"], tmp_path / "me.safetensors")
     assert not result.has_face and load_profile(tmp_path / "me.safetensors").face is None
+    assert "face_model" not in load_profile(tmp_path / "me.safetensors").record["inputs"]
+
+
+def test_a_face_says_which_model_it_is_of(world, tmp_path):
+    assert profile(world, world[2], tmp_path / "me.safetensors").has_face
+    assert load_profile(tmp_path / "me.safetensors").record["inputs"]["face_model"] == "f" * 64
 
 
 def test_nothing_usable_leaves_no_file(world, tmp_path):
@@ -127,3 +141,182 @@ def test_errors(world, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(encoder.read_bytes()[:-10])
     with pytest.raises(BolidError, match="damaged"):
         make_profile(photos, tmp_path / "me.safetensors", body_encoder=tmp_path / "bad.safetensors")
+
+
+# ---- profiles of profiles -----------------------------------------------------------------------------------------
+
+MADE_WITH = {"body_encoder": "e" * 64, "face_model": "f" * 64}
+
+
+def save(path, seed, face=True, family="tiny", **inputs):
+    generator = torch.Generator().manual_seed(seed)
+    body, spread, own = (torch.randn(n, generator=generator) for n in (12, 12, 512))
+    record = run_record("profile", family=family, inputs=MADE_WITH | {"photo_000": f"{seed:064d}"} | inputs)
+    own = torch.nn.functional.normalize(own, dim=0) if face else None
+    save_profile(path, body, -spread.abs(), own, torch.tensor([0.25, 0.75]), record)
+    return path
+
+
+def test_a_mix_is_between_its_two(tmp_path):
+    a, b = save(tmp_path / "a.safetensors", 1), save(tmp_path / "b.safetensors", 2)
+    mixed = {}
+    for weight in (0.0, 0.3, 1.0):
+        result = mix_profiles(a, b, tmp_path / "m.safetensors", weight=weight)
+        assert result.has_face
+        mixed[weight] = load_profile(result.path)
+    for whole, weight in ((load_profile(a), 0.0), (load_profile(b), 1.0)):
+        for name in ("body_mean", "body_logvar", "face"):
+            assert torch.allclose(getattr(mixed[weight], name), getattr(whole, name), atol=1e-6)
+    some = mixed[0.3]
+    assert torch.allclose(some.body_mean, 0.7 * load_profile(a).body_mean + 0.3 * load_profile(b).body_mean)
+    assert float(some.face.norm()) == pytest.approx(1) and float(some.view_weights.sum()) == pytest.approx(1)
+    faces = [float(some.face @ load_profile(path).face) for path in (a, b)]
+    assert faces[0] > faces[1] > 0.2
+    # The variance of 0.7 A + 0.3 B, drawn.
+    generator = torch.Generator().manual_seed(0)
+    draws = sum(
+        part * (0.5 * load_profile(path).body_logvar).exp() * torch.randn(20000, 12, generator=generator)
+        for part, path in ((0.7, a), (0.3, b))
+    )
+    assert torch.allclose(draws.var(0), some.body_logvar.exp(), rtol=0.05)
+    photos = {"photo_000": f"{1:064d}", "photo_001": f"{2:064d}"}
+    assert some.record["inputs"] == MADE_WITH | photos | {"profile_a": sha256_file(a), "profile_b": sha256_file(b)}
+    assert some.record["config"] == {"weight": 0.3} and mix_profiles(a, b, tmp_path / "m.safetensors").has_face
+
+
+def test_a_mix_with_somebody_without_a_face_has_none(tmp_path):
+    a, b = save(tmp_path / "a.safetensors", 1), save(tmp_path / "b.safetensors", 2, face=False)
+    assert not mix_profiles(a, b, tmp_path / "m.safetensors").has_face
+    mixed = load_profile(tmp_path / "m.safetensors")
+    assert mixed.face is None and "face_model" not in mixed.record["inputs"]
+
+
+def test_what_cannot_be_mixed(tmp_path):
+    a = save(tmp_path / "a.safetensors", 1)
+    for other, message in (
+        ({"family": "sdxl"}, "were made with different families: tiny and sdxl"),
+        ({"body_encoder": "0" * 64}, "were made with different body encoders"),
+        ({"face_model": "0" * 64}, "were made with different face models"),
+    ):
+        b = save(tmp_path / "b.safetensors", 2, **other)
+        with pytest.raises(BolidError, match=message) as error:
+            mix_profiles(a, b, tmp_path / "m.safetensors")
+        assert "make both again with the same family" in error.value.hint
+    for weight in (-0.1, 1.1, float("nan")):
+        with pytest.raises(BolidError, match=f"--weight is {weight}"):
+            mix_profiles(a, a, tmp_path / "m.safetensors", weight=weight)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def population(people=600, dim=12, seed=0):
+    """Bodies [P, D] that are correlated, and three ratios of them that are too, with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    bodies = torch.randn(people, dim, generator=generator) @ torch.randn(dim, dim, generator=generator)
+    weight = torch.randn(3, dim, generator=generator)
+    weight[1] += weight[0]
+    signal = bodies @ weight.T
+    return bodies, signal / signal.std(0) + 0.3 * torch.randn(people, 3, generator=generator), weight
+
+
+def test_a_slider_moves_its_own_ratio_and_no_other():
+    bodies, ratios, _ = population()
+    ratios = 0.02 * ratios + 0.4
+    readout = standardised(fit_readout(bodies, ratios, penalty=1.0), bodies)
+    directions = slider_directions(readout, bodies)
+    assert torch.allclose(readout.weight @ directions.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
+    # In standard deviations of the population.
+    reading = readout(bodies)
+    assert torch.allclose(reading.std(0), torch.ones(3, dtype=torch.float64))
+    true = (ratios - ratios.mean(0)) / ratios.std(0)
+    assert (reading - true).square().mean() < 0.15
+    r2 = cross_validated_r2(bodies, ratios, 1.0)
+    assert ((r2 > 0.8) & (r2 < 0.97)).all()  # 1 / (1 + 0.3 ** 2) = 0.92 is what the noise leaves
+    assert (cross_validated_r2(bodies, ratios[torch.randperm(len(ratios))], 1.0) < 0.1).all()
+    # The most probable of all changes that do it: any other is further out.
+    inverse = torch.linalg.inv(torch.cov(bodies.double().T))
+    other = torch.linalg.pinv(readout.weight).T
+    distance = [torch.einsum("rd,de,re->r", d, inverse, d) for d in (directions, other)]
+    assert (distance[0] <= distance[1] + 1e-9).all() and (distance[0] < distance[1]).any()
+    with pytest.raises(ValueError, match="3 sliders need as many body dimensions, there are 2"):
+        slider_directions(fit_readout(bodies[:, :2], ratios), bodies[:, :2])
+
+
+@pytest.fixture
+def sliders(tmp_path):
+    bodies, ratios, _ = population()
+    readout = fit_readout(bodies, ratios)
+    record = run_record("body-sliders", family="tiny", inputs={"body_encoder": MADE_WITH["body_encoder"]})
+    directions = slider_directions(readout, bodies)
+    made = Sliders(("legs", "arms", "build"), directions, readout.weight, readout.center, (0.9, 0.8, 0.7), record)
+    save_sliders(tmp_path / "sliders.safetensors", made)
+    return tmp_path / "sliders.safetensors"
+
+
+def test_editing_moves_the_body_along_its_sliders(tmp_path, sliders):
+    me = save(tmp_path / "me.safetensors", 1)
+    start = {reading.slider: reading.value for reading in show_profile(me, sliders=sliders)}
+    result = edit_profile(me, tmp_path / "x.safetensors", changes={"legs": 1.0, "build": -0.5}, sliders=sliders)
+    assert {r.slider: r.value for r in result.before} == start
+    moved = {reading.slider: reading.value - start[reading.slider] for reading in result.after}
+    assert moved == pytest.approx({"legs": 1.0, "arms": 0.0, "build": -0.5}, abs=1e-4)
+    before, after = load_profile(me), load_profile(result.path)
+    assert torch.equal(before.face, after.face) and torch.equal(before.body_logvar, after.body_logvar)
+    assert after.record["inputs"] == MADE_WITH | {
+        "profile": sha256_file(me), "body_sliders": sha256_file(sliders), "photo_000": f"{1:064d}",
+    }  # fmt: skip
+    assert after.record["config"] == {"set": {"build": -0.5, "legs": 1.0}}
+    back = edit_profile(result.path, tmp_path / "y.safetensors", changes={"build": 0.5, "legs": -1.0}, sliders=sliders)
+    assert torch.allclose(load_profile(back.path).body_mean, before.body_mean, atol=1e-5)
+
+
+def test_what_cannot_be_edited(tmp_path, sliders):
+    me = save(tmp_path / "me.safetensors", 1)
+    for changes, message in (
+        ({}, "nothing to change"),
+        ({"nose": 1.0}, "there is no slider 'nose'"),
+        ({"legs": float("nan")}, "--set legs is nan"),
+        ({"legs": 4.0}, "--set legs is 4.0"),
+    ):
+        with pytest.raises(BolidError, match=message) as error:
+            edit_profile(me, tmp_path / "x.safetensors", changes=changes, sliders=sliders)
+        assert error.value.hint
+    other = save(tmp_path / "other.safetensors", 1, body_encoder="0" * 64)
+    with pytest.raises(BolidError, match="were measured for another body encoder than the profile's") as error:
+        edit_profile(other, tmp_path / "x.safetensors", changes={"legs": 1.0}, sliders=sliders)
+    assert "make the profile again" in error.value.hint
+    tensors, record = load_tensors(sliders, "body-sliders")
+    save_tensors(sliders, {**tensors, "center": tensors["center"][1:]}, record)
+    with pytest.raises(BolidError, match="do not fit each other"):
+        load_sliders(sliders, MADE_WITH["body_encoder"])
+    save_tensors(sliders, {"center": tensors["center"]}, record)
+    with pytest.raises(BolidError, match="lacks parts of sliders"):
+        load_sliders(sliders, MADE_WITH["body_encoder"])
+    sdxl = save(tmp_path / "sdxl.safetensors", 1, family="sdxl")
+    with pytest.raises(BolidError, match="family 'sdxl' has no body sliders: looked for"):
+        edit_profile(sdxl, tmp_path / "x.safetensors", changes={"legs": 1.0})
+    for texts, message in ((["legs"], "--set legs sets nothing"), (["a=1", "a=2"], "--set a is given twice")):
+        with pytest.raises(BolidError, match=message):
+            read_changes(texts)
+    assert read_changes(["legs=+1", "build=-0.5"]) == {"legs": 1.0, "build": -0.5}
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_commands_of_two_words(tmp_path, sliders, monkeypatch):
+    run = CliRunner().invoke
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "me.safetensors", 1)
+    save(tmp_path / "you.safetensors", 2, face=False)
+    result = run(app, ["profile", "mix", "me.safetensors", "you.safetensors", "--weight", "0.3", "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout) == {"has_face": False, "path": "mixed.safetensors"}
+    assert "no face" in result.stderr
+    edited = ["profile", "edit", "me.safetensors", "--sliders", str(sliders), "--set", "legs=+1", "--set", "build=-1"]
+    result = run(app, [*edited, "--out", "x.safetensors"])
+    assert result.exit_code == 0 and result.stdout == "x.safetensors\n" and "legs" in result.stderr
+    shown = run(app, ["profile", "show", "x.safetensors", "--sliders", str(sliders)])
+    assert shown.exit_code == 0 and shown.stdout.startswith("legs: ")
+    # A folder of that name holds photos, as it always did.
+    (tmp_path / "edit").mkdir()
+    result = run(app, ["profile", "edit", "--out", "y.safetensors"])
+    assert result.exit_code == 1 and "no photos in edit" in result.stderr
+    result = run(app, ["profile", "mixed"])
+    assert result.exit_code == 1 and "cannot read mixed" in result.stderr

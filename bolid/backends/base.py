@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,135 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
             module.requires_grad_(False).eval()
     with quiet_diffusers():
         return pipe.to(device)
+
+
+def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
+    """Give `pipe` the diffusers scheduler that a family's `defaults` or `few_steps` name, with the base's own schedule.
+
+    `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides "steps" and
+    "guidance" goes to it, like "timestep_spacing".
+    """
+    import diffusers
+
+    chosen = {key: value for key, value in settings.items() if key not in ("steps", "guidance", "scheduler")}
+    if "scheduler" not in settings and not chosen:
+        return
+    scheduler_class = getattr(diffusers, settings.get("scheduler", type(pipe.scheduler).__name__), None)
+    if scheduler_class is None:
+        raise BolidError(
+            f"the family names the scheduler {settings['scheduler']!r}, which diffusers does not have",
+            "name a class of diffusers.schedulers, like LCMScheduler or EulerDiscreteScheduler",
+        )
+    with quiet_diffusers():
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **chosen)
+
+
+def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -> None:
+    """Lay LoRAs (safetensors file, weight) over the base, through diffusers and peft.
+
+    Raises BolidError for a file that is no LoRA and for one that does not wholly fit: diffusers itself only logs what
+    it could not place, and paints without it.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    names = [f"lora_{i}" for i in range(len(loras))]
+    for name, (path, _) in zip(names, loras, strict=True):
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise BolidError(f"{path} is not a safetensors file: {error}", "give a LoRA as .safetensors") from error
+        expected = sum(any(mark in key for mark in ("lora_A.", "lora_down.", "lora.down.")) for key in tensors)
+        if not expected:
+            raise BolidError(
+                f"{path} is no LoRA: it has no pairs of small matrices",
+                "give a file that peft, diffusers or a kohya trainer has written",
+            )
+        placed, reason = 0, ""
+        with quiet_diffusers():
+            try:
+                pipe.load_lora_weights(tensors, adapter_name=name)
+            except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+        for network in (pipe.unet, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
+            for module in network.modules() if network is not None else ():
+                placed += isinstance(module, BaseTunerLayer) and name in getattr(module, "lora_A", {})
+        if reason or placed < expected:
+            raise BolidError(
+                f"the LoRA {path} does not fit the base of family '{family.name}'"
+                + (f": {reason}" if reason else f": {placed} of its {expected} layers have a place there"),
+                "a LoRA works with the kind of base that it was trained on: choose that --family",
+            )
+    if loras:
+        pipe.set_adapters(names, [weight for _, weight in loras])
+
+
+def add_controlnet(pipe: Any, family: Family) -> Any:
+    """The same pipeline (its very networks, whatever is loaded into them) with the family's openpose ControlNet."""
+    path = family.require("controlnet")
+    from diffusers import AutoPipelineForText2Image, ControlNetModel
+
+    with quiet_diffusers():
+        try:
+            network = ControlNetModel.from_pretrained(str(path), local_files_only=True, torch_dtype=pipe.unet.dtype)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BolidError(
+                f"the ControlNet {path} does not load: {str(error).splitlines()[0]}",
+                "it must be a directory that diffusers' ControlNetModel.from_pretrained loads",
+            ) from error
+        for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
+            theirs, own = network.config[key], pipe.unet.config[key]
+            if theirs != own and list(np.atleast_1d(theirs)) != list(np.atleast_1d(own)):
+                raise BolidError(
+                    f"the ControlNet {path} was made for another base: its {key} is {theirs}, the base's {own}",
+                    f"give family '{family.name}' a ControlNet trained on its own base",
+                )
+        network.requires_grad_(False).eval()
+        controlled = AutoPipelineForText2Image.from_pipe(pipe, controlnet=network.to(pipe.device))
+        controlled.set_progress_bar_config(disable=True)
+        return controlled
+
+
+@contextlib.contextmanager
+def remembered_conditions(pipe: Any) -> Iterator[None]:
+    """Inside, what text, face and body contribute is computed once a picture and not once a step.
+
+    A condition is the same tensor at every step, so its keys and values are too. Each layer that sees nothing else
+    (`to_k`, `to_v`, `to_k_ip`, `to_v_ip` of the cross-attentions, and the projection of embeds to tokens) keeps its
+    last result and gives it back when it is handed the very same tensor. The arithmetic stays diffusers', to the bit.
+    """
+    from diffusers.models.attention_processor import Attention
+
+    layers: list[Any] = []
+    for network in (pipe.unet, getattr(pipe, "controlnet", None)):
+        if network is None:
+            continue
+        layers += [layer for layer in (getattr(network, "encoder_hid_proj", None),) if layer is not None]
+        for module in network.modules():
+            if isinstance(module, Attention) and module.is_cross_attention:
+                layers += [module.to_k, module.to_v]
+                layers += [*getattr(module.processor, "to_k_ip", ()), *getattr(module.processor, "to_v_ip", ())]
+    originals = [layer.forward for layer in layers]
+    for layer in layers:
+        layer.forward = _remember(layer.forward)
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.forward = original
+
+
+def _remember(compute: Callable[..., Any]) -> Callable[..., Any]:
+    last: tuple[Any, Any] = (None, None)  # holding the input too, so that no other object can take its identity
+
+    def forward(condition: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal last
+        if last[0] is not condition:
+            last = (condition, compute(condition, *args, **kwargs))
+        return last[1]
+
+    return forward
 
 
 @torch.no_grad()

@@ -128,9 +128,12 @@ def _layout_name(name: str) -> str:
 
 
 def build_ip_adapter_image_embeds(embeds: list[torch.Tensor], *, guidance: bool, batch: int = 1) -> list[torch.Tensor]:
-    """One person's vectors, a list of [dim] -> `ip_adapter_image_embeds` for a call with `batch` prompts.
+    """One person's vectors, a list of [dim] -> `ip_adapter_image_embeds` for a call of a pipeline.
 
     With guidance each entry is [2 * batch, 1, dim], the null condition first; without it [batch, 1, dim].
+    Leave `batch` at 1 for a pipeline, however many prompts it gets: it repeats the rows for each of them itself. With
+    `batch` rows it would make batch^2 of them, and every prompt attends to its person's tokens `batch` times over: the
+    same result but for rounding, for much more work. A bare UNet wants one row for each of its inputs.
     Two misuses give wrong pictures and no error in diffusers, and are refused here (ValueError):
     - several identities in one call: with more than one picture per prompt, diffusers repeats the embeds as
       a, b, a, b but the prompts as a, a, b, b, so people swap places. Call once per person instead.

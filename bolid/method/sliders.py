@@ -1,0 +1,68 @@
+"""Body sliders: directions in c_body along which one body ratio changes and the others do not.
+
+A linear (ridge) read-out says where a body is on each ratio, in standard deviations of what it says of the population;
+a direction is the most probable change of c_body for which its own reading moves by 1 and those of the others by 0.
+
+Why not in standard deviations of the ratios themselves: an encoder that knows a ratio badly sees people closer together
+than they are, and a whole one of the true ones would lead to where it has never seen anybody.
+
+Shapes: P people, D body dimension, R ratios.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Readout(NamedTuple):
+    """`weight @ (body - center)` is the reading of each ratio; 0 is the population's mean."""
+
+    weight: torch.Tensor  # f64 [R, D]
+    center: torch.Tensor  # f64 [D]
+
+    def __call__(self, bodies: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., R]"""
+        return (bodies.to(self.weight) - self.center) @ self.weight.T
+
+
+def fit_readout(bodies: torch.Tensor, ratios: torch.Tensor, penalty: float = 1.0) -> Readout:
+    """Ridge regression from `bodies` [P, D] to the standardised `ratios` [P, R]."""
+    bodies, ratios = bodies.double(), ratios.double()
+    center = bodies.mean(0)
+    x, y = bodies - center, (ratios - ratios.mean(0)) / ratios.std(0)
+    gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    return Readout(torch.linalg.solve(gram, x.T @ y).T.contiguous(), center)
+
+
+def standardised(readout: Readout, bodies: torch.Tensor) -> Readout:
+    """The same read-out, its unit the standard deviation of its own readings of `bodies` [P, D]."""
+    return Readout(readout.weight / readout(bodies).std(0)[:, None], readout.center)
+
+
+def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:
+    """Directions [R, D] with `readout.weight @ directions.T` the identity.
+
+    Of all such changes d the one of least d' S^-1 d, S the covariance of `bodies` [P, D]: the most probable one, if
+    people are distributed normally. It is S W' (W S W')^-1, so everything that no slider names follows as it does in
+    the population. Raises ValueError when there are more ratios than dimensions to move in.
+    """
+    weight = readout.weight
+    if weight.shape[0] > weight.shape[1]:
+        raise ValueError(f"{weight.shape[0]} sliders need as many body dimensions, there are {weight.shape[1]}")
+    covariance = torch.cov(bodies.to(weight).T)
+    spread = covariance @ weight.T  # [D, R]
+    return torch.linalg.solve(weight @ spread, spread.T)
+
+
+def cross_validated_r2(bodies: torch.Tensor, ratios: torch.Tensor, penalty: float, folds: int = 5) -> torch.Tensor:
+    """R2 [R] of the read-out on people that it was not fitted to."""
+    fold = torch.arange(len(bodies)) % folds
+    y = (ratios.double() - ratios.double().mean(0)) / ratios.double().std(0)
+    read = torch.empty_like(y)
+    for k in range(folds):
+        inside, outside = fold != k, fold == k
+        spread, middle = y[inside].std(0), y[inside].mean(0)
+        read[outside] = fit_readout(bodies[inside], y[inside], penalty)(bodies[outside]) * spread + middle
+    return 1 - (y - read).square().sum(0) / (y - y.mean(0)).square().sum(0)
