@@ -9,11 +9,15 @@ Shapes: B batch, N photos in the table, M photos of one person, D body dimension
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
 import math
 import re
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int, str], None]
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 # Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
 BUILD_WORDS = (
@@ -59,6 +64,11 @@ class TrainAdapterConfig:
     )
     ema: float = field(default=0.999, metadata={"help": "decay of the moving average that is saved; 0: none"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    precision: str = field(
+        default="auto",
+        metadata={"help": "what the network computes in: fp32, bf16, fp16, or auto: bf16 where the hardware has it"},
+    )
+    compile: bool = field(default=False, metadata={"help": "compile the network first: a slow start, faster steps"})
     checkpoint_minutes: float = field(default=3.0, metadata={"help": "minutes between checkpoints"})
     sample_every: int = field(default=1000, metadata={"help": "steps between sample sheets; 0: none"})
     init: str = field(default="", metadata={"help": "start from the adapters in this directory"})
@@ -71,6 +81,8 @@ class TrainAdapterConfig:
         for name in ("steps", "batch_size", "face_tokens", "max_context"):
             if getattr(self, name) < 1:
                 raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give at least 1")
+        if self.precision not in PRECISIONS:
+            raise BolidError(f"--precision is {self.precision!r}", f"choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,16 @@ class AdapterTable:
     face: torch.Tensor  # f32 [N, 512], zeros where none is seen
     people: list[np.ndarray]  # rows of each person, two or more
     names: list[str]  # of the people
+
+    @functools.cached_property
+    def owner(self) -> np.ndarray:
+        """The person of each row, [N]."""
+        import numpy as np
+
+        owner = np.empty(len(self.captions), np.int64)
+        for person, rows in enumerate(self.people):
+            owner[rows] = person
+        return owner
 
 
 @dataclass(frozen=True)
@@ -191,12 +213,11 @@ def draw_batch(table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig
     from bolid.method.body_condition import drop_condition
     from bolid.method.body_vae import fuse
 
-    owner = _owners(table)
     n, most = len(rows), min(config.max_context, max(map(len, table.people)) - 1)
     context = torch.zeros(n, most, dtype=torch.long)
     present = torch.zeros(n, most, dtype=torch.bool)
     for i, row in enumerate(rows):
-        mates = table.people[owner[row]]
+        mates = table.people[table.owner[row]]
         others = mates[mates != row]
         count = int(torch.randint(1, min(most, len(others)) + 1, (1,), generator=generator))
         chosen = others[torch.randperm(len(others), generator=generator)[:count].numpy()]
@@ -226,15 +247,6 @@ def draw_batch(table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig
     )  # fmt: skip
 
 
-def _owners(table: AdapterTable) -> np.ndarray:
-    import numpy as np
-
-    owner = np.empty(len(table.captions), np.int64)
-    for person, rows in enumerate(table.people):
-        owner[rows] = person
-    return owner
-
-
 def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
     """Rows of step `step`: consecutive pieces of one seeded permutation an epoch, [batch]."""
     import numpy as np
@@ -246,6 +258,61 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
         here = position // total == epoch
         rows[here] = order[position[here] % total]
     return rows
+
+
+# ---- what it is computed in ---------------------------------------------------------------------------------------
+
+
+def choose_precision(name: str, device: str) -> str:
+    """fp32, bf16 or fp16 for `device`; "auto" is bf16 where the hardware multiplies it, else fp32.
+
+    Raises BolidError for fp16 elsewhere than on CUDA: its gradients need a range that only loss scaling there gives.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if name == "fp16" and kind != "cuda":
+        raise BolidError(f"--precision fp16 does not train on {kind}", "give --precision bf16 or fp32")
+    if name != "auto":
+        return name
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if fast else "fp32"
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, precision: str, positions: int) -> Iterator[None]:
+    """The network's forward pass runs inside this. `positions`: of the latents, h * w.
+
+    In bf16 on the CPU torch's flash attention has a slow backward pass (measured: 29 % of a small network's step);
+    where the attention maps are small enough to be kept, plain matrix products are faster. In fp32 they are not.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, dtype, enabled=precision != "fp32"))
+        if device.type == "cpu" and precision == "bf16" and positions <= 1024:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+def store_frozen(network: torch.nn.Module, precision: str) -> None:
+    """Keep frozen layers in the precision that autocast would convert them to at every step: the same numbers.
+
+    Norms, which autocast leaves alone, and everything that is trained stay float32.
+    """
+    import torch
+
+    if precision == "fp32":
+        return
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.to(torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -272,7 +339,7 @@ def train_adapter(
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from bolid.backends.base import load_base
+    from bolid.backends.base import load_base, quiet_diffusers
     from bolid.backends.body import BodyEncoder
     from bolid.formats.adapter import adapter_kind, load_adapter, nested_state_dict, save_adapter
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
@@ -286,10 +353,12 @@ def train_adapter(
     match_family(chosen.name, encoder.record["family"], encoder.path)
 
     device = pick_device(device)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is ours: see `computing`
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, str(accelerator.device)))
     set_seed(derive_seed(seed, "train-adapter") % 2**32)
     pipe = load_base(chosen, str(accelerator.device))
-    unet = pipe.unet.to(memory_format=torch.channels_last)
+    with quiet_diffusers():
+        unet = pipe.unet.to(memory_format=torch.channels_last)
     table = read_table(train, encoder, progress)
     text_states = TextStates(pipe, table.captions)
     if table.latents.shape[2] != unet.config.in_channels:
@@ -316,14 +385,21 @@ def train_adapter(
     parameters = {f"{branch}.{name}": p for branch, ps in branches.items() for name, p in ps.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
+    store_frozen(unet, config.precision)
     average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
     checkpoint = out / ".checkpoint.safetensors"
     tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}}
+    scaler = _Scaler(accelerator.device.type, config.precision)
+    tensors["scaler"] = scaler.state
     step = load_checkpoint(checkpoint, {**records["body"], "kind": "adapter"}, tensors, optimizer)
-    network, optimizer = accelerator.prepare(unet, optimizer)
+    scaler.restore()
+    network = accelerator.prepare(unet)
+    if config.compile:
+        network = torch.compile(network)
+    positions = math.prod(table.latents.shape[-2:])
 
     noise_schedule = training_schedule(pipe)
     prediction_type = noise_schedule.config.prediction_type
@@ -351,10 +427,11 @@ def train_adapter(
             "image_embeds": [batch.face_embeds.to(to), batch.body_embeds.to(to)],
             **_size_condition(pipe, chosen, pooled),
         }
-        noise_pred = network(
-            noisy.to(to, memory_format=torch.channels_last), timesteps.to(to), encoder_hidden_states=prompt_embeds,
-            added_cond_kwargs=added,
-        ).sample  # fmt: skip
+        with computing(to, config.precision, positions), _compiler_errors():
+            noise_pred = network(
+                noisy.to(to, memory_format=torch.channels_last), timesteps.to(to), encoder_hidden_states=prompt_embeds,
+                added_cond_kwargs=added,
+            ).sample.float()  # fmt: skip
         # L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14); the last two are still to come.
         alphas = losses.alpha_bar(noise_schedule, timesteps).to(to)
         loss = losses.loss_diffusion(noise_pred, target.to(to), alphas, prediction_type, config.min_snr_gamma)
@@ -362,9 +439,8 @@ def train_adapter(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
         optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm)
-        optimizer.step()
+        scaler.backward(loss)
+        scaler.step(optimizer, list(parameters.values()), config.max_grad_norm)
         step += 1
         decay = min(config.ema, step / (step + 10))
         with torch.no_grad():
@@ -379,10 +455,11 @@ def train_adapter(
             progress(step, config.steps, f"loss {recent:.4f}")
         if accelerator.is_main_process:
             if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
-                with _swapped(parameters, average):
+                with computing(to, config.precision, positions), _swapped(parameters, average):
                     sample_sheet(pipe, chosen, table, out / "samples" / f"step-{step:06d}.png", seed)
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 log.flush()
+                scaler.remember()
                 save_checkpoint(checkpoint, step, {**records["body"], "kind": "adapter"}, tensors, optimizer)
                 saved = time.monotonic()
 
@@ -429,6 +506,52 @@ def _schedule(step: int, steps: int) -> float:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1.0, steps - warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class _Scaler:
+    """fp16's loss scaling; in the other precisions a plain backward pass and step. `state` is for the checkpoint."""
+
+    def __init__(self, device: str, precision: str) -> None:
+        import torch
+
+        self._scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+        self.state = torch.zeros(2, dtype=torch.float64)
+        self.remember()
+
+    def remember(self) -> None:
+        if state := self._scaler.state_dict():
+            self.state[0], self.state[1] = state["scale"], state["_growth_tracker"]
+
+    def restore(self) -> None:
+        if state := self._scaler.state_dict():
+            state |= {"scale": float(self.state[0]), "_growth_tracker": int(self.state[1])}
+            self._scaler.load_state_dict(state)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], max_grad_norm: float) -> None:
+        import torch
+
+        self._scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+
+@contextlib.contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """A failure of torch.compile (mostly: no C++ compiler) as an error that says what to do; its warnings silenced."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch._dynamo")
+            yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise BolidError(
+            f"torch.compile failed: {str(error).splitlines()[0]}", "install a C++ compiler, or leave out --compile"
+        ) from error
 
 
 class _swapped:

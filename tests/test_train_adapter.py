@@ -17,8 +17,11 @@ from bolid.method.body_condition import BRANCHES, null_condition
 from bolid.train_adapter import (
     TrainAdapterConfig,
     batch_rows,
+    choose_precision,
+    computing,
     draw_batch,
     read_table,
+    store_frozen,
     train_adapter,
     without_build,
 )
@@ -128,13 +131,17 @@ def test_every_photo_comes_once_an_epoch():
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
-    whole = run(world, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("precision", "compiled"), [("fp32", False), ("bf16", False), pytest.param("bf16", True, marks=pytest.mark.slow)]
+)
+def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path, precision, compiled):
+    config = dataclasses.replace(CONFIG, precision=precision, compile=compiled)
+    whole = run(world, tmp_path / "whole", config)
     with pytest.raises(Killed):
-        run(world, tmp_path / "killed", progress=kill_at(3))
+        run(world, tmp_path / "killed", config, progress=kill_at(3))
     assert not (tmp_path / "killed" / "body.safetensors").exists()
     seen = []
-    run(world, tmp_path / "killed", progress=lambda d, t, x: seen.append(d) if x.startswith("loss") else None)
+    run(world, tmp_path / "killed", config, progress=lambda d, t, x: seen.append(d) if x.startswith("loss") else None)
     assert seen == [3, 4]
     for branch in BRANCHES:
         name = f"{branch}.safetensors"
@@ -142,6 +149,46 @@ def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "killed" / "log.jsonl").read_text()
     assert [json.loads(line)["step"] for line in (tmp_path / "whole" / "log.jsonl").open()] == [1, 2, 3, 4]
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
+
+
+def test_half_precision_computes_only_what_autocast_would():
+    """Frozen layers kept in bf16 change no number; norms and trained layers stay float32."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 1)
+    ).requires_grad_(False)
+    network[3].requires_grad_(True)
+    pictures = torch.randn(2, 3, 9, 9)
+
+    def run():
+        with computing(torch.device("cpu"), "bf16", 64):
+            output = network(pictures)
+        network.zero_grad()
+        output.float().square().mean().backward()
+        return output, network[3].weight.grad.clone()
+
+    before = run()
+    store_frozen(network, "bf16")
+    after = run()
+    assert [layer.weight.dtype for layer in (network[0], network[1], network[3])] == [
+        torch.bfloat16, torch.float32, torch.float32,
+    ]  # fmt: skip
+    assert after[0].dtype == torch.bfloat16 and after[1].dtype == torch.float32
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
+def test_half_precision_trains_almost_to_the_same_loss(world, tmp_path):
+    full = run(world, tmp_path / "full", dataclasses.replace(CONFIG, precision="fp32"))
+    half = run(world, tmp_path / "half", dataclasses.replace(CONFIG, precision="bf16"))
+    assert half.loss != full.loss and half.loss == pytest.approx(full.loss, rel=0.02)
+    assert load_adapter(half.body, "body")[1]["config"]["precision"] == "bf16"
+
+
+def test_precision_that_the_device_cannot_train_in():
+    assert choose_precision("auto", "cpu") in ("fp32", "bf16") and choose_precision("bf16", "cpu") == "bf16"
+    with pytest.raises(BolidError, match="--precision fp16 does not train on cpu") as error:
+        choose_precision("fp16", "cpu")
+    assert "bf16" in error.value.hint
 
 
 def test_only_the_branches_are_trained(world, tmp_path):
@@ -253,6 +300,7 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"face_dropout": 1.5}, "--face-dropout is 1.5"),
         ({"max_context": 0}, "--max-context is 0"),
+        ({"precision": "bf8"}, "--precision is 'bf8'"),
     ],
 )
 def test_settings_that_make_no_sense(change, message):
