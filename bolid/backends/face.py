@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
+from bolid.run import sha256_file
 
 CHECKSUMS = "bolid.json"  # {"record": ..., "sha256": {file name: hash}}; packs from elsewhere have none
 CONFIDENCE = 0.5  # InsightFace's own default
@@ -35,7 +36,7 @@ class Face:
 
 
 class FaceModel:
-    """An InsightFace pack, ready to run.
+    """An InsightFace pack, ready to run. `sha256` is its recogniser's: embeddings of another one mean something else.
 
     Raises BolidError when the directory has no ONNX files, or they are damaged or of the wrong shapes.
     """
@@ -80,6 +81,7 @@ class FaceModel:
                 f"the face model in {path} does not fit: embedding size {size}, landmarks {landmarks}",
                 f"it needs a detector with five landmarks and a recogniser of {EMBEDDING_SIZE} numbers",
             )
+        self.sha256 = sha256_file(recogniser.model_file)
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """The faces in a picture (uint8 [H,W,3] RGB), the most certain first."""
