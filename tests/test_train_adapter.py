@@ -220,14 +220,14 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_go_on_to_the_same_bytes(world, tmp_path):
     """A real process, killed at some moment after its first checkpoint."""
-    run(world, tmp_path / "whole", dataclasses.replace(CONFIG, steps=300))
+    run(world, tmp_path / "whole", dataclasses.replace(CONFIG, steps=80))
     words = [sys.executable, "-m", "bolid_cli.main", *command(world, tmp_path / "killed", "--quiet")]
-    words[words.index("--steps") + 1] = "300"
+    words[words.index("--steps") + 1] = "80"
     process = subprocess.Popen(words)
     checkpoint = tmp_path / "killed" / ".checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and checkpoint.exists()
     subprocess.run(words, check=True)
@@ -255,7 +255,7 @@ def test_a_batch_taken_in_parts_is_the_whole_batch(seeing, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(world, tmp_path):
-    """`accelerate launch --num_processes 2`, over gloo on the CPU."""
+    """`accelerate launch --multi_gpu --num_processes 2 ... --device cpu`: over gloo. (Its own --cpu would need MPI.)"""
     config = dataclasses.replace(CONFIG, precision="fp32", learning_rate=0.01)
     run(world, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1))
     one = run(world, tmp_path / "one", dataclasses.replace(config, batch_size=6))
@@ -264,7 +264,8 @@ def test_two_processes_are_one_with_twice_the_batch(world, tmp_path):
     words[words.index("--learning-rate") + 1] = "0.01"
     done = subprocess.run(
         [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+            "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "bolid_cli.main", *words,
         ],
         capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
