@@ -594,7 +594,8 @@ def train_adapter(
             initial_state(unet, "face", FACE_DIM, tokens=config.face_tokens, seed=derive_seed(seed, "face")),
             initial_state(unet, "body", encoder.body_dim, seed=derive_seed(seed, "body")),
         ]
-    branches = dict(zip(BRANCHES, install(unet, states), strict=True))
+    with quiet_diffusers():
+        branches = dict(zip(BRANCHES, install(unet, states), strict=True))
     parameters = {f"{branch}.{name}": p for branch, ps in branches.items() for name, p in ps.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
