@@ -4,16 +4,22 @@ Both branches are trained together, leave-one-out (BoLID section 3): the photo t
 condition. The body comes from some *other* photos of the person, fused by the frozen body encoder; the face is the
 mean over the other photos. So a condition can only say what stays the same from photo to photo: who it is.
 
+Everything random about a photo comes from its place in the run, not from the batch it is in: the same command gives
+the same training after a kill, and the same up to rounding when a batch is shared by processes or taken in parts.
+
 Shapes: B batch, N photos in the table, M photos of one person, D body dimension, (C, h, w) latents.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +33,13 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int, str], None]
+CHOICES = {
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "id_loss": ("keypoints", "bone-ratios"),
+    "clip_target": ("text", "image", "both"),
+    "x_gen": ("one-step", "few-step"),
+}
+FEW_STEPS = 8  # a base that samples in so few is a distilled one
 
 # Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
 BUILD_WORDS = (
@@ -40,12 +53,33 @@ class TrainAdapterConfig:
     """Settings of the face and the body branch and their training."""
 
     steps: int = field(default=4000, metadata={"help": "training steps"})
-    batch_size: int = field(default=48, metadata={"help": "photos in a step, for each process"})
+    batch_size: int = field(default=48, metadata={"help": "photos in a batch, for each process"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches that make up one training step"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "less memory for activations, about half as much time again"}
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})
     face_tokens: int = field(default=4, metadata={"help": "tokens of the face branch (the body has 4)"})
     # None by default: min-SNR all but mutes the noisiest steps, and those settle a body's outline.
     min_snr_gamma: float = field(default=0.0, metadata={"help": "gamma of the min-SNR weighting, say 5; 0: none"})
+    id_weight: float = field(default=0.0, metadata={"help": "weight of the body identity loss L_id; 0: none"})
+    id_loss: str = field(default="keypoints", metadata={"help": "what L_id compares: keypoints or bone-ratios"})
+    clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
+    clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
+    x_gen: str = field(
+        default="one-step",
+        metadata={"help": "the picture that L_id and L_CLIP look at: one-step, or few-step where the base can"},
+    )
+    x_gen_steps: int = field(default=4, metadata={"help": "steps of --x-gen few-step"})
+    x_gen_grad_steps: int = field(default=1, metadata={"help": "how many of them, the last, carry the gradient"})
+    pixel_every: int = field(default=4, metadata={"help": "steps from one with L_id and L_CLIP to the next"})
+    pixel_alpha_bar: float = field(
+        default=0.5, metadata={"help": "least alpha-bar of the photos that L_id and L_CLIP look at, 0 to 1"}
+    )
+    decoder: str = field(
+        default="", metadata={"help": "AutoencoderTiny directory for them; by default the family's, else its VAE"}
+    )
     text_dropout: float = field(default=0.1, metadata={"help": "part of the photos trained without their caption"})
     face_dropout: float = field(default=0.3, metadata={"help": "part trained without the face"})
     body_dropout: float = field(default=0.1, metadata={"help": "part trained without the body"})
@@ -59,8 +93,14 @@ class TrainAdapterConfig:
     )
     ema: float = field(default=0.999, metadata={"help": "decay of the moving average that is saved; 0: none"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    precision: str = field(
+        default="auto",
+        metadata={"help": "what the network computes in: fp32, bf16, fp16, or auto: bf16 where the hardware has it"},
+    )
+    compile: bool = field(default=False, metadata={"help": "compile the network first: a slow start, faster steps"})
     checkpoint_minutes: float = field(default=3.0, metadata={"help": "minutes between checkpoints"})
     sample_every: int = field(default=1000, metadata={"help": "steps between sample sheets; 0: none"})
+    tensorboard: bool = field(default=False, metadata={"help": "also write the losses for TensorBoard"})
     init: str = field(default="", metadata={"help": "start from the adapters in this directory"})
 
     def __post_init__(self) -> None:
@@ -68,9 +108,32 @@ class TrainAdapterConfig:
             value = getattr(self, f"{name}_dropout")
             if not 0 <= value <= 1:
                 raise BolidError(f"--{name.replace('_', '-')}-dropout is {value}", "it is a part: give 0 to 1")
-        for name in ("steps", "batch_size", "face_tokens", "max_context"):
+        if not 0 <= self.pixel_alpha_bar < 1:
+            raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
+        for name in ("id_weight", "clip_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give 0 (off) or more")
+        for name in (
+            "steps", "batch_size", "gradient_accumulation_steps", "face_tokens", "max_context", "x_gen_steps",
+            "x_gen_grad_steps", "pixel_every",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give at least 1")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise BolidError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}", f"choose one of {', '.join(choices)}"
+                )
+        if self.x_gen == "few-step" and self.gradient_checkpointing:
+            raise BolidError(
+                "--x-gen few-step and --gradient-checkpointing do not go together",
+                "the few-step LoRA is only on for some of the passes; leave out one of the two",
+            )
+
+    @property
+    def pixels(self) -> bool:
+        """Whether a loss needs the picture."""
+        return bool(self.id_weight or self.clip_weight)
 
 
 @dataclass(frozen=True)
@@ -86,6 +149,16 @@ class AdapterTable:
     people: list[np.ndarray]  # rows of each person, two or more
     names: list[str]  # of the people
 
+    @functools.cached_property
+    def owner(self) -> np.ndarray:
+        """The person of each row, [N]."""
+        import numpy as np
+
+        owner = np.empty(len(self.captions), np.int64)
+        for person, rows in enumerate(self.people):
+            owner[rows] = person
+        return owner
+
 
 @dataclass(frozen=True)
 class TrainAdapterResult:
@@ -96,6 +169,23 @@ class TrainAdapterResult:
     people: int
     photos: int
     loss: float
+
+
+@dataclass(frozen=True)
+class TrainAdapterPlan:
+    """What a training would do and need. Memory in bytes."""
+
+    people: int  # with two photos or more
+    photos: int  # of theirs: an epoch
+    steps: int
+    photos_per_step: int
+    steps_per_epoch: float
+    epochs: float
+    parameters: int  # trained, both branches
+    precision: str
+    device: str
+    memory: dict[str, int]  # what -> bytes; "total" last
+    memory_available: int | None  # on the device, None where it cannot be asked
 
 
 # ---- data ---------------------------------------------------------------------------------------------------------
@@ -130,13 +220,17 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
         if progress is not None:
             progress(len(captions), total, "encoding bodies")
     if not people:
-        raise BolidError(
-            f"nobody in {train} has two photos",
-            "the adapters learn a person's photo from their other photos: collect at least two each",
-        )
+        raise _nobody(train)
     mean, logvar, confidence = (torch.cat(parts) for parts in zip(*bodies, strict=True))
     return AdapterTable(
         torch.stack(latents), captions, mean, logvar, confidence, torch.from_numpy(np.stack(faces)), people, names
+    )
+
+
+def _nobody(train: str | Path) -> BolidError:
+    return BolidError(
+        f"nobody in {train} has two photos",
+        "the adapters learn a person's photo from their other photos: collect at least two each",
     )
 
 
@@ -149,7 +243,9 @@ def without_build(caption: str) -> str:
 class TextStates:
     """Text states of the captions [N, L, E]; cached where they fit: the texts repeat every epoch."""
 
-    def __init__(self, pipe: Any, captions: list[str], limit: int = 2 * 2**30) -> None:
+    limit = 2 * 2**30  # bytes
+
+    def __init__(self, pipe: Any, captions: list[str]) -> None:
         import torch
 
         from bolid.backends.base import encode_prompts
@@ -159,7 +255,7 @@ class TextStates:
         first, pooled = self._encode([""])
         self._cached: torch.Tensor | None = None
         # SDXL's states are 308 KB a caption: larger than the photo's latents, and cheap next to its step.
-        if pooled is None and first.numel() * 4 * len(texts) <= limit:
+        if pooled is None and first.numel() * 4 * len(texts) <= self.limit:
             self._row = {text: row for row, text in enumerate(texts)}
             self._cached = torch.cat([self._encode(texts[i : i + 64])[0] for i in range(0, len(texts), 64)])
 
@@ -181,9 +277,12 @@ class Batch:
     captions: list[str]  # [B], "" where the text is dropped
     body_embeds: torch.Tensor  # [B, 1, D], null where dropped
     face_embeds: torch.Tensor  # [B, 1, 512]
+    generators: Sequence[torch.Generator]  # [B] what else is random about each photo is drawn from these
 
 
-def draw_batch(table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig, generator: torch.Generator) -> Batch:
+def draw_batch(
+    table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig, generators: Sequence[torch.Generator]
+) -> Batch:
     """Conditions for the photos `rows`, each from other photos of its person only (leave-one-out)."""
     import torch
     import torch.nn.functional as F
@@ -191,52 +290,52 @@ def draw_batch(table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig
     from bolid.method.body_condition import drop_condition
     from bolid.method.body_vae import fuse
 
-    owner = _owners(table)
     n, most = len(rows), min(config.max_context, max(map(len, table.people)) - 1)
     context = torch.zeros(n, most, dtype=torch.long)
     present = torch.zeros(n, most, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        mates = table.people[owner[row]]
+    noise = torch.empty(n, table.body_mean.shape[1])
+    coins = torch.empty(n, 6)
+    for i, (row, generator) in enumerate(zip(rows, generators, strict=True)):
+        mates = table.people[table.owner[row]]
         others = mates[mates != row]
         count = int(torch.randint(1, min(most, len(others)) + 1, (1,), generator=generator))
         chosen = others[torch.randperm(len(others), generator=generator)[:count].numpy()]
         context[i, :count] = torch.from_numpy(chosen)
         present[i, :count] = True
+        torch.randn(noise.shape[1:], generator=generator, out=noise[i])
+        torch.rand(coins.shape[1:], generator=generator, out=coins[i])
 
     mean, logvar = fuse(table.body_mean[context], table.body_logvar[context], table.confidence[context] * present)
-    noise = torch.randn(mean.shape, generator=generator)
-    sampled = torch.rand(n, 1, generator=generator) < config.body_sampling
+    sampled = coins[:, :1] < config.body_sampling
     body = torch.where(sampled, mean + (0.5 * logvar).exp() * noise, mean)
     # The mean of unit vectors, unit length again; stays zero, the null condition, where no photo shows the face.
     face = F.normalize((table.face[context] * present[..., None]).sum(1), dim=-1)
 
-    dropped = torch.rand(4, n, generator=generator)
-    drop_all = dropped[0] < config.all_dropout
-    drop_text = drop_all | (dropped[1] < config.text_dropout)
-    drop_face = drop_all | (dropped[2] < config.face_dropout)
-    drop_body = drop_all | (dropped[3] < config.body_dropout)
-    lose_build = (torch.rand(n, generator=generator) < config.build_word_dropout) & ~drop_body
+    drop_all = coins[:, 1] < config.all_dropout
+    drop_text = drop_all | (coins[:, 2] < config.text_dropout)
+    drop_face = drop_all | (coins[:, 3] < config.face_dropout)
+    drop_body = drop_all | (coins[:, 4] < config.body_dropout)
+    lose_build = (coins[:, 5] < config.build_word_dropout) & ~drop_body
     captions = []
     for row, no_text, no_build in zip(rows, drop_text.tolist(), lose_build.tolist(), strict=True):
         caption = table.captions[row]
         captions.append("" if no_text else without_build(caption) if no_build else caption)
     return Batch(
         rows, context, present, captions,
-        drop_condition(body[:, None], drop_body), drop_condition(face[:, None], drop_face),
+        drop_condition(body[:, None], drop_body), drop_condition(face[:, None], drop_face), generators,
     )  # fmt: skip
 
 
-def _owners(table: AdapterTable) -> np.ndarray:
-    import numpy as np
+def photo_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    """One generator for each photo from the `first` of the whole run on: its place in the run is its seed."""
+    import torch
 
-    owner = np.empty(len(table.captions), np.int64)
-    for person, rows in enumerate(table.people):
-        owner[rows] = person
-    return owner
+    places = range(first, first + count)
+    return [torch.Generator().manual_seed(derive_seed(seed, "train-adapter", "photo", place)) for place in places]
 
 
 def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Rows of step `step`: consecutive pieces of one seeded permutation an epoch, [batch]."""
+    """Rows of batch number `step`: consecutive pieces of one seeded permutation an epoch, [batch]."""
     import numpy as np
 
     position = np.arange(step * batch, (step + 1) * batch)
@@ -246,6 +345,171 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
         here = position // total == epoch
         rows[here] = order[position[here] % total]
     return rows
+
+
+# ---- the objective ------------------------------------------------------------------------------------------------
+
+
+class Objective:
+    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch.
+
+    `network` is the UNet as training calls it (compiled, or shared by processes); `pipe.unet` the same weights bare.
+    """
+
+    def __init__(
+        self, pipe: Any, network: Any, table: AdapterTable, text_states: TextStates, family: Family,
+        config: TrainAdapterConfig, device: torch.device, pixels: Any = None,
+    ) -> None:  # fmt: skip
+        self.network, self.unet, self.table, self.config = network, pipe.unet, table, config
+        self.device, self.pixels, self.text_states, self.image_size = device, pixels, text_states, family.image_size
+        self.schedule = training_schedule(pipe)
+        self.prediction_type: str = self.schedule.config.prediction_type
+        self.positions = math.prod(table.latents.shape[-2:])
+        self.few_steps = few_step_sampler(pipe, family) if pixels is not None and config.x_gen == "few-step" else {}
+
+    def __call__(self, batch: Batch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
+        """Scalars: "loss", what is to be minimised, and its terms without their weights: "diffusion", "id", "clip".
+
+        L_id and L_CLIP are there `with_pixels`. They are means over the whole batch in which photos below
+        `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
+        """
+        import torch
+
+        from bolid.method import losses
+
+        latents, noise, timesteps = (part.to(self.device) for part in self._draw_noise(batch))
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        target = losses.diffusion_target(self.schedule, latents, noise, timesteps)
+        alphas = losses.alpha_bar(self.schedule, timesteps)
+        conditions = self._conditions(batch)
+        noise_pred = self._predict(self.network, noisy, timesteps, conditions)
+        diffusion = losses.loss_diffusion(noise_pred, target, alphas, self.prediction_type, self.config.min_snr_gamma)
+        if not with_pixels:
+            return {"loss": diffusion}
+
+        clear = torch.nonzero(alphas >= self.config.pixel_alpha_bar)[:, 0]
+        if not len(clear):
+            zero = diffusion.new_zeros(())
+            return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero}
+        if self.config.x_gen == "few-step":
+            conditions = {name: value[clear] for name, value in conditions.items()}
+            generators = [batch.generators[i] for i in clear.tolist()]
+            x0 = self._few_steps(noisy[clear], timesteps[clear], conditions, generators)
+        else:
+            x0 = losses.x0_from_prediction(noise_pred[clear], noisy[clear], alphas[clear], self.prediction_type)
+        rows = batch.rows[clear.cpu().numpy()]
+        photos = self.table.latents[rows, 0].to(self.device, torch.float32)
+        identity, clip = self.pixels(x0, photos, rows.tolist(), [batch.captions[i] for i in clear.tolist()])
+        identity, clip = identity.sum() / len(latents), clip.sum() / len(latents)
+        loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
+        return {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
+
+    def _draw_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents of the photos, drawn from the VAE's posterior, noise [B,C,h,w], and timesteps [B]."""
+        import torch
+
+        moments = self.table.latents[batch.rows].float()
+        total, shape = self.schedule.config.num_train_timesteps, moments.shape[2:]
+        drawn = [
+            (torch.randn(2, *shape, generator=g), torch.randint(0, total, (), generator=g)) for g in batch.generators
+        ]
+        noise = torch.stack([pair for pair, _ in drawn])
+        latents = moments[:, 0] + moments[:, 1] * noise[:, 0]
+        return latents, noise[:, 1], torch.stack([timestep for _, timestep in drawn])
+
+    def _conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Everything that the UNet is told, [B, ...] each."""
+        prompt_embeds, pooled = self.text_states(batch.captions)
+        conditions = {
+            "prompt_embeds": prompt_embeds,
+            "face_embeds": batch.face_embeds.to(self.device),
+            "body_embeds": batch.body_embeds.to(self.device),
+        }
+        if pooled is not None:  # SDXL: also original size, crop corner and target size
+            ids = pooled.new_tensor([[*self.image_size, 0, 0, *self.image_size]])
+            conditions |= {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
+        return conditions
+
+    def _predict(
+        self, network: Any, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        import torch
+
+        from bolid.precision import compiler_errors, computing
+
+        added: dict[str, Any] = {name: conditions[name] for name in ("text_embeds", "time_ids") if name in conditions}
+        added["image_embeds"] = [conditions["face_embeds"], conditions["body_embeds"]]
+        with computing(self.device, self.config.precision, self.positions), compiler_errors():
+            return network(
+                noisy.to(memory_format=torch.channels_last), timesteps,
+                encoder_hidden_states=conditions["prompt_embeds"], added_cond_kwargs=added,
+            ).sample.float()  # fmt: skip
+
+    def _few_steps(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> torch.Tensor:  # fmt: skip
+        """x_gen's latents by a few steps of the distilled base from the noised photo on, the gradient going through
+        the last of them (after PuLID, Guo et al. 2024, section 3.2; there from pure noise).
+
+        The photo's own noised latents and not pure noise, so that x_gen shows the pose that its target has.
+        """
+        import torch
+
+        from bolid.method import losses
+
+        steps, carried, latents = self.config.x_gen_steps, self.config.x_gen_grad_steps, noisy
+        with few_step_lora(self.unet, self.few_steps):
+            for i in range(steps):
+                now, later = (timesteps * left // steps for left in (steps - i, steps - i - 1))
+                alphas = losses.alpha_bar(self.schedule, now)
+                with torch.set_grad_enabled(i >= steps - carried):
+                    # The bare network: DistributedDataParallel wants one pass of its own for each backward.
+                    noise_pred = self._predict(self.unet, latents, now, conditions)
+                    x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
+                    if self.few_steps["fresh_noise"]:
+                        noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
+                    else:
+                        noise = losses.noise_from_x0(x0, latents, alphas)
+                    latents = losses.noise_level(x0, noise, losses.alpha_bar(self.schedule, later))
+        return x0
+
+
+def few_step_sampler(pipe: Any, family: Family) -> dict[str, Any]:
+    """How the base takes few steps: {"lora": whether a LoRA makes it able to, "fresh_noise": consistency sampling}.
+
+    Loads the family's few-step LoRA, switched off. Raises BolidError for a base that needs many steps.
+    """
+    from bolid.backends.base import quiet_diffusers
+
+    settings, lora = getattr(family, "few_steps", {}), getattr(family, "few_steps_lora", None)
+    if settings and lora is not None and lora.is_file():
+        with quiet_diffusers():
+            pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="few-steps")
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+        pipe.unet.disable_adapters()
+        return {"lora": True, "fresh_noise": "LCM" in settings.get("scheduler", "")}
+    if int(family.defaults.get("steps", 25)) <= FEW_STEPS:
+        return {"lora": False, "fresh_noise": "LCM" in type(pipe.scheduler).__name__}
+    raise BolidError(
+        f"--x-gen few-step: the base of family {family.name!r} takes {family.defaults.get('steps', 25)} steps "
+        "and has no few-step LoRA",
+        "leave it out, or choose a family like sdxl-lightning",
+    )
+
+
+@contextlib.contextmanager
+def few_step_lora(unet: Any, few_steps: dict[str, Any]) -> Iterator[None]:
+    """Inside, the few-step LoRA is on, where there is one."""
+    if few_steps["lora"]:
+        unet.enable_adapters()
+    try:
+        yield
+    finally:
+        if few_steps["lora"]:
+            unet.disable_adapters()
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -264,7 +528,8 @@ def train_adapter(
 ) -> TrainAdapterResult:
     """Train both branches on `train`'s shards and write them to `out`. The same call after a kill goes on.
 
-    Also in `out`: log.jsonl (the loss), samples/ (sheets of pictures), and while it runs a checkpoint.
+    Also in `out`: log.jsonl and loss.png (the losses), samples/ (sheets of pictures), and while it runs a checkpoint.
+    Several processes that `accelerate launch` starts share the work; the main one writes.
     Raises BolidError when shards, body encoder and family do not belong together.
     """
     import numpy as np
@@ -272,13 +537,14 @@ def train_adapter(
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from bolid.backends.base import load_base
+    from bolid.backends.base import load_base, quiet_diffusers
     from bolid.backends.body import BodyEncoder
     from bolid.formats.adapter import adapter_kind, load_adapter, nested_state_dict, save_adapter
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
     from bolid.formats.shards import directory_sha256, read_index
-    from bolid.method import losses
     from bolid.method.body_condition import BRANCHES, FACE_DIM, initial_state, install
+    from bolid.pixel_losses import PixelLosses
+    from bolid.precision import LossScaler, attention_kernel, choose_precision, computing, store_frozen
 
     config, out = config or TrainAdapterConfig(), Path(out)
     chosen = match_family(family, read_index(train)["record"]["family"], train)
@@ -286,24 +552,40 @@ def train_adapter(
     match_family(chosen.name, encoder.record["family"], encoder.path)
 
     device = pick_device(device)
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is ours: see bolid/precision.py
+    to, processes, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, str(to)))
     set_seed(derive_seed(seed, "train-adapter") % 2**32)
-    pipe = load_base(chosen, str(accelerator.device))
-    unet = pipe.unet.to(memory_format=torch.channels_last)
-    table = read_table(train, encoder, progress)
-    text_states = TextStates(pipe, table.captions)
-    if table.latents.shape[2] != unet.config.in_channels:
+    pipe = load_base(chosen, str(to))
+    pixels = None
+    if config.pixels:
+        pixels = PixelLosses(
+            chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
+            clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
+        )  # fmt: skip
+    table = read_table(train, encoder, progress if main else None)
+    channels, expected = table.latents.shape[2], pipe.unet.config.in_channels
+    if channels != expected:
         raise BolidError(
-            f"the shards' latents have {table.latents.shape[2]} channels, the base takes {unet.config.in_channels}",
+            f"the shards' latents have {channels} channels, the base takes {expected}",
             "run shard again with this family",
         )
+    text_states = TextStates(pipe, table.captions)
+    objective = Objective(pipe, pipe.unet, table, text_states, chosen, config, to, pixels)
+    with quiet_diffusers():
+        unet = pipe.unet.to(memory_format=torch.channels_last)
 
     inputs = {"train": directory_sha256(train), "body_encoder": encoder.sha256, "base": base_sha256(chosen)}
+    if pixels is not None:
+        inputs |= pixels.inputs
     if config.init:
-        inputs.update(
-            {f"init_{branch}": sha256_file(Path(config.init) / f"{branch}.safetensors") for branch in BRANCHES}
-        )
-    records = {b: run_record(adapter_kind(b), family=chosen, config=config, seed=seed, inputs=inputs) for b in BRANCHES}
+        inputs |= {f"init_{branch}": sha256_file(Path(config.init) / f"{branch}.safetensors") for branch in BRANCHES}
+    settings = {**dataclasses.asdict(config), "processes": processes}
+    # The vectors of one face recogniser mean nothing to an adapter that was trained with another's.
+    inputs_of = {"face": inputs | face_model_sha256(chosen), "body": inputs}
+    records = {
+        b: run_record(adapter_kind(b), family=chosen, config=settings, seed=seed, inputs=inputs_of[b]) for b in BRANCHES
+    }
     if config.init:
         states = [nested_state_dict(load_adapter(Path(config.init) / f"{b}.safetensors", b)[0]) for b in BRANCHES]
         states = [{part: {k: v.float() for k, v in values.items()} for part, values in s.items()} for s in states]
@@ -312,83 +594,77 @@ def train_adapter(
             initial_state(unet, "face", FACE_DIM, tokens=config.face_tokens, seed=derive_seed(seed, "face")),
             initial_state(unet, "body", encoder.body_dim, seed=derive_seed(seed, "body")),
         ]
-    branches = dict(zip(BRANCHES, install(unet, states), strict=True))
+    with quiet_diffusers():
+        branches = dict(zip(BRANCHES, install(unet, states), strict=True))
     parameters = {f"{branch}.{name}": p for branch, ps in branches.items() for name, p in ps.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
+    store_frozen(unet, config.precision)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    checkpoint = out / ".checkpoint.safetensors"
-    tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}}
-    step = load_checkpoint(checkpoint, {**records["body"], "kind": "adapter"}, tensors, optimizer)
-    network, optimizer = accelerator.prepare(unet, optimizer)
+    scaler = LossScaler(to.type, config.precision)
+    checkpoint, record = out / ".checkpoint.safetensors", {**records["face"], "kind": "adapter"}
+    tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}, "scaler": scaler.state}
+    step = load_checkpoint(checkpoint, record, tensors, optimizer)
+    scaler.restore()
+    network = accelerator.prepare(unet)
+    objective.network = torch.compile(network) if config.compile else network
 
-    noise_schedule = training_schedule(pipe)
-    prediction_type = noise_schedule.config.prediction_type
-    timesteps_total = noise_schedule.config.num_train_timesteps
-    rank, processes = accelerator.process_index, accelerator.num_processes
     usable = np.concatenate(table.people)
     started = saved = time.monotonic()
     recent = float("nan")
-    log = _Log(out, step, accelerator.is_main_process)
+    log = _Log(out, step, config.tensorboard) if main else None
     while step < config.steps:
-        # Everything random in a step comes from here, so that a resumed run repeats it to the bit.
-        generator = torch.Generator().manual_seed(derive_seed(seed, "train-adapter", step, rank))
-        rows = usable[batch_rows(len(usable), config.batch_size * processes, step, seed)]
-        batch = draw_batch(table, rows[rank * config.batch_size : (rank + 1) * config.batch_size], config, generator)
-        moments = table.latents[batch.rows].float()
-        latents = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 1].shape, generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, timesteps_total, (len(rows) // processes,), generator=generator)
-        noisy = noise_schedule.add_noise(latents, noise, timesteps)
-        target = losses.diffusion_target(noise_schedule, latents, noise, timesteps)
-
-        to = accelerator.device
-        prompt_embeds, pooled = text_states(batch.captions)
-        added = {
-            "image_embeds": [batch.face_embeds.to(to), batch.body_embeds.to(to)],
-            **_size_condition(pipe, chosen, pooled),
-        }
-        noise_pred = network(
-            noisy.to(to, memory_format=torch.channels_last), timesteps.to(to), encoder_hidden_states=prompt_embeds,
-            added_cond_kwargs=added,
-        ).sample  # fmt: skip
-        # L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14); the last two are still to come.
-        alphas = losses.alpha_bar(noise_schedule, timesteps).to(to)
-        loss = losses.loss_diffusion(noise_pred, target.to(to), alphas, prediction_type, config.min_snr_gamma)
-
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
         optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm)
-        optimizer.step()
+        terms: dict[str, torch.Tensor] = {}
+        parts = config.gradient_accumulation_steps
+        for part in range(parts):
+            number = (step * parts + part) * processes + accelerator.process_index  # of this batch, in the whole run
+            rows = usable[batch_rows(len(usable), config.batch_size, number, seed)]
+            generators = photo_generators(seed, number * config.batch_size, config.batch_size)
+            batch = draw_batch(table, rows, config, generators)
+            with contextlib.ExitStack() as stack:
+                if part < parts - 1:
+                    stack.enter_context(accelerator.no_sync(network))
+                values = objective(batch, with_pixels=config.pixels and step % config.pixel_every == 0)
+                stack.enter_context(attention_kernel(to, config.precision, objective.positions))
+                scaler.backward(values["loss"] / parts)
+            for name, value in values.items():
+                terms[name] = terms.get(name, 0) + value.detach() / parts
+        scaler.step(optimizer, list(parameters.values()), config.max_grad_norm)
         step += 1
         decay = min(config.ema, step / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
 
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        means = accelerator.reduce(torch.stack(list(terms.values())), "mean").tolist()
+        if not math.isfinite(means[0]):
             raise BolidError(f"the training diverged at step {step}", "lower --learning-rate")
-        recent = value if math.isnan(recent) else 0.99 * recent + 0.01 * value
-        log.write(step, value)
+        recent = means[0] if math.isnan(recent) else 0.99 * recent + 0.01 * means[0]
+        if log is None:
+            continue
+        log.write(step, dict(zip(terms, means, strict=True)))
         if progress is not None:
             progress(step, config.steps, f"loss {recent:.4f}")
-        if accelerator.is_main_process:
-            if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
-                with _swapped(parameters, average):
-                    sample_sheet(pipe, chosen, table, out / "samples" / f"step-{step:06d}.png", seed)
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                log.flush()
-                save_checkpoint(checkpoint, step, {**records["body"], "kind": "adapter"}, tensors, optimizer)
-                saved = time.monotonic()
+        if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
+            with computing(to, config.precision, objective.positions), _swapped(parameters, average):
+                sample_sheet(pipe, chosen, table, out / "samples" / f"step-{step:06d}.png", seed)
+            log.draw()
+        if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            log.flush()
+            scaler.remember()
+            save_checkpoint(checkpoint, step, record, tensors, optimizer)
+            saved = time.monotonic()
 
     paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
-    if accelerator.is_main_process:
-        log.flush()
+    if log is not None:
+        log.close()
         for branch in BRANCHES:
             flat = {name: average[f"{branch}.{name}"].half() for name in branches[branch]}
             save_adapter(paths[branch], flat, records[branch])
@@ -400,10 +676,185 @@ def train_adapter(
     )  # fmt: skip
 
 
+# ---- what it would take -------------------------------------------------------------------------------------------
+
+
+def plan_training(
+    train: str | Path = "train",
+    *,
+    config: TrainAdapterConfig | None = None,
+    body_encoder: str | Path | None = None,
+    family: str | None = None,
+    device: str = "auto",
+) -> TrainAdapterPlan:
+    """What `train_adapter` would do with the same arguments, without loading a weight or training anything.
+
+    The activations are counted on a network without data, from what a forward pass keeps for the backward pass; they,
+    and so the total, are an estimate, and without the networks of L_id and L_CLIP. Raises BolidError like the training.
+    """
+    import os
+
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from bolid.backends.body import KIND
+    from bolid.formats.shards import group_by_person, read_index, read_shards
+    from bolid.formats.tensors import load_tensors
+    from bolid.precision import choose_precision
+
+    config, device = config or TrainAdapterConfig(), pick_device(device)
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
+    chosen = match_family(family, read_index(train)["record"]["family"], train)
+    encoder_path = body_encoder or chosen.require("body_encoder")
+    record = load_tensors(encoder_path, KIND)[1]
+    match_family(chosen.name, record["family"], encoder_path)
+    people = photos = 0
+    texts: set[str] = set()
+    shape: tuple[int, ...] = ()
+    for _person, group in group_by_person(read_shards(train)):
+        if len(group) > 1:
+            people, photos = people + 1, photos + len(group)
+            texts.update(sample.caption for sample in group)
+            if "latents" not in group[0].tensors:
+                raise BolidError(f"{train} holds no latents", "give the directory that `bolid shard` writes")
+            shape = group[0].tensors["latents"].shape
+    if not people:
+        raise _nobody(train)
+
+    base, size = chosen.require("base"), lambda parameters: sum(p.numel() * p.element_size() for p in parameters)
+    length = _text_length(base)
+    unet, branches = _empty_network(base, record["config"]["body_dim"], config)
+    with FakeTensorMode():  # tensors with everything but memory
+        weights = {
+            name: torch.empty(p.shape, dtype=p.dtype, device=device, requires_grad=p.requires_grad)
+            for name, p in unet.named_parameters()
+        }
+        activations = activation_bytes(unet, weights, shape[1:], length, config.batch_size, config.precision)
+    states = len({"", *texts, *map(without_build, texts)}) * length * unet.config.cross_attention_dim * 4
+    memory = {
+        "base network": size(unet.parameters()) - size(branches),
+        "text encoders and VAE": _stored_parameters(base) * 4,
+        "adapters: weights, gradients, two moments, average": 5 * size(branches),
+        "activations of a batch": activations,
+        "latents": photos * math.prod(shape) * 2,
+        "text states": states if unet.config.addition_embed_type is None and states <= TextStates.limit else 0,
+    }
+    memory["total"] = sum(memory.values())
+    available = None
+    if device.startswith("cuda"):
+        available = torch.cuda.mem_get_info(device)[0]
+    elif device == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    per_step = config.batch_size * config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
+    return TrainAdapterPlan(
+        people, photos, config.steps, per_step, photos / per_step, config.steps * per_step / photos,
+        sum(parameter.numel() for parameter in branches), config.precision, device, memory, available,
+    )  # fmt: skip
+
+
+def _empty_network(base: Path, body_dim: int, config: TrainAdapterConfig) -> tuple[Any, list[Any]]:
+    """(the base's UNet with both branches, on the meta device; the branches' parameters)."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from bolid.backends.base import quiet_diffusers
+    from bolid.method.body_condition import FACE_DIM, initial_state, install
+    from bolid.precision import store_frozen
+
+    with quiet_diffusers():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(base), subfolder="unet"))
+        unet.requires_grad_(False)
+        states = [
+            initial_state(unet, "face", FACE_DIM, tokens=config.face_tokens),
+            initial_state(unet, "body", body_dim),
+        ]
+        with torch.device("meta"):
+            branches = [parameter for branch in install(unet, states) for parameter in branch.values()]
+    for parameter in branches:
+        parameter.requires_grad_(True)
+    store_frozen(unet, config.precision)
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet, branches
+
+
+def activation_bytes(
+    unet: Any, weights: dict[str, torch.Tensor], shape: Sequence[int], text_length: int, batch: int, precision: str
+) -> int:
+    """Bytes that a forward pass of `batch` latents (C, h, w) with these weights keeps for the backward pass, beside
+    the weights.
+    """
+    import torch
+
+    from bolid.method.body_condition import FACE_DIM
+    from bolid.precision import computing
+
+    device, settings = weights["conv_in.weight"].device, unet.config
+    layers = unet.encoder_hid_proj.image_projection_layers
+    body_dim = layers[1].image_embeds.in_features
+    added: dict[str, Any] = {
+        "image_embeds": [torch.zeros(batch, 1, dim, device=device) for dim in (FACE_DIM, body_dim)]
+    }
+    if settings.addition_embed_type == "text_time":
+        pooled = settings.projection_class_embeddings_input_dim - 6 * settings.addition_time_embed_dim
+        added |= {"text_embeds": torch.zeros(batch, pooled, device=device)}
+        added |= {"time_ids": torch.zeros(batch, 6, device=device)}
+    seen = {parameter.untyped_storage()._cdata for parameter in weights.values()}
+    kept: list[torch.UntypedStorage] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            kept.append(storage)  # held, so that no later one takes its address
+        return tensor
+
+    positions = math.prod(shape[1:])
+    with computing(device, precision, positions), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        inputs = torch.zeros(batch, *shape, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+        text = torch.zeros(batch, text_length, settings.cross_attention_dim, device=device)
+        told = {"encoder_hidden_states": text, "added_cond_kwargs": added}
+        result = torch.func.functional_call(unet, weights, inputs, told).sample
+    del result
+    return sum(storage.nbytes() for storage in kept)
+
+
+def _text_length(base: Path) -> int:
+    """Tokens that the text encoder takes."""
+    file = base / "tokenizer" / "tokenizer_config.json"
+    return int(json.loads(file.read_text(encoding="utf-8")).get("model_max_length", 77)) if file.is_file() else 77
+
+
+def _stored_parameters(base: Path) -> int:
+    """Parameters of everything in a pipeline directory but the UNet, from the files' headers."""
+    from bolid.formats.tensors import read_header
+
+    return sum(
+        math.prod(entry["shape"])
+        for part in ("text_encoder", "text_encoder_2", "vae")
+        for file in sorted((base / part).glob("*.safetensors"))[:1]
+        for name, entry in read_header(file).items()
+        if name != "__metadata__"
+    )
+
+
+# ---- small parts of the training ----------------------------------------------------------------------------------
+
+
 def base_sha256(family: Family) -> str:
     """The hash of the base's UNet weights, for the record."""
     files = sorted((family.require("base") / "unet").glob("*.safetensors"))
     return sha256_file(files[0]) if files else ""
+
+
+def face_model_sha256(family: Family) -> dict[str, str]:
+    """{"face_model": hash of the family's face recogniser}, or nothing for a family without one."""
+    if "face" in family.missing():
+        return {}
+    from bolid.backends.face import FaceModel
+
+    return {"face_model": FaceModel(family.face).sha256}
 
 
 def training_schedule(pipe: Any) -> Any:
@@ -411,15 +862,6 @@ def training_schedule(pipe: Any) -> Any:
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_config(pipe.scheduler.config)
-
-
-def _size_condition(pipe: Any, family: Family, pooled: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """SDXL's extra conditions: the pooled text state, and original size, crop corner and target size."""
-    if pooled is None:
-        return {}
-    height, width = family.image_size
-    ids = pooled.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(pooled), 1)
-    return {"text_embeds": pooled, "time_ids": ids}
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -449,26 +891,75 @@ class _swapped:
 
 
 class _Log:
-    """log.jsonl: one line a step, {"step", "loss"}. On resuming, the lines past the checkpoint are dropped."""
+    """log.jsonl, one line a step: {"step", "loss", ...}; loss.png, its curve; and TensorBoard's files if wanted.
 
-    def __init__(self, out: Path, step: int, active: bool) -> None:
-        self.path, self.active = out / "log.jsonl", active
-        self.lines: list[str] = []
-        if active:
-            out.mkdir(parents=True, exist_ok=True)
-            kept = self.path.read_text().splitlines()[:step] if self.path.exists() and step else []
-            self.path.write_text("".join(line + "\n" for line in kept))
+    On resuming, what is past the checkpoint is dropped. Raises BolidError when the package tensorboard is missing.
+    """
 
-    def write(self, step: int, loss: float) -> None:
-        self.lines.append(json.dumps({"step": step, "loss": round(loss, 6)}))
+    def __init__(self, out: Path, step: int, tensorboard: bool) -> None:
+        self.path, self.lines = out / "log.jsonl", list[str]()
+        self.writer = _tensorboard_writer(out / "tensorboard", step) if tensorboard else None
+        out.mkdir(parents=True, exist_ok=True)
+        kept = self.path.read_text().splitlines()[:step] if self.path.exists() and step else []
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.lines.append(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}))
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
         if len(self.lines) >= 100:
             self.flush()
 
     def flush(self) -> None:
-        if self.active and self.lines:
-            with self.path.open("a") as file:
-                file.write("".join(line + "\n" for line in self.lines))
+        with self.path.open("a") as file:
+            file.write("".join(line + "\n" for line in self.lines))
         self.lines = []
+
+    def draw(self) -> None:
+        self.flush()
+        loss_curve(self.path, self.path.with_name("loss.png"))
+
+    def close(self) -> None:
+        self.draw()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tensorboard_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BolidError(
+            "--tensorboard needs the package tensorboard, which is not installed",
+            "pip install 'bolid[tensorboard]', or leave it out: log.jsonl and loss.png hold the same numbers",
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def loss_curve(log: Path, path: Path) -> None:
+    """A picture of log.jsonl's losses over the steps: each as measured, faint, and averaged over 2 % of the run."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from bolid.run import atomic_path
+
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    figure = Figure(figsize=(8, 2.5 * max(1, len(names))), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(max(1, len(names)), 1, squeeze=False)[:, 0], names, strict=False):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        steps, values = np.array([s for s, _ in points]), np.array([v for _, v in points])
+        window = max(1, len(values) // 50)
+        axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.6)
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], smooth, color="tab:blue", linewidth=1.4)
+        axes.set(xlabel="step", ylabel=name)
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, metadata={"Software": None})
 
 
 def sample_sheet(pipe: Any, family: Family, table: AdapterTable, path: Path, seed: int, steps: int = 12) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from bolid_cli._render import (  # fmt: skip
     emit_json,
     emit_paths,
     note,
+    print_table,
     progress_bar,
 )
 
@@ -35,16 +36,33 @@ def train_adapter(
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the training would do and need, and train nothing.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train the face and the body branch on a frozen base, each photo conditioned on the person's other photos.
 
-    Two IP-Adapter files that plain diffusers loads. The folder also gets log.jsonl and sheets of sample pictures.
-    After an interruption the same command goes on where it stopped, and ends with the same bytes.
+    Two IP-Adapter files that plain diffusers loads. The folder also gets log.jsonl, loss.png and sheets of sample
+    pictures. After an interruption the same command goes on where it stopped, and ends with the same bytes.
+    On several devices: accelerate launch -m bolid_cli.main train-adapter ...
     """
+    import os
+
     import bolid.train_adapter
 
+    if dry_run:
+        plan = bolid.train_adapter.plan_training(
+            train, config=config, body_encoder=body_encoder, family=family, device=device
+        )
+        if as_json:
+            emit_json(plan)
+        else:
+            _print_plan(plan, quiet)
+        return
+    if os.environ.get("RANK", "0") != "0":  # one of several processes: the first one talks
+        quiet = True
     with progress_bar(quiet) as progress:
         result = bolid.train_adapter.train_adapter(
             train, out, config=config, body_encoder=body_encoder, family=family, device=device, seed=seed,
@@ -55,7 +73,26 @@ def train_adapter(
         f"loss {result.loss:.4f}",
         quiet,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         emit_json(result)
     else:
         emit_paths([result.face, result.body])
+
+
+def _print_plan(plan: Any, quiet: bool) -> None:
+    rows: list[tuple[str, str]] = [
+        ("people with two photos or more", f"{plan.people:,}"),
+        ("photos, an epoch", f"{plan.photos:,}"),
+        ("photos in a step", f"{plan.photos_per_step:,}"),
+        ("steps in an epoch", f"{plan.steps_per_epoch:,.1f}"),
+        ("steps", f"{plan.steps:,}"),
+        ("epochs", f"{plan.epochs:,.1f}"),
+        ("parameters that are trained", f"{plan.parameters:,}"),
+        ("computed in", f"{plan.precision} on {plan.device}"),
+        *((f"memory, {name}", f"{size / 2**20:,.0f} MiB") for name, size in plan.memory.items()),
+    ]
+    if plan.memory_available is not None:
+        rows.append(("memory, free now", f"{plan.memory_available / 2**20:,.0f} MiB"))
+    print_table(("", "about"), rows, quiet)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,10 +18,16 @@ from bolid.backends.body import BodyEncoder
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
 from bolid.method.body_condition import BRANCHES, null_condition
+from bolid.precision import choose_precision, computing, store_frozen
 from bolid.train_adapter import (
+    Objective,
+    TextStates,
     TrainAdapterConfig,
     batch_rows,
     draw_batch,
+    few_step_sampler,
+    photo_generators,
+    plan_training,
     read_table,
     train_adapter,
     without_build,
@@ -49,12 +59,47 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    """The same with the tiny family's pose, image-text and face models beside the random base."""
+    from bolid.families import get_family
+
+    root, tiny = tmp_path_factory.mktemp("seeing"), get_family("tiny")
+    family = make_family(root)
+    with open(family, "a") as file:
+        file.write("".join(f"{part} = '{getattr(tiny, part)}'\n" for part in ("pose", "image_text", "face")))
+    return World(
+        family, make_training_shards(root / "train", family), make_body_encoder(root / "enc.safetensors", family)
+    )
+
+
+@pytest.fixture(scope="module")
 def table(world):
     return read_table(world.train, BodyEncoder(world.encoder))
 
 
 def run(world, out, config=CONFIG, **more):
     return train_adapter(world.train, out, config=config, body_encoder=world.encoder, device="cpu", seed=5, **more)
+
+
+def command(world, out, *more: str) -> list[str]:
+    """Arguments of `bolid train-adapter` that say the same as `run`."""
+    options = {**dataclasses.asdict(CONFIG), "body_encoder": world.encoder, "out": out, "device": "cpu", "seed": 5}
+    words = ["train-adapter", str(world.train), "--json", *more]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return words
+
+
+def adapters(out) -> torch.Tensor:
+    """All trained numbers of a folder, in one vector."""
+    parts = [load_adapter(out / f"{branch}.safetensors", branch)[0] for branch in BRANCHES]
+    return torch.cat([value.float().flatten() for part in parts for _, value in sorted(part.items())])
+
+
+def apart(a: torch.Tensor, b: torch.Tensor, start: torch.Tensor) -> float:
+    """The distance of two trainings' results, relative to how far they have moved."""
+    return float((a - b).norm() / (a - start).norm())
 
 
 def kill_at(step: int):
@@ -73,7 +118,7 @@ def test_a_photo_is_never_in_its_own_context(table):
     sizes = set()
     for step in range(30):
         rows = np.random.default_rng(step).permutation(len(table.captions))[:6]
-        batch = draw_batch(table, rows, CONFIG, torch.Generator().manual_seed(step))
+        batch = draw_batch(table, rows, CONFIG, photo_generators(0, step * 6, 6))
         for row, context, present in zip(batch.rows, batch.context, batch.present, strict=True):
             used = context[present].tolist()
             assert used and row not in used and len(set(used)) == len(used)
@@ -85,19 +130,18 @@ def test_a_photo_is_never_in_its_own_context(table):
 def test_a_photos_own_face_and_body_do_not_reach_its_condition(table):
     """Changing everything that is known of the target changes nothing in its embeds."""
     rows = np.array([0])
-    before = draw_batch(table, rows, CONFIG, torch.Generator().manual_seed(1))
+    before = draw_batch(table, rows, CONFIG, photo_generators(1, 0, 1))
     mean, face = table.body_mean.clone(), table.face.clone()
     mean[0], face[0] = 100.0, 100.0
-    after = draw_batch(
-        dataclasses.replace(table, body_mean=mean, face=face), rows, CONFIG, torch.Generator().manual_seed(1)
-    )
+    other = dataclasses.replace(table, body_mean=mean, face=face)
+    after = draw_batch(other, rows, CONFIG, photo_generators(1, 0, 1))
     assert torch.equal(before.body_embeds, after.body_embeds) and torch.equal(before.face_embeds, after.face_embeds)
 
 
 def test_conditions_are_dropped_each_alone_and_all_together(table):
     def batch(**dropout):
         none = {"text_dropout": 0.0, "face_dropout": 0.0, "body_dropout": 0.0, "all_dropout": 0.0} | dropout
-        return draw_batch(table, np.arange(4), dataclasses.replace(CONFIG, **none), torch.Generator().manual_seed(0))
+        return draw_batch(table, np.arange(4), dataclasses.replace(CONFIG, **none), photo_generators(0, 0, 4))
 
     kept = batch()
     assert all(kept.captions) and kept.face_embeds.any() and kept.body_embeds.any()
@@ -110,8 +154,16 @@ def test_conditions_are_dropped_each_alone_and_all_together(table):
 
 def test_no_face_in_the_others_is_the_null_condition(table):
     blind = dataclasses.replace(table, face=torch.zeros_like(table.face))
-    batch = draw_batch(blind, np.arange(4), CONFIG, torch.Generator().manual_seed(0))
+    batch = draw_batch(blind, np.arange(4), CONFIG, photo_generators(0, 0, 4))
     assert torch.equal(batch.face_embeds, null_condition(batch.face_embeds))
+
+
+def test_what_is_random_about_a_photo_does_not_depend_on_its_batch(table):
+    rows = np.array([0, 5, 7, 2])
+    whole = draw_batch(table, rows, CONFIG, photo_generators(3, 8, 4))
+    half = draw_batch(table, rows[2:], CONFIG, photo_generators(3, 10, 2))
+    assert torch.equal(whole.body_embeds[2:], half.body_embeds) and whole.captions[2:] == half.captions
+    assert torch.equal(whole.context[2:], half.context)
 
 
 def test_build_words_leave_the_caption():
@@ -128,20 +180,141 @@ def test_every_photo_comes_once_an_epoch():
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
-    whole = run(world, tmp_path / "whole")
+VARIANTS = {
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
+    "bf16, in parts, checkpointed": {
+        "precision": "bf16", "gradient_accumulation_steps": 2, "gradient_checkpointing": True, "min_snr_gamma": 5.0,
+    },
+    "all three losses": {
+        "id_weight": 1.0, "clip_weight": 0.1, "clip_target": "both", "pixel_every": 2, "pixel_alpha_bar": 0.0,
+    },
+    "few steps": {"id_weight": 1.0, "id_loss": "bone-ratios", "x_gen": "few-step", "pixel_every": 1},
+    "compiled": {"precision": "bf16", "compile": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[pytest.mark.slow] if v == "compiled" else []) for v in VARIANTS]
+)
+def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
+    config = dataclasses.replace(CONFIG, **VARIANTS[variant])
+    whole = run(seeing, tmp_path / "whole", config)
     with pytest.raises(Killed):
-        run(world, tmp_path / "killed", progress=kill_at(3))
+        run(seeing, tmp_path / "killed", config, progress=kill_at(3))
     assert not (tmp_path / "killed" / "body.safetensors").exists()
     seen = []
-    run(world, tmp_path / "killed", progress=lambda d, t, x: seen.append(d) if x.startswith("loss") else None)
+    run(seeing, tmp_path / "killed", config, progress=lambda d, t, x: seen.append(d) if x.startswith("loss") else None)
     assert seen == [3, 4]
     for branch in BRANCHES:
         name = f"{branch}.safetensors"
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "killed" / "log.jsonl").read_text()
-    assert [json.loads(line)["step"] for line in (tmp_path / "whole" / "log.jsonl").open()] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    looked = [line["step"] for line in lines if "id" in line]
+    assert looked == {"all three losses": [1, 3], "few steps": [1, 2, 3, 4]}.get(variant, [])
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_go_on_to_the_same_bytes(world, tmp_path):
+    """A real process, killed at some moment after its first checkpoint."""
+    run(world, tmp_path / "whole", dataclasses.replace(CONFIG, steps=80))
+    words = [sys.executable, "-m", "bolid_cli.main", *command(world, tmp_path / "killed", "--quiet")]
+    words[words.index("--steps") + 1] = "80"
+    process = subprocess.Popen(words)
+    checkpoint = tmp_path / "killed" / ".checkpoint.safetensors"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and checkpoint.exists()
+    subprocess.run(words, check=True)
+    for name in ("face.safetensors", "body.safetensors", "log.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_a_batch_taken_in_parts_is_the_whole_batch(seeing, tmp_path):
+    """Up to rounding; and another seed is far off, so that the measure means something."""
+    config = dataclasses.replace(
+        CONFIG, precision="fp32", learning_rate=0.01, id_weight=1.0, pixel_every=1, pixel_alpha_bar=0.2
+    )
+    run(seeing, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1))
+    whole = run(seeing, tmp_path / "whole", dataclasses.replace(config, batch_size=6))
+    parts = run(seeing, tmp_path / "parts", dataclasses.replace(config, gradient_accumulation_steps=2))
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    start, one, two = (adapters(tmp_path / name) for name in ("start", "whole", "parts"))
+    assert apart(one, two, start) < 0.01
+    train_adapter(
+        seeing.train, tmp_path / "other", config=dataclasses.replace(config, batch_size=6),
+        body_encoder=seeing.encoder, device="cpu", seed=6,
+    )  # fmt: skip
+    assert apart(one, adapters(tmp_path / "other"), start) > 0.1
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(world, tmp_path):
+    """`accelerate launch --multi_gpu --num_processes 2 ... --device cpu`: over gloo. (Its own --cpu would need MPI.)"""
+    config = dataclasses.replace(CONFIG, precision="fp32", learning_rate=0.01)
+    run(world, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1))
+    one = run(world, tmp_path / "one", dataclasses.replace(config, batch_size=6))
+    words = command(world, tmp_path / "two", "--quiet")
+    words[words.index("--precision") + 1] = "fp32"
+    words[words.index("--learning-rate") + 1] = "0.01"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+            "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "bolid_cli.main", *words,
+        ],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert result["steps"] == 4 and result["loss"] == pytest.approx(one.loss, rel=1e-5), "one process speaks"
+    assert load_adapter(tmp_path / "two" / "body.safetensors", "body")[1]["config"]["processes"] == 2
+    start, single, double = (adapters(tmp_path / name) for name in ("start", "one", "two"))
+    assert apart(single, double, start) < 0.01
+
+
+def test_half_precision_computes_only_what_autocast_would():
+    """Frozen layers kept in bf16 change no number; norms and trained layers stay float32."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 1)
+    ).requires_grad_(False)
+    network[3].requires_grad_(True)
+    pictures = torch.randn(2, 3, 9, 9)
+
+    def run():
+        with computing(torch.device("cpu"), "bf16", 64):
+            output = network(pictures)
+        network.zero_grad()
+        output.float().square().mean().backward()
+        return output, network[3].weight.grad.clone()
+
+    before = run()
+    store_frozen(network, "bf16")
+    after = run()
+    assert [layer.weight.dtype for layer in (network[0], network[1], network[3])] == [
+        torch.bfloat16, torch.float32, torch.float32,
+    ]  # fmt: skip
+    assert after[0].dtype == torch.bfloat16 and after[1].dtype == torch.float32
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
+def test_half_precision_trains_almost_to_the_same_loss(world, tmp_path):
+    full = run(world, tmp_path / "full", dataclasses.replace(CONFIG, precision="fp32"))
+    half = run(world, tmp_path / "half", dataclasses.replace(CONFIG, precision="bf16"))
+    assert half.loss != full.loss and half.loss == pytest.approx(full.loss, rel=0.02)
+    assert load_adapter(half.body, "body")[1]["config"]["precision"] == "bf16"
+
+
+def test_precision_that_the_device_cannot_train_in():
+    assert choose_precision("auto", "cpu") in ("fp32", "bf16") and choose_precision("bf16", "cpu") == "bf16"
+    with pytest.raises(BolidError, match="--precision fp16 does not train on cpu") as error:
+        choose_precision("fp16", "cpu")
+    assert "bf16" in error.value.hint
 
 
 def test_only_the_branches_are_trained(world, tmp_path):
@@ -156,6 +329,210 @@ def test_only_the_branches_are_trained(world, tmp_path):
         assert all(value.dtype == torch.float16 for value in tensors.values())
         assert any(value.any() for name, value in tensors.items() if "to_v_ip" in name)
         assert record["inputs"]["body_encoder"] == BodyEncoder(world.encoder).sha256
+
+
+def test_a_changed_face_recogniser_can_be_noticed(seeing, world, tmp_path):
+    """The face adapter records which recogniser's vectors it understands; the body adapter does not need one."""
+    from bolid.families import get_family
+    from bolid.run import sha256_file
+
+    one_step = dataclasses.replace(CONFIG, steps=1)
+    result = run(seeing, tmp_path / "a", one_step)
+    pack = get_family(seeing.family).face
+    assert load_adapter(result.face, "face")[1]["inputs"]["face_model"] in {sha256_file(f) for f in pack.glob("*.onnx")}
+    assert "face_model" not in load_adapter(result.body, "body")[1]["inputs"]
+    assert "face_model" not in load_adapter(run(world, tmp_path / "b", one_step).face, "face")[1]["inputs"]
+
+
+# ---- the joint objective ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def joint(world, **settings):
+    """(objective, a batch of four photos, the branches' parameters by name) with branches that do something."""
+    from bolid.backends.base import load_base
+    from bolid.families import get_family
+    from bolid.method.body_condition import initial_state, install
+    from bolid.pixel_losses import PixelLosses
+
+    config = dataclasses.replace(CONFIG, precision="fp32", pixel_alpha_bar=0.0, **settings)
+    family = get_family(world.family)
+    pipe, table = load_base(family), read_table(world.train, BodyEncoder(world.encoder))
+    pixels = PixelLosses(
+        family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
+        clip_target=config.clip_target if config.clip_weight else "",
+    )  # fmt: skip
+    objective = Objective(
+        pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
+    )
+    branches = install(
+        pipe.unet, [initial_state(pipe.unet, "face", 512, tokens=2), initial_state(pipe.unet, "body", 8)]
+    )
+    torch.manual_seed(0)
+    parameters = {f"{b}.{name}": p for b, ps in zip(BRANCHES, branches, strict=True) for name, p in ps.items()}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(True)
+        if "to_v_ip" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    none = {"text_dropout": 0.0, "face_dropout": 0.0, "body_dropout": 0.0, "all_dropout": 0.0}
+    batch = draw_batch(table, np.arange(4), dataclasses.replace(config, **none), photo_generators(0, 0, 4))
+    yield objective, batch, parameters
+
+
+@pytest.mark.parametrize(
+    ("term", "settings"),
+    [
+        ("id", {"id_weight": 1.0}),
+        ("id", {"id_weight": 1.0, "id_loss": "bone-ratios"}),
+        ("clip", {"clip_weight": 1.0, "clip_target": "both"}),
+        ("id", {"id_weight": 1.0, "x_gen": "few-step", "x_gen_grad_steps": 2}),
+    ],
+)
+def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, settings):
+    with joint(seeing, **settings) as (objective, batch, parameters):
+        values = objective(batch, with_pixels=True)
+        weighted = settings[f"{term}_weight"] * values[term]
+        assert float(values["loss"].detach()) == pytest.approx(float((values["diffusion"] + weighted).detach()))
+        values[term].backward()
+        for name, parameter in parameters.items():
+            assert torch.isfinite(parameter.grad).all(), name
+            if "to_k_ip" in name or "to_v_ip" in name:
+                assert parameter.grad.any(), name
+
+
+def test_photos_under_too_much_noise_are_left_out(seeing):
+    with joint(seeing, clip_weight=1.0, clip_target="image") as (objective, batch, _):
+        every = objective(batch, with_pixels=True)["clip"]
+        objective.config = dataclasses.replace(objective.config, pixel_alpha_bar=0.9999)
+        batch = dataclasses.replace(batch, generators=photo_generators(0, 0, 4))
+        none = objective(batch, with_pixels=True)
+        assert float(every.detach()) > 0 and float(none["clip"]) == 0
+        none["loss"].backward()
+
+
+def test_many_step_bases_have_no_few_step_picture(world):
+    from bolid.families import get_family
+
+    slow = dataclasses.replace(get_family(world.family), defaults={"steps": 25})
+    with pytest.raises(BolidError, match="takes 25 steps and has no few-step LoRA") as error:
+        few_step_sampler(None, slow)
+    assert "sdxl-lightning" in error.value.hint
+
+
+def test_the_few_step_lora_is_on_for_x_gen_alone(seeing, tmp_path):
+    """A LoRA that lets the base take few steps changes x_gen, and neither L_diff nor what is trained."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    from bolid.backends.base import load_base
+    from bolid.families import get_family
+
+    pipe = load_base(get_family(seeing.family))
+    torch.manual_seed(1)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path, get_peft_model_state_dict(pipe.unet), weight_name="few-steps.safetensors"
+    )
+    with joint(seeing, id_weight=1.0, x_gen="few-step") as (objective, batch, _):
+        plain = objective(batch, with_pixels=True)
+        family = get_family(seeing.family)
+        lora = {"few_steps": {"steps": 2, "scheduler": "LCMScheduler"}}
+        pipe = load_base(family)
+        object.__setattr__(family, "few_steps", lora["few_steps"])
+        object.__setattr__(family, "few_steps_lora", tmp_path / "few-steps.safetensors")
+        settings = few_step_sampler(pipe, family)
+        assert settings == {"lora": True, "fresh_noise": True}
+        assert not any(p.requires_grad for p in pipe.unet.parameters())
+        pipe.unet.encoder_hid_proj = objective.unet.encoder_hid_proj
+        pipe.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
+        pipe.unet.set_attn_processor(objective.unet.attn_processors)
+        objective.unet = objective.network = pipe.unet
+        objective.few_steps = settings
+        batch = dataclasses.replace(batch, generators=photo_generators(0, 0, 4))
+        draw_batch(objective.table, batch.rows, objective.config, batch.generators)  # the same place in each stream
+        other = objective(batch, with_pixels=True)
+    assert float(other["diffusion"].detach()) == pytest.approx(float(plain["diffusion"].detach()), rel=1e-5)
+    assert float(other["id"].detach()) != pytest.approx(float(plain["id"].detach()), rel=1e-3)
+
+
+# ---- what it says about itself ------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_the_training_would_take(world, tmp_path):
+    from bolid.backends.base import load_base
+    from bolid.families import get_family
+
+    config = dataclasses.replace(CONFIG, precision="fp32", gradient_accumulation_steps=2)
+    before = sorted(tmp_path.rglob("*"))
+    plan = plan_training(world.train, config=config, body_encoder=world.encoder, device="cpu")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (plan.people, plan.photos, plan.photos_per_step, plan.steps_per_epoch, plan.epochs) == (3, 12, 6, 2.0, 2.0)
+    assert plan.memory["total"] == sum(v for name, v in plan.memory.items() if name != "total")
+
+    result = run(world, tmp_path / "a", dataclasses.replace(config, steps=1))
+    trained = sum(v.numel() for b in BRANCHES for v in load_adapter(getattr(result, b), b)[0].values())
+    pipe = load_base(get_family(world.family))
+    assert plan.parameters == trained
+    assert plan.memory["base network"] == 4 * sum(p.numel() for p in pipe.unet.parameters())
+    others = sum(p.numel() for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
+    assert plan.memory["text encoders and VAE"] == 4 * others
+    lean = plan_training(
+        world.train, config=dataclasses.replace(config, gradient_checkpointing=True), body_encoder=world.encoder,
+        device="cpu",
+    )  # fmt: skip
+    name = "activations of a batch"
+    assert 0 < lean.memory[name] < 0.5 * plan.memory[name]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_estimate_of_activations_is_what_a_real_pass_keeps(world, precision):
+    from bolid.backends.base import load_base
+    from bolid.families import get_family
+    from bolid.method.body_condition import initial_state, install
+    from bolid.train_adapter import activation_bytes
+
+    unet = load_base(get_family(world.family)).unet
+    for branch in install(unet, [initial_state(unet, "face", 512, tokens=2), initial_state(unet, "body", 8)]):
+        for parameter in branch.values():
+            parameter.requires_grad_(True)
+    store_frozen(unet, precision)
+    real = activation_bytes(unet, dict(unet.named_parameters()), (4, 16, 12), 24, 3, precision)
+    plan = plan_training(
+        world.train, config=dataclasses.replace(CONFIG, precision=precision), body_encoder=world.encoder, device="cpu"
+    )
+    assert plan.memory["activations of a batch"] == pytest.approx(real, rel=0.05)
+
+
+def test_the_losses_are_drawn_and_logged(seeing, tmp_path):
+    event_file = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    from PIL import Image
+
+    config = dataclasses.replace(CONFIG, id_weight=1.0, pixel_every=2, tensorboard=True)
+    with pytest.raises(Killed):
+        run(seeing, tmp_path / "a", config, progress=kill_at(3))
+    run(seeing, tmp_path / "a", config)
+    with Image.open(tmp_path / "a" / "loss.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+    logged = {}
+    for path in sorted((tmp_path / "a" / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        for event in event_file.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                logged[value.tag, event.step] = value.tensor.float_val[0]
+    for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        for name in values.keys() - {"step"}:
+            assert logged[f"train/{name}", values["step"]] == pytest.approx(values[name], abs=1e-5)
+
+
+def test_tensorboard_is_asked_for_and_not_there(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(BolidError, match="needs the package tensorboard") as error:
+        run(world, tmp_path / "a", dataclasses.replace(CONFIG, tensorboard=True))
+    assert "pip install 'bolid[tensorboard]'" in error.value.hint and not (tmp_path / "a").exists()
+
+
+# ---- starting from other files ------------------------------------------------------------------------------------
 
 
 def test_training_can_start_from_other_adapters(world, tmp_path):
@@ -253,6 +630,16 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"face_dropout": 1.5}, "--face-dropout is 1.5"),
         ({"max_context": 0}, "--max-context is 0"),
+        ({"precision": "bf8"}, "--precision is 'bf8'"),
+        ({"id_loss": "poses"}, "--id-loss is 'poses'"),
+        ({"clip_target": "sound"}, "--clip-target is 'sound'"),
+        ({"x_gen": "no-step"}, "--x-gen is 'no-step'"),
+        ({"id_weight": float("nan")}, "--id-weight is nan"),
+        ({"clip_weight": -1.0}, "--clip-weight is -1.0"),
+        ({"pixel_alpha_bar": 1.0}, "--pixel-alpha-bar is 1.0"),
+        ({"pixel_every": 0}, "--pixel-every is 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps is 0"),
+        ({"x_gen": "few-step", "gradient_checkpointing": True}, "do not go together"),
     ],
 )
 def test_settings_that_make_no_sense(change, message):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors
@@ -80,9 +81,7 @@ class PoseModel:
             for (height, width), members in shapes.items():
                 scale = self.image_size / max(height, width)
                 batch = torch.stack([_letterbox(images[index], scale) for index in members]).to(self.device)
-                outputs = non_max_suppression(
-                    self.raw(batch), CONFIDENCE, OVERLAP, nc=1, max_time_img=10.0, max_det=50
-                )
+                outputs = non_max_suppression(self.raw(batch), CONFIDENCE, OVERLAP, nc=1, max_time_img=10.0, max_det=50)
                 for index, rows in zip(members, outputs, strict=True):
                     found[index] = [_person(row, scale, width, height) for row in rows.cpu().numpy()]
         return found
@@ -99,6 +98,28 @@ class PoseModel:
                 "resize or pad the pictures first",
             )
         return self.network(pixel_values)[0]
+
+    def best_person(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(keypoints [B,17,3], box [B,4], score [B]) of the most certain person in each picture [B,3,H,W] in -1..1.
+
+        Differentiable with respect to the pixels. What `detect` finds first, without suppression: that never removes
+        the best. Where there is nobody the score says so. Keypoints and box (left, top, right, bottom) are pixels of
+        the given pictures, confidences and scores 0..1.
+        """
+        height, width = pixel_values.shape[2:]
+        scale = self.image_size / max(height, width)
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        pixels = pixel_values.float() / 2 + 0.5
+        if size != (height, width):
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=scale < 1, align_corners=False)
+        pixels = F.pad(pixels, (0, -size[1] % STRIDE, 0, -size[0] % STRIDE), value=114 / 255)
+        with _same_threads():
+            raw = self.raw(pixels)
+        best = raw[:, 4].argmax(-1)
+        person = raw[torch.arange(len(raw), device=raw.device), :, best]  # [B,56]
+        keypoints = person[:, 5:].unflatten(1, (17, 3)) / person.new_tensor([scale, scale, 1])
+        centre, half = person[:, :2], person[:, 2:4] / 2
+        return keypoints, torch.cat([centre - half, centre + half], 1) / scale, person[:, 4]
 
 
 def _read_config(path: Path) -> dict:

@@ -1,6 +1,9 @@
-"""L_diff, the denoising loss (BoLID Eq. 14, first term).
+"""The joint objective L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) and what its terms need.
 
-Shapes: B batch, C latent channels, (h, w) latent positions.
+L_diff compares what the UNet predicts; L_id and L_CLIP what frozen networks see in x_gen, the picture that the
+prediction amounts to. Those networks are elsewhere; here are the losses on what they say.
+
+Shapes: B batch, C latent channels, (h, w) latent positions, K = 17 COCO keypoints, E embedding dimension.
 """
 
 from __future__ import annotations
@@ -9,6 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from bolid.method.metrics import BONES
+
+BODY_KEYPOINTS = slice(5, 17)  # shoulders, elbows, wrists, hips, knees, ankles: the paper's 12
 
 
 def alpha_bar(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:
@@ -53,3 +60,88 @@ def loss_diffusion(
     """L_diff = E || eps - eps_theta(z_t, t, c_tau, c_face, c_body) ||^2, min-SNR weighted (BoLID Eq. 14). Scalar."""
     error = F.mse_loss(noise_pred.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
     return (min_snr_weight(alphas_cumprod, prediction_type, gamma) * error).mean()
+
+
+# ---- x_gen --------------------------------------------------------------------------------------------------------
+
+
+def x0_from_prediction(
+    noise_pred: torch.Tensor, noisy: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """x0-hat, the clean latents that a prediction amounts to: z_t = sqrt(a) x0 + sqrt(1 - a) eps (BoLID Eq. 5) solved
+    for x0, with a = alpha-bar [B]. For v-prediction x0 = sqrt(a) z_t - sqrt(1 - a) v (Salimans & Ho 2022). [B,C,h,w]
+    """
+    a = alphas_cumprod.view(-1, 1, 1, 1).to(noisy)
+    if prediction_type == "epsilon":
+        return (noisy - (1 - a).sqrt() * noise_pred) / a.sqrt()
+    if prediction_type == "v_prediction":
+        return a.sqrt() * noisy - (1 - a).sqrt() * noise_pred
+    if prediction_type == "sample":
+        return noise_pred
+    raise ValueError(f"unknown prediction_type {prediction_type!r}")
+
+
+def noise_level(latents: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """z_t = sqrt(a) x0 + sqrt(1 - a) eps, with a = alpha-bar [B] (BoLID Eq. 5). [B,C,h,w]"""
+    a = alphas_cumprod.view(-1, 1, 1, 1).to(latents)
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
+
+
+def noise_from_x0(x0: torch.Tensor, noisy: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """The noise that `noisy` holds beside `x0` (BoLID Eq. 5 solved for eps); a below 1. [B,C,h,w]"""
+    a = alphas_cumprod.view(-1, 1, 1, 1).to(noisy)
+    return (noisy - a.sqrt() * x0) / (1 - a).clamp_min(1e-8).sqrt()
+
+
+# ---- L_id ---------------------------------------------------------------------------------------------------------
+
+
+def loss_keypoints(predicted: torch.Tensor, target: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
+    """L_id of the paper: the 12 body keypoints of x_gen against the target's own (BoLID Eq. 14, second term). [B]
+
+    `predicted`, `target` [B,K,3] (pixels, pixels, confidence), `height` [B] of the target's body in pixels. The mean
+    over the keypoints of their squared distance in heights, weighted by both confidences; those carry no gradient,
+    or else being unsure would pay.
+    """
+    predicted, target = predicted[:, BODY_KEYPOINTS], target[:, BODY_KEYPOINTS]
+    weight = predicted[..., 2].detach() * target[..., 2].detach()
+    error = (predicted[..., :2] - target[..., :2]).square().sum(-1) / height.clamp_min(1).square()[:, None]
+    return (weight * error).sum(-1) / weight.sum(-1).clamp_min(1e-6)
+
+
+def loss_bone_ratios(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L_id without its flaw: lengths of BONES over torso + thigh + shin, which shifting and scaling do not change. [B]
+
+    Comparing keypoints rewards copying the pose; proportions stay the person's. `predicted`, `target` [B,K,3] (pixels,
+    pixels, confidence). The mean squared difference of the ratios, each weighted by the least confident keypoint that
+    it needs in either picture; confidences carry no gradient.
+    """
+    confidence = torch.minimum(predicted[..., 2], target[..., 2]).detach()
+    weights: list[torch.Tensor] = []
+    ours: list[torch.Tensor] = []
+    theirs: list[torch.Tensor] = []
+    for pairs in BONES.values():
+        weight = torch.stack([torch.minimum(confidence[:, i], confidence[:, j]) for i, j in pairs], -1)
+        for points, lengths in ((predicted[..., :2], ours), (target[..., :2], theirs)):
+            length = torch.stack([(points[:, i] - points[:, j]).norm(dim=-1) for i, j in pairs], -1)
+            lengths.append((weight * length).sum(-1) / weight.sum(-1).clamp_min(1e-6))
+        weights.append(weight.mean(-1))
+    bones = list(BONES)
+    yardstick = [bones.index(name) for name in ("torso", "thigh", "shin")]
+    weight = torch.stack(weights, -1)
+    weight = weight * weight[:, yardstick].amin(-1, keepdim=True)
+    ratios = []
+    for lengths in (ours, theirs):
+        length = torch.stack(lengths, -1)
+        ratios.append(length / length[:, yardstick].sum(-1, keepdim=True).clamp_min(1e-3))
+    return (weight * (ratios[0] - ratios[1]).square()).sum(-1) / weight.sum(-1).clamp_min(1e-6)
+
+
+# ---- L_CLIP -------------------------------------------------------------------------------------------------------
+
+
+def loss_clip(image_embeds: torch.Tensor, anchor_embeds: torch.Tensor) -> torch.Tensor:
+    """L_CLIP = 1 - cos(image, anchor), the anchor being the text's or the target's embedding (BoLID Eq. 14, third
+    term; section 1.1 speaks of both). [B] from [B,E], 0 to 2.
+    """
+    return 1 - F.cosine_similarity(image_embeds, anchor_embeds, dim=-1)

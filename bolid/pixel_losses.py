@@ -1,0 +1,151 @@
+"""L_id and L_CLIP of a training step (BoLID Eq. 14): what frozen networks see in x_gen, with gradient.
+
+x_gen's latents are decoded, and the family's pose and image-text models read the picture. Its target is the photo that
+was to be denoised, read the same way from its own latents, so that a perfect prediction costs exactly nothing.
+
+Shapes: B photos, C latent channels, (h, w) latent positions, E embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.families import Family
+from bolid.run import sha256_file
+
+if TYPE_CHECKING:
+    import torch
+
+TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
+
+
+class PixelLosses:
+    """Both losses or one of them: `id_loss` is "keypoints", "bone-ratios" or ""; `clip_target` "text", "image", "both"
+    or "".
+
+    `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
+    By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
+    that the losses depend on. Raises BolidError when the family lacks a model.
+    """
+
+    def __init__(
+        self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu"
+    ) -> None:
+        from bolid.backends.image_text import WEIGHTS, ImageTextModel
+        from bolid.backends.pose import PoseModel
+
+        self.id_loss, self.clip_target = id_loss, clip_target
+        self.inputs: dict[str, str] = {}
+        self.vae = vae
+        if folder := find_decoder(family, decoder):
+            self.vae = _load_decoder(folder, vae, device)
+            self.inputs["decoder"] = sha256_file(sorted(folder.glob("*.safetensors"))[0])
+        if id_loss:
+            path = family.require("pose")
+            self.pose = PoseModel(path, device)
+            self.inputs["pose"] = sha256_file(path / "model.safetensors")
+        if clip_target:
+            path = family.require("image_text")
+            self.image_text = ImageTextModel(path, device)
+            self.inputs["image_text"] = sha256_file(path / WEIGHTS)
+        self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def __call__(
+        self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(L_id [B], L_CLIP [B]) of x_gen's `latents` [B,C,h,w] against the photos' own, `targets`; 0 for what is off.
+
+        `rows` name the photos: what is seen in a target is remembered. A photo with an empty caption has no text to
+        be like, and what is not recognised as a person counts little: L_id is weighted by both scores.
+        """
+        import torch
+
+        from bolid.method import losses
+
+        zero = latents.new_zeros(len(latents))
+        if not len(latents):
+            return zero, zero
+        pixels = self._decode(latents)
+        seen = self._read(pixels)
+        target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
+        identity, clip = zero, zero
+        if self.id_loss:
+            keypoints, box, score = seen[:3]
+            if self.id_loss == "keypoints":
+                error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
+            else:
+                error = losses.loss_bone_ratios(keypoints, target[0])
+            identity = error * score.detach() * target[2]
+        if self.clip_target:
+            parts = []
+            if self.clip_target != "image":
+                has_text = torch.tensor([bool(caption) for caption in captions], device=latents.device)
+                texts = torch.stack([self._text(caption) for caption in captions])
+                parts.append(losses.loss_clip(seen[-1], texts) * has_text)
+            if self.clip_target != "text":
+                parts.append(losses.loss_clip(seen[-1], target[-1]))
+            clip = torch.stack(parts).mean(0)
+        return identity, clip
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B,3,H,W] in -1..1."""
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents).sample.float().clamp(-1, 1)
+
+    def _read(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Keypoints, box and score for L_id, then the embedding for L_CLIP."""
+        seen = self.pose.best_person(pixels) if self.id_loss else ()
+        return (*seen, self.image_text.encode_pixels(pixels)) if self.clip_target else seen
+
+    def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Read one at a time: the numbers must not depend on what shares the batch, or a resumed run would differ."""
+        import torch
+
+        if row not in self._targets:
+            with torch.no_grad():
+                self._targets[row] = tuple(part[0] for part in self._read(self._decode(latents[None])))
+        return self._targets[row]
+
+    def _text(self, caption: str) -> torch.Tensor:
+        if caption not in self._texts:
+            self._texts[caption] = self.image_text.encode_text([caption])[0]
+        return self._texts[caption]
+
+
+def find_decoder(family: Family, decoder: str) -> Path | None:
+    """The directory of the tiny decoder that is asked for, or the family's; None: decode with the base's VAE."""
+    folder = Path(decoder) if decoder else family.root / TINY_DECODER
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return folder
+    if decoder:
+        raise BolidError(
+            f"--decoder {decoder} holds no AutoencoderTiny",
+            "give a directory with its config.json and safetensors weights, or leave it out to decode with the VAE",
+        )
+    return None
+
+
+def _load_decoder(folder: Path, vae: Any, device: str) -> Any:
+    from diffusers import AutoencoderTiny
+
+    from bolid.backends.base import quiet_diffusers
+
+    with quiet_diffusers():
+        try:
+            decoder = AutoencoderTiny.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BolidError(
+                f"the tiny decoder in {folder} does not load: {str(error).splitlines()[0]}",
+                "it must be a directory that diffusers' AutoencoderTiny.from_pretrained loads",
+            ) from error
+    if decoder.config.latent_channels != vae.config.latent_channels:
+        raise BolidError(
+            f"the tiny decoder in {folder} takes {decoder.config.latent_channels} latent channels, "
+            f"the base has {vae.config.latent_channels}",
+            "give one that was made for this base's latents",
+        )
+    return decoder.requires_grad_(False).eval().to(device)

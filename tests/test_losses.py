@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from bolid.families import get_family
+from bolid.method import losses
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@pytest.fixture
+def noised():
+    """(scheduler, clean latents, noise, timesteps, noisy latents) for a prediction type."""
+
+    def make(prediction_type: str):
+        torch.manual_seed(0)
+        scheduler = DDPMScheduler(prediction_type=prediction_type)
+        latents, noise = torch.randn(2, 5, 4, 6, 5).unbind()
+        timesteps = torch.tensor([0, 10, 300, 700, 999])
+        return scheduler, latents, noise, timesteps, scheduler.add_noise(latents, noise, timesteps)
+
+    return make
+
+
+def body(seed: int = 0, batch: int = 4) -> torch.Tensor:
+    """Random keypoints [batch, 17, 3] of some 100 pixels, surely seen."""
+    generator = torch.Generator().manual_seed(seed)
+    keypoints = torch.rand(batch, 17, 3, generator=generator, dtype=torch.float64) * 100
+    keypoints[..., 2] = 0.5 + keypoints[..., 2] / 200
+    return keypoints
+
+
+# ---- x_gen --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_perfect_prediction_amounts_to_the_clean_latents(noised, prediction_type):
+    scheduler, latents, noise, timesteps, noisy = noised(prediction_type)
+    target = losses.diffusion_target(scheduler, latents, noise, timesteps)
+    alphas = losses.alpha_bar(scheduler, timesteps)
+    x0 = losses.x0_from_prediction(target, noisy, alphas, prediction_type)
+    assert torch.allclose(x0, latents, atol=1e-4)
+    assert torch.allclose(losses.noise_from_x0(latents, noisy, alphas)[1:], noise[1:], atol=1e-4)
+    assert torch.allclose(losses.noise_level(latents, noise, alphas), noisy, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [losses.x0_from_prediction, None])
+def test_an_unknown_prediction_type_is_refused(noised, function):
+    scheduler, latents, noise, timesteps, noisy = noised("epsilon")
+    with pytest.raises(ValueError, match="flow"):
+        if function:
+            function(noise, noisy, losses.alpha_bar(scheduler, timesteps), "flow")
+        else:
+            scheduler.register_to_config(prediction_type="flow")
+            losses.diffusion_target(scheduler, latents, noise, timesteps)
+
+
+# ---- L_diff -------------------------------------------------------------------------------------------------------
+
+
+def test_min_snr_weighs_the_same_error_of_x0_alike_in_every_parametrisation():
+    alphas = torch.linspace(0.01, 0.99, 50)
+    snr = alphas / (1 - alphas)
+    of_x0 = losses.min_snr_weight(alphas, "sample", 5.0)
+    assert torch.allclose(of_x0, snr.clamp_max(5.0))
+    # An error e of x0 is an error e * sqrt(SNR) of the noise, and e * sqrt(SNR + 1) of the velocity.
+    assert torch.allclose(losses.min_snr_weight(alphas, "epsilon", 5.0) * snr, of_x0, rtol=1e-4)
+    assert torch.allclose(losses.min_snr_weight(alphas, "v_prediction", 5.0) * (snr + 1), of_x0, rtol=1e-4)
+    assert torch.equal(losses.min_snr_weight(alphas, "epsilon", 0.0), torch.ones(50))
+
+
+# ---- L_id ---------------------------------------------------------------------------------------------------------
+
+
+def test_keypoint_loss_is_the_squared_distance_in_heights():
+    target, height = body(), torch.full((4,), 50.0, dtype=torch.float64)
+    assert not losses.loss_keypoints(target, target, height).any()
+    shifted = target.clone()
+    shifted[..., 0] += 5
+    assert torch.allclose(losses.loss_keypoints(shifted, target, height), torch.tensor(0.01, dtype=torch.float64))
+    twice = target * torch.tensor([2.0, 2.0, 1.0])
+    both = losses.loss_keypoints(shifted * torch.tensor([2.0, 2.0, 1.0]), twice, 2 * height)
+    assert torch.allclose(both, torch.tensor(0.01, dtype=torch.float64)), "twice the size, the same loss"
+
+
+def test_keypoint_loss_looks_at_the_twelve_of_the_body_that_are_seen():
+    target, height = body(), torch.full((4,), 50.0, dtype=torch.float64)
+    other = target.clone()
+    other[:, :5, :2] += 40  # the head
+    other[:, 7, :2] += 40
+    other[:, 7, 2] = 0  # an elbow that is not seen
+    assert not losses.loss_keypoints(other, target, height).any()
+    other[:, 9, 0] += 40
+    surely = losses.loss_keypoints(other, target, height)
+    other[:, 9, 2] *= 0.1
+    unsure = losses.loss_keypoints(other, target, height)
+    assert (unsure > 0).all() and (unsure < 0.2 * surely).all()
+
+
+def test_bone_ratios_do_not_change_with_place_size_or_pose():
+    target = body()
+    assert not losses.loss_bone_ratios(target, target).any()
+    moved = target * torch.tensor([1.7, 1.7, 1.0]) + torch.tensor([30.0, -8.0, 0.0])
+    assert (losses.loss_bone_ratios(moved, target) < 1e-20).all()
+    bent = target.clone()  # both forearms turned about the elbows
+    for elbow, wrist in ((7, 9), (8, 10)):
+        across, down = (target[:, wrist, :2] - target[:, elbow, :2]).unbind(-1)
+        bent[:, wrist, :2] = target[:, elbow, :2] + torch.stack([-down, across], -1)
+    assert (losses.loss_bone_ratios(bent, target) < 1e-20).all()
+    assert (losses.loss_keypoints(bent, target, torch.full((4,), 50.0)) > 1e-3).all()
+    longer = target.clone()
+    longer[:, 15:, :2] += 0.5 * (target[:, 15:, :2] - target[:, 13:15, :2])  # both shins half as long again
+    assert (losses.loss_bone_ratios(longer, target) > 1e-4).all()
+
+
+def test_bone_ratios_of_what_is_not_seen_are_no_reason_to_change():
+    """A picture without legs has no yardstick: loss and gradient are 0, not nan."""
+    target, predicted = body(), body(1)
+    target[:, 13:, 2] = 0
+    predicted.requires_grad_(True)
+    loss = losses.loss_bone_ratios(predicted, target)
+    loss.sum().backward()
+    assert not loss.any() and not predicted.grad.any()
+
+
+@pytest.mark.parametrize("loss", [losses.loss_bone_ratios, lambda a, b: losses.loss_keypoints(a, b, torch.ones(4))])
+def test_being_unsure_does_not_pay(loss):
+    predicted = body(1).requires_grad_(True)
+    loss(predicted, body()).sum().backward()
+    assert torch.isfinite(predicted.grad).all() and predicted.grad[..., :2].any()
+    assert not predicted.grad[..., 2].any()
+
+
+# ---- L_CLIP -------------------------------------------------------------------------------------------------------
+
+
+def test_clip_loss_is_one_minus_the_cosine():
+    embeds = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    assert losses.loss_clip(embeds, 5 * embeds) == pytest.approx([0.0] * 3, abs=1e-6)
+    assert losses.loss_clip(embeds, -embeds) == pytest.approx([2.0] * 3, abs=1e-6)
+
+
+# ---- with the real networks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photo(rendered_people):
+    """A full-length photo, uint8 [H,W,3]."""
+    import json
+
+    from bolid.formats.images import read_photo
+
+    for truth in sorted(rendered_people.rglob("*.json")):
+        if json.loads(truth.read_text())["attributes"]["framing"] == "full body":
+            return read_photo(truth.with_suffix(".jpg"))
+    raise LookupError("no full-length photo was rendered")
+
+
+def test_the_best_person_is_whom_detect_finds(photo):
+    from bolid.backends.base import to_pixel_values
+    from bolid.backends.pose import PoseModel
+
+    model = PoseModel(get_family("tiny").pose)
+    small = photo[: photo.shape[0] // 2 * 2, : photo.shape[1] - 20]  # sides that are no multiples of the stride
+    for picture in (photo, small):
+        found = model.detect([picture])[0][0]
+        pixels = to_pixel_values([picture], "cpu", torch.float32).requires_grad_(True)
+        keypoints, box, score = model.best_person(pixels)
+        height = found.box[3] - found.box[1]
+        assert np.abs(keypoints[0, :, :2].detach().numpy() - found.keypoints[:, :2]).max() < 0.03 * height
+        assert float(score.detach()) == pytest.approx(found.score, abs=0.05) and found.score > 0.5
+        assert np.abs(box[0].detach().numpy() - found.box).max() < 0.05 * height
+        keypoints[..., :2].sum().backward()
+        assert torch.isfinite(pixels.grad).all() and pixels.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("id_loss", "clip_target"), [("keypoints", "both"), ("bone-ratios", "image"), ("", "text"), ("keypoints", "")]
+)
+def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_latents(photo, id_loss, clip_target):
+    from PIL import Image
+
+    from bolid.backends.base import LatentEncoder
+    from bolid.pixel_losses import PixelLosses
+
+    family = get_family("tiny")
+    encoder = LatentEncoder(family)
+    height, width = family.image_size
+    picture = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
+    latents = torch.from_numpy(encoder.encode([picture]))[:, 0].float().repeat(2, 1, 1, 1)
+    compute = PixelLosses(family, encoder.vae, id_loss=id_loss, clip_target=clip_target)
+    captions = ["a full body photo of a woman", ""]
+
+    identity, clip = compute(latents, latents, [3, 3], captions)
+    assert identity == pytest.approx([0.0, 0.0], abs=1e-9)
+    if clip_target == "image":
+        assert clip == pytest.approx([0.0, 0.0], abs=1e-5)
+    elif clip_target:
+        assert float(clip[0]) > 0.01 and float(clip[1]) == pytest.approx(0.0, abs=1e-5), "no caption, no text loss"
+
+    torch.manual_seed(0)
+    changed = (latents + 0.3 * latents.std() * torch.randn_like(latents)).requires_grad_(True)
+    identity, clip = compute(changed, latents, [3, 3], captions)
+    assert bool(identity.sum() > 0) == bool(id_loss) and bool(clip.sum() > 0) == bool(clip_target)
+    (identity.sum() + clip.sum()).backward()
+    assert torch.isfinite(changed.grad).all() and changed.grad[0].any()
+    assert set(compute.inputs) == ({"pose"} if id_loss else set()) | ({"image_text"} if clip_target else set())
+
+
+def test_a_tiny_decoder_of_the_family_takes_the_place_of_the_vae(tmp_path):
+    from diffusers import AutoencoderTiny
+
+    from bolid.errors import BolidError
+    from bolid.pixel_losses import PixelLosses, find_decoder
+
+    def decoder(name: str, channels: int):
+        network = AutoencoderTiny(
+            encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), latent_channels=channels,
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+        )  # fmt: skip
+        network.save_pretrained(tmp_path / name)
+        return network
+
+    family = dataclasses.replace(get_family("tiny"), root=tmp_path)
+    vae = decoder("vae", 4)
+    assert find_decoder(family, "") is None
+    decoder("tiny-decoder", 4)
+    compute = PixelLosses(family, vae, id_loss="", clip_target="image")
+    assert compute.vae is not vae and "decoder" in compute.inputs
+    with pytest.raises(BolidError, match="holds no AutoencoderTiny"):
+        find_decoder(family, str(tmp_path / "nowhere"))
+    decoder("foreign", 8)
+    with pytest.raises(BolidError, match="takes 8 latent channels, the base has 4"):
+        PixelLosses(family, vae, id_loss="", clip_target="image", decoder=str(tmp_path / "foreign"))
