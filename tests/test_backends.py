@@ -48,7 +48,9 @@ def photograph():
 def pictures(photograph):
     """Two full bodies in pictures of different shapes, and a picture of nobody; uint8 [H,W,3]."""
     tall = photograph(framing="full body", pose="standing", scene="beach")
-    wide = np.pad(photograph(framing="full body", pose="waving", scene="snow"), ((0, 0), (64, 0), (0, 0)), mode="edge")
+    wide = np.pad(
+        photograph(framing="full body", pose="waving", scene="snow"), ((0, 0), (64, 0), (0, 0)), mode="edge"
+    )
     return [tall, wide, np.full((200, 260, 3), (90, 140, 190), np.uint8)]
 
 
