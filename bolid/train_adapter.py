@@ -482,8 +482,8 @@ def few_step_sampler(pipe: Any, family: Family) -> dict[str, Any]:
     """
     from bolid.backends.base import quiet_diffusers
 
-    settings, lora = getattr(family, "few_steps", {}), getattr(family, "few_steps_lora", None)
-    if settings and lora is not None and lora.is_file():
+    settings, lora = family.few_steps, family.few_steps_lora
+    if settings and lora.is_file():
         with quiet_diffusers():
             pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="few-steps")
         for name, parameter in pipe.unet.named_parameters():
@@ -989,7 +989,7 @@ def sample_sheet(pipe: Any, family: Family, table: AdapterTable, path: Path, see
             face = F.normalize(table.face[rows].sum(0), dim=-1)
             front = decode_latents(pipe, table.latents[rows[:1], 0].float())[0]
             pipe.set_ip_adapter_scale([1.0, 1.0])
-        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance > 1, batch=len(captions))
+        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance > 1)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         with quiet_diffusers(), torch.no_grad():
             pictures = pipe(

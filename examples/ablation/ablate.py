@@ -231,9 +231,7 @@ class Judge:
         guidance = float(self.family.defaults["guidance"])
         extra = {}
         if adapter is not None:
-            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(
-                [face, body], guidance=guidance > 1, batch=len(prompts)
-            )
+            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds([face, body], guidance=guidance > 1)
         generators = [
             torch.Generator().manual_seed(derive_seed(person.seed, "ablation", purpose, i)) for i in range(len(prompts))
         ]

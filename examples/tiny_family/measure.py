@@ -75,9 +75,7 @@ class Pictures:
             extra = {}
             if body is not None:
                 self.pipe.set_ip_adapter_scale([scale])
-                extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(
-                    [body], guidance=True, batch=len(chunk)
-                )
+                extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds([body], guidance=True)
             with quiet_diffusers():
                 made = self.pipe(
                     chunk,

@@ -152,7 +152,9 @@ def encode_all(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> torch
         parts = []
         for start in range(0, len(pictures), 64):
             x = torch.from_numpy(pictures[start : start + 64]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            z = vae.encode(x.flip(3) if mirror else x).latents * vae.config.scaling_factor
+            x = (x.flip(3) if mirror else x).to(memory_format=torch.channels_last)
+            with mixed_precision(device):
+                z = vae.encode(x).latents * vae.config.scaling_factor
             parts.append(z.half().cpu())
         rows.append(torch.cat(parts))
     return torch.stack(rows)
@@ -208,7 +210,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     size, device = tuple(args.size), args.device
-    vae = AutoencoderTiny.from_pretrained(args.vae).eval().to(device)
+    vae = AutoencoderTiny.from_pretrained(args.vae).eval().to(device, memory_format=torch.channels_last)
     photos = read_truth(args.photos)[: args.limit]
     captions = [photo["caption"] for photo in photos]
     if rank == 0 and not (args.out / "tokenizer" / "merges.txt").exists():
