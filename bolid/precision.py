@@ -48,8 +48,10 @@ def attention_kernel(device: torch.device, precision: str, positions: int) -> It
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, precision: str, positions: int) -> Iterator[None]:
+def computing(device: torch.device | str, precision: str = "auto", positions: int = 0) -> Iterator[None]:
     """The network's forward pass runs inside this: autocast, and `attention_kernel`."""
+    device = torch.device(device)
+    precision = choose_precision(precision, str(device))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
         with attention_kernel(device, precision, positions):

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from speed import mixed_precision
 from truth import read_resized, read_truth
+
+from bolid.precision import computing
 
 
 def build(width: int, latent_channels: int) -> AutoencoderTiny:
@@ -100,7 +101,7 @@ def main() -> None:
         if rng.random() < 0.5:
             x = x.flip(3)
         x = x.to(memory_format=torch.channels_last)
-        with mixed_precision(device):
+        with computing(device):
             latents = model.encode(x).latents
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device)
             y = model.decode(latents + 0.03 * noise).sample

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from speed import mixed_precision
 from torch import distributed
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from truth import read_resized, read_truth
+
+from bolid.precision import computing
 
 TOKENS, WIDTH = 40, 128  # longest prompt, and the channels of its states
 SHEET = [
@@ -153,7 +154,7 @@ def encode_all(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> torch
         for start in range(0, len(pictures), 64):
             x = torch.from_numpy(pictures[start : start + 64]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             x = (x.flip(3) if mirror else x).to(memory_format=torch.channels_last)
-            with mixed_precision(device):
+            with computing(device):
                 z = vae.encode(x).latents * vae.config.scaling_factor
             parts.append(z.half().cpu())
         rows.append(torch.cat(parts))
@@ -289,7 +290,7 @@ def main() -> None:
         target = a.sqrt() * noise - (1 - a).sqrt() * x0
         snr = (a / (1 - a).clamp(min=1e-8)).flatten()
         weight = snr.clamp(max=5.0) / (snr + 1)
-        with mixed_precision(device):
+        with computing(device):
             hidden = text(tokens[torch.where(dropped, 0, index + 1)])[0]
             v = denoise(noisy, t, hidden).sample.float()
         error = (v - target).pow(2).mean((1, 2, 3))

@@ -6,7 +6,7 @@
 TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
 encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
 found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
-dropped, so that the pose must come from the skeleton. bf16 where `--precision` says so. About 0.6 of a second a step of
+dropped, so that the pose must come from the skeleton. bf16 where the hardware has it. About 0.6 of a second a step of
 32 on one core; 2,000 steps. Resumable: the same command goes on from OUT/.checkpoint.safetensors.
 
 At the end, and with `--measure-only`: the share of the drawn joints that the pose model finds again in generated
@@ -16,7 +16,6 @@ pictures, nearer than a twentieth of the person's height, with the ControlNet an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import json
@@ -31,7 +30,6 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, DDPMScheduler
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bolid.backends.base import add_controlnet, encode_prompts, load_base, quiet_diffusers
 from bolid.backends.pose import PoseModel
@@ -40,6 +38,7 @@ from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256, read_shards
 from bolid.method import losses
 from bolid.pose_map import draw_openpose
+from bolid.precision import computing
 from bolid.run import derive_seed, run_record
 from bolid.views import SEEN
 
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--caption-dropout", type=float, default=0.5)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--family", default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint-minutes", type=float, default=3)
@@ -170,11 +169,7 @@ def main() -> None:
         target = losses.diffusion_target(schedule, clean, noise, t).to(device)
         hidden, t = states[texts_of].to(device), t.to(device)
         condition = as_condition(skeletons[rows.numpy()]).to(device)
-        with contextlib.ExitStack() as stack:
-            if args.precision == "bf16":
-                stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-                if device.type == "cpu":
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # flash's backward pass is slow in bf16 here
+        with computing(device, args.precision):
             down, mid = network(noisy, t, hidden, condition, return_dict=False)
             prediction = pipe.unet(
                 noisy, t, hidden, down_block_additional_residuals=down, mid_block_additional_residual=mid

@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from speed import mixed_precision
 from torch import nn
 from truth import FLIP_LANDMARKS, read_image, read_truth, write_card
 
+from bolid.precision import computing
 from bolid.run import derive_seed, run_record, sha256_file, write_atomic
 
 SIDE = 256  # the detector's input is SIDE x SIDE, fixed: InsightFace scales every picture to it
@@ -262,7 +262,7 @@ def train_detector(rows: list[dict[str, Any]], args: argparse.Namespace) -> Dete
             else:
                 targets.append(detector_targets(box, points, height, width))
         pixels = (torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() - 127.5) / 128
-        with mixed_precision():
+        with computing("cpu"):
             levels = network(pixels.to(memory_format=torch.channels_last))
         loss = detector_loss([tuple(part.float() for part in level) for level in levels], targets)
         _step(loss, network, optimizer)
@@ -305,7 +305,7 @@ def train_recogniser(rows: list[dict[str, Any]], args: argparse.Namespace) -> Re
         _schedule(optimizer, args.lr, step, args.recogniser_steps)
         chosen = torch.randperm(len(rows), generator=generator)[: args.recogniser_batch]
         pixels = _augment_faces(faces[chosen], generator).to(memory_format=torch.channels_last)
-        with mixed_precision():
+        with computing("cpu"):
             embedding = network(pixels)
         embedding = F.normalize(embedding.float(), dim=-1)
         cosine = embedding @ F.normalize(centers.weight, dim=-1).T

@@ -20,7 +20,6 @@ OUT/.checkpoint.safetensors. At the end OUT/sheet.png: the teacher's pictures ab
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -35,7 +34,6 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, LCMScheduler
 from peft import LoraConfig
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_base import SHEET
 
 from bolid.backends.base import load_base, quiet_diffusers
@@ -47,6 +45,7 @@ from bolid.formats.shards import directory_sha256
 from bolid.formats.tensors import save_tensors
 from bolid.method.body_condition import BRANCHES, drop_condition, install
 from bolid.method.body_vae import fuse
+from bolid.precision import computing
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.train_adapter import AdapterTable, TextStates, read_table, without_build
 
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--guidance", type=float, help="of the teacher; by default the family's")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--family", default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint-minutes", type=float, default=3)
@@ -160,11 +159,7 @@ def main() -> None:
     alphas_of = schedule.alphas_cumprod.to(device)
 
     def predict(noisy: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor, people: list[torch.Tensor]) -> torch.Tensor:
-        with contextlib.ExitStack() as stack:
-            if args.precision == "bf16":
-                stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-                if device.type == "cpu":
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # flash's backward pass is slow in bf16 here
+        with computing(device, args.precision):
             added = {"image_embeds": people} if people else None
             return unet(noisy, t, encoder_hidden_states=hidden, added_cond_kwargs=added).sample.float()
 

@@ -22,9 +22,9 @@ from typing import Any
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "0"  # resuming reads the checkpoints that this very script has written
 import cv2
 import numpy as np
-from speed import mixed_precision
 from truth import FLIP_KEYPOINTS, read_image, read_truth, write_card
 
+from bolid.precision import computing
 from bolid.run import derive_seed, run_record, write_atomic
 
 IMAGE_SIZE = 256  # longest side, pixels
@@ -179,12 +179,13 @@ def train_stage(name: str, data: Path, work: Path, *, start: Any, size: int, epo
         model.load(str(start) if isinstance(start, Path) else start)
     model.add_callback("on_train_start", _speed_up)
     model.train(
-        data=str(data), project=str(work.resolve()), name=name, exist_ok=True, resume=resume, pretrained=start is not None,
-        imgsz=size, epochs=epochs, batch=args.batch, nbs=args.batch, device="cpu", workers=0, cache="ram", rect=True,
-        optimizer="AdamW", lr0=args.lr if start is None else args.lr * 0.75, lrf=0.3 if start is None else 0.02,
-        cos_lr=True, warmup_epochs=0.5, warmup_bias_lr=0.01, weight_decay=0.01, amp=False, val=False, plots=False,
-        seed=args.seed, mosaic=0.0, close_mosaic=0, scale=0.25, translate=0.08, degrees=3.0, hsv_h=0.01, hsv_s=0.3,
-        hsv_v=0.3, fliplr=0.5, box=5.0, pose=18.0, deterministic=False, verbose=False,
+        data=str(data), project=str(work.resolve()), name=name, exist_ok=True, resume=resume,
+        pretrained=start is not None, imgsz=size, epochs=epochs, batch=args.batch, nbs=args.batch, device="cpu",
+        workers=0, cache="ram", rect=True, optimizer="AdamW", lr0=args.lr if start is None else args.lr * 0.75,
+        lrf=0.3 if start is None else 0.02, cos_lr=True, warmup_epochs=0.5, warmup_bias_lr=0.01, weight_decay=0.01,
+        amp=False, val=False, plots=False, seed=args.seed, mosaic=0.0, close_mosaic=0, scale=0.25, translate=0.08,
+        degrees=3.0, hsv_h=0.01, hsv_s=0.3, hsv_v=0.3, fliplr=0.5, box=5.0, pose=18.0, deterministic=False,
+        verbose=False,
     )  # fmt: skip
     write_atomic(done, "")
     return last
@@ -197,12 +198,12 @@ def _speed_up(trainer: Any) -> None:
     network = trainer.model.to(memory_format=torch.channels_last)
     predict = network.predict
 
-    def predict_in_mixed_precision(*args: Any, **kwargs: Any) -> Any:
-        with mixed_precision():
+    def predict_in_bfloat16(*args: Any, **kwargs: Any) -> Any:
+        with computing("cpu"):
             outputs = predict(*args, **kwargs)
         return _as_float(outputs)
 
-    network.predict = predict_in_mixed_precision
+    network.predict = predict_in_bfloat16
 
 
 def _as_float(outputs: Any) -> Any:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from speed import mixed_precision
 from torch import nn
 from truth import FLIP_KEYPOINTS, read_resized, read_truth, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
 from bolid.families import get_family
 from bolid.formats.tensors import save_tensors
+from bolid.precision import computing
 from bolid.run import derive_seed, run_record
 from bolid.synth.people import RATIO_NAMES
 
@@ -109,7 +109,7 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
             group["lr"] = args.lr * scale
         chosen = torch.randperm(len(rows), generator=generator)[: args.batch]
         x, keypoints = augment(pixels[chosen], marks[chosen], generator)
-        with mixed_precision():
+        with computing("cpu"):
             maps = network.body(x.to(memory_format=torch.channels_last))
             read, found = network.read(maps).float(), places(maps).float().view_as(keypoints[..., :2])
         ratios = F.smooth_l1_loss(read, targets[chosen], beta=0.5)
