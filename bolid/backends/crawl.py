@@ -12,6 +12,7 @@ import asyncio
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -199,10 +200,14 @@ def _settings(manners: Manners) -> dict[str, Any]:
 
 
 class _Gate:
-    """When a host may be asked again: pauses it asked for with Retry-After, and its robots.txt's Crawl-delay."""
+    """When a host may be asked: how many requests at once, pauses it asked for with Retry-After, its Crawl-delay.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    Scrapy counts a request from a task of its own, so several of one moment can get past its limit.
+    """
+
+    def __init__(self, connections: int, say: Callable[[str], None]) -> None:
         self._say = say
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(connections))
         self._next: dict[str, float] = {}
         self._spacing: dict[str, float] = {}
         self._closed: set[str] = set()
@@ -214,6 +219,10 @@ class _Gate:
 
     def space(self, host: str, seconds: float) -> None:
         self._spacing[host] = seconds
+
+    def turn(self, host: str) -> asyncio.Semaphore:
+        """Hold it while asking."""
+        return self._turns[host]
 
     async def wait(self, host: str) -> None:
         if host in self._closed:
@@ -231,11 +240,12 @@ class PoliteHandler(AiohttpDownloadHandler):
 
     async def download_request(self, request: Request) -> Response:
         gate, host = self.crawler.spider.gate, urlparse_cached(request).netloc
-        await gate.wait(host)
-        response = await super().download_request(request)
-        seconds = _retry_after(response) if response.status in (429, 503) else None
-        if seconds is not None:
-            gate.pause(host, seconds)  # now, before the next request takes this one's place
+        async with gate.turn(host):
+            await gate.wait(host)
+            response = await super().download_request(request)
+            seconds = _retry_after(response) if response.status in (429, 503) else None
+            if seconds is not None:
+                gate.pause(host, seconds)
         return response
 
 
@@ -370,7 +380,7 @@ class _PhotoSpider(Spider):
     def __init__(self, sink: Sink, manners: Manners) -> None:
         super().__init__()
         self.sink, self.manners = sink, manners
-        self.gate = _Gate(sink.say)
+        self.gate = _Gate(manners.connections, sink.say)
         self.fatal: BaseException | None = None
         self._under_way: set[str] = set()
 
