@@ -735,7 +735,7 @@ def test_a_full_disk_ends_the_run(server, tmp_path, listed, monkeypatch):
     def full(path, data):
         raise BolidError(f"no space left on the disk while writing {path}", "free some space")
 
-    monkeypatch.setattr("bolid.formats.photos.write_atomic", full)
+    monkeypatch.setattr("bolid.formats.photos._write", full)
     with pytest.raises(BolidError, match="no space left"):
         scrape(urls=listed({"Anna": [f"/{n}.jpg" for n in range(4)]}), out=tmp_path / "photos", **WEB)
 

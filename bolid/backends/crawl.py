@@ -168,6 +168,7 @@ def _settings(manners: Manners) -> dict[str, Any]:
         "COOKIES_ENABLED": False,
         "METAREFRESH_ENABLED": False,
         "CONCURRENT_REQUESTS": max(16, manners.connections),  # of all hosts together
+        "CONCURRENT_ITEMS": 1,  # there are none; Scrapy starts as many tasks for every response
         "CONCURRENT_REQUESTS_PER_DOMAIN": manners.connections,
         "DOWNLOAD_DELAY": manners.delay,
         "AUTOTHROTTLE_ENABLED": manners.delay > 0,

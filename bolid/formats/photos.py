@@ -7,8 +7,9 @@
     photos/.scrape.sqlite           every source that was settled, and the web pages of the last days
 
 ``sha16`` is the first 16 hex digits of the original's sha256. A record is written before its photo and the photo before
-its row in the database, each of them whole or not at all: after a kill whatever is in between is found and removed, or
-taken up, when the folder is opened again.
+its row in the database, each beside its place and renamed: after a kill whatever is in between is found and removed, or
+taken up, when the folder is opened again. Photos are not synced to the disk one by one, which would take most of the
+time; instead a folder that was not closed is checked for photos that a power cut made shorter.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS people (folder TEXT PRIMARY KEY, name TEXT, page TEXT);
 CREATE TABLE IF NOT EXISTS photos (
   source TEXT PRIMARY KEY, person TEXT, kind TEXT, reason TEXT, setting TEXT, final INTEGER,
-  sha256 TEXT, phash TEXT, licence TEXT, consent TEXT);
+  sha256 TEXT, phash TEXT, licence TEXT, consent TEXT, stored INTEGER);
 CREATE INDEX IF NOT EXISTS photos_of ON photos (person, kind);
 CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256);
 CREATE TABLE IF NOT EXISTS pages (
@@ -107,11 +108,15 @@ class PhotoFolder:
                 "remove that file: the photos stay, and are known again from the .json beside each",
             ) from error
         self._reconcile()
+        self.note("open", "yes")
 
     def __enter__(self) -> PhotoFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with disk_errors(self.path), contextlib.suppress(AttributeError):  # Windows has none
+            os.sync()
+        self.note("open", "")
         self._db.close()
 
     # ------------------------------------------------------------------------------------------------- people
@@ -176,21 +181,20 @@ class PhotoFolder:
         folder = self._folder(person)
         stem = record["sha256"][:16]
         if caption:
-            write_atomic(folder / f"{stem}.txt", caption + "\n")
-        write_atomic(folder / f"{stem}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        write_atomic(folder / f"{stem}.jpg", image)
-        self._kept(person, source, record)
+            _write(folder / f"{stem}.txt", caption.encode() + b"\n")
+        _write(folder / f"{stem}.json", json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+        _write(folder / f"{stem}.jpg", image)
+        self._kept(person, source, record, len(image))
 
-    def _kept(self, person: str, source: str, record: dict[str, Any]) -> None:
+    def _kept(self, person: str, source: str, record: dict[str, Any], size: int) -> None:
         text = [str(record.get(name, "")) for name in ("sha256", "phash", "licence", "consent")]
-        self._db.execute(
-            "INSERT OR REPLACE INTO photos VALUES (?, ?, 'kept', '', '', 1, ?, ?, ?, ?)", (source, person, *text)
-        )
+        row = (source, person, *text, size)
+        self._db.execute("INSERT OR REPLACE INTO photos VALUES (?, ?, 'kept', '', '', 1, ?, ?, ?, ?, ?)", row)
 
     def drop(self, person: str, source: str, kind: str, reason: str, setting: str = "", final: bool = True) -> None:
         """Note that a source is left out. Not ``final``: the next run tries it again."""
         self._db.execute(
-            "INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, '', '', '', '')",
+            "INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, '', '', '', '', 0)",
             (source, person, kind, reason, setting, final),
         )
 
@@ -206,8 +210,7 @@ class PhotoFolder:
         """Drop a photo that was kept. With ``twins`` those that were dropped for looking like it get another chance."""
         row = self._db.execute("SELECT sha256 FROM photos WHERE source = ?", (source,)).fetchone()
         self.drop(person, source, FILTERED, reason, setting)
-        for suffix in (".jpg", ".txt", ".json"):
-            (self.path / person / f"{row[0][:16]}{suffix}").unlink(missing_ok=True)
+        self._remove_files(self.path / person, row[0][:16])
         with contextlib.suppress(OSError):  # others are still in it
             (self.path / person).rmdir()
         if twins:
@@ -299,12 +302,13 @@ class PhotoFolder:
         self._db.execute("DELETE FROM pages WHERE time <= ?", (time.time() - PAGES_FRESH,))
         for leftover in self.path.glob(".*.tmp*"):
             leftover.unlink()
+        crashed = bool(self.note("open"))
         on_disk: set[tuple[str, str]] = set()
         for folder in self.path.iterdir():
             if not folder.is_dir() or folder.is_symlink() or folder.name.startswith("."):
                 continue
-            query = "SELECT substr(sha256, 1, 16) FROM photos WHERE person = ? AND kind = 'kept'"
-            known = {row[0] for row in self._db.execute(query, (folder.name,))}
+            query = "SELECT substr(sha256, 1, 16), source, stored FROM photos WHERE person = ? AND kind = 'kept'"
+            known = {stem: (source, size) for stem, source, size in self._db.execute(query, (folder.name,))}
             names = set(os.listdir(folder))
             for name in names:
                 if re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp\.\w+", name):
@@ -313,31 +317,54 @@ class PhotoFolder:
                 stem, _, suffix = name.partition(".")
                 if suffix != "json" or not re.fullmatch(r"[0-9a-f]{16}", stem):
                     continue
-                if f"{stem}.jpg" in names and stem in known:
+                photo = folder / f"{stem}.jpg"
+                if photo.name in names and stem in known:
+                    source, size = known[stem]
+                    if crashed and photo.stat().st_size < size:  # a power cut
+                        self._db.execute("DELETE FROM photos WHERE source = ?", (source,))
+                        self._remove_files(folder, stem)
                     on_disk.add((folder.name, stem))
                 elif (record := _read_record(folder / name, stem)) is None:
-                    continue  # not ours
-                elif f"{stem}.jpg" in names:
-                    self._adopt(folder.name, record)
+                    if crashed and (folder / name).stat().st_size == 0:
+                        self._remove_files(folder, stem)
+                elif photo.name in names and (record["format"] != "JPEG" or photo.stat().st_size >= record["bytes"]):
+                    self._adopt(folder.name, record, photo.stat().st_size)
                     on_disk.add((folder.name, stem))
                 else:  # killed before the photo was written, or the photo was removed by hand
-                    (folder / name).unlink()
-                    (folder / f"{stem}.txt").unlink(missing_ok=True)
+                    self._remove_files(folder, stem)
         for person, source, path in self.kept():
             if (person, path.stem) not in on_disk:
                 self.drop(person, source, FILTERED, REMOVED)
 
-    def _adopt(self, person: str, record: dict[str, Any]) -> None:
+    @staticmethod
+    def _remove_files(folder: Path, stem: str) -> None:
+        for suffix in (".jpg", ".txt", ".json"):
+            (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+
+    def _adopt(self, person: str, record: dict[str, Any], size: int) -> None:
         name = str(record.get("person", person))
         self._db.execute("INSERT OR IGNORE INTO people VALUES (?, ?, '')", (person, name))
-        self._kept(person, str(record.get("url") or f"{record.get('file')}?{record['sha256']}"), record)
+        self._kept(person, str(record.get("url") or f"{record.get('file')}?{record['sha256']}"), record, size)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, as far as a kill goes."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with disk_errors(path):
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _read_record(path: Path, stem: str) -> dict[str, Any] | None:
     """A record of ours, or None for other JSON."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record if record["sha256"].startswith(stem) and int(record["phash"], 16) >= 0 else None
+        ours = record["sha256"].startswith(stem) and int(record["phash"], 16) >= 0 and record["bytes"] > 0
+        return record if ours and isinstance(record["format"], str) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

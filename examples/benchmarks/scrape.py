@@ -5,8 +5,8 @@
 Prints photos per second, from the first request to the last as the server sees them, so that start-up does not count;
 their ratio; and the memory of `bolid scrape` at a quarter of the photos and at all of them. img2dataset runs twice:
 storing what it downloads without looking at it, and in its default way (decoding, resizing to 256, encoding). `scrape`
-decodes every photo, measures its sharpness and hash, and syncs it to the disk. img2dataset may live in an environment of
-its own. An idle machine gives the best figures; the ratio is taken side by side, in turns.
+decodes every photo, and measures its sharpness and its hash. img2dataset may live in an environment of its own. An idle
+machine gives the best figures; the ratio is taken side by side, in turns.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 
 
 def commands(options: argparse.Namespace, urls: Path, out: Path) -> dict[str, list[str]]:
-    ours = [sys.executable, "-m", "bolid_cli.main", "scrape", "--urls", str(urls), "--out", str(out / "bolid"), "--delay", "0",
-            "--connections", str(options.connections), "--contact", "benchmark@example.org", "--quiet"]  # fmt: skip
+    ours = [sys.executable, "-m", "bolid_cli.main", "scrape", "--urls", str(urls), "--out", str(out / "bolid"),
+            "--delay", "0", "--connections", str(options.connections), "--contact", "me@example.org", "-q"]  # fmt: skip
     found = {"bolid scrape": ours}
     if options.img2dataset:
         theirs = [options.img2dataset, "--url_list", str(urls), "--input_format", "csv", "--url_col", "url",
