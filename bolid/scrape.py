@@ -312,6 +312,7 @@ class _Keeper:
         self._people_dropped: dict[str, int] = {}
         self._lost: dict[str, int] = {}
         self._refused: dict[str, int] = {}
+        self._incomplete: set[str] = set()  # people of whom a page is missing
         self._new = self._done = 0
         self._turn = asyncio.Lock()
 
@@ -397,7 +398,8 @@ class _Keeper:
         self._photos.drop(person, source, kind, reason, setting, final)
         self._count(person)
 
-    def lost(self, url: str, reason: str, *, refused: bool = False) -> None:
+    def lost(self, reason: str, person: str, *, refused: bool = False) -> None:
+        self._incomplete.add(person)
         where = self._refused if refused else self._lost
         reason = f"page: {reason}"
         where[reason] = where.get(reason, 0) + 1
@@ -462,7 +464,8 @@ class _Keeper:
         people = 0
         for folder, _ in self._photos.people():
             kept = self._photos.count(folder)
-            if kept < self._filters.min_photos and not self._photos.unsettled(folder):
+            incomplete = folder in self._incomplete or self._photos.unsettled(folder)
+            if kept < self._filters.min_photos and not incomplete:
                 for person, source, _ in self._photos.kept(folder):
                     self._photos.take_back(person, source, few, self._filters.setting("min_photos"), twins=False)
                 kept = 0

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -612,6 +613,20 @@ def test_people_with_too_few_photos_are_left_out(server, tmp_path, listed):
     assert files(scrape(urls=urls, out=tmp_path / "photos", max_bad=1, **WEB).out) == {"Anna": 2, "Ben": 1, "Cy": 1}
 
 
+def test_a_page_that_is_missing_costs_nobody_their_photos(server, tmp_path, monkeypatch):
+    """Of whom not all pages could be fetched is not judged by --min-photos yet."""
+    monkeypatch.setattr(crawl, "RETRIES", 0)
+    current_markup(server, {"Anna Ivanova": 5})
+    page, down = "/photos/65nna Ivanova/?page=2", (500, {}, b"")
+    server.pages[page], there = down, server.pages[page]
+    options = {**WEB, "site": theplace(server, tmp_path), "out": tmp_path / "photos", "min_photos": 4}
+    result = scrape(**options)
+    assert files(result.out) == {"Anna Ivanova": 3} and result.failed == {"page: HTTP status 500": 1}
+    server.pages[page] = there
+    assert files(scrape(**options).out) == {"Anna Ivanova": 5}
+    assert max(Counter(path for path in server.hits if path.startswith("/img/")).values()) == 1
+
+
 @pytest.mark.slow
 def test_the_threshold_for_near_duplicates(rendered_people):
     """A copy of a rendered photo is below it, another photo of the same person above, both with room."""
@@ -675,7 +690,7 @@ def test_a_symlink_trap(server, tmp_path, listed):
 
 
 def test_kill_and_resume(server, tmp_path):
-    """kill -9 in the middle, three times: only what was on its way is fetched again, nothing is half-written."""
+    """kill -9 and Ctrl-C in the middle: only what was on its way is fetched again, nothing is half-written."""
     current_markup(server, {"Anna Ivanova": 12, "Boris Petrov": 12})
     slow = {path: page for path, page in server.pages.items() if path.startswith("/img/")}
     for path, page in slow.items():
@@ -685,12 +700,17 @@ def test_kill_and_resume(server, tmp_path):
         sys.executable, "-m", "bolid_cli.main", "scrape", "--site", theplace(server, tmp_path), "--out", str(out),
         "--min-size", "64", "--min-photos", "12", "--delay", "0", "--contact", "test@example.org", "--quiet",
     ]  # fmt: skip
-    for stop in (4, 11, 18):
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    for stop, how, status in ((4, signal.SIGKILL, -9), (11, signal.SIGINT, 130), (18, signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+        )
         while process.poll() is None and len({p for p in server.hits if p.startswith("/img/")}) < stop:
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(how)
+        told = process.communicate()[1].decode()
+        assert process.returncode == status and told == (
+            "interrupted; the same command goes on where it stopped\n" if status == 130 else ""
+        )
     result = scrape(site=theplace(server, tmp_path), out=out, min_photos=12, **WEB)
     assert files(out) == {"Anna Ivanova": 12, "Boris Petrov": 12} and result.failed == {}
     whole(out)
@@ -726,6 +746,27 @@ def test_what_a_kill_leaves_is_put_right(server, tmp_path, listed):
     assert scrape(urls=urls, out=out, **WEB).photos == 4
     fetched = {path for path, number in Counter(server.hits).items() if number > before[path]} - {"/robots.txt"}
     assert fetched == {"/2.jpg"}
+
+
+def test_a_power_cut(server, tmp_path, listed):
+    """Files that had not reached the disk are empty or short; they are fetched again, what is whole is not."""
+    for n in range(4):
+        server.pages[f"/{n}.jpg"] = jpeg(n)
+    urls, out = listed({"Anna": [f"/{n}.jpg" for n in range(4)]}), tmp_path / "photos"
+    scrape(urls=urls, out=out, **WEB)
+    stem = {n: hashlib.sha256(jpeg(n)).hexdigest()[:16] for n in range(4)}
+    with sqlite3.connect(out / ".scrape.sqlite") as database:
+        database.execute("UPDATE notes SET value = 'yes' WHERE name = 'open'")
+        database.execute("DELETE FROM photos WHERE source LIKE '%/2.jpg'")
+    database.close()
+    os.truncate(out / "Anna" / f"{stem[0]}.jpg", 0)
+    os.truncate(out / "Anna" / f"{stem[1]}.jpg", 512)
+    os.truncate(out / "Anna" / f"{stem[2]}.json", 0)
+    before = Counter(server.hits)
+    assert scrape(urls=urls, out=out, **WEB).photos == 4
+    fetched = {path for path, number in Counter(server.hits).items() if number > before[path]} - {"/robots.txt"}
+    assert fetched == {"/0.jpg", "/1.jpg", "/2.jpg"}
+    whole(out)
 
 
 def test_a_full_disk_ends_the_run(server, tmp_path, listed, monkeypatch):

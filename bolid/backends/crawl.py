@@ -9,8 +9,10 @@ remembered there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
+import signal
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -81,8 +83,8 @@ class Sink(Protocol):
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """A photo could not be fetched; ``refused``: somebody does not want it to be."""
 
-    def lost(self, url: str, reason: str, *, refused: bool = False) -> None:
-        """A page that would have led to photos could not be fetched."""
+    def lost(self, reason: str, person: str, *, refused: bool = False) -> None:
+        """A page that would have led to photos (of ``person``, unless "") could not be fetched."""
 
     def cached_page(self, key: str) -> tuple[str, int, dict[str, list[str]], bytes] | None:
         """A page that was fetched not long ago."""
@@ -146,13 +148,35 @@ def _run(spider_class: type[_PhotoSpider], sink: Sink, manners: Manners, **argum
     try:
         for logger in loggers:  # failures are told as reasons, each with its photo
             logger.setLevel(logging.CRITICAL + 1)
-        asyncio.run(crawler.crawl_async(sink=sink, manners=manners, **arguments))
+        asyncio.run(_crawl(crawler, sink=sink, manners=manners, **arguments))
     finally:
         for logger, level in levels:
             logger.setLevel(level)
     spider = crawler.spider
     if isinstance(spider, _PhotoSpider) and spider.fatal is not None:
         raise spider.fatal
+
+
+async def _crawl(crawler: Crawler, **arguments: Any) -> None:
+    """Run it to its end, or until Ctrl-C. Requests that were on their way then are not failures."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupt() -> None:
+        if isinstance(crawler.spider, _PhotoSpider):
+            crawler.spider.fatal = KeyboardInterrupt()
+        if task is not None:
+            task.cancel()
+
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not in the main thread
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        await crawler.crawl_async(**arguments)
+    except asyncio.CancelledError:
+        if not isinstance(crawler.spider, _PhotoSpider) or crawler.spider.fatal is None:
+            raise
+    finally:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_signal_handler(signal.SIGINT)
 
 
 def _settings(manners: Manners) -> dict[str, Any]:
@@ -432,7 +456,7 @@ class _PhotoSpider(Spider):
     def photo_failed(self, failure: Failure) -> None:
         kwargs = failure.request.cb_kwargs
         self._under_way.discard(kwargs["source"])
-        if not isinstance(failure.value, _Enough):
+        if not isinstance(failure.value, _Enough) and self.fatal is None:
             reason, refused, final = _why(failure.value)
             self.sink.drop(kwargs["person"], kwargs["source"], reason, refused=refused, final=final)
 
@@ -494,17 +518,18 @@ class _SiteSpider(_PhotoSpider):
         return Request(url, callback=callback, errback=self.page_failed, priority=priority, cb_kwargs=kwargs, meta=meta)
 
     def page_failed(self, failure: Failure) -> None:
-        if not isinstance(failure.value, _Enough):
+        if not isinstance(failure.value, _Enough) and self.fatal is None:
             reason, refused, _ = _why(failure.value)
-            self.sink.lost(failure.request.url, reason, refused=refused)
+            self.sink.lost(reason, failure.request.meta["person"], refused=refused)
 
     def _readable(self, response: Response) -> HtmlResponse | None:
         """The page in the encoding it says, or else in the site's; None for what is no page, or reserved."""
+        person = response.meta["person"]
         if not isinstance(response, HtmlResponse):
-            self.sink.lost(response.url, NOT_HTML)
+            self.sink.lost(NOT_HTML, person)
             return None
         if _reserved(response):
-            self.sink.lost(response.url, RESERVED, refused=True)
+            self.sink.lost(RESERVED, person, refused=True)
             return None
         header = (response.headers.get("Content-Type") or b"").decode("latin-1")
         declared = http_content_type_encoding(header) or html_body_declared_encoding(response.body)
@@ -526,7 +551,7 @@ class _SiteSpider(_PhotoSpider):
         page = self._readable(response)
         if page is None:
             return
-        name = _text(page, self.site.person_name) or name or response.url.rstrip("/").rpartition("/")[2]
+        name = _text(page, self.site.person_name) or name.strip(" /") or response.url.rstrip("/").rpartition("/")[2]
         number = re.search(r"\d+", _text(page, self.site.photo_count).replace("\N{NO-BREAK SPACE}", ""))
         person = self.sink.person(name, response.url, int(number[0]) if number else None)
         if person is not None:
@@ -552,7 +577,7 @@ class _SiteSpider(_PhotoSpider):
             return
         found = next(_links(page, self.site.picture), None)
         if found is None:
-            self.sink.lost(response.url, NO_PICTURE)
+            self.sink.lost(NO_PICTURE, person)
         elif request := self.photo(person, self._full_size(found[0]), page.url):
             yield request
 
