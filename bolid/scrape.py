@@ -15,7 +15,7 @@ import json
 import os
 import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ import numpy as np
 import bolid
 from bolid.errors import BolidError
 from bolid.families import get_family
-from bolid.formats.images import decode_image, encode_jpeg, glance, list_photos
+from bolid.formats.images import PHOTO_SUFFIXES, decode_image, encode_jpeg, glance, list_photos
 from bolid.formats.photos import FAILED, FILTERED, KEPT, PhotoFolder, same_name
 from bolid.formats.sites import read_site
 
@@ -108,7 +108,7 @@ def scrape(
     *,
     urls: str | os.PathLike[str] | None = None,
     site: str | None = None,
-    person: Sequence[str] = (),
+    person: Sequence[str] | None = None,
     out: str | os.PathLike[str] = "photos",
     min_size: int = 1000,
     min_photos: int | None = None,
@@ -181,7 +181,7 @@ def scrape(
     addresses = _Addresses(Path(urls)) if urls is not None else None
     looker = _Looker(filters, watermark, family, device)
     with PhotoFolder(out) as photos:
-        keeper = _Keeper(photos, filters, looker, marks, person, max_people, progress)
+        keeper = _Keeper(photos, filters, looker, marks, person or (), max_people, progress)
         keeper.begin(from_web=folder is None)
         if folder is not None:
             _import(Path(folder), listed, keeper)
@@ -194,7 +194,10 @@ def scrape(
                 crawl_urls(addresses, keeper, manners)
             elif described is not None:
                 crawl_site(described, keeper, manners)
-        return _judge(keeper.finish(), keeper, max_bad)
+        result = keeper.finish()
+    if folder is not None:
+        result.warnings.extend(_not_looked_at(Path(folder)))
+    return _judge(result, keeper, max_bad)
 
 
 def _check(**limits: int | None) -> None:
@@ -531,6 +534,30 @@ def _import(folder: Path, listed: list[tuple[str, Path]], keeper: _Keeper) -> No
                 settle()
         while waiting:
             settle()
+
+
+def _not_looked_at(folder: Path) -> list[str]:
+    """What lies in a folder of photos and may be meant, but is not read."""
+    endings: Counter[str] = Counter()
+    deeper: list[str] = []
+    for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        for path in place.iterdir() if not place.name.startswith(".") else ():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir() and place != folder:
+                deeper.append(path.relative_to(folder).as_posix())
+            elif path.is_file() and path.suffix.lower() not in PHOTO_SUFFIXES | {".txt", ".json", ".csv", ".toml"}:
+                endings[path.suffix.lower() or path.name] += 1
+    warnings = []
+    if endings:
+        listed = ", ".join(f"{ending}: {number}" for ending, number in endings.most_common(5))
+        warnings.append(
+            f"files of other kinds were not looked at ({listed}); save them as JPEG or PNG if they are photos"
+        )
+    if deeper:
+        listed = ", ".join(sorted(deeper)[:3]) + (", ..." if len(deeper) > 3 else "")
+        warnings.append(f"deeper folders were not looked at ({listed}): only <person>/ is")
+    return warnings
 
 
 def _earlier(path: Path) -> dict[str, str]:

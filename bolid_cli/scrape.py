@@ -45,8 +45,8 @@ def scrape(
         ),
     ] = None,
     person: Annotated[
-        list[str], typer.Option(help="Only this person; may be repeated.", metavar="NAME", show_default=False)
-    ] = [],  # noqa: B006 (typer copies it)
+        list[str] | None, typer.Option(help="Only this person; may be repeated.", metavar="NAME", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write <person>/*.jpg to.")] = Path("photos"),
     min_size: Annotated[int, typer.Option(help="Pixels of the shorter side, at least.")] = 1000,
     min_photos: Annotated[
@@ -101,13 +101,13 @@ def scrape(
         ),
     ] = None,
     also: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             help="With --forget: more shard directories and profiles; may be repeated.",
             metavar="PATH",
             show_default=False,
         ),
-    ] = [],  # noqa: B006
+    ] = None,
     family: FamilyOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -128,7 +128,7 @@ def scrape(
     if forget is not None:
         if folder is not None or urls is not None or site is not None:
             raise BolidError("--forget deletes; it does not collect", "give it without FOLDER, --urls and --site")
-        _forget(forget, out, also, as_json, quiet)
+        _forget(forget, out, also or [], as_json, quiet)
         return
     if also:
         raise BolidError("--also belongs to --forget", "leave it out, or add --forget PERSON")

@@ -814,7 +814,8 @@ def own(tmp_path):
 
 def test_own_folder(own, tmp_path):
     out = tmp_path / "photos"
-    result = scrape(own, out=out, min_size=64, consent="written, 2026-01-02")
+    result = scrape(own, out=out, min_size=64, licence="mine", consent="written, 2026-01-02")
+    assert result.warnings == []
     assert files(out) == {"anna": 4, "ben": 2} and result.dropped == {SAME_FILE: 1}
     assert result.failed == {"the file is damaged": 1}
     whole(out)
@@ -823,7 +824,7 @@ def test_own_folder(own, tmp_path):
     by_file = {record["file"]: record for record in records(out)}
     assert by_file["anna/IMG_0.jpg"]["consent"] == "written, 2026-01-02" and "url" not in by_file["anna/IMG_0.jpg"]
     assert by_file["anna/IMG_1.jpg"]["url"] == "https://example.org/1.jpg", "what was known of its origin stays known"
-    assert by_file["anna/IMG_1.jpg"]["licence"] == "CC0" and "seed" not in by_file["anna/IMG_1.jpg"]
+    assert by_file["anna/IMG_1.jpg"]["licence"] == "mine" and "seed" not in by_file["anna/IMG_1.jpg"]
     assert {Path(row["source"]).name for row in table(out / "dropped.csv")} == {"broken.jpg", "copy.jpg"}
 
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
@@ -832,6 +833,14 @@ def test_own_folder(own, tmp_path):
     again = scrape(own, out=out, min_size=64, consent="written, 2026-01-02")
     assert again.new == 2 and again.failed == {} and files(out) == {"anna": 4, "ben": 4}
     assert all(path.stat().st_mtime_ns == time for path, time in times.items()), "what is there stays as it is"
+
+
+def test_what_is_not_looked_at_is_told(own, tmp_path):
+    (own / "anna" / "IMG_7.HEIC").write_bytes(b"x")
+    (own / "anna" / "2020").mkdir()
+    warnings = scrape(own, out=tmp_path / "photos", min_size=64, max_bad=1).warnings
+    assert any("(.heic: 1); save them as JPEG" in warning for warning in warnings)
+    assert any("deeper folders were not looked at (anna/2020)" in warning for warning in warnings)
 
 
 def test_a_flat_folder_is_one_person(own, tmp_path):

@@ -120,6 +120,10 @@ class Refused(IgnoreRequest):
         self.reason, self.final = reason, final
 
 
+class _Stopped(IgnoreRequest):
+    """The crawl ends before its time."""
+
+
 class _Enough(IgnoreRequest):
     """There are enough photos of the person, or enough people."""
 
@@ -158,22 +162,20 @@ def _run(spider_class: type[_PhotoSpider], sink: Sink, manners: Manners, **argum
 
 
 async def _crawl(crawler: Crawler, **arguments: Any) -> None:
-    """Run it to its end, or until Ctrl-C. Requests that were on their way then are not failures."""
+    """Run it to its end, or until Ctrl-C."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def interrupt() -> None:
-        if isinstance(crawler.spider, _PhotoSpider):
-            crawler.spider.fatal = KeyboardInterrupt()
-        if task is not None:
+        loop.remove_signal_handler(signal.SIGINT)  # the next one ends everything at once
+        if isinstance(crawler.spider, _PhotoSpider) and crawler.crawling:
+            crawler.spider.stop(KeyboardInterrupt())
+        elif task is not None:
             task.cancel()
 
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not in the main thread
         loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
         await crawler.crawl_async(**arguments)
-    except asyncio.CancelledError:
-        if not isinstance(crawler.spider, _PhotoSpider) or crawler.spider.fatal is None:
-            raise
     finally:
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.remove_signal_handler(signal.SIGINT)
@@ -204,6 +206,7 @@ def _settings(manners: Manners) -> dict[str, Any]:
         "DOWNLOAD_VERIFY_CERTIFICATES": True,
         "RETRY_TIMES": RETRIES,
         "REDIRECT_MAX_TIMES": 5,
+        "URLLENGTH_LIMIT": 0,  # it would drop requests without a word
         # Pages and photos that are fetched but not yet settled; above it nothing more is fetched.
         "SCRAPER_SLOT_MAX_ACTIVE_SIZE": 2 * MAX_BYTES,
         "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",
@@ -250,9 +253,9 @@ class _Gate:
         return self._turns[host]
 
     async def wait(self, host: str) -> None:
-        if host in self._closed:
-            raise Refused(BUSY, final=False)
         while (seconds := self._next.get(host, 0.0) - time.monotonic()) > 0:
+            if host in self._closed:
+                raise Refused(BUSY, final=False)
             if seconds > 2:
                 self._say(f"{host} asks for a pause of {seconds:.0f} s")
             await asyncio.sleep(seconds)
@@ -264,14 +267,23 @@ class PoliteHandler(AiohttpDownloadHandler):
     """The last point before a request goes out: it waits here for as long as its host wants."""
 
     async def download_request(self, request: Request) -> Response:
-        gate, host = self.crawler.spider.gate, urlparse_cached(request).netloc
-        async with gate.turn(host):
-            await gate.wait(host)
-            response = await super().download_request(request)
-            seconds = _retry_after(response) if response.status in (429, 503) else None
-            if seconds is not None:
-                gate.pause(host, seconds)
-        return response
+        spider, host = self.crawler.spider, urlparse_cached(request).netloc
+        task = asyncio.current_task()
+        spider.on_their_way.add(task)
+        try:
+            async with spider.gate.turn(host):
+                if spider.fatal is not None:
+                    raise _Stopped
+                await spider.gate.wait(host)
+                response = await super().download_request(request)
+                seconds = _retry_after(response) if response.status in (429, 503) else None
+                if seconds is not None:
+                    spider.gate.pause(host, seconds)
+            return response
+        except asyncio.CancelledError:
+            raise _Stopped from None  # a failure that Scrapy handles; it would wait for ever for a cancelled task
+        finally:
+            spider.on_their_way.discard(task)
 
 
 class Enough:
@@ -407,7 +419,8 @@ class _PhotoSpider(Spider):
         self.sink, self.manners = sink, manners
         self.gate = _Gate(manners.connections, sink.say)
         self.fatal: BaseException | None = None
-        self._under_way: set[str] = set()
+        self.on_their_way: set[asyncio.Task | None] = set()  # requests
+        self._under_way: set[str] = set()  # photos, from the request to the verdict
 
     @classmethod
     def from_crawler(cls, crawler: Crawler, *args: Any, **kwargs: Any) -> Any:
@@ -417,9 +430,19 @@ class _PhotoSpider(Spider):
 
     def give_up(self, failure: Failure) -> None:
         """What goes wrong on our side (a full disk, a fault of ours) ends the crawl; it is no property of a photo."""
-        if self.fatal is None:
-            self.fatal = failure.value
-            asyncio.ensure_future(self.crawler.engine.close_spider_async(reason="failed"))
+        self.stop(failure.value)
+
+    def stop(self, error: BaseException) -> None:
+        """End the crawl now, because of ``error``. What is on its way is dropped and counts as nothing."""
+        if self.fatal is not None:
+            return
+        self.fatal = error
+        for slot in self.crawler.engine.downloader.slots.values():
+            slot.delay = 0
+        for task in self.on_their_way:
+            if task is not None:
+                task.cancel()
+        self._closing = asyncio.ensure_future(self.crawler.stop_async())
 
     def photo(self, person: str, url: str, page: str = "") -> Request | None:
         """The request for a photo, or None when it is settled or on its way."""
