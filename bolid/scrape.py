@@ -160,6 +160,7 @@ def scrape(
             "a web server should know whom to write to",
             "give --contact with your mail address or web page (or set BOLID_CONTACT); it goes into the User-Agent",
         )
+    contact = " ".join((contact or "").split())
     if folder is not None and Path(folder).resolve() == Path(out).resolve():
         raise BolidError(f"{folder} is both read and written", "choose another --out for the cleaned photos")
     filters = _Filters(
@@ -188,7 +189,7 @@ def scrape(
         else:
             from bolid.backends.crawl import Manners, crawl_site, crawl_urls
 
-            manners = Manners((contact or "").strip(), connections, delay, not ignore_robots, bolid.__version__)
+            manners = Manners(contact, connections, delay, not ignore_robots, bolid.__version__)
             if addresses is not None:
                 keeper.total = len(addresses)
                 crawl_urls(addresses, keeper, manners)
@@ -366,10 +367,10 @@ class _Keeper:
         if not self._wanted:
             return True
         # Links often say how many photos there are: "Anna Ivanova (312)".
-        normal = re.sub(r"\s*[(\[]?\d+[)\]]?$", "", same_name(name)) or same_name(name)
+        names = {same_name(name), re.sub(r"\s*[(\[]?\d+[)\]]?$", "", same_name(name))}
         if len(self._seen) < 100_000:
-            self._seen.add(normal)
-        return normal in self._wanted
+            self._seen |= names
+        return not names.isdisjoint(self._wanted)
 
     def wants(self, person: str, source: str) -> bool:
         if self._photos.knows(source):

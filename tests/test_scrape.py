@@ -298,13 +298,23 @@ def test_a_site_in_toml(server, tmp_path):
     assert np.abs(stored.astype(int) - np.asarray(picture(10))).mean() < 3, "other formats become JPEG"
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("Всего 312 фото", 312), ("1 234 photos", 1234), ("12,345", 12345), ("1.234 Fotos", 1234), ("page 2 of 300", 2),
+     ("4 1234", 4), ("none", None), ("", None)],
+)  # fmt: skip
+def test_photo_counts(text, number):
+    assert crawl._number(text) == number
+
+
 def test_only_some_people(server, tmp_path):
-    current_markup(server, {"Anna Ivanova": 3, "Anna Maria": 3, "Boris Petrov": 3})
+    current_markup(server, {"Anna Ivanova": 3, "Anna Maria": 3, "Boris Petrov": 3, "Robot 47": 3})
     site = theplace(server, tmp_path)
     result = scrape(site=site, out=tmp_path / "a", person=["boris  PETROV", "Nobody"], min_photos=1, **WEB)
     assert files(result.out) == {"Boris Petrov": 3}
     assert any("found no Nobody" in warning for warning in result.warnings)
     assert not any("nna" in path for path in server.hits), "nobody else's pages are fetched"
+    assert files(scrape(site=site, out=tmp_path / "d", person=["robot 47"], min_photos=1, **WEB).out) == {"Robot 47": 3}
     with pytest.raises(TooManyFailed, match="found no Anna Ivanovna") as error:
         scrape(site=site, out=tmp_path / "b", person=["Anna Ivanovna"], min_photos=1, **WEB)
     assert error.value.hint == "perhaps you mean anna ivanova, anna maria"
@@ -957,6 +967,34 @@ def test_ignoring_robots_is_loud(server, tmp_path, listed):
     arguments = ["--urls", str(listed({"Anna": ["/0.jpg"]})), "-o", str(tmp_path / "photos"), "--min-size", "64", "-q"]
     result = CliRunner().invoke(app, ["scrape", *arguments, "--contact", "a@b.c", "--delay", "0", "--ignore-robots"])
     assert result.exit_code == 0 and "robots.txt is ignored" in result.stderr, "even with --quiet"
+
+
+@pytest.mark.slow
+def test_scrape_then_extract(server, rendered_people, tmp_path):
+    """examples/gallery.toml on a folder of rendered people as a plain web server lists it, then the tiny family."""
+    from bolid.formats.shards import read_shards
+
+    people = sorted(path.name for path in rendered_people.iterdir())
+    server.pages["/"] = "".join(f'<li><a href="{name}/">{name}/</a></li>' for name in people)
+    for name in people:
+        found = sorted((rendered_people / name).iterdir())
+        server.pages[f"/{name}/"] = "".join(f'<li><a href="{path.name}">{path.name}</a></li>' for path in found)
+        server.pages |= {f"/{name}/{path.name}": path.read_bytes() for path in found}
+    site = tmp_path / "gallery.toml"
+    text = (ROOT / "examples" / "gallery.toml").read_text()
+    site.write_text(text.replace("http://127.0.0.1:8000", server.url))
+    photos, shards = tmp_path / "photos", tmp_path / "shards"
+    arguments = ["--site", str(site), "--contact", "a@b.c", "--min-size", "128", "--min-photos", "4", "--delay", "0"]
+    result = CliRunner().invoke(app, ["scrape", *arguments, "--out", str(photos)])
+    assert result.exit_code == 0 and "kept 15 photos of 3 people (15 new)" in result.stderr, result.output
+    assert not any(path.endswith((".json", ".txt")) and path != "/robots.txt" for path in server.hits)
+    result = CliRunner().invoke(app, ["extract", str(photos), "--out", str(shards), "--max-bad", "0.5"])
+    assert result.exit_code == 0, result.output
+    samples = list(read_shards(shards))
+    assert {sample.person for sample in samples} <= set(people) and len(samples) > 7
+    for sample in samples:
+        assert sample.meta["licence"] == "my own" and sample.meta["consent"] == "unknown"
+        assert sample.meta["url"].startswith(f"{server.url}/{sample.person}/")
 
 
 @pytest.mark.slow

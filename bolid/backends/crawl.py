@@ -575,8 +575,7 @@ class _SiteSpider(_PhotoSpider):
         if page is None:
             return
         name = _text(page, self.site.person_name) or name.strip(" /") or response.url.rstrip("/").rpartition("/")[2]
-        number = re.search(r"\d+", _text(page, self.site.photo_count).replace("\N{NO-BREAK SPACE}", ""))
-        person = self.sink.person(name, response.url, int(number[0]) if number else None)
+        person = self.sink.person(name, response.url, _number(_text(page, self.site.photo_count)))
         if person is not None:
             yield from self._photos(page, person)
 
@@ -624,6 +623,12 @@ def _links(page: HtmlResponse, selector: str) -> Iterator[tuple[str, str]]:
             continue
         if address.strip() and url.startswith(("http://", "https://")):
             yield url, text
+
+
+def _number(text: str) -> int | None:
+    """The first whole number in a text: 312, 1 312, 1,312 and 1.312; None without one."""
+    found = re.search(r"\d{1,3}(?:[\s,.]\d{3})+(?!\d)|\d+", text)
+    return int(re.sub(r"\D", "", found[0])) if found else None
 
 
 def _text(page: HtmlResponse, selector: str) -> str:

@@ -75,6 +75,21 @@ def same_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
+class _Database(sqlite3.Connection):
+    """A full disk is the user's to put right; whatever else goes wrong is ours."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*arguments)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            raise BolidError(
+                "no space left on the disk for what was collected",
+                "free some space, then run the same command again: it goes on where it stopped",
+            ) from error
+
+
 class PhotoFolder:
     """A photo folder, open for collecting. One process at a time; use it as a context manager.
 
@@ -89,7 +104,9 @@ class PhotoFolder:
         database = self.path / DATABASE
         try:
             # Autocommit: every statement is on the disk, whole, when it returns; threads take turns (see scrape.py).
-            self._db = sqlite3.connect(database, timeout=0, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                database, timeout=0, isolation_level=None, check_same_thread=False, factory=_Database
+            )
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
