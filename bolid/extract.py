@@ -269,7 +269,7 @@ def _origin(path: Path) -> dict[str, str]:
     """Where a photo comes from and under what licence, as `bolid scrape` notes it in the .json beside the photo."""
     try:
         notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return {name: notes[name] for name in ("url", "licence") if isinstance(notes.get(name), str)}
+        return {name: notes[name] for name in ("url", "licence", "consent") if isinstance(notes.get(name), str)}
     except (OSError, ValueError, AttributeError):
         return {}
 

@@ -17,6 +17,7 @@ from bolid_cli import (
     inspect,
     models,
     profile,
+    scrape,
     shard,
     synth,
     train_adapter,
@@ -28,6 +29,7 @@ from bolid_cli._render import show_error
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
 COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("demo", demo.demo),
+    ("scrape", scrape.scrape),
     ("synth", synth.synth),
     ("extract", extract.extract),
     ("shard", shard.shard),

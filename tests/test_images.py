@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from bolid.errors import BolidError
 from bolid.formats import images
-from bolid.formats.images import decode_image, encode_jpeg, list_photos, read_photo
+from bolid.formats.images import decode_image, encode_jpeg, glance, list_photos, read_photo
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 
@@ -93,6 +93,21 @@ def test_large_photos_are_reduced_and_small_ones_left_alone():
     assert decode_image(encoded(Image.new("RGB", (5000, 2))), max_side=100).shape == (1, 100, 3)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("format", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P")])
+def test_a_glance_shows_what_decoding_shows(format, mode, orientation):
+    yy, xx = np.mgrid[0:400, 0:600]
+    picture = Image.fromarray(np.stack([yy * 255 // 400, xx * 255 // 600, (xx + yy) % 256], -1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture.convert(mode), format, exif=exif)
+    grey, size, kind = glance(data, 120)
+    assert (size, kind, grey.mode, max(grey.size)) == ((600, 400), format, "L", 120)
+    decoded = np.asarray(Image.fromarray(decode_image(data, max_side=120)).convert("L"), int)
+    assert np.asarray(grey).shape == decoded.shape and np.abs(np.asarray(grey, int) - decoded).mean() < 4
+    assert glance(encoded(picture.resize((30, 20))), 120)[0].size == (30, 20)
+
+
 def test_what_is_no_picture():
     for data in (b"", b"hello", b"%PDF-1.7 ..." * 50):
         with pytest.raises(BolidError, match="x.jpg is not a picture"):
@@ -117,6 +132,8 @@ def test_truncated_pictures_are_refused(format):
     for part in (0.3, 0.6, 0.95):
         with pytest.raises(BolidError, match="x is damaged|x is not a picture"):
             decode_image(data[: int(len(data) * part)], name="x")
+        with pytest.raises(BolidError, match="x is damaged|x is not a picture"):
+            glance(data[: int(len(data) * part)], 16, name="x")
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
@@ -129,6 +146,8 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(BolidError, match="too large"):
         decode_image(data)
+    with pytest.raises(BolidError, match="too large"):
+        glance(data, 100)
 
 
 def test_jpeg_bytes_are_reproducible_and_bare():

@@ -40,7 +40,7 @@ from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, 
 
 __all__ = [
     "Sample", "ShardReader", "ShardWriter", "decode_image", "decode_sample", "group_by_person", "read_index",
-    "read_shards", "sample_key",
+    "read_shards", "remove_person", "sample_key", "samples_of",
 ]  # fmt: skip
 
 INDEX = "index.json"
@@ -199,7 +199,7 @@ class ShardWriter:
             ],
             "rejected": rejected,
         }
-        write_atomic(self.directory / INDEX, json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        _write_index(self.directory, index)
         (self.directory / JOURNAL).unlink(missing_ok=True)
         self.complete = True
         return index
@@ -314,6 +314,85 @@ class _TarFile:
 def _tar_size(length: int) -> int:
     """Bytes a member takes: one header block and its padded data."""
     return 512 + (length + 511) // 512 * 512
+
+
+# -------------------------------------------------------------------------------------------- taking somebody out
+
+
+def samples_of(directory: str | os.PathLike[str], person: str) -> dict[str, str]:
+    """Key -> sha256 of the photo ("" where it is not noted), of all samples of ``person`` in a finished directory."""
+    found: dict[str, str] = {}
+    for path, layout in _tars(Path(directory), None):
+        own = {key: members for key, members in layout.items() if key.rpartition("/")[0] == person}
+        found.update((sample.key, str(sample.meta.get("sha256", ""))) for sample in _read(path, own))
+    return found
+
+
+def remove_person(directory: str | os.PathLike[str], person: str) -> list[str]:
+    """Take all samples of ``person`` out of a finished directory, and their rejected photos out of its index.
+
+    Returns the keys. The tars concerned are written anew beside the old ones, under new names; then ``index.json`` is
+    replaced, which makes it count; then the old tars are deleted. After a kill the directory is as before or as after,
+    and the same call finishes the work.
+    """
+    directory = Path(directory)
+    index = read_index(directory)
+    shards: list[dict[str, Any]] = []
+    gone: list[str] = []
+    people: set[str] = set()
+    for shard, (path, layout) in zip(index["shards"], _tars(directory, None), strict=True):
+        keys = [key for key in layout if key.rpartition("/")[0] != person]
+        people.update(key.rpartition("/")[0] for key in keys)
+        gone += [key for key in layout if key.rpartition("/")[0] == person]
+        if len(keys) == len(layout):
+            shards.append(shard)
+        elif keys:
+            written = _copy_tar(path, _unused_name(path), {key: layout[key] for key in keys})
+            shards.append({name: written[name] for name in ("file", "count", "bytes", "sha256")})
+    rejected = {}
+    for reason, sources in index["rejected"].items():
+        # Of a flat folder the sources do not name the person; when nobody else is left they all were theirs.
+        left = [source for source in sources if people and not source.startswith(f"{person}/")]
+        if left:
+            rejected[reason] = left
+    if gone or rejected != index["rejected"]:
+        count = sum(shard["count"] for shard in shards)
+        index = {**index, "samples": count, "persons": len(people), "shards": shards, "rejected": rejected}
+        _write_index(directory, index)
+    listed = {shard["file"] for shard in shards}
+    for path in [*directory.glob("shard-*.tar"), *directory.glob(".shard-*.tar.tmp")]:
+        if path.name not in listed:
+            path.unlink()
+    return gone
+
+
+def _unused_name(path: Path) -> Path:
+    """shard-000003.tar -> shard-000003-1.tar, -2 and so on."""
+    stem = path.stem.split("-")
+    number = int(stem[2]) + 1 if len(stem) > 2 else 1
+    return path.with_name(f"{stem[0]}-{stem[1]}-{number}.tar")
+
+
+def _copy_tar(path: Path, target: Path, layout: _Layout) -> dict[str, Any]:
+    """These samples of a tar, byte by byte, in a tar of their own."""
+    with disk_errors(target):
+        tar = _TarFile(target)
+        try:
+            with open(path, "rb") as file:
+                for key, members in layout.items():
+                    contents = []
+                    for suffix, (offset, size) in members.items():
+                        file.seek(offset)
+                        contents.append((f"{key}.{suffix}", file.read(size)))
+                    tar.add(contents, [key])
+            return tar.finish()
+        except OSError:
+            tar.discard()
+            raise
+
+
+def _write_index(directory: Path, index: dict[str, Any]) -> None:
+    write_atomic(directory / INDEX, json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------------- reading

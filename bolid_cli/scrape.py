@@ -1,0 +1,232 @@
+"""``bolid scrape``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bolid.errors import BolidError
+from bolid_cli._render import (
+    DeviceOption,
+    FamilyOption,
+    JsonOption,
+    QuietOption,
+    choose_family,
+    emit_json,
+    emit_paths,
+    note,
+    print_table,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bolid.scrape import ScrapeResult
+
+
+def scrape(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Your own photos: a folder of <person>/*.jpg, or of one person's.", show_default=False),
+    ] = None,
+    urls: Annotated[
+        Path | None,
+        typer.Option(help="Or addresses: a .txt, .csv or .parquet file of person and url.", show_default=False),
+    ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="Or a gallery: theplace, or a .toml file describing one.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    person: Annotated[
+        list[str] | None, typer.Option(help="Only this person; may be repeated.", metavar="NAME", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write <person>/*.jpg to.")] = Path("photos"),
+    min_size: Annotated[int, typer.Option(help="Pixels of the shorter side, at least.")] = 1000,
+    min_photos: Annotated[
+        int | None,
+        typer.Option(
+            help="Leave out people with fewer photos.  [default: 100 with --site, otherwise 1]", show_default=False
+        ),
+    ] = None,
+    max_photos: Annotated[int | None, typer.Option(help="Photos of one person, at most.", show_default=False)] = None,
+    max_people: Annotated[int | None, typer.Option(help="People, at most.", show_default=False)] = None,
+    min_sharpness: Annotated[
+        float, typer.Option(help="Drop blurred photos: variance of the Laplacian at 512 pixels, at least.", min=0)
+    ] = 20.0,
+    one_person: Annotated[
+        bool, typer.Option("--one-person", help="Drop photos in which the family's pose model does not see one person.")
+    ] = False,
+    watermark: Annotated[
+        str | None,
+        typer.Option(
+            help="A program that is given a photo's path; if it fails, the photo is dropped for the reason it prints.",
+            metavar="COMMAND",
+            show_default=False,
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Licence of the photos, for their records.  [default: the site's]", show_default=False),
+    ] = None,
+    consent: Annotated[str, typer.Option(help="What the people agreed to, for the photos' records.")] = "unknown",
+    contact: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BOLID_CONTACT", help="Your mail or web address, told to every web server.", show_default=False
+        ),
+    ] = None,
+    connections: Annotated[int, typer.Option(help="To one host at once. More than 1 only on your own server.")] = 1,
+    delay: Annotated[
+        float, typer.Option(help="Seconds between two requests to a host, at least; more where it is slow. 0: none.")
+    ] = 1.0,
+    ignore_robots: Annotated[
+        bool, typer.Option("--ignore-robots", help="Fetch what robots.txt forbids. Written into every photo's record.")
+    ] = False,
+    max_bad: Annotated[
+        float, typer.Option(help="Fail when a larger share of the photos (and more than one) fails.", min=0, max=1)
+    ] = 0.05,
+    forget: Annotated[
+        str | None,
+        typer.Option(
+            help="Delete a person: photos in --out, samples in shards/ and train/, profiles here made of the photos.",
+            metavar="PERSON",
+            show_default=False,
+        ),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --forget: more shard directories and profiles; may be repeated.",
+            metavar="PATH",
+            show_default=False,
+        ),
+    ] = None,
+    family: FamilyOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Collect and clean photos of people: your own, or from the web, politely.
+
+    \b
+    bolid scrape my-photos/                                             your own folder
+    bolid scrape --urls list.csv --contact you@example.org              a list
+    bolid scrape --site gallery.toml --contact you@example.org          a gallery
+    bolid scrape --forget "Anna Ivanova"                                delete a person everywhere
+
+    Each photo gets a .json with its origin, hash, size, licence and consent. Dropped ones are listed with the reason in
+    dropped.csv. After an interruption the same command goes on where it stopped, and nothing is fetched twice.
+    robots.txt, noai and TDM reservations are obeyed. Read docs/collecting.md first: photos of people are personal data.
+    """
+    if forget is not None:
+        if folder is not None or urls is not None or site is not None:
+            raise BolidError("--forget deletes; it does not collect", "give it without FOLDER, --urls and --site")
+        _forget(forget, out, also or [], as_json, quiet)
+        return
+    if also:
+        raise BolidError("--also belongs to --forget", "leave it out, or add --forget PERSON")
+    chosen = choose_family(family, quiet).name if one_person else family
+    if ignore_robots and folder is None:
+        note("warning: robots.txt is ignored (--ignore-robots); every photo's record will say so")
+    import bolid.scrape
+
+    try:
+        with progress_bar(quiet) as progress:
+            result = bolid.scrape.scrape(
+                folder,
+                urls=urls,
+                site=site,
+                person=person,
+                out=out,
+                min_size=min_size,
+                min_photos=min_photos,
+                max_photos=max_photos,
+                max_people=max_people,
+                min_sharpness=min_sharpness,
+                one_person=one_person,
+                watermark=_checker(watermark) if watermark else None,
+                licence=licence,
+                consent=consent,
+                contact=contact,
+                connections=connections,
+                delay=delay,
+                ignore_robots=ignore_robots,
+                max_bad=max_bad,
+                family=chosen,
+                device=device,
+                progress=progress,
+            )
+    except bolid.scrape.TooManyFailed as error:
+        _summary(error.result, quiet)
+        raise
+    _summary(result, quiet)
+    for warning in result.warnings:
+        note(f"warning: {warning}")
+    if as_json:
+        emit_json(result)
+    else:
+        emit_paths([result.out])
+
+
+def _summary(result: ScrapeResult, quiet: bool) -> None:
+    rows = [
+        *((reason, number, "photos") for reason, number in result.dropped.items()),
+        *((reason, number, "failed") for reason, number in result.failed.items()),
+        *((reason, number, "people") for reason, number in result.people_dropped.items()),
+    ]
+    if rows:
+        print_table(("dropped", "number", "of"), rows, quiet)
+    note(f"kept {result.photos} photos of {result.people} people ({result.new} new)", quiet)
+
+
+def _forget(person: str, out: Path, also: list[Path], as_json: bool, quiet: bool) -> None:
+    import bolid.forget
+
+    with progress_bar(quiet) as progress:
+        result = bolid.forget.forget(person, out, also, progress=progress)
+    samples = sum(map(len, result.samples.values()))
+    note(
+        f"{result.person}: deleted {len(result.photos)} files in {out}, {samples} samples in "
+        f"{', '.join(result.samples) or 'no shards'}, {len(result.profiles)} profiles",
+        quiet,
+    )
+    note("models trained on the photos and pictures made of the person are not changed: train, or delete, again", quiet)
+    if as_json:
+        emit_json(result)
+    else:
+        emit_paths(result.photos)
+        emit_paths(f"{directory}/{key}" for directory, keys in result.samples.items() for key in keys)
+        emit_paths(result.profiles)
+
+
+def _checker(command: str) -> Callable[[np.ndarray], str]:
+    """The program as a function of a picture: the reason it gives for dropping it, or ""."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise BolidError(f"--watermark {command!r} is no command line: {error}", "check its quotes") from error
+
+    def check(image: np.ndarray) -> str:
+        import subprocess
+        import tempfile
+
+        from bolid.formats.images import encode_jpeg
+
+        with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+            file.write(encode_jpeg(image))
+            file.flush()
+            try:
+                done = subprocess.run([*words, file.name], capture_output=True, text=True, timeout=600)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise BolidError(f"--watermark {command!r} cannot be run: {error}", "give a program") from error
+        return "" if done.returncode == 0 else done.stdout.strip().partition("\n")[0] or "found"
+
+    check.__name__ = command
+    return check
