@@ -50,26 +50,29 @@ def test_batches_do_not_matter(batch):
 def test_memory_does_not_grow_and_the_kept_rows_are_a_fair_sample(monkeypatch):
     monkeypatch.setattr(distributions, "KEPT", 400)
     stats = FeatureStatistics(4)
-    x = torch.arange(8000, dtype=torch.float64)[:, None].expand(-1, 4)
+    x = torch.arange(20_000, dtype=torch.float64)[:, None].expand(-1, 4)
     sizes = []
     for part in x.split(100):
         stats.update(part)
-        sizes.append((len(stats.rows), len(stats.kept)))
-    assert max(rows for rows, _ in sizes) <= 3 * 5 and sizes[-1][1] == 400
-    assert int(stats.count) == 8000 and stats.compute()[0][0] == pytest.approx(3999.5)
+        sizes.append(sum(map(len, stats.rows)) + len(stats.factor) + len(stats.sample))
+    assert max(sizes) <= distributions.FOLD_ROWS + 5 + 400 and len(stats.kept) == 400
+    assert int(stats.count) == 20_000 and stats.compute()[0][0] == pytest.approx(9999.5)
     assert stats.kept[:, 0].unique().numel() == 400
-    assert abs(float(stats.kept[:, 0].mean()) - 3999.5) < 4 * 2309 / 20  # four standard errors of 400 draws
+    assert abs(float(stats.kept[:, 0].mean()) - 9999.5) < 4 * 5774 / 20  # four standard errors of 400 draws
 
 
-def test_statistics_of_two_machines_add_up():
+def test_statistics_of_two_machines_add_up(monkeypatch):
+    monkeypatch.setattr(distributions, "FOLD_ROWS", 30)
     x = normal(90, 5)
-    one, two, whole = statistics(x[:40]), statistics(x[40:]), statistics(x)
-    for name, reduce in one._reductions.items():
-        parts = [getattr(one, name), getattr(two, name)]
-        setattr(one, name, reduce(torch.stack(parts)) if parts[0].ndim == 0 else reduce(parts))
-    one._computed = None
-    assert torch.allclose(one.compute()[0], whole.compute()[0])
-    assert frechet_distance(one, whole) == pytest.approx(0, abs=1e-9)
+    one, two, whole = statistics(x[:40], 15), statistics(x[40:], 8), statistics(x)
+    merged = FeatureStatistics(5)
+    merged.count = one.count + two.count
+    for name in ("factor", "sample", "sample_keys"):
+        setattr(merged, name, torch.cat([getattr(one, name), getattr(two, name)]))
+    for name in ("rows", "keys"):
+        setattr(merged, name, getattr(one, name) + getattr(two, name))
+    assert torch.allclose(merged.compute()[0], whole.compute()[0]) and len(merged.kept) == 90
+    assert frechet_distance(merged, whole) == pytest.approx(0, abs=1e-9)
 
 
 def as_tensor_features(module_input: int) -> nn.Module:
@@ -78,8 +81,11 @@ def as_tensor_features(module_input: int) -> nn.Module:
     return extractor
 
 
-@pytest.mark.parametrize("shape", [(300, 260, 24), (12, 14, 24)])
-def test_fid_equals_torchmetrics(shape):
+@pytest.mark.parametrize("large", [512, 8])
+@pytest.mark.parametrize("shape", [(300, 260, 24), (12, 14, 24), (300, 14, 24), (12, 260, 24)])
+def test_fid_equals_torchmetrics(shape, large, monkeypatch):
+    """In the way of small and of large feature sizes, with more and with fewer pictures than features."""
+    monkeypatch.setattr(distributions, "LARGE", large)
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     a, b = pair(*shape)
@@ -97,6 +103,15 @@ def test_fid_equals_torch_fidelity():
     )
     ours = frechet_distance(statistics(a, 50), statistics(b, 70))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
+
+
+def test_large_features_of_no_full_rank(monkeypatch):
+    """Where the Cholesky factor of the Gram matrix does not exist, QR takes over."""
+    monkeypatch.setattr(distributions, "LARGE", 8)
+    a, b = pair(200, 200, 24)
+    a, b = (torch.cat([x[:, :12], x[:, :12]], 1) for x in (a, b))
+    plain = frechet_distance(statistics(a[:, :12] * 2**0.5), statistics(b[:, :12] * 2**0.5))
+    assert frechet_distance(statistics(a, 30), statistics(b, 30)) == pytest.approx(plain, rel=1e-6)
 
 
 def test_fid_is_exact_where_the_covariances_are_nearly_singular():

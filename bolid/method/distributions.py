@@ -8,39 +8,38 @@ Shapes: N, M pictures, D features, C classes, r <= LIMIT * (D + 1) rows, m <= KE
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torchmetrics import Metric
 
+from bolid.method.metrics import ENDS, Interval, resamples
+
 KEPT = 2048  # rows kept as they are, a uniform sample: for KID and for intervals
 RESAMPLED = 512  # of those, as many as FID's bootstrap draws from
-LIMIT = 3  # rows are folded when there are this many times D + 1
-
-
-class Interval(NamedTuple):
-    """A value and its 95 % bootstrap interval; (nan, nan) where there is none."""
-
-    value: float
-    low: float
-    high: float
+FOLD = 3  # rows are folded into the factor when there are this many times D, but at least FOLD_ROWS
+FOLD_ROWS = 1024
+# Above this size LAPACK's orthogonal routines (QR, SVD) cost several times what products and symmetric eigenvalues do.
+LARGE = 512
 
 
 class FeatureStatistics(Metric):
     """Mean, covariance and a uniform sample of features [N, D], in memory that does not grow with N.
 
-    The covariance is kept as a triangular factor of the centred features, so that nothing is ever squared: R of
-    QR([1 | X]) holds sqrt(N) and sqrt(N) * mean in its first row, and below it R_c with R_c^T R_c = scatter. Rows of
-    several machines are simply stacked, which is what `dist_reduce_fx="cat"` does.
+    The covariance is kept as a triangular factor: R of QR([1 | X]) holds sqrt(N) and sqrt(N) * mean in its first row,
+    and below it R_c with R_c^T R_c = scatter. Rows of several machines are simply stacked, which is what
+    `dist_reduce_fx="cat"` does.
     """
 
     full_state_update = False
     higher_is_better = None
     is_differentiable = False
-    rows: torch.Tensor
-    kept: torch.Tensor
-    keys: torch.Tensor
+    factor: torch.Tensor
+    sample: torch.Tensor
+    sample_keys: torch.Tensor
     count: torch.Tensor
+    rows: list[torch.Tensor]
+    keys: list[torch.Tensor]
 
     def __init__(self, features: int, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -48,50 +47,107 @@ class FeatureStatistics(Metric):
             raise ValueError(f"features is {features}: give at least 1")
         self.features = features
         self._generator = torch.Generator().manual_seed(seed)
-        empty = torch.zeros(0, features, dtype=torch.float64)
-        self.add_state("rows", torch.zeros(0, features + 1, dtype=torch.float64), dist_reduce_fx="cat")
-        self.add_state("kept", empty, dist_reduce_fx="cat")
-        self.add_state("keys", torch.zeros(0, dtype=torch.float64), dist_reduce_fx="cat")
+        self.add_state("factor", torch.zeros(0, features + 1, dtype=torch.float64), dist_reduce_fx="cat")
+        self.add_state("sample", torch.zeros(0, features, dtype=torch.float64), dist_reduce_fx="cat")
+        self.add_state("sample_keys", torch.zeros(0, dtype=torch.float64), dist_reduce_fx="cat")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("rows", [], dist_reduce_fx="cat")  # not folded yet, as they came
+        self.add_state("keys", [], dist_reduce_fx="cat")  # one a row: the smallest KEPT of all make the sample
 
     def update(self, features: torch.Tensor) -> None:
         """Take in features [N, D] of any float type."""
         if features.ndim != 2 or features.shape[1] != self.features:
             raise ValueError(f"expected features [N, {self.features}], not {list(features.shape)}")
-        features = features.detach().to(self.rows.device, torch.float64)
-        ones = torch.ones(len(features), 1, dtype=torch.float64, device=features.device)
-        self.rows = torch.cat([self.rows, torch.cat([ones, features], 1)])
-        if len(self.rows) > LIMIT * (self.features + 1):
-            self.rows = torch.linalg.qr(self.rows, mode="r").R
-        # A uniform sample of a stream: every row gets a random key, and the smallest keys stay.
-        keys = torch.rand(len(features), generator=self._generator, dtype=torch.float64).to(features.device)
-        self.keys, self.kept = torch.cat([self.keys, keys]), torch.cat([self.kept, features])
-        if len(self.keys) > KEPT:
-            smallest = self.keys.topk(KEPT, largest=False).indices.sort().values
-            self.keys, self.kept = self.keys[smallest], self.kept[smallest]
+        features = features.detach().to(self.factor.device)
+        self.rows.append(features)
+        self.keys.append(
+            torch.rand(len(features), generator=self._generator, dtype=torch.float64).to(features.device)
+        )
         self.count += len(features)
+        if sum(map(len, self.rows)) > max(FOLD * self.features, FOLD_ROWS):
+            self.sample, self.sample_keys = self._sampled()
+            self.factor, self.rows, self.keys = self._folded(), [], []
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mean [D], factor [k, D] with factor^T factor = the unbiased covariance, k <= D). N >= 2."""
+        """(mean [D], factor [k, D] with factor^T factor = the unbiased covariance, k <= D), f64. N >= 2."""
         if self.count < 2:
             raise ValueError(f"a distribution needs two pictures or more, not {int(self.count)}")
-        r = torch.linalg.qr(self.rows, mode="r").R
+        r = self._folded()
         return r[0, 1:] / r[0, 0], r[1:, 1:] / (self.count - 1).double().sqrt()
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """A uniform sample of the rows, f64 [min(N, KEPT), D]."""
+        return self._sampled()[0]
+
+    def _sampled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = torch.cat([self.sample_keys, *self.keys])
+        rows = torch.cat([self.sample, *(part.double() for part in self.rows)])
+        if len(keys) > KEPT:
+            smallest = keys.topk(KEPT, largest=False).indices.sort().values
+            return rows[smallest], keys[smallest]
+        return rows, keys
+
+    def _folded(self) -> torch.Tensor:
+        """Upper triangular R [min(N, D + 1), D + 1] with R^T R = [1 | X]^T [1 | X]."""
+        total = len(self.factor) + sum(map(len, self.rows))
+        if self.features > LARGE and total > self.features:
+            gram = self.factor.T @ self.factor
+            for part in self.rows:
+                part = part.double()
+                gram[0, 0] += len(part)
+                gram[0, 1:] += part.sum(0)
+                _add_gram(gram[1:, 1:], part)
+            r, failed = torch.linalg.cholesky_ex(gram.T.tril(), upper=False)
+            if not failed:
+                return r.T
+        whole = [torch.cat([part.new_ones(len(part), 1), part], 1).double() for part in self.rows]
+        return torch.linalg.qr(torch.cat([self.factor, *whole]), mode="r").R
+
+
+def _add_gram(gram: torch.Tensor, x: torch.Tensor) -> None:
+    """gram += x^T x, its upper triangle and little more: torch has no product that knows the result is symmetric."""
+    step = max(64, -(-x.shape[1] // 8))
+    for i in range(0, x.shape[1], step):
+        gram[i : i + step, i:].addmm_(x[:, i : i + step].T, x[:, i:])
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """FID (BoLID Eq. 15; Heusel et al., arXiv:1706.08500) between two streamed sets of N, M >= 2 pictures.
 
     |mu_a - mu_b|^2 + Tr S_a + Tr S_b - 2 Tr sqrt(S_a S_b). With S = F^T F the last trace is the nuclear norm of
-    F_a F_b^T: no matrix square root, no product of covariances, and exact for N < D too.
+    F_a F_b^T: no matrix square root, no product of covariances, and exact for N < D too. Of more than LARGE features it
+    is taken from the eigenvalues of that product's Gram matrix, exact to about 1e-8 of the largest.
     """
     return _frechet(*a.compute(), *b.compute())
 
 
 def _frechet(mean_a: torch.Tensor, a: torch.Tensor, mean_b: torch.Tensor, b: torch.Tensor) -> float:
-    cross = torch.linalg.svdvals(a @ b.T).sum()
-    distance = (mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
-    return max(0.0, float(distance))
+    total = (mean_a - mean_b).square().sum() + a.square().sum() + b.square().sum()
+    return max(0.0, float(total - 2 * _nuclear_norm(a, b)))
+
+
+def _nuclear_norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sum of the singular values of a b^T, for a [k, D] and b [l, D]."""
+    if len(a) > len(b):
+        a, b = b, a
+    if len(a) <= LARGE:
+        return torch.linalg.svdvals(a @ b.T).sum()
+    product = _triangles(a, b)
+    gram = product.new_zeros(len(a), len(a))
+    _add_gram(gram, product.T)
+    return torch.linalg.eigvalsh(gram, UPLO="U").clamp_min(0).sqrt().sum()
+
+
+def _triangles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a b^T for upper triangular (or trapezoid) a and b: a third of a full product's work."""
+    step = max(64, -(-a.shape[1] // 8))
+    product = a.new_empty(len(a), len(b))
+    for i in range(0, len(a), step):
+        for j in range(0, len(b), step):
+            first = max(i, j)
+            product[i : i + step, j : j + step] = a[i : i + step, first:] @ b[j : j + step, first:].T
+    return product
 
 
 def _frechet_of_rows(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -99,7 +155,8 @@ def _frechet_of_rows(a: torch.Tensor, b: torch.Tensor) -> float:
     sides: list[torch.Tensor] = []
     for x in (a, b):
         centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
-        sides += [x.mean(0), torch.linalg.qr(centred, mode="r").R if len(x) > x.shape[1] else centred]
+        tall = len(x) > x.shape[1] or x.shape[1] > LARGE
+        sides += [x.mean(0), torch.linalg.qr(centred, mode="r").R if tall else centred]
     return _frechet(*sides)
 
 
@@ -120,7 +177,7 @@ def frechet_interval(a: FeatureStatistics, b: FeatureStatistics, replicates: int
         dtype=torch.float64,
     )
     scale = max((len(x) / int(y.count)) ** 0.5 for x, y in zip(sides, (a, b), strict=True))
-    low, high = ((found - found.mean()) * scale).quantile(_ENDS).tolist()
+    low, high = ((found - found.mean()) * scale).quantile(ENDS).tolist()
     return Interval(value, max(0.0, value + low), value + high)
 
 
@@ -146,7 +203,7 @@ def frechet_extrapolated(
         columns = torch.randint(draws, (len(parts), draws), generator=generator)
         intercepts.append(torch.linalg.lstsq(design, table.gather(1, columns).mean(1, keepdim=True)).solution[0, 0])
     value = float(torch.linalg.lstsq(design, table.mean(1, keepdim=True)).solution[0, 0])
-    low, high = torch.stack(intercepts).quantile(_ENDS).tolist()
+    low, high = torch.stack(intercepts).quantile(ENDS).tolist()
     return Interval(value, low, high)
 
 
@@ -172,9 +229,9 @@ def kernel_distance(a: FeatureStatistics, b: FeatureStatistics, replicates: int 
 
     generator = torch.Generator().manual_seed(seed)
     value = float(distance(x.new_ones(1, len(x)), y.new_ones(1, len(y))))
-    found = distance(*(_counts(replicates, len(z), generator) for z in (x, y)))
+    found = distance(*(resamples(replicates, len(z), generator) for z in (x, y)))
     scale = max((len(z) / int(s.count)) ** 0.5 for z, s in ((x, a), (y, b)))
-    low, high = ((found - value) * scale).nan_to_num().quantile(_ENDS).tolist()
+    low, high = ((found - value) * scale).nan_to_num().quantile(ENDS).tolist()
     return Interval(value, value + low, value + high)
 
 
@@ -213,15 +270,12 @@ class InceptionScore(Metric):
     def interval(self, replicates: int = 200, seed: int = 0) -> Interval:
         """IS with a bootstrap interval over pictures (of the kept ones; its spread, as IS too is biased by N)."""
         p = self.sample.kept
-        weights = _counts(replicates, len(p), torch.Generator().manual_seed(seed)) / len(p)
+        weights = resamples(replicates, len(p), torch.Generator().manual_seed(seed)) / len(p)
         found = (weights @ _x_log_x(p).sum(1) - _x_log_x(weights @ p).sum(1)).exp()
         value = float(self.compute())
         scale = (len(p) / int(self.count)) ** 0.5
-        low, high = ((found - found.mean()) * scale).quantile(_ENDS).tolist()
+        low, high = ((found - found.mean()) * scale).quantile(ENDS).tolist()
         return Interval(value, max(1.0, value + low), value + high)
-
-
-_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
 def _x_log_x(p: torch.Tensor) -> torch.Tensor:
@@ -231,11 +285,3 @@ def _x_log_x(p: torch.Tensor) -> torch.Tensor:
 def _some(total: int, most: int, generator: torch.Generator) -> torch.Tensor:
     """Indices of `most` rows of `total`, or of all."""
     return torch.randperm(total, generator=generator)[:most]
-
-
-def _counts(replicates: int, total: int, generator: torch.Generator) -> torch.Tensor:
-    """How often each of `total` rows is in each resample, f64 [replicates, total]."""
-    picks = torch.randint(total, (replicates, total), generator=generator)
-    return torch.zeros(replicates, total, dtype=torch.float64).scatter_add_(
-        1, picks, torch.ones_like(picks, dtype=torch.float64)
-    )
