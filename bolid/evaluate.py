@@ -1,191 +1,829 @@
-"""`bolid evaluate`: how well generated pictures follow their prompts and keep a person's body."""
+"""`bolid evaluate`: do generated pictures follow their prompts, look like pictures, and keep a person's face and body?
+
+Pictures are scored against photos of the person that were *not* used to make the profile (the held-out protocol). Each
+figure says how many pictures are behind it, its 95 % bootstrap interval, and what measured it.
+
+Shapes: N pictures, M reference photos, P people, E embedding, D features, R body readings.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.families import Family, get_family
+from bolid.families import get_family
+from bolid.pictures import Picture, Source, assign_people, generated_pictures, reference_photos
+from bolid.run import derive_seed, pick_device
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+
+    from bolid.method.distributions import FeatureStatistics
+    from bolid.method.metrics import Interval
+    from bolid.observe import Models, References, Seen
 
 Progress = Callable[[int, int, str], None]
-FEW = 2048
+FEW = 2048  # pictures; below, FID says more about their number than about them
+FAR = 0.01  # false accepts at which faces are verified
+REPLICATES = 1000
+
+HIGHER, LOWER = "higher", "lower"
+# name -> (which is better, what it is). In the order of every table.
+DESCRIPTIONS: dict[str, tuple[str, str]] = {
+    "text_score": (HIGHER, "cosine of picture and prompt (CLIP-T)"),
+    "image_score": (HIGHER, "mean cosine of picture and held-out photos (CLIP-I)"),
+    "face_found": (HIGHER, "share of pictures in which a face is found"),
+    "face_similarity": (HIGHER, "cosine of the face and the person's mean face on held-out photos"),
+    "face_tar": (HIGHER, f"share of pictures whose face passes for the person's at {FAR:.0%} false accepts"),
+    "person_found": (HIGHER, "share of pictures with a person, from the shoulders down"),
+    "bone_ratio_error": (LOWER, "mean difference of bone lengths over torso + thigh + shin, person by person"),
+    "width_profile_distance": (LOWER, "mean difference of silhouette widths over torso + thigh + shin"),
+    "body_ratio_error": (LOWER, "mean relative error of the 3D body ratios, person by person"),
+    "body_ratio_correlation": (HIGHER, "correlation over people of 3D body ratios, read off the pictures and true"),
+    "body_rank1": (HIGHER, "share of pictures whose body is nearest to the right person of all"),
+    "body_auc": (HIGHER, "share of other people whose body is further off; 0.5 is chance"),
+    "copy_paste": (LOWER, "nearest conditioning photo's cosine minus nearest held-out photo's, of equally many"),
+    "clothing_leak": (LOWER, "probability of the conditioning photos' outfit instead of the one asked for"),
+    "disturbance": (LOWER, "1 - cosine of the pictures with and without adapter, same prompt and seed"),
+    "tower_lpips_diversity": (
+        HIGHER,
+        "LPIPS distance between pictures of one person and prompt, on the family's tower, without learned weights",
+    ),
+    "fid": (LOWER, "Frechet distance of the features to those of the held-out photos (BoLID Eq. 15)"),
+    "fid_extrapolated": (LOWER, "FID extrapolated over 1/N to infinitely many pictures"),
+    "kid": (LOWER, "kernel distance of the features (unbiased)"),
+    "inception_score": (HIGHER, "inception score over the named classes, one split"),
+}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure: its value (None where it could not be measured), the pictures behind it, and what measured it."""
+    """One figure: its value (None where it could not be measured), its interval, and what is behind it."""
 
     value: float | None
     n: int
     measured_by: str
     note: str = ""
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     pictures: int
-    references: int
+    references: int  # held-out photos
+    people: int
     metrics: dict[str, Metric]
     ratios: dict[str, dict[str, float]]
-    """Body ratios by name: {"true", "pictures"} (the mean of the probe's readings); empty without ground truth."""
+    """Body ratios by name: {"true", "pictures"}, means over people; empty without ground truth."""
+    held_out: dict[str, Any]
+    """{"excluded": reference photos that had made the profile, "checked": whether the pictures or --profile told}."""
+    notes: list[str]
     rejected: dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Another method's figure minus the first one's, over pairs of equal person and prompt."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+    paired_by: str  # "picture" or "person"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    baseline: str
+    methods: dict[str, Evaluation]
+    differences: dict[str, dict[str, Difference]]  # method -> metric
+
+
+@dataclass
+class Scored:
+    """A folder's pictures with all that was measured of each; what the report draws from."""
+
+    name: str
+    source: Source
+    pictures: list[Picture]
+    people: list[str]
+    scores: dict[str, torch.Tensor]  # name -> f64 [N], nan where not measured
+    per_person: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> person -> value
+    evaluation: Evaluation | None = None
+
+
 def evaluate(
-    generated: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
+    generated: str | os.PathLike[str] = "generated",
+    reference: str | os.PathLike[str] = "photos",
     *,
+    prompts: str | os.PathLike[str] | None = None,
+    profiles: Sequence[str | os.PathLike[str]] = (),
+    conditioning: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    features: str = "auto",
+    html: str | os.PathLike[str] | None = None,
     family: str | None = None,
     device: str = "auto",
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score the PNGs in `generated` (their run records name the prompts) against photos of one person in `reference`.
+    """Score the pictures in `generated` against photos of the same people in `reference`.
 
-    Metrics: `text_score`, the cosine of picture and prompt (-1..1); `bone_ratio_error`, the mean absolute difference of
-    the mean bone ratios over the references' (both by the pose model); `body_ratio_error`, the mean relative error of
-    the probe's mean reading against the ground truth beside the photos (synthetic people only, families with a probe);
-    `person_found`, the share of pictures with a person; `fid` (BoLID Eq. 15) on the image tower's embeddings.
-    Pictures that cannot be read are listed and the rest is scored. Raises BolidError when nothing can be.
+    Both are folders or shard directories; with several people, `reference` holds a folder of each, and a picture's
+    person is named by its table, its run record or its folder. `prompts`: a table of file, prompt, person, seed.
+    `profiles`: what the pictures were made with, if their records don't tell. `conditioning`: the photos that were
+    used, if `reference` does not hold them too. `base`: the same prompts and seeds without adapter, for `disturbance`.
+    `features`: of FID, KID and IS. `html`: write a report there.
+
+    Reference photos that made the profile are left out; BolidError when none remains. Pictures that cannot be read are
+    listed and the rest is scored.
     """
+    return _score_all(
+        [generated], reference, prompts, profiles, conditioning, base, features, html, family, device, seed, progress
+    )[0][0].evaluation  # type: ignore[return-value]
+
+
+def compare(
+    folders: Sequence[str | os.PathLike[str]],
+    reference: str | os.PathLike[str] = "photos",
+    *,
+    prompts: str | os.PathLike[str] | None = None,
+    profiles: Sequence[str | os.PathLike[str]] = (),
+    conditioning: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    features: str = "auto",
+    html: str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Score several methods' folders as `evaluate` does, against the same photos, and compare each with the first.
+
+    Photos used by any of the methods are held out from all. Differences are taken between pictures of the same person,
+    prompt and place among those, or between people where a figure is one of a person.
+    """
+    if len(folders) < 2:
+        raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
+    scored, differences = _score_all(
+        folders, reference, prompts, profiles, conditioning, base, features, html, family, device, seed, progress
+    )
+    methods = {one.name: one.evaluation for one in scored if one.evaluation is not None}
+    return Comparison(scored[0].name, methods, differences)
+
+
+def _score_all(
+    folders: Sequence[str | os.PathLike[str]],
+    reference: str | os.PathLike[str],
+    prompts: str | os.PathLike[str] | None,
+    profiles: Sequence[str | os.PathLike[str]],
+    conditioning: str | os.PathLike[str] | None,
+    base: str | os.PathLike[str] | None,
+    features: str,
+    html: str | os.PathLike[str] | None,
+    family: str | None,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
+    from bolid.observe import FEATURES, Models, read_references
+
+    if features not in FEATURES:
+        raise BolidError(f"--features is {features!r}", f"choose one of {', '.join(FEATURES)}")
+    _refuse_equal([*folders], reference, "the generated pictures and the reference photos")
+    chosen, device = get_family(family), pick_device(device)
+    tell = progress or (lambda done, total, text: None)
+    sources = [generated_pictures(folder, prompts) for folder in folders]
+    held_out, used, checked = _hold_out(reference_photos(reference), sources, profiles)
+    given = reference_photos(conditioning) if conditioning is not None else None
+    bases = generated_pictures(base) if base is not None else None
+    models = Models(chosen, device, features)
+    references = read_references(held_out, models, tell)
+    known = _conditioning(used, held_out, given, models)
+    scored = []
+    for name, source in zip(_names(folders), sources, strict=True):
+        one = _score(name, source, references, known, bases, models, tell)
+        scored.append(one)
+    for one in scored:  # only now is every rejection known
+        rejected: dict[str, list[str]] = {}
+        for source in filter(None, (one.source, held_out, given, bases)):
+            for reason, names in source.rejected.items():
+                rejected.setdefault(reason, []).extend(names)
+        protocol = {"excluded": len(used), "checked": checked}
+        one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)  # type: ignore[type-var]
+    differences = {one.name: _differences(scored[0], one, seed) for one in scored[1:]}
+    if html is not None:
+        from bolid.report import write_report
+
+        write_report(html, scored, differences, held_out, DESCRIPTIONS, chosen.name)
+    return scored, differences
+
+
+def _refuse_equal(folders: Sequence[str | os.PathLike[str]], other: str | os.PathLike[str], what: str) -> None:
+    for folder in map(Path, folders):
+        if folder.exists() and Path(other).exists() and folder.samefile(other):
+            raise BolidError(f"{what} are the same folder: {folder}", "give two folders")
+
+
+def _names(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The folders' own names, or their paths where these are equal."""
+    short = [Path(folder).resolve().name for folder in folders]
+    names = short if len(set(short)) == len(short) else [os.fspath(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise BolidError(f"a folder is given twice: {', '.join(names)}", "give different folders")
+    return names
+
+
+# ---- the held-out protocol ----------------------------------------------------------------------------------------
+
+
+def _hold_out(
+    reference: Source, sources: Sequence[Source], profiles: Sequence[str | os.PathLike[str]]
+) -> tuple[Source, list[Picture], bool]:
+    """(reference without the photos that made the profiles, those photos, whether anything told which they are)."""
+    from bolid.formats.profile import load_profile
+
+    hashes = {sha for source in sources for picture in source.pictures for sha in picture.photos_used}
+    for profile in profiles:
+        inputs = load_profile(profile).record.get("inputs", {})
+        hashes |= {sha for name, sha in inputs.items() if name.startswith("photo_")}
+    # A picture of nobody in particular has nothing to hide.
+    nobody = all(
+        picture.record and not picture.record.get("inputs") for source in sources for picture in source.pictures
+    )
+    short = {sha[:16] for sha in hashes}
+    used = [photo for photo in reference.pictures if photo.sha256[:16] in short]
+    remaining = [photo for photo in reference.pictures if photo.sha256[:16] not in short]
+    lost = {photo.person for photo in used} - {photo.person for photo in remaining}
+    if lost:
+        everyone = "" if remaining else "all of "
+        raise BolidError(
+            f"{everyone}the {len(used)} reference photos of {', '.join(sorted(lost)[:3])} made the profile: a picture "
+            "must be scored against photos it could not copy",
+            "add photos of the same people that were not given to `bolid profile`",
+        )
+    reference.pictures = remaining
+    if not remaining:
+        raise BolidError(f"no photos in {reference.place} can be read", "give a folder of photos of the person")
+    return reference, used, bool(hashes) or nobody
+
+
+def _conditioning(
+    used: list[Picture], reference: Source, given: Source | None, models: Models
+) -> dict[str, tuple[torch.Tensor, list[str]]]:
+    """Person -> (embeddings [k, E], captions) of the photos they were known from."""
+    photos = [(reference, photo) for photo in used] + [(given, photo) for photo in (given.pictures if given else [])]
+    people: dict[str, list[tuple[Source, Picture]]] = {}
+    seen: set[tuple[str, str]] = set()
+    for source, photo in photos:
+        if (photo.person, photo.sha256[:16]) not in seen and source is not None:
+            seen.add((photo.person, photo.sha256[:16]))
+            people.setdefault(photo.person, []).append((source, photo))
+    found = {}
+    for person, theirs in people.items():
+        images, captions = [], []
+        for source, photo in sorted(theirs, key=lambda pair: pair[1].sha256):
+            try:
+                images.append(source.load(photo))
+                captions.append(photo.prompt)
+            except BolidError as error:
+                source.reject(photo, error.message)
+        if images:
+            found[person] = (models.image_text.encode_images(images).float().cpu(), captions)
+    return found
+
+
+# ---- scoring ------------------------------------------------------------------------------------------------------
+
+PER_PICTURE = (
+    "text_score", "image_score", "face_found", "face_similarity", "face_tar", "person_found", "body_rank1", "body_auc",
+    "copy_paste", "clothing_leak", "disturbance", "diversity",
+)  # fmt: skip
+
+
+def _score(
+    name: str,
+    source: Source,
+    references: References,
+    conditioning: dict[str, tuple[torch.Tensor, list[str]]],
+    bases: Source | None,
+    models: Models,
+    tell: Progress,
+) -> Scored:
+    """Go through the pictures once; of each a few numbers stay, of all together the streaming statistics."""
     import torch
 
-    from bolid.backends.image_text import ImageTextModel
-    from bolid.backends.pose import PoseModel
-    from bolid.formats.images import list_photos
-    from bolid.method.metrics import bone_ratios, frechet_distance
-    from bolid.run import pick_device
+    from bolid.method.distributions import FeatureStatistics, InceptionScore
+    from bolid.observe import loaded
 
-    generated, reference = Path(generated), Path(reference)
-    if generated.exists() and reference.exists() and generated.samefile(reference):
-        raise BolidError("the generated pictures and the reference photos are the same folder", "give two folders")
-    chosen = get_family(family)
-    device = pick_device(device)
-    rejected: dict[str, list[str]] = {}
-    paths, images = _read(_pictures(generated), rejected)
-    reference_paths, reference_images = _read([path for _, path in list_photos(reference)], rejected)
-    if not images or not reference_images:
-        which = generated if not images else reference
-        raise BolidError(f"none of the pictures in {which} can be read", "give a folder of PNG or JPEG pictures")
-    steps = 4
-    tell = progress or (lambda done, total, text: None)
-
-    tell(0, steps, "reading pictures")
-    image_text = ImageTextModel(chosen.require("image_text"), device)
-    embeds = image_text.encode_images(images).float().cpu()
-    reference_embeds = image_text.encode_images(reference_images).float().cpu()
-    prompts = [_prompt(path) for path in paths]
-    with_prompt = [i for i, prompt in enumerate(prompts) if prompt]
+    pictures, people = source.pictures, assign_people(source.pictures, set(references.people))
+    against = _Against(references, conditioning, models)
+    statistics = FeatureStatistics(models.feature_size, seed=1)
+    classes = sorted({picture.prompt for picture in pictures if picture.prompt})
+    inception = None
+    if models.inception is not None:
+        inception = InceptionScore(models.inception.classes)
+    elif 2 <= len(classes) <= 1000:
+        inception = InceptionScore(len(classes))
+        class_texts = torch.stack([models.text(text) for text in classes])
+    diversity = _Diversity(models)
+    without = _Bases(bases, models) if bases is not None else None
+    rows: dict[str, list[float]] = {key: [] for key in PER_PICTURE}
+    bodies: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    kept: list[int] = []
+    sizes: set[tuple[int, ...]] = set()
+    for places, images in loaded(source, pictures):
+        tell(places[-1] + 1, len(pictures), f"looking at {name}")
+        looked = models.look(images)
+        statistics.update(torch.stack([seen.features for seen in looked]))
+        if inception is not None:
+            logits = [
+                seen.logits if seen.logits is not None else models.image_text.logit_scale * class_texts @ seen.embed
+                for seen in looked
+            ]
+            inception.update(torch.stack(logits))
+        for place, image, seen in zip(places, images, looked, strict=True):
+            picture, person = pictures[place], people[place]
+            values = against.scores(seen, picture.prompt, person)
+            values["diversity"] = diversity.of(image, (person, picture.prompt))
+            values["disturbance"] = without.disturbance(picture, seen.embed) if without else math.nan
+            for key in PER_PICTURE:
+                rows[key].append(values.get(key, math.nan))
+            bodies.append((seen.keypoints, seen.widths, seen.reading))
+            kept.append(place)
+            sizes.add(image.shape[:2])
+    if not kept:
+        raise BolidError(
+            f"none of the pictures in {source.place} can be read: {next(iter(source.rejected), '')}",
+            "give a folder of PNG or JPEG pictures",
+        )
+    scored = Scored(
+        name, source, [pictures[i] for i in kept], [people[i] for i in kept],
+        {key: torch.tensor(values, dtype=torch.float64) for key, values in rows.items()},
+    )  # fmt: skip
+    keypoints, widths, readings = (torch.stack(parts) for parts in zip(*bodies, strict=True))
     metrics: dict[str, Metric] = {}
-    tower = f"open_clip model of family {chosen.name}"
-    if with_prompt:
-        texts = image_text.encode_text([prompts[i] for i in with_prompt]).float().cpu()
-        score = float((embeds[with_prompt] * texts).sum(-1).mean())
-        metrics["text_score"] = Metric(score, len(with_prompt), tower)
-    else:
-        metrics["text_score"] = Metric(None, 0, tower, "no picture carries its prompt")
-
-    tell(1, steps, "finding bodies")
-    pose = PoseModel(chosen.require("pose"), device)
-    people, reference_people = (
-        [found[0] for found in pose.detect(many) if found] for many in (images, reference_images)
-    )
-    metrics["person_found"] = Metric(len(people) / len(images), len(images), f"pose model of family {chosen.name}")
-    means = [
-        torch.nanmean(bone_ratios(torch.stack([torch.from_numpy(p.keypoints) for p in found])), 0) if found else None
-        for found in (people, reference_people)
-    ]
-    error = None if means[0] is None or means[1] is None else float(torch.nanmean((means[0] - means[1]).abs()))
-    if error is not None and error != error:
-        error = None
-    note = "" if error is not None else "no whole body on both sides"
-    metrics["bone_ratio_error"] = Metric(error, len(people), f"pose model of family {chosen.name}", note)
-
-    tell(2, steps, "measuring bodies")
-    ratios, metric = _body_ratio_error(chosen, device, images, reference_paths)
-    metrics["body_ratio_error"] = metric
-
-    tell(3, steps, "comparing distributions")
-    count = min(len(embeds), len(reference_embeds))
-    if count >= 2:
-        few = f"of {count} pictures: all bias below {FEW}; compare only equal counts" if count < FEW else ""
-        metrics["fid"] = Metric(frechet_distance(embeds, reference_embeds), count, tower, few)
-    else:
-        metrics["fid"] = Metric(None, count, tower, "needs two pictures or more on both sides")
-    tell(steps, steps, "done")
-    return Evaluation(len(images), len(reference_images), metrics, ratios, rejected)
+    _mean_metrics(scored, references, against, models, metrics, bases is not None, bool(conditioning))
+    ratios = _body_metrics(scored, references, keypoints, widths, readings, models, metrics)
+    _distribution_metrics(statistics, references.statistics, inception, len(classes), models, metrics)
+    notes = list(models.notes)
+    if len(sizes) > 1:
+        shown = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:4])
+        notes.append(f"the pictures have {len(sizes)} sizes ({shown}): each is brought to the extractor's by itself")
+    unknown = scored.people.count("")
+    if unknown:
+        notes.append(f"whose picture it is, is not known of {unknown}: scored only as pictures")
+    scored.evaluation = Evaluation(
+        len(kept), len(references.owner), len({p for p in scored.people if p}),
+        {key: metrics[key] for key in DESCRIPTIONS if key in metrics}, ratios, {}, notes, {},
+    )  # fmt: skip
+    return scored
 
 
-def _pictures(folder: Path) -> list[Path]:
-    from bolid.formats.images import PHOTO_SUFFIXES
+class _Against:
+    """Scores of one picture against its person's held-out photos."""
 
-    if not folder.is_dir():
-        raise BolidError(f"there is no folder {folder}", "give the folder that `bolid generate --out` wrote")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-    if not paths:
-        raise BolidError(f"no pictures in {folder}", "give the folder that `bolid generate --out` wrote")
-    return paths
+    def __init__(
+        self, references: References, conditioning: dict[str, tuple[torch.Tensor, list[str]]], models: Models
+    ) -> None:
+        import torch
+        import torch.nn.functional as F
+
+        from bolid.method.metrics import accept_threshold, weighted_mean
+
+        self.models, self.conditioning, self.references = models, conditioning, references
+        owner, people = references.owner, range(len(references.people))
+        self.embeds = [references.embeds[owner == p] for p in people]
+        self.faces = torch.stack(
+            [F.normalize(weighted_mean(references.faces[owner == p]), dim=0) for p in people]
+        )  # [P, 512], nan where no photo shows the face
+        self.gallery = torch.stack([weighted_mean(references.readings[owner == p]) for p in people])  # [P, R]
+        self.known_bodies = (~self.gallery.isnan().any(1)).nonzero()[:, 0].tolist()
+        spread = self.gallery[self.known_bodies].std(0).clamp_min(1e-6) if len(self.known_bodies) > 1 else None
+        self.gallery_scaled = None if spread is None else self.gallery[self.known_bodies] / spread
+        self.spread = spread
+        # Impostors: every reference face against every other person's mean face.
+        similarity = references.faces @ self.faces.T  # [M, P]
+        others = similarity[owner[:, None] != torch.arange(len(references.people))]
+        self.impostors = others[~others.isnan()]
+        self.threshold = accept_threshold(self.impostors, FAR) if len(self.impostors) >= 20 else None
+
+    def scores(self, seen: Seen, prompt: str, person: str) -> dict[str, float]:
+        """Name -> value; what does not apply is left out."""
+        import torch
+
+        from bolid.method.metrics import expected_max, rank_and_auc
+
+        found = bool((seen.keypoints[:, 2] > 0).any())
+        has_face = not bool(seen.face.isnan().any())
+        values = {"person_found": float(found), "face_found": float(has_face)}
+        if prompt:
+            values["text_score"] = float(seen.embed @ self.models.text(prompt))
+        if not person:
+            return values
+        number = self.references.people.index(person)
+        values["image_score"] = float((self.embeds[number] @ seen.embed).mean())
+        own_face = self.faces[number]
+        if not own_face.isnan().any():
+            if has_face:
+                values["face_similarity"] = float(own_face @ seen.face)
+            if self.threshold is not None:
+                values["face_tar"] = float(has_face and values["face_similarity"] > self.threshold)
+        if self.gallery_scaled is not None and number in self.known_bodies and not seen.reading.isnan().any():
+            distances = (self.gallery_scaled - seen.reading / self.spread).norm(dim=1)
+            first, auc = rank_and_auc(distances[None], torch.tensor([self.known_bodies.index(number)]))
+            values["body_rank1"], values["body_auc"] = float(first), float(auc)
+        if person in self.conditioning:
+            embeds, captions = self.conditioning[person]
+            count = min(len(embeds), len(self.embeds[number]))
+            nearest = [expected_max(side @ seen.embed, count) for side in (embeds, self.embeds[number])]
+            values["copy_paste"] = nearest[0] - nearest[1]
+            values["clothing_leak"] = self._leak(seen.embed, prompt, captions)
+        return values
+
+    def _leak(self, embed: torch.Tensor, prompt: str, captions: Iterable[str]) -> float:
+        """Mean over the photos' outfits of p(prompt with that outfit | either that or the prompt); nan without any."""
+        asked = outfit(prompt)
+        others = {worn for worn in map(outfit, captions) if worn and worn != asked}
+        if not asked or not others:
+            return math.nan
+        scale = self.models.image_text.logit_scale
+        own = float(embed @ self.models.text(prompt))
+        swapped = [float(embed @ self.models.text(prompt.replace(asked, worn))) for worn in sorted(others)]
+        return sum(1 / (1 + math.exp(min(500.0, scale * (own - score)))) for score in swapped) / len(swapped)
 
 
-def _read(paths: list[Path], rejected: dict[str, list[str]]) -> tuple[list[Path], list[np.ndarray]]:
-    from bolid.formats.images import read_photo
+GARMENTS = (
+    "top", "shirt", "t-shirt", "blouse", "sweater", "hoodie", "jacket", "coat", "suit", "dress", "skirt", "trousers",
+    "pants", "jeans", "shorts", "uniform", "gown", "robe", "swimsuit", "costume", "armor", "armour",
+)  # fmt: skip
+_GARMENT = re.compile(rf"\b(?:{'|'.join(GARMENTS)})\b")
 
-    good, images = [], []
-    for path in paths:
+
+def outfit(caption: str) -> str:
+    """The clothes that a caption names, "" for none: of the clause that names a garment, what follows "in"."""
+    for clause in caption.split(","):
+        if _GARMENT.search(clause):
+            words = re.split(r"\b(?:wearing|dressed in|in)\b", clause)
+            named = [part.strip() for part in words if _GARMENT.search(part)]
+            return named[-1] if named else ""
+    return ""
+
+
+class _Diversity:
+    """LPIPS's distance between neighbours of the same person and prompt, on the maps of the family's tower."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.last: tuple[tuple[str, str], Any] | None = None
+
+    def of(self, image: np.ndarray, group: tuple[str, str]) -> float:
+        from bolid.method.metrics import perceptual_distance
+
+        if not group[1]:
+            return math.nan
+        before, maps = self.last, [self.models.image_text.patch_features([image])]
+        self.last = (group, maps)
+        return float(perceptual_distance(before[1], maps)) if before is not None and before[0] == group else math.nan
+
+
+class _Bases:
+    """The pictures without adapter, found by prompt and seed, else by the same name."""
+
+    def __init__(self, source: Source, models: Models) -> None:
+        self.source, self.models = source, models
+        self.by_seed = {(p.prompt, p.seed): p for p in source.pictures if p.prompt and p.seed is not None}
+        self.by_name = {_relative(p): p for p in source.pictures}
+
+    def disturbance(self, picture: Picture, embed: torch.Tensor) -> float:
+        if picture.seed is None:
+            other = self.by_name.get(_relative(picture))
+        else:
+            other = self.by_seed.get((picture.prompt, picture.seed))
+        if other is None:
+            return math.nan
         try:
-            images.append(read_photo(path, max_side=1536))
-            good.append(path)
+            image = self.source.load(other)
         except BolidError as error:
-            rejected.setdefault(error.message, []).append(str(path))
-    return good, images
+            self.source.reject(other, error.message)
+            return math.nan
+        return 1 - float(self.models.image_text.encode_images([image]).float().cpu()[0] @ embed)
 
 
-def _prompt(path: Path) -> str:
-    """The prompt in a picture's run record, "" where there is none."""
-    from bolid.formats.images import open_image
-
-    with open_image(path.read_bytes()) as image:
-        text = getattr(image, "text", {}).get("bolid", "")
-    try:
-        return str(json.loads(text)["config"]["prompt"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+def _relative(picture: Picture) -> str:
+    path = Path(picture.source)
+    return path.relative_to(picture.folder).as_posix() if path.is_relative_to(picture.folder) else picture.source
 
 
-def _truth(paths: list[Path]) -> dict[str, float]:
-    """The ground-truth ratios beside the photos of a synthetic person; {} for others and several people."""
-    found: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            found.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["ratios"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-    return found[0] if found and all(ratios == found[0] for ratios in found) else {}
+# ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def _body_ratio_error(
-    family: Family, device: str, images: list[np.ndarray], reference_paths: list[Path]
-) -> tuple[dict[str, dict[str, float]], Metric]:
-    truth = _truth(reference_paths)
-    if not truth:
-        return {}, Metric(None, 0, "body probe", "needs the ground truth of one synthetic person beside the photos")
-    if family.probe is None or not family.probe.exists():
-        return {}, Metric(None, 0, "body probe", f"family {family.name} has no probe")
-    from bolid.backends.probe import BodyProbe
+def _metric(interval: Interval, n: int, by: str, note: str = "") -> Metric:
+    value, low, high = (None if math.isnan(x) else float(x) for x in interval)
+    return Metric(value, n, by, note, low, high)
 
-    probe = BodyProbe(family.probe, device)
-    mean = probe.predict(images).mean(0)
-    ratios = {
-        name: {"true": truth[name], "pictures": float(value)}
-        for name, value in zip(probe.ratio_names, mean, strict=True)
-        if name in truth
+
+def _owners(people: Sequence[str]) -> torch.Tensor:
+    import torch
+
+    names = sorted(set(people))
+    return torch.tensor([names.index(person) for person in people])
+
+
+def _mean_metrics(
+    scored: Scored,
+    references: References,
+    against: _Against,
+    models: Models,
+    metrics: dict[str, Metric],
+    has_base: bool,
+    has_conditioning: bool,
+) -> None:
+    """The figures that are means over pictures."""
+    from bolid.method.metrics import bootstrap_mean
+
+    pose, face = f"pose model of family {models.family.name}", f"face model of family {models.family.name}"
+    diversity = "tower_lpips_diversity"
+    by = {
+        "text_score": models.tower, "image_score": models.tower, "face_found": face, "face_similarity": face,
+        "face_tar": face, "person_found": pose, "body_rank1": models.reader_name, "body_auc": models.reader_name,
+        "copy_paste": models.tower, "clothing_leak": models.tower, "disturbance": models.tower,
+        diversity: models.tower,
+    }  # fmt: skip
+    one_person = "needs reference photos of several people"
+    why_not = {
+        "text_score": "no picture carries its prompt",
+        "face_similarity": "no face on both sides",
+        "face_tar": one_person + ": the threshold comes from other people's faces",
+        "body_rank1": one_person,
+        "body_auc": one_person,
+        "copy_paste": "needs the photos that made the profile: among the reference photos, or --conditioning",
+        "clothing_leak": "needs captions of the photos that made the profile, and prompts that name clothes"
+        if has_conditioning
+        else "needs the photos that made the profile: among the reference photos, or --conditioning",
+        "disturbance": "no picture in --base has the same prompt and seed" if has_base else "needs --base",
+        diversity: "needs two pictures or more of the same prompt and person",
     }
-    error = sum(abs(r["pictures"] / r["true"] - 1) for r in ratios.values()) / len(ratios)
-    return ratios, Metric(error, len(images), f"body probe of family {family.name}")
+    notes = {}
+    if against.threshold is not None:
+        notes["face_tar"] = f"above {against.threshold:.3f}; of {len(against.impostors)} comparisons of strangers"
+        if len(against.impostors) < 1 / FAR:
+            notes["face_tar"] += ", too few for this rate"
+    if len(against.known_bodies) > 1:
+        notes["body_rank1"] = f"of {len(against.known_bodies)} people; chance is {1 / len(against.known_bodies):.3f}"
+    groups = _owners(scored.people)
+    for key in PER_PICTURE:
+        values = scored.scores[key]
+        key = diversity if key == "diversity" else key
+        scored.scores.setdefault(key, values)
+        n = int((~values.isnan()).sum())
+        note = notes.get(key, "") if n else why_not.get(key, "")
+        metrics[key] = _metric(bootstrap_mean(values, groups, REPLICATES), n, by[key], note)
+    scored.scores.pop("diversity", None)
+
+
+def _body_metrics(
+    scored: Scored,
+    references: References,
+    keypoints: torch.Tensor,
+    widths: torch.Tensor,
+    readings: torch.Tensor,
+    models: Models,
+    metrics: dict[str, Metric],
+) -> dict[str, dict[str, float]]:
+    """Body errors: of every person's mean over their pictures, so that pose and foreshortening average out."""
+    import torch
+
+    from bolid.method.metrics import (
+        ENDS,
+        Interval,
+        bone_confidence,
+        bone_ratios,
+        mean_correlation,
+        resamples,
+        weighted_mean,
+    )
+
+    owner = references.owner
+    pose = f"pose model of family {models.family.name}"
+    bones, sure = bone_ratios(keypoints), bone_confidence(keypoints)
+    reference_bones, reference_sure = bone_ratios(references.keypoints), bone_confidence(references.keypoints)
+    present = [person for person in references.people if person in set(scored.people)]
+
+    def of(person: str, values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        number = references.people.index(person)
+        return values[owner == number], weights[owner == number]
+
+    ones, reference_ones = torch.ones_like(widths), torch.ones_like(references.widths)
+    wanted_bones = {p: weighted_mean(*of(p, reference_bones, reference_sure)) for p in present}
+    wanted_widths = {p: weighted_mean(*of(p, references.widths, reference_ones)) for p in present}
+    targets = {
+        "bone_ratio_error": (bones, sure, wanted_bones),
+        "width_profile_distance": (widths, ones, wanted_widths),
+    }
+    by = {"bone_ratio_error": pose, "width_profile_distance": f"GrabCut from the {pose}"}
+    why_not = {
+        "bone_ratio_error": "no whole body on both sides",
+        "width_profile_distance": "no whole body on both sides",
+        "body_ratio_error": "needs the ground truth of synthetic people beside the photos",
+    }
+    if models.probe is not None:
+        names = [name for name in models.probe.ratio_names if all(name in references.truth.get(p, {}) for p in present)]
+        columns = [models.probe.ratio_names.index(name) for name in names]
+        known = {
+            p: torch.tensor([references.truth[p][name] for name in names]) for p in present if p in references.truth
+        }
+        if names and known:
+            targets["body_ratio_error"] = (readings[:, columns], torch.ones(len(readings), len(names)), known)
+    else:
+        why_not["body_ratio_error"] = f"family {models.family.name} has no probe"
+    by["body_ratio_error"] = models.reader_name
+    for key in ("bone_ratio_error", "width_profile_distance", "body_ratio_error"):
+        if key not in targets:
+            metrics[key] = Metric(None, 0, by[key], why_not[key])
+            continue
+        values, weights, wanted = targets[key]
+        relative = key == "body_ratio_error"
+        _per_person(scored, key, values, weights, wanted, relative, metrics, by[key], why_not[key])
+    ratios: dict[str, dict[str, float]] = {}
+    metrics["body_ratio_correlation"] = Metric(
+        None, 0, models.reader_name, "needs the ground truth of five people or more"
+    )
+    if "body_ratio_error" in targets:
+        values, weights, wanted = targets["body_ratio_error"]
+        people = [p for p in wanted if p in scored.per_person.get("body_ratio_error", {})]
+        if people:
+            rows = [_rows(scored, p) for p in people]
+            read = torch.stack([weighted_mean(values[r], weights[r]) for r in rows]).double()
+            truth = torch.stack([wanted[p] for p in people]).double()
+            for i, name in enumerate(names):
+                ratios[name] = {"true": float(truth[:, i].mean()), "pictures": float(read[:, i].mean())}
+            if len(people) >= 5:
+                generator = torch.Generator().manual_seed(0)
+                draws = [
+                    mean_correlation(truth.repeat_interleave(c, 0), read.repeat_interleave(c, 0))
+                    for c in resamples(REPLICATES, len(people), generator).long()
+                ]
+                low, high = torch.stack(draws).quantile(ENDS).tolist()
+                value = float(mean_correlation(truth, read))
+                metrics["body_ratio_correlation"] = _metric(
+                    Interval(value, low, high), len(people), models.reader_name, "n is people"
+                )
+    # Every picture by itself, for the plots and nothing else: pose is in it.
+    scored.scores["bone_error"] = _each(scored, bones, targets["bone_ratio_error"][2], relative=False)
+    if "body_ratio_error" in targets:
+        scored.scores["body_error"] = _each(
+            scored, targets["body_ratio_error"][0], targets["body_ratio_error"][2], relative=True
+        )
+    return ratios
+
+
+def _rows(scored: Scored, person: str) -> list[int]:
+    return [i for i, name in enumerate(scored.people) if name == person]
+
+
+def _error(mean: torch.Tensor, wanted: torch.Tensor, relative: bool) -> float:
+    error = (mean / wanted - 1).abs() if relative else (mean - wanted).abs()
+    return float(error.nanmean())
+
+
+def _each(scored: Scored, values: torch.Tensor, wanted: dict[str, torch.Tensor], relative: bool) -> torch.Tensor:
+    import torch
+
+    errors = [
+        _error(values[i], wanted[person], relative) if person in wanted else math.nan
+        for i, person in enumerate(scored.people)
+    ]
+    return torch.tensor(errors, dtype=torch.float64)
+
+
+def _per_person(
+    scored: Scored,
+    key: str,
+    values: torch.Tensor,
+    weights: torch.Tensor,
+    wanted: dict[str, torch.Tensor],
+    relative: bool,
+    metrics: dict[str, Metric],
+    by: str,
+    why_not: str,
+) -> None:
+    """Mean over people of the error of their mean. Resampled: people where there are enough, else their pictures."""
+    import torch
+
+    from bolid.method.metrics import ENDS, FEWEST_GROUPS, Interval, bootstrap_mean, resamples, weighted_mean
+
+    errors: dict[str, float] = {}
+    n = 0
+    for person, target in wanted.items():
+        rows = _rows(scored, person)
+        seen = int((~values[rows].isnan().all(1)).sum())
+        error = _error(weighted_mean(values[rows], weights[rows]), target, relative)
+        if seen and not math.isnan(error):
+            errors[person] = error
+            n += seen
+    scored.per_person[key] = errors
+    if not errors:
+        metrics[key] = Metric(None, 0, by, why_not)
+        return
+    each = torch.tensor(list(errors.values()), dtype=torch.float64)
+    interval = bootstrap_mean(each, None, REPLICATES)
+    if len(errors) < FEWEST_GROUPS and n >= 2:
+        generator, draws = torch.Generator().manual_seed(0), []
+        for _ in range(REPLICATES // 5):
+            found = []
+            for person in errors:
+                rows = _rows(scored, person)
+                counts = resamples(1, len(rows), generator)[0].to(weights)[:, None]
+                found.append(_error(weighted_mean(values[rows], weights[rows] * counts), wanted[person], relative))
+            draws.append(torch.tensor(found, dtype=torch.float64).nanmean())
+        spread = torch.stack(draws)
+        low, high = spread[~spread.isnan()].quantile(ENDS).tolist()
+        interval = Interval(float(each.mean()), low, high)
+    note = f"mean of {len(errors)} people" if len(errors) > 1 else ""
+    metrics[key] = _metric(interval, n, by, note)
+
+
+def _distribution_metrics(
+    statistics: FeatureStatistics,
+    reference: FeatureStatistics,
+    inception: Any,
+    classes: int,
+    models: Models,
+    metrics: dict[str, Metric],
+) -> None:
+    from bolid.method.distributions import frechet_extrapolated, frechet_interval, kernel_distance
+
+    n, m = int(statistics.count), int(reference.count)
+    by, count = models.feature_name, min(n, m)
+    if count < 2:
+        too_few = f"needs two pictures or more on both sides, not {n} and {m}"
+        for key in ("fid", "fid_extrapolated", "kid", "inception_score"):
+            metrics[key] = Metric(None, count, by, too_few)
+    else:
+        replicates = 200 if models.feature_size <= 256 else 50
+        note = f"of {n} pictures and {m} photos"
+        biased = f"{note}: mostly bias below {FEW:,}; compare equal counts only, or look at kid and fid_extrapolated"
+        metrics["fid"] = _metric(
+            frechet_interval(statistics, reference, replicates), count, by, biased if count < FEW else note
+        )
+        few = "" if count > models.feature_size else "rough: fewer pictures than features"
+        metrics["fid_extrapolated"] = _metric(frechet_extrapolated(statistics, reference), count, by, few)
+        metrics["kid"] = _metric(kernel_distance(statistics, reference), count, by)
+    if inception is None:
+        metrics["inception_score"] = Metric(None, n, by, "the tower's classes are the prompts: needs two or more")
+    elif n >= 2:
+        what = f"classes: the {classes} prompts" if models.inception is None else "classes: InceptionV3's 1,008"
+        metrics["inception_score"] = _metric(inception.interval(), n, by, what)
+
+
+# ---- several methods ----------------------------------------------------------------------------------------------
+
+
+def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Difference]:
+    """Other minus first, over what both have: pictures by person, prompt and occurrence; people by name."""
+    import torch
+
+    from bolid.method.metrics import bootstrap_mean
+
+    places = [_by_prompt(one) for one in (first, other)]
+    keys = [key for key in places[0] if key in places[1]]
+    found: dict[str, Difference] = {}
+    for metric in DESCRIPTIONS:
+        groups = None
+        if metric in first.scores and metric in other.scores:
+            rows = [torch.tensor([place[key] for key in keys], dtype=torch.long) for place in places]
+            values = other.scores[metric][rows[1]] - first.scores[metric][rows[0]]
+            groups, by = _owners([key[0] for key in keys]) if keys else None, "picture"
+        elif metric in first.per_person and metric in other.per_person:
+            theirs = [first.per_person[metric], other.per_person[metric]]
+            both = [person for person in theirs[0] if person in theirs[1]]
+            values = torch.tensor([theirs[1][p] - theirs[0][p] for p in both], dtype=torch.float64)
+            by = "person"
+        else:
+            continue
+        pairs = int((~values.isnan()).sum())
+        if pairs:
+            interval = bootstrap_mean(values, groups, REPLICATES, derive_seed(seed, "differences", metric) % 2**31)
+            value, low, high = (None if math.isnan(x) else x for x in interval)
+            found[metric] = Difference(value, low, high, pairs, by)
+    return found
+
+
+def _by_prompt(scored: Scored) -> dict[tuple[str, str, int], int]:
+    """(person, prompt, how many such came before) -> place."""
+    places: dict[tuple[str, str, int], int] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for place, (picture, person) in enumerate(zip(scored.pictures, scored.people, strict=True)):
+        pair = (person, picture.prompt or _relative(picture))
+        places[(*pair, counts.get(pair, 0))] = place
+        counts[pair] = counts.get(pair, 0) + 1
+    return places

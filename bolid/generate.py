@@ -175,7 +175,10 @@ def _identity(
         match_family(family.name, person.record["family"], profile)
         vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
         encoder_sha = person.record["inputs"].get("body_encoder", "")
-        return Identity(vectors, encoder_sha, {"profile": sha256_file(profile)}, f"the profile {Path(profile).name}")
+        # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
+        photos = {name: sha for name, sha in person.record["inputs"].items() if name.startswith("photo_")}
+        inputs = {"profile": sha256_file(profile), **photos}
+        return Identity(vectors, encoder_sha, inputs, f"the profile {Path(profile).name}")
     if reference is not None:
         from bolid.backends.body import BodyEncoder
 

@@ -11,6 +11,7 @@ from bolid.method.metrics import (
     bone_confidence,
     bone_ratios,
     bootstrap_mean,
+    expected_max,
     mean_correlation,
     perceptual_distance,
     r2_scores,
@@ -138,6 +139,15 @@ def test_perceptual_distance_is_that_of_lpips_but_for_its_weights():
     )
     assert torch.allclose(perceptual_distance(a, b), theirs.flatten(), rtol=1e-6)
     assert torch.allclose(perceptual_distance(a, a), torch.zeros(2, dtype=torch.float64))
+
+
+def test_expected_max_of_all_draws():
+    import itertools
+
+    values = normal(6, 1)[:, 0]
+    for count in (1, 2, 4, 6):
+        draws = [max(draw) for draw in itertools.combinations(values.tolist(), count)]
+        assert expected_max(values, count) == pytest.approx(sum(draws) / len(draws))
 
 
 def test_accept_threshold():

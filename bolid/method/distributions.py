@@ -8,6 +8,7 @@ Shapes: N, M pictures, D features, C classes, r <= LIMIT * (D + 1) rows, m <= KE
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,9 +61,7 @@ class FeatureStatistics(Metric):
             raise ValueError(f"expected features [N, {self.features}], not {list(features.shape)}")
         features = features.detach().to(self.factor.device)
         self.rows.append(features)
-        self.keys.append(
-            torch.rand(len(features), generator=self._generator, dtype=torch.float64).to(features.device)
-        )
+        self.keys.append(torch.rand(len(features), generator=self._generator, dtype=torch.float64).to(features.device))
         self.count += len(features)
         if sum(map(len, self.rows)) > max(FOLD * self.features, FOLD_ROWS):
             self.sample, self.sample_keys = self._sampled()
@@ -79,6 +78,21 @@ class FeatureStatistics(Metric):
     def kept(self) -> torch.Tensor:
         """A uniform sample of the rows, f64 [min(N, KEPT), D]."""
         return self._sampled()[0]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All there is to keep, for a file."""
+        self.sample, self.sample_keys = self._sampled()
+        self.factor, self.rows, self.keys = self._folded(), [], []
+        return {name: getattr(self, name) for name in ("factor", "sample", "sample_keys", "count")}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> FeatureStatistics:
+        """The statistics that `tensors` came from."""
+        statistics = cls(tensors["sample"].shape[1])
+        for name in ("factor", "sample", "sample_keys", "count"):
+            setattr(statistics, name, tensors[name])
+        statistics._update_count = 1  # or torchmetrics warns that nothing has come in yet
+        return statistics
 
     def _sampled(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys = torch.cat([self.sample_keys, *self.keys])
@@ -222,9 +236,7 @@ def kernel_distance(a: FeatureStatistics, b: FeatureStatistics, replicates: int 
 
     def distance(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """For weights u [B, N] and v [B, M]: [B]."""
-        within = [
-            ((w @ k) * w).sum(1) / (w.sum(1).square() - w.square().sum(1)) for w, k in ((u, k_xx), (v, k_yy))
-        ]
+        within = [((w @ k) * w).sum(1) / (w.sum(1).square() - w.square().sum(1)) for w, k in ((u, k_xx), (v, k_yy))]
         return within[0] + within[1] - 2 * ((u @ k_xy) * v).sum(1) / (u.sum(1) * v.sum(1))
 
     generator = torch.Generator().manual_seed(seed)

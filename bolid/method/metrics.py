@@ -7,6 +7,7 @@ Shapes: N pictures, D features, K = 17 COCO keypoints, P people, R ratios, W = 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -199,6 +200,17 @@ def perceptual_distance(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) ->
     return torch.stack([
         (F.normalize(p, dim=1) - F.normalize(q, dim=1)).square().sum(1).mean((1, 2)) for p, q in zip(a, b, strict=True)
     ]).sum(0)  # fmt: skip
+
+
+def expected_max(values: torch.Tensor, count: int) -> float:
+    """The mean, over all ways to take `count` of the values [n >= count], of the largest one taken.
+
+    So that the nearest of few and the nearest of many can be compared: the larger crowd has no advantage.
+    """
+    ordered, n = values.double().sort().values, len(values)
+    # The i-th smallest is the largest of its draw if the other count - 1 come from the i smaller ones.
+    ways = [math.comb(i, count - 1) / math.comb(n, count) for i in range(n)]
+    return float(ordered @ torch.tensor(ways, dtype=torch.float64))
 
 
 def accept_threshold(impostors: torch.Tensor, far: float = 0.01) -> float:
