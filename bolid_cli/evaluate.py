@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -74,7 +74,7 @@ def evaluate(
     chosen = choose_family(family, quiet)
     import bolid.evaluate
 
-    options = {
+    options: dict[str, Any] = {
         "prompts": prompts, "profiles": profiles or [], "conditioning": conditioning, "base": base,
         "features": features, "html": html, "family": chosen.name, "device": device, "seed": seed,
     }  # fmt: skip

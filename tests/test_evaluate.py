@@ -12,11 +12,11 @@ import torch
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
-import bolid.evaluate
 import bolid.observe
 from bolid.errors import BolidError
-from bolid.evaluate import DESCRIPTIONS, compare, evaluate, outfit
+from bolid.evaluate import compare, evaluate
 from bolid.formats.profile import save_profile
+from bolid.scores import DESCRIPTIONS, Against, outfit
 from bolid_cli.main import app
 
 
@@ -199,7 +199,7 @@ def test_bodies_and_faces_of_known_readings():
         keypoints=torch.zeros(25, 17, 3), widths=torch.full((25, 16), torch.nan), readings=readings, truth={},
         statistics=None,
     )  # fmt: skip
-    against = bolid.evaluate._Against(references, {}, None)
+    against = Against(references, {}, None)
     seen = bolid.observe.Seen(
         torch.ones(4) / 2, torch.ones(4), None, torch.eye(512)[1], torch.ones(17, 3), torch.zeros(16),
         torch.tensor([0.1, 0.9, 0.2, 0.0, 0.0]),
@@ -221,6 +221,13 @@ def test_differences_are_paired(comparison):
     assert found["text_score"].value == pytest.approx(wrong["text_score"].value - right["text_score"].value)
     assert found["image_score"].value < 0 and found["image_score"].low <= found["image_score"].value
     assert "fid" not in found
+
+
+def test_the_report_holds_every_figure(comparison, many):
+    page = (many / "report.html").read_text(encoding="utf-8")
+    for evaluation in comparison.methods.values():
+        assert f"{evaluation.metrics['text_score'].value:.3f}" in page
+    assert page.count("data:image/jpeg") == 6 * 3 and "6 reference photos had made a profile" in page
 
 
 def test_copy_paste_disturbance_and_leak(people, many, rendered_people, tmp_path):
