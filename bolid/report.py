@@ -229,7 +229,7 @@ def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
         settings: dict[tuple[float, float], list[int]] = {}
         for i, picture in enumerate(one.pictures):
             scales = picture.scales
-            if scales:
+            if scales.keys() & {"face", "body"}:  # another's adapter has neither
                 settings.setdefault((scales.get("face", 0.0), scales.get("body", 0.0)), []).append(i)
         for (face, body), rows in sorted(settings.items()):
             similarity, off = one.scores["face_similarity"][rows].nanmean(), one.scores[error][rows].nanmean()
