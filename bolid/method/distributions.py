@@ -287,7 +287,7 @@ class InceptionScore(Metric):
         value = float(self.compute())
         scale = (len(p) / int(self.count)) ** 0.5
         low, high = ((found - found.mean()) * scale).quantile(ENDS).tolist()
-        return Interval(value, max(1.0, value + low), value + high)
+        return Interval(value, max(1.0, value + low), min(float(len(self.sum_p)), value + high))
 
 
 def _x_log_x(p: torch.Tensor) -> torch.Tensor:

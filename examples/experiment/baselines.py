@@ -197,7 +197,8 @@ def train_baseline(
         with torch.no_grad():
             decay = min(config.ema, step / (step + 10))
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        recent = float(loss) if math.isnan(recent) else 0.99 * recent + 0.01 * float(loss)
+        value = float(loss.detach())
+        recent = value if math.isnan(recent) else 0.99 * recent + 0.01 * value
         if not math.isfinite(recent):
             raise BolidError(f"the training diverged at step {step}", "take fewer steps, or another seed")
         if time.monotonic() - saved > 60 * config.checkpoint_minutes:
@@ -248,26 +249,27 @@ class Baseline:
         return self.attention(embeds[None], torch.ones(1, len(embeds), dtype=torch.bool))[0]
 
     def generate(
-        self, prompts: list[str], out: Path, condition: torch.Tensor, *, seed: int, photos: dict[str, str], name: str
-    ) -> list[Path]:
-        """One picture of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
+        self, prompts: list[str], out: Path, condition: torch.Tensor, *, n: int, seed: int, photos: dict[str, str],
+        name: str,
+    ) -> list[Path]:  # fmt: skip
+        """`n` pictures of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
         steps, guidance = int(self.family.defaults.get("steps", 30)), float(self.family.defaults.get("guidance", 5.0))
         height, width = self.family.image_size
-        seeds = [derive_seed(seed, "generate", index, 0) for index in range(len(prompts))]
-        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance > 1, batch=len(prompts))
+        jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
+        seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
+        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance > 1, batch=len(jobs))
         with quiet_diffusers():
             pictures = self.pipe(
-                prompts, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance,
-                negative_prompt=[""] * len(prompts) if guidance > 1 else None,
+                [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
+                guidance_scale=guidance, negative_prompt=[""] * len(jobs) if guidance > 1 else None,
                 generator=[torch.Generator().manual_seed(s) for s in seeds], ip_adapter_image_embeds=embeds,
             ).images  # fmt: skip
         paths = []
         settings = {"steps": steps, "guidance": guidance, "negative": "", "scales": {"image": 1.0}, "person": name}
-        for index, (prompt, picture_seed, picture) in enumerate(zip(prompts, seeds, pictures, strict=True)):
-            record = run_record(
-                "picture", family=self.family, config={"prompt": prompt, **settings}, seed=picture_seed, inputs=photos
-            )
-            paths.append(out / f"{index:03d}.png")
+        for (index, number), picture_seed, picture in zip(jobs, seeds, pictures, strict=True):
+            config = {"prompt": prompts[index], **settings}
+            record = run_record("picture", family=self.family, config=config, seed=picture_seed, inputs=photos)
+            paths.append(out / f"{index:03d}-{number}.png")
             save_picture(paths[-1], picture, record)
         return paths
 

@@ -25,6 +25,7 @@ class Protocol:
     photo_size: tuple[int, int]  # height, width
     conditioning: int
     held_out: int
+    pictures: int  # of each prompt
     people: tuple[int, ...]
     prompts: tuple[str, ...]
     whole: bool  # nothing was left out
@@ -59,4 +60,4 @@ def read_protocol(people: int = 0, prompts: int = 0, file: Path = FILE) -> Proto
     chosen = tuple(data["people"][: people or None]), tuple(data["prompts"][: prompts or None])
     whole = len(chosen[0]) == len(data["people"]) and len(chosen[1]) == len(data["prompts"])
     size = (int(data["photo_size"][0]), int(data["photo_size"][1]))
-    return Protocol(data["seed"], size, data["conditioning"], data["held_out"], *chosen, whole)
+    return Protocol(data["seed"], size, data["conditioning"], data["held_out"], data["pictures"], *chosen, whole)

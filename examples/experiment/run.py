@@ -43,6 +43,7 @@ class Task:
     person: str
     photos: list[Path]  # for conditioning, in order
     prompts: list[str]
+    n: int  # pictures of each prompt
     out: Path
     seed: int
 
@@ -91,7 +92,7 @@ class Bench:
 
 def base(bench: Bench, task: Task) -> None:
     """The frozen base: what the words alone give."""
-    bolid.generate.generate(task.prompts, task.out, family=bench.family.name, seed=task.seed)
+    bolid.generate.generate(task.prompts, task.out, n=task.n, family=bench.family.name, seed=task.seed)
 
 
 def ip_adapter(bench: Bench, task: Task) -> None:
@@ -128,14 +129,14 @@ def _with_images(bench: Bench, task: Task, name: str, photos: list[Path]) -> Non
     embeds = bench.image_text.encode_images([read_photo(path) for path in photos]).float()
     hashes = {f"photo_{i:03d}": sha256_file(path) for i, path in enumerate(photos)}
     baseline.generate(
-        task.prompts, task.out, baseline.condition(embeds), seed=task.seed, photos=hashes, name=task.person
+        task.prompts, task.out, baseline.condition(embeds), n=task.n, seed=task.seed, photos=hashes, name=task.person
     )
 
 
 def _with_profile(bench: Bench, task: Task, photos: list[Path]) -> None:
     profile = bench.work / "profiles" / str(len(photos)) / f"{task.person}.safetensors"
     bolid.profile.make_profile(photos, profile, family=bench.family.name)
-    bolid.generate.generate(task.prompts, task.out, profile=profile, adapter=bench.adapter, seed=task.seed)
+    bolid.generate.generate(task.prompts, task.out, profile=profile, adapter=bench.adapter, n=task.n, seed=task.seed)
 
 
 def run(method: str, protocol: Protocol, bench: Bench) -> Path:
@@ -150,8 +151,9 @@ def run(method: str, protocol: Protocol, bench: Bench) -> Path:
         shutil.rmtree(folder)
     write_atomic(stamp, models)
     for person, (name, theirs) in zip(protocol.people, photos.items(), strict=True):
-        task = Task(name, theirs, protocol.prompts_for(person), folder / name, protocol.picture_seed(person))
-        if len(list(task.out.glob("*.png"))) != len(task.prompts):
+        prompts, seed = protocol.prompts_for(person), protocol.picture_seed(person)
+        task = Task(name, theirs, prompts, protocol.pictures, folder / name, seed)
+        if len(list(task.out.glob("*.png"))) != len(task.prompts) * task.n:
             try:
                 METHODS[method](bench, task)
             except BolidError as error:

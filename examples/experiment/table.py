@@ -41,8 +41,9 @@ def markdown(compared: Comparison, protocol: Protocol, trained: dict[str, str]) 
         "# The experiment: who keeps the body?",
         "",
         "Made by `python examples/experiment/table.py`; nothing in it is typed by hand.",
-        f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, one "
-        f"picture of each, equal seeds; {first.references} held-out photos; see `examples/experiment/protocol.json`.",
+        f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
+        f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
+        "The protocol is `examples/experiment/protocol.json`.",
         "",
         "| method | what it is | trained |",
         "|---|---|---|",
@@ -51,15 +52,14 @@ def markdown(compared: Comparison, protocol: Protocol, trained: dict[str, str]) 
         "Value and 95 % bootstrap interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
         f"differs from {compared.baseline}: the interval of the paired differences leaves out 0.",
         "",
-        f"| figure | {' | '.join(methods)} | n | measured by |",
-        f"|---|{'---|' * len(methods)}---|---|",
+        f"| figure | {' | '.join(methods)} | n |",
+        f"|---|{'---|' * len(methods)}---|",
     ]
     for name in first.metrics:
         arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
         cells = [_cell(compared, method, name) for method in methods]
         counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
-        by = first.metrics[name].measured_by
-        lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} | {counts} | {by} |")
+        lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} | {counts} |")
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
 
@@ -76,9 +76,11 @@ def _cell(compared: Comparison, method: str, name: str) -> str:
 
 def _notes(compared: Comparison) -> list[str]:
     first = next(iter(compared.methods.values()))
-    lines = [f"- {name.replace('_', ' ')}: {DESCRIPTIONS[name][1]}" for name in first.metrics]
-    lines += [f"- {name.replace('_', ' ')}, note: {m.note}" for name, m in first.metrics.items() if m.note]
-    return ["What the figures are:", "", *lines]
+    lines = ["What the figures are, and what measured them:", ""]
+    for name, metric in first.metrics.items():
+        note = f" ({metric.note})" if metric.note else ""
+        lines.append(f"- {name.replace('_', ' ')}: {DESCRIPTIONS[name][1]}; {metric.measured_by}{note}")
+    return lines
 
 
 def main() -> None:
