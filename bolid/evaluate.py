@@ -50,7 +50,7 @@ class Comparison:
 
 
 def evaluate(
-    generated: str | os.PathLike[str] = "generated",
+    generated: str | os.PathLike[str],
     reference: str | os.PathLike[str] = "photos",
     *,
     prompts: str | os.PathLike[str] | None = None,
@@ -128,6 +128,8 @@ def _score_all(
     if features not in FEATURES:
         raise BolidError(f"--features is {features!r}", f"choose one of {', '.join(FEATURES)}")
     _refuse_equal([*folders], reference, "the generated pictures and the reference photos")
+    if html is not None and Path(html).is_dir():  # now, and not when everything has been measured
+        raise BolidError(f"--html {html} is a folder", "give the name of a file, like report.html")
     chosen, device = get_family(family), pick_device(device)
     tell = progress or (lambda done, total, text: None)
     sources = [generated_pictures(folder, prompts) for folder in folders]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bolid.errors import BolidError
 from bolid.pictures import Picture, Source
 from bolid.run import write_atomic
-from bolid.scores import HIGHER, Scored
+from bolid.scores import HIGHER, Metric, Scored
 
 if TYPE_CHECKING:
     from bolid.evaluate import Difference
@@ -81,10 +81,11 @@ def _figures(
             else:
                 cells += [f"<td>{_number(figure.value)}</td>", f"<td class=quiet>{interval}</td>"]
         count = " / ".join(dict.fromkeys(str(e.metrics[name].n) for e in evaluations))
-        by = escape(metric.measured_by) + (f". {escape(metric.note)}" if metric.note else "")
-        cells += [f"<td>{count}</td>", f'<td class="by">{by}</td>']
+        cells.append(f"<td>{count}</td>")
+        if not several:
+            cells.append(f'<td class="by">{_by(metric)}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head += ["n", "measured by"]
+    head += ["n"] if several else ["n", "measured by"]
     table = (
         f"<div class=scroll><table><thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -96,6 +97,10 @@ def _figures(
             "leaves out 0."
         )
     return table + key + "</p>" + _ratios(scored)
+
+
+def _by(metric: Metric) -> str:
+    return escape(metric.measured_by) + (f". {escape(metric.note)}" if metric.note else "")
 
 
 def _mark(difference: Difference | None) -> str:
@@ -154,9 +159,8 @@ def _plots(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]
         rows = [(f"{count} photo{'s' if count != 1 else ''}", points) for count, points in sorted(by_photos.items())]
         figures.append(_figure(_dots(rows), "body error by number of photos", what + ", picture by picture", legend))
     if (trade := _trade_off(scored, error)) is not None:
-        figures.append(
-            _figure(trade, "face against body over the scales", f"right: the face is nearer; down: less {what}")
-        )
+        caption = f"right: the face is nearer; down: less {what}"
+        figures.append(_figure(trade, "face against body over the scales", caption, legend))
     return f"<div class=plots>{''.join(figures)}</div>" if figures else ""
 
 
@@ -408,7 +412,10 @@ def _how(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]) 
         for reason, names in (one.evaluation.rejected if one.evaluation else {}).items():
             rejected.setdefault(reason, []).extend(name for name in names if name not in rejected.get(reason, []))
     parts = [f"<p>{escape(protocol)}</p>", *(f"<p>{escape(note)}.</p>" for note in notes)]
-    terms = "".join(f"<dt>{_words(name)}</dt><dd>{escape(descriptions[name][1])}</dd>" for name in evaluation.metrics)
+    terms = "".join(
+        f"<dt>{_words(name)}</dt><dd>{escape(descriptions[name][1])}. By: {_by(metric)}</dd>"
+        for name, metric in evaluation.metrics.items()
+    )
     parts.append(f"<dl>{terms}</dl>")
     if rejected:
         items = "".join(
@@ -426,10 +433,8 @@ def _words(name: str) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    digits = 3 if abs(value) < 100 else 1
-    if value and abs(value) < 0.01:
-        digits = 4
-    return f"{value:.{digits}f}"
+    digits = 1 if abs(value) >= 100 else 3 if abs(value) >= 0.01 or abs(value) < 0.00005 else 4
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 _STYLE = """
@@ -442,7 +447,7 @@ h2 { font-size: 17px; font-weight: 600; margin: 40px 0 12px; padding-top: 12px; 
 h3 { font-size: 15px; margin: 24px 0 4px; }
 p { margin: 6px 0; max-width: 75ch; }
 .quiet, .by { color: #5b6770; font-size: 13px; }
-.scroll { overflow-x: auto; margin-bottom: 8px; }
+.scroll { overflow-x: auto; margin: 14px 0 8px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: left; vertical-align: top; padding: 5px 18px 5px 0; border-bottom: 1px solid #edf0f2; }
 td { white-space: nowrap; }

@@ -89,7 +89,8 @@ def many(people, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(many, rendered_people):
-    return compare([many / "right", many / "wrong"], rendered_people, base=many / "wrong", family="tiny", device="cpu")
+    folders, others = [many / "right", many / "wrong"], {"base": many / "wrong", "html": many / "report.html"}
+    return compare(folders, rendered_people, family="tiny", device="cpu", **others)
 
 
 def test_a_persons_own_photos_are_perfect(result):
@@ -272,6 +273,19 @@ def test_what_was_seen_in_references_is_kept(person, pictures, result, monkeypat
     assert evaluate(pictures, person, family="tiny", device="cpu") == first == result
 
 
+def test_shards_on_both_sides(person, result, tmp_path):
+    """The captions in shards are prompts; the photos' hashes tell which ones to hold out."""
+    from bolid.extract import extract
+
+    extract(person.parent, tmp_path / "reference", family="tiny", max_bad=1, device="cpu")
+    extract(person, tmp_path / "pictures", family="tiny", max_bad=1, device="cpu")
+    found = evaluate(tmp_path / "pictures", tmp_path / "reference", family="tiny", device="cpu")
+    assert found.pictures == 5 and found.references == 15
+    same = evaluate(tmp_path / "pictures", person, family="tiny", device="cpu")
+    text = result.metrics["text_score"].value  # shards hold JPEGs of the photos: nearly the same pixels
+    assert same.metrics["text_score"].value == pytest.approx(text, abs=0.01) and same.metrics["fid"].value < 0.01
+
+
 def test_bad_pictures_are_listed_and_the_rest_scored(person, pictures, tmp_path):
     folder = shutil.copytree(pictures, tmp_path / "some")
     (folder / "broken.png").write_bytes(b"no picture")
@@ -318,6 +332,8 @@ def test_refusals(person, tmp_path):
     with pytest.raises(BolidError, match="only 1 folder") as error:
         compare([person], person)
     assert "--compare A/ B/" in error.value.hint
+    with pytest.raises(BolidError, match="--html .* is a folder"):
+        evaluate(person, person.parent, html=tmp_path, family="tiny")
     with pytest.raises(BolidError, match="--features is 'x'"):
         evaluate(person, person.parent, features="x")
     with pytest.raises(BolidError, match="InceptionV3's weights are missing") as error:
