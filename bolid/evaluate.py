@@ -54,7 +54,7 @@ def evaluate(
     reference: str | os.PathLike[str] = "photos",
     *,
     prompts: str | os.PathLike[str] | None = None,
-    profiles: Sequence[str | os.PathLike[str]] = (),
+    profiles: Sequence[str | os.PathLike[str]] | None = None,
     conditioning: str | os.PathLike[str] | None = None,
     base: str | os.PathLike[str] | None = None,
     features: str = "auto",
@@ -76,7 +76,18 @@ def evaluate(
     listed and the rest is scored.
     """
     return _score_all(
-        [generated], reference, prompts, profiles, conditioning, base, features, html, family, device, seed, progress
+        [generated],
+        reference,
+        prompts,
+        profiles or (),
+        conditioning,
+        base,
+        features,
+        html,
+        family,
+        device,
+        seed,
+        progress,
     )[0][0].evaluation  # type: ignore[return-value]
 
 
@@ -85,7 +96,7 @@ def compare(
     reference: str | os.PathLike[str] = "photos",
     *,
     prompts: str | os.PathLike[str] | None = None,
-    profiles: Sequence[str | os.PathLike[str]] = (),
+    profiles: Sequence[str | os.PathLike[str]] | None = None,
     conditioning: str | os.PathLike[str] | None = None,
     base: str | os.PathLike[str] | None = None,
     features: str = "auto",
@@ -103,7 +114,7 @@ def compare(
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
     scored, differences = _score_all(
-        folders, reference, prompts, profiles, conditioning, base, features, html, family, device, seed, progress
+        folders, reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress
     )
     methods = {one.name: one.evaluation for one in scored if one.evaluation is not None}
     return Comparison(scored[0].name, methods, differences)

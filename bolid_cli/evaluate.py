@@ -75,7 +75,7 @@ def evaluate(
     import bolid.evaluate
 
     options: dict[str, Any] = {
-        "prompts": prompts, "profiles": profiles or [], "conditioning": conditioning, "base": base,
+        "prompts": prompts, "profiles": profiles, "conditioning": conditioning, "base": base,
         "features": features, "html": html, "family": chosen.name, "device": device, "seed": seed,
     }  # fmt: skip
     with progress_bar(quiet) as progress:

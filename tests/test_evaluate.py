@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import bolid.observe
 from bolid.errors import BolidError
 from bolid.evaluate import compare, evaluate
+from bolid.families import PARTS, get_family
 from bolid.formats.profile import save_profile
 from bolid.scores import DESCRIPTIONS, Against, outfit
 from bolid_cli.main import app
@@ -135,7 +136,6 @@ def test_fid_and_is_are_torch_fidelitys_on_the_same_pictures_and_tower(person, p
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     from bolid.backends.image_text import ImageTextModel
-    from bolid.families import get_family
     from bolid.formats.images import read_photo
 
     tower = ImageTextModel(get_family("tiny").image_text)
@@ -212,6 +212,20 @@ def test_bodies_and_faces_of_known_readings():
     seen.face = torch.full((512,), torch.nan)
     assert against.scores(seen, "", "b")["face_tar"] == 0  # a face that is not there passes for nobody's
     assert set(against.scores(seen, "", "")) == {"person_found", "face_found"}
+
+
+def test_a_family_without_a_probe_tells_bodies_by_its_encoder(many, rendered_people, tmp_path):
+    tiny = get_family("tiny")
+    parts = [part for part in PARTS if part != "probe"]
+    paths = "\n".join(f"{part} = '{getattr(tiny, part)}'" for part in parts)
+    file = tmp_path / "mine.toml"
+    sizes = f"image_size = {list(tiny.image_size)}\nview_size = {list(tiny.view_size)}\n"
+    file.write_text(f"{sizes}[paths]\n{paths}\nprobe = 'none'\n")
+    found = evaluate(many / "right", rendered_people, family=str(file), device="cpu")
+    assert found.metrics["body_rank1"].n >= 3 and "body encoder" in found.metrics["body_rank1"].measured_by
+    assert "which the adapter was trained on" in found.metrics["body_auc"].measured_by
+    assert found.metrics["body_ratio_error"].value is None and "has no probe" in found.metrics["body_ratio_error"].note
+    assert any("no InceptionV3 weights" in note for note in found.notes)
 
 
 def test_differences_are_paired(comparison):

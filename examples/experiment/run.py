@@ -55,13 +55,14 @@ class Bench:
         self, work: Path, protocol: Protocol, baselines: Path, family: str | None = None, adapter: Path | None = None
     ) -> None:
         self.work = work / f"{len(protocol.people)}-people-{len(protocol.prompts)}-prompts"
-        self.baselines, self.adapter = baselines, adapter
+        self.protocol, self.baselines, self.adapter = protocol, baselines, adapter
         self.family = get_family(family)
         self.loaded: dict[str, Baseline] = {}
 
     def models(self, method: str) -> dict[str, str]:
-        """Hashes of all that the method's pictures come from."""
+        """What the method's pictures come from: hashes of the models, and the protocol itself."""
         family, used = self.family, {"base": base_sha256(self.family), "size": str(self.family.image_size)}
+        used["protocol"] = canonical_json(self.protocol)
         if method in BASELINES:
             used["adapter"] = sha256_file(self.baseline_file(method))
         elif method != "base":
@@ -154,6 +155,7 @@ def run(method: str, protocol: Protocol, bench: Bench) -> Path:
         prompts, seed = protocol.prompts_for(person), protocol.picture_seed(person)
         task = Task(name, theirs, prompts, protocol.pictures, folder / name, seed)
         if len(list(task.out.glob("*.png"))) != len(task.prompts) * task.n:
+            shutil.rmtree(task.out, ignore_errors=True)
             try:
                 METHODS[method](bench, task)
             except BolidError as error:
