@@ -46,7 +46,8 @@ def write_report(
     if first is None:
         raise ValueError("score the pictures first")
     pictures = sum(len(one.pictures) for one in scored)
-    facts = f"{pictures} pictures of {first.people} people, {first.references} held-out photos, family {family}"
+    people = f"{first.people} {'person' if first.people == 1 else 'people'}"
+    facts = f"{pictures} pictures of {people}, {first.references} held-out photos, family {family}"
     sections = [
         ("Figures", _figures(scored, differences, descriptions)),
         ("Plots", _plots(scored, descriptions)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ from bolid_cli._render import (  # fmt: skip
 )
 
 if TYPE_CHECKING:
-    from bolid.evaluate import Comparison, Evaluation
+    from bolid.evaluate import Comparison, Evaluation, Metric
 
 
 def evaluate(
@@ -95,8 +96,11 @@ def evaluate(
 
 def _print_evaluation(result: Evaluation, quiet: bool) -> None:
     print_rejected(result.rejected, quiet)
-    rows = [(name, m.value, m.low, m.high, m.n, m.measured_by, m.note) for name, m in result.metrics.items()]
-    print_table(("metric", "value", "from", "to", "n", "measured by", "note"), rows, quiet)
+    measured = {name: metric for name, metric in result.metrics.items() if metric.value is not None}
+    marks = _marks(measured.values())
+    rows = [(name, m.value, m.low, m.high, m.n, marks[m.measured_by]) for name, m in measured.items()]
+    print_table(("metric", "value", "from", "to", "n", "by"), rows, quiet)
+    _print_notes(result, marks, quiet)
     if result.ratios:
         note("", quiet)
         ratios = [
@@ -108,14 +112,23 @@ def _print_evaluation(result: Evaluation, quiet: bool) -> None:
 
 
 def _print_comparison(compared: Comparison, quiet: bool) -> None:
-    first = next(iter(compared.methods.values()))
+    first = compared.methods[compared.baseline]
     for result in compared.methods.values():
         print_rejected(result.rejected, quiet)
-    rows = [
-        (name, *(result.metrics[name].value for result in compared.methods.values()), first.metrics[name].measured_by)
-        for name in first.metrics
+    names = [
+        name for name in first.metrics if any(r.metrics[name].value is not None for r in compared.methods.values())
     ]
-    print_table(("metric", *compared.methods, "measured by"), rows, quiet)
+    marks = _marks(first.metrics[name] for name in names)
+    rows = [
+        (
+            name,
+            *(result.metrics[name].value for result in compared.methods.values()),
+            marks[first.metrics[name].measured_by],
+        )
+        for name in names
+    ]
+    print_table(("metric", *compared.methods, "by"), rows, quiet)
+    _print_notes(first, marks, quiet)
     note(f"\nDifferences from {compared.baseline}, paired; * where the 95 % interval leaves out 0:", quiet)
     rows = [
         (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if _leaves_out_zero(d.low, d.high) else "")
@@ -124,6 +137,20 @@ def _print_comparison(compared: Comparison, quiet: bool) -> None:
     ]
     print_table(("method", "metric", "difference", "from", "to", "pairs", "of", ""), rows, quiet)
     _print_protocol(first, quiet)
+
+
+def _marks(metrics: Iterable[Metric]) -> dict[str, str]:
+    """What measured something -> a letter: the names are too long for a table."""
+    return {name: chr(ord("a") + i) for i, name in enumerate(dict.fromkeys(metric.measured_by for metric in metrics))}
+
+
+def _print_notes(result: Evaluation, marks: dict[str, str], quiet: bool) -> None:
+    note("", quiet)
+    for name, mark in marks.items():
+        note(f"{mark}: {name}", quiet)
+    for name, metric in result.metrics.items():
+        if metric.note:
+            note(f"{name}{'' if metric.value is not None else ' not measured'}: {metric.note}", quiet)
 
 
 def _leaves_out_zero(low: float | None, high: float | None) -> bool:

@@ -105,6 +105,8 @@ class FeatureStatistics(Metric):
     def _folded(self) -> torch.Tensor:
         """Upper triangular R [min(N, D + 1), D + 1] with R^T R = [1 | X]^T [1 | X]."""
         total = len(self.factor) + sum(map(len, self.rows))
+        if not self.rows and len(self.factor) and torch.equal(self.factor, self.factor.triu()):
+            return self.factor  # nothing has come in since; those of several machines are stacked, and no triangle
         if self.features > LARGE and total > self.features:
             gram = self.factor.T @ self.factor
             for part in self.rows:
@@ -112,9 +114,9 @@ class FeatureStatistics(Metric):
                 gram[0, 0] += len(part)
                 gram[0, 1:] += part.sum(0)
                 _add_gram(gram[1:, 1:], part)
-            r, failed = torch.linalg.cholesky_ex(gram.T.tril(), upper=False)
+            r, failed = torch.linalg.cholesky_ex(gram, upper=True)  # reads the upper triangle only
             if not failed:
-                return r.T
+                return r
         whole = [torch.cat([part.new_ones(len(part), 1), part], 1).double() for part in self.rows]
         return torch.linalg.qr(torch.cat([self.factor, *whole]), mode="r").R
 
@@ -155,7 +157,7 @@ def _nuclear_norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _triangles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b^T for upper triangular (or trapezoid) a and b: a third of a full product's work."""
-    step = max(64, -(-a.shape[1] // 8))
+    step = max(64, -(-a.shape[1] // 16))
     product = a.new_empty(len(a), len(b))
     for i in range(0, len(a), step):
         for j in range(0, len(b), step):
