@@ -197,10 +197,7 @@ def _hold_out(
     for profile in profiles:
         inputs = load_profile(profile).record.get("inputs", {})
         hashes |= {sha for name, sha in inputs.items() if name.startswith("photo_")}
-    # A picture of nobody in particular has nothing to hide.
-    nobody = all(
-        picture.record and not picture.record.get("inputs") for source in sources for picture in source.pictures
-    )
+    nobody = all(picture.of_nobody for source in sources for picture in source.pictures)
     short = {sha[:16] for sha in hashes}
     used = [photo for photo in reference.pictures if photo.sha256[:16] in short]
     remaining = [photo for photo in reference.pictures if photo.sha256[:16] not in short]

@@ -41,9 +41,14 @@ class Picture:
     truth: dict[str, float] = field(default_factory=dict)  # body ratios of a synthetic person
 
     @property
-    def scales(self) -> dict[str, float]:
-        """What the run record says of face and body scale."""
+    def scales(self) -> dict[str, Any]:
+        """What the run record says of face and body scale: numbers, or something finer."""
         return dict(self.record.get("config", {}).get("scales", {}))
+
+    @property
+    def of_nobody(self) -> bool:
+        """Whether the record says that no photo of anybody went in."""
+        return bool(self.record) and not {"profile", "reference"} & set(self.record.get("inputs", {}))
 
     @property
     def photos_used(self) -> set[str]:
@@ -98,6 +103,9 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
                 record = picture_record(data, str(path)) or {}
             except BolidError as error:
                 source.reject(str(path), error.message)
+                continue
+            if record.get("kind", "picture") != "picture":
+                source.reject(str(path), f"not one picture but a {record['kind']}")
                 continue
             row = table.pop(path.resolve(), {})
             config = record.get("config")

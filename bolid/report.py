@@ -231,15 +231,16 @@ def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
     """Mean face similarity against mean body error, a point for every setting of the scales; None below two."""
     found: list[tuple[float, float, int, str]] = []
     for number, one in enumerate(scored):
-        settings: dict[tuple[float, float], list[int]] = {}
+        settings: dict[str, list[int]] = {}
         for i, picture in enumerate(one.pictures):
             scales = picture.scales
             if scales.keys() & {"face", "body"}:  # another's adapter has neither
-                settings.setdefault((scales.get("face", 0.0), scales.get("body", 0.0)), []).append(i)
-        for (face, body), rows in sorted(settings.items()):
+                label = ", ".join(f"{name} {_scale(scales.get(name, 0.0))}" for name in ("face", "body"))
+                settings.setdefault(label, []).append(i)
+        for label, rows in sorted(settings.items()):
             similarity, off = one.scores["face_similarity"][rows].nanmean(), one.scores[error][rows].nanmean()
             if not (math.isnan(similarity) or math.isnan(off)):
-                found.append((float(similarity), float(off), number, f"face {face:g}, body {body:g}"))
+                found.append((float(similarity), float(off), number, label))
     if len(found) < 2:
         return None
     across, ticks_x = _axis(min(f[0] for f in found), max(f[0] for f in found), 52, 320)
@@ -262,6 +263,11 @@ def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
         )
     parts.append('<text class="tick" x="186" y="246">face similarity</text>')
     return _svg(340, 252, "".join(parts))
+
+
+def _scale(value: object) -> str:
+    """A number, or whatever else a record says of a scale, short enough for a plot."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)[:24]
 
 
 def _axis(

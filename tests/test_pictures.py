@@ -28,6 +28,22 @@ def test_records_tell_prompt_seed_and_photos(tmp_path):
     assert (picture.prompt, picture.seed, picture.photos_used) == ("a man", 7, {"a", "b"})
 
 
+def test_contact_sheets_are_no_pictures(tmp_path):
+    save(tmp_path / "x.png", "a man", kind="picture")
+    save(tmp_path / "grid.png", kind="grid")
+    source = generated_pictures(tmp_path)
+    assert len(source.pictures) == 1
+    assert source.rejected == {"not one picture but a grid": [str(tmp_path / "grid.png")]}
+
+
+def test_pictures_of_nobody(tmp_path):
+    save(tmp_path / "a.png", "x", inputs={})
+    save(tmp_path / "b.png", "x", inputs={"body_adapter": "c"})  # an invented person
+    save(tmp_path / "c.png", "x", inputs={"profile": "p"})
+    save(tmp_path / "d.png")
+    assert [p.of_nobody for p in generated_pictures(tmp_path).pictures] == [True, True, False, False]
+
+
 @pytest.mark.parametrize("name", ["prompts.csv", "prompts.jsonl", "metadata.jsonl"])
 def test_tables_beside_the_pictures(tmp_path, name):
     for file in ("sub/a.png", "b.png"):

@@ -54,7 +54,8 @@ def world(tmp_path_factory):
         for p in people:
             for i, prompt in enumerate(PROMPTS):
                 photos = {f"photo_{n:03d}": f"{p}{n}" for n in range(1 + 3 * (i % 2))}
-                record = {"config": {"scales": {"face": 1.0, "body": float(i % 2)}}, "inputs": photos}
+                body = float(i % 2) if method == "base" else "down=1,mid=0,up=0"  # finer than a number
+                record = {"config": {"scales": {"face": 1.0, "body": body}}, "inputs": photos}
                 folder.pictures.append(picture(folder, f"{p}-{i}", prompt=prompt, person=p, record=record))
         n = len(folder.pictures)
         metrics = {
@@ -112,6 +113,7 @@ def test_what_the_page_says(world):
         assert "1 photo" in page.text and "4 photos" in page.text and "face 1, body 0" in page.text
     assert "nearest by body" in one.text and "farthest by body" in one.text
     assert "paired by person and prompt" in two.text and "*" in two.text
+    assert "face 1, body down=1,mid=0,up=0" in two.text
     images = [attributes for tag, attributes in two.tags if tag == "img"]
     assert len(images) == 9 * 3 and all(a["alt"] for a in images)
     first = base64.b64decode(images[0]["src"].partition(",")[2])
