@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FIRST_UNSEEN = 200_000
 PHOTOS, PICTURES = 8, 2
+HELD_OUT = 4  # further photos, for `evaluate`: the profile's own would flatter it
 COLUMNS = ("base, no profile", "with this profile", "with another person's profile")
 
 _PROMPTS = (
@@ -85,8 +86,10 @@ def plan(
     commands.append((*common, "--out", str(out / "base")))
     for name, profile in zip(names, profiles, strict=True):
         commands.append((*common, "--profile", profile, "--out", str(out / name)))
+    held_out = str(out / "held-out")
+    commands.append(("synth", "--people", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
     for folder in ("base", *names):
-        commands.append(("evaluate", str(out / folder), "--reference", str(Path(photos) / names[0]), "--json"))
+        commands.append(("evaluate", str(out / folder), "--reference", str(Path(held_out) / names[0]), "--json"))
     return Plan(out, names[0], names[1], prompts, tuple(commands))
 
 

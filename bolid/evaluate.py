@@ -1,191 +1,286 @@
-"""`bolid evaluate`: how well generated pictures follow their prompts and keep a person's body."""
+"""`bolid evaluate`: do generated pictures follow their prompts, look like pictures, and keep a person's face and body?
+
+Pictures are scored against photos of the person that were *not* used to make the profile (the held-out protocol). Each
+figure says how many pictures are behind it, its 95 % bootstrap interval, and what measured it.
+
+Shapes: N pictures, M reference photos, P people, E embedding, D features, R body readings.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.families import Family, get_family
+from bolid.families import get_family
+from bolid.pictures import Picture, Source, generated_pictures, reference_photos
+from bolid.run import derive_seed, pick_device
+from bolid.scores import DESCRIPTIONS, REPLICATES, Evaluation, Metric, Scored, numbered, relative_source, score
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
+
+    from bolid.observe import Models
 
 Progress = Callable[[int, int, str], None]
-FEW = 2048
+
+__all__ = ["Comparison", "Difference", "Evaluation", "Metric", "compare", "evaluate"]
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One figure: its value (None where it could not be measured), the pictures behind it, and what measured it."""
+class Difference:
+    """Another method's figure minus the first one's, over pairs of equal person and prompt."""
 
     value: float | None
-    n: int
-    measured_by: str
-    note: str = ""
+    low: float | None
+    high: float | None
+    pairs: int
+    paired_by: str  # "picture" or "person"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    pictures: int
-    references: int
-    metrics: dict[str, Metric]
-    ratios: dict[str, dict[str, float]]
-    """Body ratios by name: {"true", "pictures"} (the mean of the probe's readings); empty without ground truth."""
-    rejected: dict[str, list[str]]
+class Comparison:
+    baseline: str
+    methods: dict[str, Evaluation]
+    differences: dict[str, dict[str, Difference]]  # method -> metric
 
 
 def evaluate(
     generated: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
+    reference: str | os.PathLike[str] = "photos",
     *,
+    prompts: str | os.PathLike[str] | None = None,
+    profiles: Sequence[str | os.PathLike[str]] | None = None,
+    conditioning: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    features: str = "auto",
+    html: str | os.PathLike[str] | None = None,
     family: str | None = None,
     device: str = "auto",
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score the PNGs in `generated` (their run records name the prompts) against photos of one person in `reference`.
+    """Score the pictures in `generated` against photos of the same people in `reference`.
 
-    Metrics: `text_score`, the cosine of picture and prompt (-1..1); `bone_ratio_error`, the mean absolute difference of
-    the mean bone ratios over the references' (both by the pose model); `body_ratio_error`, the mean relative error of
-    the probe's mean reading against the ground truth beside the photos (synthetic people only, families with a probe);
-    `person_found`, the share of pictures with a person; `fid` (BoLID Eq. 15) on the image tower's embeddings.
-    Pictures that cannot be read are listed and the rest is scored. Raises BolidError when nothing can be.
+    Both are folders or shard directories; with several people, `reference` holds a folder of each, and a picture's
+    person is named by its table, its run record or its folder. `prompts`: a table of file, prompt, person, seed.
+    `profiles`: what the pictures were made with, if their records don't tell. `conditioning`: the photos that were
+    used, if `reference` does not hold them too. `base`: the same prompts and seeds without adapter, for `disturbance`.
+    `features`: of FID, KID and IS. `html`: write a report there.
+
+    Reference photos that made the profile are left out; BolidError when none remains. Pictures that cannot be read are
+    listed and the rest is scored.
     """
+    return _score_all(
+        [generated],
+        reference,
+        prompts,
+        profiles or (),
+        conditioning,
+        base,
+        features,
+        html,
+        family,
+        device,
+        seed,
+        progress,
+    )[0][0].evaluation  # type: ignore[return-value]
+
+
+def compare(
+    folders: Sequence[str | os.PathLike[str]],
+    reference: str | os.PathLike[str] = "photos",
+    *,
+    prompts: str | os.PathLike[str] | None = None,
+    profiles: Sequence[str | os.PathLike[str]] | None = None,
+    conditioning: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    features: str = "auto",
+    html: str | os.PathLike[str] | None = None,
+    family: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Score several methods' folders as `evaluate` does, against the same photos, and compare each with the first.
+
+    Photos used by any of the methods are held out from all. Differences are taken between pictures of the same person,
+    prompt and place among those, or between people where a figure is one of a person.
+    """
+    if len(folders) < 2:
+        raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
+    scored, differences = _score_all(
+        folders, reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress
+    )
+    methods = {one.name: one.evaluation for one in scored if one.evaluation is not None}
+    return Comparison(scored[0].name, methods, differences)
+
+
+def _score_all(
+    folders: Sequence[str | os.PathLike[str]],
+    reference: str | os.PathLike[str],
+    prompts: str | os.PathLike[str] | None,
+    profiles: Sequence[str | os.PathLike[str]],
+    conditioning: str | os.PathLike[str] | None,
+    base: str | os.PathLike[str] | None,
+    features: str,
+    html: str | os.PathLike[str] | None,
+    family: str | None,
+    device: str,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
+    from bolid.observe import FEATURES, Models, read_references
+
+    if features not in FEATURES:
+        raise BolidError(f"--features is {features!r}", f"choose one of {', '.join(FEATURES)}")
+    _refuse_equal([*folders], reference, "the generated pictures and the reference photos")
+    if html is not None and Path(html).is_dir():  # now, and not when everything has been measured
+        raise BolidError(f"--html {html} is a folder", "give the name of a file, like report.html")
+    chosen, device = get_family(family), pick_device(device)
+    tell = progress or (lambda done, total, text: None)
+    sources = [generated_pictures(folder, prompts) for folder in folders]
+    held_out, used, checked = _hold_out(reference_photos(reference), sources, profiles)
+    given = reference_photos(conditioning) if conditioning is not None else None
+    bases = generated_pictures(base) if base is not None else None
+    models = Models(chosen, device, features)
+    references = read_references(held_out, models, tell)
+    known = _conditioning(used, held_out, given, models)
+    scored = []
+    for name, source in zip(_names(folders), sources, strict=True):
+        one = score(name, source, references, known, bases, models, tell)
+        scored.append(one)
+    for one in scored:  # only now is every rejection known
+        rejected: dict[str, list[str]] = {}
+        for source in filter(None, (one.source, held_out, given, bases)):
+            for reason, names in source.rejected.items():
+                rejected.setdefault(reason, []).extend(names)
+        protocol = {"excluded": len(used), "checked": checked}
+        one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)  # type: ignore[type-var]
+    differences = {one.name: _differences(scored[0], one, seed) for one in scored[1:]}
+    if html is not None:
+        from bolid.report import write_report
+
+        write_report(html, scored, differences, held_out, DESCRIPTIONS, chosen.name)
+    return scored, differences
+
+
+def _refuse_equal(folders: Sequence[str | os.PathLike[str]], other: str | os.PathLike[str], what: str) -> None:
+    for folder in map(Path, folders):
+        if folder.exists() and Path(other).exists() and folder.samefile(other):
+            raise BolidError(f"{what} are the same folder: {folder}", "give two folders")
+
+
+def _names(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The folders' own names, or their paths where these are equal."""
+    short = [Path(folder).resolve().name for folder in folders]
+    names = short if len(set(short)) == len(short) else [os.fspath(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise BolidError(f"a folder is given twice: {', '.join(names)}", "give different folders")
+    return names
+
+
+# ---- the held-out protocol ----------------------------------------------------------------------------------------
+
+
+def _hold_out(
+    reference: Source, sources: Sequence[Source], profiles: Sequence[str | os.PathLike[str]]
+) -> tuple[Source, list[Picture], bool]:
+    """(reference without the photos that made the profiles, those photos, whether anything told which they are)."""
+    from bolid.formats.profile import load_profile
+
+    hashes = {sha for source in sources for picture in source.pictures for sha in picture.photos_used}
+    for profile in profiles:
+        inputs = load_profile(profile).record.get("inputs", {})
+        hashes |= {sha for name, sha in inputs.items() if name.startswith("photo_")}
+    nobody = all(picture.of_nobody for source in sources for picture in source.pictures)
+    short = {sha[:16] for sha in hashes}
+    used = [photo for photo in reference.pictures if photo.sha256[:16] in short]
+    remaining = [photo for photo in reference.pictures if photo.sha256[:16] not in short]
+    lost = {photo.person for photo in used} - {photo.person for photo in remaining}
+    if lost:
+        everyone = "" if remaining else "all of "
+        raise BolidError(
+            f"{everyone}the {len(used)} reference photos of {', '.join(sorted(lost)[:3])} made the profile: a picture "
+            "must be scored against photos it could not copy",
+            "add photos of the same people that were not given to `bolid profile`",
+        )
+    reference.pictures = remaining
+    if not remaining:
+        raise BolidError(f"no photos in {reference.place} can be read", "give a folder of photos of the person")
+    return reference, used, bool(hashes) or nobody
+
+
+def _conditioning(
+    used: list[Picture], reference: Source, given: Source | None, models: Models
+) -> dict[str, tuple[torch.Tensor, list[str]]]:
+    """Person -> (embeddings [k, E], captions) of the photos they were known from."""
+    photos = [(reference, photo) for photo in used] + [(given, photo) for photo in (given.pictures if given else [])]
+    people: dict[str, list[tuple[Source, Picture]]] = {}
+    seen: set[tuple[str, str]] = set()
+    for source, photo in photos:
+        if (photo.person, photo.sha256[:16]) not in seen and source is not None:
+            seen.add((photo.person, photo.sha256[:16]))
+            people.setdefault(photo.person, []).append((source, photo))
+    found = {}
+    for person, theirs in people.items():
+        images, captions = [], []
+        for source, photo in sorted(theirs, key=lambda pair: pair[1].sha256):
+            try:
+                images.append(source.load(photo))
+                captions.append(photo.prompt)
+            except BolidError as error:
+                source.reject(photo, error.message)
+        if images:
+            found[person] = (models.image_text.encode_images(images).float().cpu(), captions)
+    return found
+
+
+# ---- several methods ----------------------------------------------------------------------------------------------
+
+
+def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Difference]:
+    """Other minus first, over what both have: pictures by person, prompt and occurrence; people by name."""
     import torch
 
-    from bolid.backends.image_text import ImageTextModel
-    from bolid.backends.pose import PoseModel
-    from bolid.formats.images import list_photos
-    from bolid.method.metrics import bone_ratios, frechet_distance
-    from bolid.run import pick_device
+    from bolid.method.metrics import FEWEST_GROUPS, bootstrap_mean
 
-    generated, reference = Path(generated), Path(reference)
-    if generated.exists() and reference.exists() and generated.samefile(reference):
-        raise BolidError("the generated pictures and the reference photos are the same folder", "give two folders")
-    chosen = get_family(family)
-    device = pick_device(device)
-    rejected: dict[str, list[str]] = {}
-    paths, images = _read(_pictures(generated), rejected)
-    reference_paths, reference_images = _read([path for _, path in list_photos(reference)], rejected)
-    if not images or not reference_images:
-        which = generated if not images else reference
-        raise BolidError(f"none of the pictures in {which} can be read", "give a folder of PNG or JPEG pictures")
-    steps = 4
-    tell = progress or (lambda done, total, text: None)
-
-    tell(0, steps, "reading pictures")
-    image_text = ImageTextModel(chosen.require("image_text"), device)
-    embeds = image_text.encode_images(images).float().cpu()
-    reference_embeds = image_text.encode_images(reference_images).float().cpu()
-    prompts = [_prompt(path) for path in paths]
-    with_prompt = [i for i, prompt in enumerate(prompts) if prompt]
-    metrics: dict[str, Metric] = {}
-    tower = f"open_clip model of family {chosen.name}"
-    if with_prompt:
-        texts = image_text.encode_text([prompts[i] for i in with_prompt]).float().cpu()
-        score = float((embeds[with_prompt] * texts).sum(-1).mean())
-        metrics["text_score"] = Metric(score, len(with_prompt), tower)
-    else:
-        metrics["text_score"] = Metric(None, 0, tower, "no picture carries its prompt")
-
-    tell(1, steps, "finding bodies")
-    pose = PoseModel(chosen.require("pose"), device)
-    people, reference_people = (
-        [found[0] for found in pose.detect(many) if found] for many in (images, reference_images)
-    )
-    metrics["person_found"] = Metric(len(people) / len(images), len(images), f"pose model of family {chosen.name}")
-    means = [
-        torch.nanmean(bone_ratios(torch.stack([torch.from_numpy(p.keypoints) for p in found])), 0) if found else None
-        for found in (people, reference_people)
-    ]
-    error = None if means[0] is None or means[1] is None else float(torch.nanmean((means[0] - means[1]).abs()))
-    if error is not None and error != error:
-        error = None
-    note = "" if error is not None else "no whole body on both sides"
-    metrics["bone_ratio_error"] = Metric(error, len(people), f"pose model of family {chosen.name}", note)
-
-    tell(2, steps, "measuring bodies")
-    ratios, metric = _body_ratio_error(chosen, device, images, reference_paths)
-    metrics["body_ratio_error"] = metric
-
-    tell(3, steps, "comparing distributions")
-    count = min(len(embeds), len(reference_embeds))
-    if count >= 2:
-        few = f"of {count} pictures: all bias below {FEW}; compare only equal counts" if count < FEW else ""
-        metrics["fid"] = Metric(frechet_distance(embeds, reference_embeds), count, tower, few)
-    else:
-        metrics["fid"] = Metric(None, count, tower, "needs two pictures or more on both sides")
-    tell(steps, steps, "done")
-    return Evaluation(len(images), len(reference_images), metrics, ratios, rejected)
+    places = [_by_prompt(one) for one in (first, other)]
+    keys = [key for key in places[0] if key in places[1]]
+    found: dict[str, Difference] = {}
+    for metric in DESCRIPTIONS:
+        groups = None
+        if metric in first.scores and metric in other.scores:
+            rows = [torch.tensor([place[key] for key in keys], dtype=torch.long) for place in places]
+            values = other.scores[metric][rows[1]] - first.scores[metric][rows[0]]
+            groups, by = numbered([key[0] for key in keys]) if keys else None, "picture"
+        elif metric in first.per_person and metric in other.per_person:
+            theirs = [first.per_person[metric], other.per_person[metric]]
+            both = [person for person in theirs[0] if person in theirs[1]]
+            values = torch.tensor([theirs[1][p] - theirs[0][p] for p in both], dtype=torch.float64)
+            by = "person"
+        else:
+            continue
+        pairs = int((~values.isnan()).sum())
+        if pairs:
+            interval = bootstrap_mean(values, groups, REPLICATES, derive_seed(seed, "differences", metric) % 2**31)
+            value, low, high = (None if math.isnan(x) else x for x in interval)
+            if pairs < FEWEST_GROUPS:  # three differences of one sign would always leave out 0
+                low = high = None
+            found[metric] = Difference(value, low, high, pairs, by)
+    return found
 
 
-def _pictures(folder: Path) -> list[Path]:
-    from bolid.formats.images import PHOTO_SUFFIXES
-
-    if not folder.is_dir():
-        raise BolidError(f"there is no folder {folder}", "give the folder that `bolid generate --out` wrote")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-    if not paths:
-        raise BolidError(f"no pictures in {folder}", "give the folder that `bolid generate --out` wrote")
-    return paths
-
-
-def _read(paths: list[Path], rejected: dict[str, list[str]]) -> tuple[list[Path], list[np.ndarray]]:
-    from bolid.formats.images import read_photo
-
-    good, images = [], []
-    for path in paths:
-        try:
-            images.append(read_photo(path, max_side=1536))
-            good.append(path)
-        except BolidError as error:
-            rejected.setdefault(error.message, []).append(str(path))
-    return good, images
-
-
-def _prompt(path: Path) -> str:
-    """The prompt in a picture's run record, "" where there is none."""
-    from bolid.formats.images import open_image
-
-    with open_image(path.read_bytes()) as image:
-        text = getattr(image, "text", {}).get("bolid", "")
-    try:
-        return str(json.loads(text)["config"]["prompt"])
-    except (ValueError, KeyError, TypeError):
-        return ""
-
-
-def _truth(paths: list[Path]) -> dict[str, float]:
-    """The ground-truth ratios beside the photos of a synthetic person; {} for others and several people."""
-    found: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            found.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["ratios"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-    return found[0] if found and all(ratios == found[0] for ratios in found) else {}
-
-
-def _body_ratio_error(
-    family: Family, device: str, images: list[np.ndarray], reference_paths: list[Path]
-) -> tuple[dict[str, dict[str, float]], Metric]:
-    truth = _truth(reference_paths)
-    if not truth:
-        return {}, Metric(None, 0, "body probe", "needs the ground truth of one synthetic person beside the photos")
-    if family.probe is None or not family.probe.exists():
-        return {}, Metric(None, 0, "body probe", f"family {family.name} has no probe")
-    from bolid.backends.probe import BodyProbe
-
-    probe = BodyProbe(family.probe, device)
-    mean = probe.predict(images).mean(0)
-    ratios = {
-        name: {"true": truth[name], "pictures": float(value)}
-        for name, value in zip(probe.ratio_names, mean, strict=True)
-        if name in truth
-    }
-    error = sum(abs(r["pictures"] / r["true"] - 1) for r in ratios.values()) / len(ratios)
-    return ratios, Metric(error, len(images), f"body probe of family {family.name}")
+def _by_prompt(scored: Scored) -> dict[tuple[str, str, int], int]:
+    """(person, prompt, how many such came before) -> place."""
+    places: dict[tuple[str, str, int], int] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for place, (picture, person) in enumerate(zip(scored.pictures, scored.people, strict=True)):
+        pair = (person, picture.prompt or relative_source(picture))
+        places[(*pair, counts.get(pair, 0))] = place
+        counts[pair] = counts.get(pair, 0) + 1
+    return places

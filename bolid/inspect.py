@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
 from bolid.formats.shards import INDEX, JOURNAL, read_index, read_shards
-from bolid.formats.tensors import METADATA_KEY, load_tensors, read_header, read_record
+from bolid.formats.tensors import load_tensors, read_header, read_record
 
 _NOT_OURS = "give a shard directory, a .safetensors file, an adapter directory or a PNG that `bolid` has written"
 
@@ -79,19 +78,12 @@ def _tensors(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from bolid.formats.images import open_image
+    from bolid.formats.images import open_image, picture_record
 
-    try:
-        data = path.read_bytes()
-        with open_image(data) as image:
-            image.load()  # the text may stand behind the pixels
-            text, size = getattr(image, "text", {}), image.size
-        with open_image(data) as image:
-            image.verify()  # the checksums of all chunks
-        record = json.loads(text[METADATA_KEY])
-        kind = record["kind"]
-    except KeyError:
-        raise BolidError(f"{path} is a PNG, but not one that BoLID has made: it carries no run", _NOT_OURS) from None
-    except (OSError, SyntaxError, ValueError, TypeError) as error:
-        raise BolidError(f"{path} is damaged: {error}", "make or copy it again") from error
-    return {"path": path, "kind": kind, "record": record, "width": size[0], "height": size[1]}
+    data = path.read_bytes()
+    record = picture_record(data, str(path))
+    if record is None or "kind" not in record:
+        raise BolidError(f"{path} is a PNG, but not one that BoLID has made: it carries no run", _NOT_OURS)
+    with open_image(data) as image:
+        width, height = image.size
+    return {"path": path, "kind": record["kind"], "record": record, "width": width, "height": height}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bolid.errors import BolidError
 from bolid_cli._render import (  # fmt: skip
     DeviceOption,
     FamilyOption,
     JsonOption,
     QuietOption,
+    SeedOption,
     choose_family,
     emit_json,
     note,
@@ -20,27 +24,83 @@ from bolid_cli._render import (  # fmt: skip
     progress_bar,
 )
 
+if TYPE_CHECKING:
+    from bolid.evaluate import Comparison, Evaluation, Metric
+
 
 def evaluate(
-    generated: Annotated[Path, typer.Argument(help="Folder of generated pictures.")] = Path("generated"),
-    reference: Annotated[Path, typer.Option(help="Folder of photos of the person.")] = Path("photos"),
+    generated: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folder or shard directory of pictures; with --compare several.", show_default="generated"),
+    ] = None,
+    reference: Annotated[
+        Path, typer.Option(help="Photos of the person, or <person>/*.jpg of several; or a shard directory.")
+    ] = Path("photos"),
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare several methods' folders with the first.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Table of file, prompt, person, seed (CSV or JSONL). Default: prompts.csv in the folder."),
+    ] = None,
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Option("--profile", help="Profile the pictures were made with, where their records don't tell."),
+    ] = None,
+    conditioning: Annotated[
+        Path | None, typer.Option(help="Photos that made the profile, if --reference does not hold them too.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Pictures of the same prompts and seeds without adapter, for disturbance.")
+    ] = None,
+    features: Annotated[
+        str, typer.Option(help="What FID, KID and IS look at: inception, tower (the family's), or auto.")
+    ] = "auto",
+    html: Annotated[Path | None, typer.Option(help="Write a report: one page that needs nothing else.")] = None,
     family: FamilyOption = None,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score generated pictures: do they follow the prompts, and is the body the person's?
+    """Score generated pictures: do they follow the prompts, and are face and body the person's?
 
-    Prompts are read from the pictures' own run records. For synthetic people the ground truth beside the photos counts.
+    Prompts come from the pictures' run records, a table beside them, or captions in shards. Photos that made the
+    profile are left out of the reference. The table goes to standard error; JSON goes to standard output when that is
+    a pipe or a file, or with --json.
     """
+    folders = generated or [Path("generated")]
+    if len(folders) > 1 and not compare:
+        raise BolidError(f"{len(folders)} folders given", "add --compare to compare them")
     chosen = choose_family(family, quiet)
     import bolid.evaluate
 
+    options: dict[str, Any] = {
+        "prompts": prompts, "profiles": profiles, "conditioning": conditioning, "base": base,
+        "features": features, "html": html, "family": chosen.name, "device": device, "seed": seed,
+    }  # fmt: skip
     with progress_bar(quiet) as progress:
-        result = bolid.evaluate.evaluate(generated, reference, family=chosen.name, device=device, progress=progress)
+        if compare:
+            compared = bolid.evaluate.compare(folders, reference, progress=progress, **options)
+        else:
+            result = bolid.evaluate.evaluate(folders[0], reference, progress=progress, **options)
+    if compare:
+        _print_comparison(compared, quiet)
+    else:
+        _print_evaluation(result, quiet)
+    if html is not None:
+        note(f"report: {html}", quiet)
+    if as_json or not sys.stdout.isatty():
+        emit_json(compared if compare else result)
+
+
+def _print_evaluation(result: Evaluation, quiet: bool) -> None:
     print_rejected(result.rejected, quiet)
-    rows = [(name, m.value, m.n, m.measured_by, m.note) for name, m in result.metrics.items()]
-    print_table(("metric", "value", "n", "measured by", "note"), rows, quiet)
+    measured = {name: metric for name, metric in result.metrics.items() if metric.value is not None}
+    marks = _marks(measured.values())
+    rows = [(name, m.value, m.low, m.high, m.n, marks[m.measured_by]) for name, m in measured.items()]
+    print_table(("metric", "value", "from", "to", "n", "by"), rows, quiet)
+    _print_notes(result, marks, quiet)
     if result.ratios:
         note("", quiet)
         ratios = [
@@ -48,5 +108,60 @@ def evaluate(
             for name, r in result.ratios.items()
         ]
         print_table(("ratio", "true", "pictures", "off by"), ratios, quiet)
-    if as_json:
-        emit_json(result)
+    _print_protocol(result, quiet)
+
+
+def _print_comparison(compared: Comparison, quiet: bool) -> None:
+    first = compared.methods[compared.baseline]
+    for result in compared.methods.values():
+        print_rejected(result.rejected, quiet)
+    names = [
+        name for name in first.metrics if any(r.metrics[name].value is not None for r in compared.methods.values())
+    ]
+    marks = _marks(first.metrics[name] for name in names)
+    rows = [
+        (
+            name,
+            *(result.metrics[name].value for result in compared.methods.values()),
+            marks[first.metrics[name].measured_by],
+        )
+        for name in names
+    ]
+    print_table(("metric", *compared.methods, "by"), rows, quiet)
+    _print_notes(first, marks, quiet)
+    note(f"\nDifferences from {compared.baseline}, paired; * where the 95 % interval leaves out 0:", quiet)
+    rows = [
+        (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if _leaves_out_zero(d.low, d.high) else "")
+        for method, found in compared.differences.items()
+        for name, d in found.items()
+    ]
+    print_table(("method", "metric", "difference", "from", "to", "pairs", "of", ""), rows, quiet)
+    _print_protocol(first, quiet)
+
+
+def _marks(metrics: Iterable[Metric]) -> dict[str, str]:
+    """What measured something -> a letter: the names are too long for a table."""
+    return {name: chr(ord("a") + i) for i, name in enumerate(dict.fromkeys(metric.measured_by for metric in metrics))}
+
+
+def _print_notes(result: Evaluation, marks: dict[str, str], quiet: bool) -> None:
+    note("", quiet)
+    for name, mark in marks.items():
+        note(f"{mark}: {name}", quiet)
+    for name, metric in result.metrics.items():
+        if metric.note:
+            note(f"{name}{'' if metric.value is not None else ' not measured'}: {metric.note}", quiet)
+
+
+def _leaves_out_zero(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _print_protocol(result: Evaluation, quiet: bool) -> None:
+    excluded, checked = result.held_out["excluded"], result.held_out["checked"]
+    if excluded:
+        note(f"\n{excluded} reference photos made the profile and were left out; {result.references} remain", quiet)
+    elif not checked:
+        note("\nnot known which photos made the profile: give --profile, or be sure that none is in --reference", quiet)
+    for text in result.notes:
+        note(text, quiet)

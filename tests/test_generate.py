@@ -42,7 +42,8 @@ def world(tmp_path_factory):
     config = TrainAdapterConfig(steps=3, batch_size=4, face_tokens=2, sample_every=0, learning_rate=0.5)
     train_adapter(shards, root / "adapter", config=config, body_encoder=encoder, device="cpu")
     face = torch.nn.functional.normalize(torch.randn(512, generator=torch.Generator().manual_seed(0)), dim=0)
-    record = run_record("profile", family=family, inputs={"body_encoder": sha256_file(encoder)})
+    inputs = {"body_encoder": sha256_file(encoder), "photo_000": "ab" * 32}
+    record = run_record("profile", family=family, inputs=inputs)
     for name, own in (("me", face), ("faceless", None)):
         save_profile(root / f"{name}.safetensors", torch.ones(8), torch.zeros(8), own, torch.ones(1), record)
     return family, root / "adapter", root / "me.safetensors", root / "faceless.safetensors"
@@ -166,6 +167,7 @@ def test_each_png_carries_its_run(world, tmp_path):
     assert record["config"]["prompt"] == PROMPTS[1] and record["config"]["scales"] == {"face": 1.0, "body": 1.0}
     assert record["seed"] == derive_seed(9, "generate", 1, 1)
     assert record["inputs"]["profile"] == sha256_file(world[2])
+    assert record["inputs"]["photo_000"] == "ab" * 32  # for evaluate, which must not score against that photo
     assert record["inputs"]["body_adapter"] == sha256_file(world[1] / "body.safetensors")
 
 

@@ -84,6 +84,19 @@ def test_picture(tmp_path, record):
         inspect(path)
 
 
+def test_a_record_behind_the_pixels_is_found(tmp_path, record):
+    """Some programs write the text chunks last."""
+    path = tmp_path / "picture.png"
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("bolid", canonical_json(record("picture", config={"prompt": "x"})))
+    Image.new("RGB", (96, 128)).save(path, pnginfo=text)
+    data = path.read_bytes()
+    start = data.index(b"iTXt") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert inspect(path)["record"]["config"] == {"prompt": "x"}
+
+
 def test_what_is_not_ours(tmp_path):
     (tmp_path / "x.txt").write_text("hello")
     with pytest.raises(BolidError, match="not a safetensors file"):

@@ -5,40 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bolid.method.metrics import BONES, bone_ratios, frechet_distance, r2_scores
+from bolid.method.metrics import (
+    BONES,
+    accept_threshold,
+    bone_confidence,
+    bone_ratios,
+    bootstrap_mean,
+    expected_max,
+    mean_correlation,
+    perceptual_distance,
+    r2_scores,
+    rank_and_auc,
+    weighted_mean,
+    width_profile,
+)
 
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize(("n", "d"), [(40, 8), (6, 20), (20, 20)])
-def test_frechet_distance_of_a_set_to_itself_is_zero(n, d):
-    x = normal(n, d)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(x, x + 3) == pytest.approx(9 * d)  # only the mean moved
-
-
-def test_frechet_distance_of_commuting_covariances():
-    x = normal(5000, 3)
-    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # covariance exactly I
-    scale = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
-    assert frechet_distance(x, x * scale) == pytest.approx(float(((scale - 1) ** 2).sum()))
-
-
-def test_frechet_distance_equals_the_matrix_square_root():
-    import scipy.linalg
-
-    a, b = normal(60, 7), normal(80, 7, 1) @ normal(7, 7, 2)
-    ca, cb = torch.cov(a.T), torch.cov(b.T)
-    root = scipy.linalg.sqrtm((ca @ cb).numpy()).real
-    expected = float((a.mean(0) - b.mean(0)).pow(2).sum() + ca.trace() + cb.trace() - 2 * root.trace())
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-
-
-def test_frechet_distance_needs_two():
-    with pytest.raises(ValueError, match="two pictures"):
-        frechet_distance(normal(1, 3), normal(5, 3))
 
 
 def body() -> torch.Tensor:
@@ -69,3 +53,125 @@ def test_r2():
     truth = normal(50, 2)
     assert torch.allclose(r2_scores(truth, truth), torch.ones(2, dtype=torch.float64))
     assert torch.allclose(r2_scores(truth, truth.mean(0).expand_as(truth)), torch.zeros(2, dtype=torch.float64))
+
+
+def test_bone_confidence_says_where_a_ratio_is():
+    keypoints = body()
+    keypoints[[7, 8], 2] = 0.1
+    keypoints[11, 2] = 0.7
+    ratios, confidence = bone_ratios(keypoints), bone_confidence(keypoints)
+    assert torch.equal(ratios.isnan(), confidence == 0)
+    names = list(BONES)
+    assert confidence[names.index("hips")] == 0.7 and confidence[names.index("thigh")] == 1  # the right side is sure
+
+
+def test_weighted_mean_leaves_out_what_was_not_seen():
+    nan = float("nan")
+    values = torch.tensor([[1.0, nan, 4.0], [3.0, nan, nan]])
+    assert weighted_mean(values)[[0, 2]].tolist() == [2, 4] and weighted_mean(values)[1].isnan()
+    assert weighted_mean(values, torch.tensor([[3.0, 1, 1], [1.0, 1, 1]]))[0] == 1.5
+
+
+def figure(torso: int, leg: int, gap: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    """A mask of a block torso on two block legs, and its keypoints."""
+    mask = torch.zeros(240, 160, dtype=torch.bool)
+    mask[40:120, 80 - torso // 2 : 80 + torso // 2] = True
+    for centre in (80 - gap // 2, 80 + gap // 2):
+        mask[120:220, centre - leg // 2 : centre + leg // 2] = True
+    points = torch.ones(17, 3)
+    for number, place in {5: (60, 40), 6: (100, 40), 11: (80 - gap / 2, 120), 12: (80 + gap / 2, 120),
+                          13: (80 - gap / 2, 170), 14: (80 + gap / 2, 170), 15: (80 - gap / 2, 220),
+                          16: (80 + gap / 2, 220)}.items():  # fmt: skip
+        points[number, :2] = torch.tensor(place, dtype=torch.float32)
+    return mask, points
+
+
+def test_width_profile_of_a_known_figure():
+    mask, points = figure(torso=60, leg=20)
+    profile = width_profile(mask, points)
+    assert profile.shape == (16,)
+    assert torch.allclose(profile[:8], torch.full((8,), 60 / 180), atol=0.01)  # scale: 80 + 50 + 50
+    assert torch.allclose(profile[8:], torch.full((8,), 20 / 180), atol=0.01)
+    wider = width_profile(*figure(torso=72, leg=20))
+    assert torch.allclose(wider[:8] / profile[:8], torch.full((8,), 1.2), atol=0.03)
+
+
+def test_width_profile_ends_between_legs_that_touch():
+    apart, touching = width_profile(*figure(60, 20, gap=30)), width_profile(*figure(60, 20, gap=20))
+    assert torch.allclose(apart[8:], touching[8:], atol=0.01)
+
+
+def test_width_profile_does_not_see_size_and_needs_the_body():
+    mask, points = figure(60, 20)
+    larger = points.clone()
+    larger[:, :2] *= 2
+    twice = mask.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.allclose(width_profile(mask, points), width_profile(twice, larger), atol=0.01)
+    points[15, 2] = 0.1
+    assert width_profile(mask, points).isnan().all()
+
+
+def test_rank_and_auc():
+    distances = torch.tensor([[0.0, 1, 2], [0.0, 1, 2], [0.0, 1, 2], [1.0, 1, 1]])
+    first, auc = rank_and_auc(distances, torch.tensor([0, 1, 2, 0]))
+    assert first.tolist() == pytest.approx([1, 0, 0, 1 / 3]) and auc.tolist() == [1, 0.5, 0, 0.5]
+    chance = rank_and_auc(normal(4000, 10), torch.zeros(4000, dtype=torch.long))
+    assert float(chance[0].mean()) == pytest.approx(0.1, abs=0.02) and float(chance[1].mean()) == pytest.approx(
+        0.5, abs=0.02
+    )
+
+
+def test_correlation():
+    truth = normal(50, 3)
+    assert float(mean_correlation(truth, truth * 2 + 1)) == pytest.approx(1)
+    assert float(mean_correlation(truth, -truth)) == pytest.approx(-1)
+
+
+def test_perceptual_distance_is_that_of_lpips_but_for_its_weights():
+    """torchmetrics' own LPIPS layer arithmetic with all weights at one."""
+    from torchmetrics.functional.image.lpips import _normalize_tensor, _spatial_average
+
+    a = [normal(2, 5 * 16, i).view(2, 5, 4, 4) for i in (0, 1)]
+    b = [normal(2, 5 * 16, i).view(2, 5, 4, 4) for i in (2, 3)]
+    theirs = sum(
+        _spatial_average(((_normalize_tensor(p) - _normalize_tensor(q)) ** 2).sum(1, keepdim=True))
+        for p, q in zip(a, b, strict=True)
+    )
+    assert torch.allclose(perceptual_distance(a, b), theirs.flatten(), rtol=1e-6)
+    assert torch.allclose(perceptual_distance(a, a), torch.zeros(2, dtype=torch.float64))
+
+
+def test_expected_max_of_all_draws():
+    import itertools
+
+    values = normal(6, 1)[:, 0]
+    for count in (1, 2, 4, 6):
+        draws = [max(draw) for draw in itertools.combinations(values.tolist(), count)]
+        assert expected_max(values, count) == pytest.approx(sum(draws) / len(draws))
+
+
+def test_accept_threshold():
+    assert accept_threshold(torch.arange(1001) / 1000, far=0.01) == pytest.approx(0.99)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(200):
+        _, low, high = bootstrap_mean(normal(40, 1, seed)[:, 0], replicates=400, seed=seed)
+        covered += low <= 0 <= high
+    assert 180 <= covered <= 199
+
+
+def test_bootstrap_resamples_people_because_their_pictures_are_alike():
+    person = normal(8, 1)[:, 0].repeat_interleave(20)  # twenty equal values each
+    groups = torch.arange(8).repeat_interleave(20)
+    alone, grouped = bootstrap_mean(person), bootstrap_mean(person, groups)
+    assert alone.value == grouped.value
+    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+
+
+def test_bootstrap_of_too_little():
+    nan = float("nan")
+    assert all(x != x for x in bootstrap_mean(torch.tensor([nan])))
+    one = bootstrap_mean(torch.tensor([2.0, nan]))
+    assert one.value == 2 and one.low != one.low

@@ -1,4 +1,5 @@
-"""Photos in: any picture file to upright 8-bit RGB, refusing what would hurt. Pictures out: JPEG bytes.
+"""Photos in: any picture file to upright 8-bit RGB, refusing what would hurt. Pictures out: JPEG bytes. And the run
+record that a generated PNG carries.
 
 Images are numpy uint8 [H, W, 3], RGB, 0..255.
 """
@@ -7,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from bolid.errors import BolidError
+from bolid.formats.tensors import METADATA_KEY
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"))
 
@@ -130,6 +134,26 @@ def open_image(data: bytes) -> Image.Image:
     package."""
     patched = sys.modules.get("ultralytics.utils.patches")
     return getattr(patched, "_image_open", Image.open)(io.BytesIO(data))
+
+
+def picture_record(data: bytes, name: str = "the picture") -> dict[str, Any] | None:
+    """The run record in a PNG's text chunk ``bolid``; None where a picture carries none. Errors name ``name``.
+
+    Other programs may move text behind the pixels, so these are read too, and every chunk's checksum is compared.
+    Raises BolidError for a damaged PNG.
+    """
+    if not data.startswith(b"\x89PNG"):
+        return None
+    try:
+        with open_image(data) as image:
+            image.load()  # text behind the pixels is known only now
+            text = getattr(image, "text", {}).get(METADATA_KEY)
+        with open_image(data) as image:
+            image.verify()
+        record = None if text is None else json.loads(text)
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        raise BolidError(f"{name} is damaged: {error}", "make or copy it again") from error
+    return record if isinstance(record, dict) else None
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,77 @@
+"""What FID, KID and IS look at: InceptionV3 as torch-fidelity has it, or the family's own image tower.
+
+Both map uint8 [H, W, 3] pictures of any sizes to features [N, D]. Which one it was stands in every report: figures of
+different features cannot be compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bolid.backends.image_text import ImageTextModel
+from bolid.errors import BolidError
+from bolid.run import home
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's own name
+
+
+def inception_path() -> Path:
+    """Where InceptionV3's weights are looked for; they are nobody's family."""
+    return home() / "inception" / INCEPTION_FILE
+
+
+class InceptionFeatures:
+    """InceptionV3's 2,048 pool features and its 1,008 unbiased logits, by torch-fidelity.
+
+    Raises BolidError when the weights or torch-fidelity are missing.
+    """
+
+    size = 2048
+    classes = 1008
+    name = "InceptionV3 2015-12-05 (torch-fidelity), 299x299 bilinear without antialiasing, as TensorFlow 1"
+
+    def __init__(self, device: str = "cpu") -> None:
+        path = inception_path()
+        if not path.is_file():
+            raise BolidError(
+                f"InceptionV3's weights are missing: looked for {path}",
+                f"put torch-fidelity's {INCEPTION_FILE} there, or take --features tower",
+            )
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise BolidError("InceptionV3's network needs torch-fidelity", "pip install torch-fidelity") from None
+        forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch-fidelity would run whatever code the file holds
+        try:
+            self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path)).to(device)
+        except (RuntimeError, ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+            raise BolidError(f"{path} does not hold InceptionV3's weights", "fetch it again") from error
+        except Exception as error:  # pickle's own class, which nothing here may import
+            raise BolidError(f"{path} is damaged or not a weights file: {error}", "fetch it again") from error
+        finally:
+            if forced is None:
+                del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+            else:
+                os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
+        self.device = device
+
+    def encode(self, images: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(features [N, 2048], logits [N, 1008])."""
+        found = []
+        for image in images:  # sizes differ; the network resizes
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.device)
+            found.append([part.float().cpu() for part in self.network(pixels)])
+        features, logits = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(logits)
+
+
+def tower_name(family: str, tower: ImageTextModel) -> str:
+    """How a report names the family's image tower, with the way pictures are brought to its size."""
+    height, width = tower.image_size
+    return f"open_clip tower of family {family}, letterboxed to {height}x{width}, bicubic with antialiasing"

@@ -1,0 +1,236 @@
+"""Pictures to be scored: from a folder or a shard directory, of ours or of anybody else, with what is known of each.
+
+What a picture should show comes from a table beside the pictures (prompts.csv, prompts.jsonl, metadata.jsonl), from the
+run record in our own PNGs, or from a shard's captions.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bolid.errors import BolidError
+from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record
+from bolid.formats.shards import INDEX, JOURNAL, ShardReader
+
+TABLES = ("prompts.csv", "prompts.jsonl", "metadata.jsonl", "metadata.csv")
+MAX_SIDE = 1536  # larger pictures are reduced to this many pixels, as `extract` does
+_COLUMNS = {"file": ("file", "file_name", "image", "picture"), "prompt": ("prompt", "text", "caption")}
+_TABLE_HINT = "a table has the columns file and prompt, and if you like person and seed; as CSV with a header, or JSONL"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, not loaded. `source` is its path, or its key in a shard directory."""
+
+    source: str
+    sha256: str  # of the file; of a shard's sample the first 16 digits of its photo's
+    folder: Path  # where it was listed
+    prompt: str = ""
+    person: str = ""
+    seed: int | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    truth: dict[str, float] = field(default_factory=dict)  # body ratios of a synthetic person
+
+    @property
+    def scales(self) -> dict[str, Any]:
+        """What the run record says of face and body scale: numbers, or something finer."""
+        return dict(self.record.get("config", {}).get("scales", {}))
+
+    @property
+    def of_nobody(self) -> bool:
+        """Whether the record says that no photo of anybody went in."""
+        return bool(self.record) and not {"profile", "reference"} & set(self.record.get("inputs", {}))
+
+    @property
+    def photos_used(self) -> set[str]:
+        """Hashes of the photos that the picture's person was known from, as far as the record tells."""
+        inputs = self.record.get("inputs", {})
+        return {sha for name, sha in inputs.items() if name.startswith("photo_") or name == "reference"}
+
+
+class Source:
+    """A folder or a shard directory. `pictures` in order; `rejected`: reason -> sources, of what was left out."""
+
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        self.place = Path(place)
+        self.pictures: list[Picture] = []
+        self.rejected: dict[str, list[str]] = {}
+        self.shards = ShardReader(self.place) if _is_shards(self.place) else None
+
+    def load(self, picture: Picture) -> np.ndarray:
+        """uint8 [H, W, 3]. Raises BolidError for what cannot be read."""
+        if self.shards is not None:
+            (sample,) = self.shards.read([picture.source])
+            return decode_image(sample.image, name=picture.source, max_side=MAX_SIDE)
+        return decode_image(_bytes(Path(picture.source)), name=picture.source, max_side=MAX_SIDE)
+
+    def reject(self, picture_or_source: Picture | str, reason: str) -> None:
+        source = picture_or_source if isinstance(picture_or_source, str) else picture_or_source.source
+        self.rejected.setdefault(reason, []).append(source)
+
+
+def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None) -> Source:
+    """The pictures in a folder (and below) or a shard directory. `prompts`: a table from elsewhere.
+
+    A damaged picture and one that a table names but that is not there are rejected. Raises BolidError when there is
+    nothing at all.
+    """
+    source = Source(place)
+    if source.shards is not None:
+        source.pictures = _of_shards(source)
+    else:
+        if not source.place.is_dir():
+            what = "is a file, not a folder" if source.place.exists() else "does not exist"
+            raise BolidError(f"the folder of pictures {source.place} {what}", "give the folder of generated pictures")
+        paths = sorted(
+            path
+            for path in source.place.rglob("*")
+            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+        table = _table(source.place, prompts)
+        for path in paths:
+            try:
+                data = _bytes(path)
+                record = picture_record(data, str(path)) or {}
+            except BolidError as error:
+                source.reject(str(path), error.message)
+                continue
+            if record.get("kind", "picture") != "picture":
+                source.reject(str(path), f"not one picture but a {record['kind']}")
+                continue
+            row = table.pop(path.resolve(), {})
+            config = record.get("config")
+            config = config if isinstance(config, dict) else {}
+            source.pictures.append(
+                Picture(
+                    source=str(path),
+                    sha256=hashlib.sha256(data).hexdigest(),
+                    folder=source.place,
+                    prompt=str(row.get("prompt") or config.get("prompt") or ""),
+                    person=str(row.get("person") or _person_of(config)),
+                    seed=_seed(row.get("seed", record.get("seed"))),
+                    record=record if config else {},
+                )
+            )
+        for path in table:
+            source.reject(str(path), "named in the table of prompts, but not there")
+    if not source.pictures:
+        listed = "; ".join(reason for reason in source.rejected)
+        raise BolidError(
+            f"no pictures in {source.place}" + (f": {listed}" if listed else ""),
+            "give the folder that `bolid generate --out` wrote, or any folder of PNG or JPEG pictures",
+        )
+    return source
+
+
+def reference_photos(place: str | os.PathLike[str]) -> Source:
+    """Photos of people, `<person>/*.jpg` or of one person, or a shard directory; with captions and ground truth."""
+    source = Source(place)
+    if source.shards is not None:
+        source.pictures = _of_shards(source)
+        return source
+    from bolid.backends.caption import caption_for
+
+    for person, path in list_photos(source.place):
+        try:
+            data, caption = _bytes(path), caption_for(path)
+        except BolidError as error:
+            source.reject(str(path), error.message)
+            continue
+        source.pictures.append(
+            Picture(str(path), hashlib.sha256(data).hexdigest(), source.place, caption, person, truth=_truth(path))
+        )
+    return source
+
+
+def assign_people(pictures: Iterable[Picture], people: set[str]) -> list[str]:
+    """Whose picture each is, "" where nothing says so: the table's or record's person, else a folder of that name.
+
+    With one person on the reference's side, every picture is of them.
+    """
+    only = next(iter(people)) if len(people) == 1 else ""
+    found = []
+    for picture in pictures:
+        parents = [parent.name for parent in Path(picture.source).parents]
+        names = [name for name in (picture.person, *parents) if name in people]
+        found.append(only or (names[0] if names else ""))
+    return found
+
+
+def _is_shards(place: Path) -> bool:
+    return place.is_dir() and ((place / INDEX).is_file() or (place / JOURNAL).is_file())
+
+
+def _of_shards(source: Source) -> list[Picture]:
+    reader = source.shards
+    pictures = []
+    for key in reader.keys if reader is not None else []:
+        (sample,) = reader.read([key])  # type: ignore[union-attr]
+        truth = {name: float(value) for name, value in sample.meta.get("ratios", {}).items()}
+        sha = key.rpartition("/")[2]
+        pictures.append(Picture(key, sha, source.place, sample.caption, sample.person, truth=truth))
+    return pictures
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BolidError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+
+
+def _person_of(config: dict[str, Any]) -> str:
+    """The name in a record's "the profile NAME.safetensors"."""
+    words = str(config.get("person", "")).removeprefix("the profile ")
+    return words.removesuffix(".safetensors") if words.endswith(".safetensors") else ""
+
+
+def _seed(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _truth(photo: Path) -> dict[str, float]:
+    """The body ratios beside a rendered photo, {} elsewhere."""
+    try:
+        found = json.loads(photo.with_suffix(".json").read_text(encoding="utf-8"))["ratios"]
+        return {str(name): float(value) for name, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _table(folder: Path, given: str | os.PathLike[str] | None) -> dict[Path, dict[str, Any]]:
+    """Absolute path of a picture -> its row."""
+    paths = [Path(given)] if given is not None else [folder / name for name in TABLES if (folder / name).is_file()][:1]
+    if not paths:
+        return {}
+    path = paths[0]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise BolidError(f"cannot read the prompts in {path}: {error}", _TABLE_HINT) from error
+    table = {}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise BolidError(f"row {number} of {path} is no object", _TABLE_HINT)
+        for name, known in _COLUMNS.items():
+            row.setdefault(name, next((row[other] for other in known if row.get(other)), None))
+        if not row["file"]:
+            raise BolidError(f"row {number} of {path} names no file", _TABLE_HINT)
+        table[(folder / str(row["file"])).resolve()] = row
+    return table

@@ -1,0 +1,191 @@
+"""Make one method's pictures for the protocol.
+
+    python examples/experiment/run.py bolid-8 --work runs/experiment
+    python examples/experiment/run.py ip-adapter --baselines runs/baselines --people 4 --prompts 2
+
+Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos it
+needs beside them. Pictures that are there are kept, unless a model they were made with has changed.
+Methods: base; ip-adapter (one photo); ip-adapter-attention (all conditioning photos); bolid-1 and bolid-8 (the first
+photo, all photos). A further method is a function here that paints one person, and a line in METHODS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from baselines import FILE, Baseline
+from baselines import METHODS as BASELINES
+from protocol import Protocol, read_protocol
+
+import bolid.generate
+import bolid.profile
+from bolid.backends.image_text import ImageTextModel
+from bolid.errors import BolidError
+from bolid.families import get_family
+from bolid.formats.images import read_photo
+from bolid.run import canonical_json, sha256_file, write_atomic
+from bolid.train_adapter import base_sha256
+
+
+@dataclass(frozen=True)
+class Task:
+    """One person's pictures to be made."""
+
+    person: str
+    photos: list[Path]  # for conditioning, in order
+    prompts: list[str]
+    n: int  # pictures of each prompt
+    out: Path
+    seed: int
+
+
+class Bench:
+    """What the methods share."""
+
+    def __init__(
+        self, work: Path, protocol: Protocol, baselines: Path, family: str | None = None, adapter: Path | None = None
+    ) -> None:
+        self.work = work / f"{len(protocol.people)}-people-{len(protocol.prompts)}-prompts"
+        self.protocol, self.baselines, self.adapter = protocol, baselines, adapter
+        self.family = get_family(family)
+        self.loaded: dict[str, Baseline] = {}
+
+    def models(self, method: str) -> dict[str, str]:
+        """What the method's pictures come from: hashes of the models, and the protocol itself."""
+        family, used = self.family, {"base": base_sha256(self.family), "size": str(self.family.image_size)}
+        used["protocol"] = canonical_json(self.protocol)
+        if method in BASELINES:
+            used["adapter"] = sha256_file(self.baseline_file(method))
+        elif method != "base":
+            folder = self.adapter or family.body_adapter.parent
+            used |= {branch: sha256_file(folder / f"{branch}.safetensors") for branch in ("face", "body")}
+            used["body_encoder"] = sha256_file(family.require("body_encoder"))
+            used["pose"] = sha256_file(family.require("pose") / "model.safetensors")
+        return used
+
+    @cached_property
+    def image_text(self) -> ImageTextModel:
+        return ImageTextModel(self.family.require("image_text"))
+
+    def baseline(self, name: str) -> Baseline:
+        if name not in self.loaded:
+            self.loaded[name] = Baseline(self.baseline_file(name), self.family)
+        return self.loaded[name]
+
+    def baseline_file(self, name: str) -> Path:
+        path = self.baselines / name / FILE
+        if not path.is_file():
+            raise BolidError(
+                f"the baseline {name} is not trained: looked for {path}",
+                f"python examples/experiment/baselines.py {name} train/ --out {path.parent}",
+            )
+        return path
+
+
+def base(bench: Bench, task: Task) -> None:
+    """The frozen base: what the words alone give."""
+    bolid.generate.generate(task.prompts, task.out, n=task.n, family=bench.family.name, seed=task.seed)
+
+
+def ip_adapter(bench: Bench, task: Task) -> None:
+    """IP-Adapter on the image embedding of the first photo."""
+    _with_images(bench, task, "ip-adapter", task.photos[:1])
+
+
+def ip_adapter_attention(bench: Bench, task: Task) -> None:
+    """IP-Adapter with self-attention over the image embeddings of all photos."""
+    _with_images(bench, task, "ip-adapter-attention", task.photos)
+
+
+def bolid_1(bench: Bench, task: Task) -> None:
+    """BoLID from a profile of the first photo."""
+    _with_profile(bench, task, task.photos[:1])
+
+
+def bolid_8(bench: Bench, task: Task) -> None:
+    """BoLID from a profile of all photos."""
+    _with_profile(bench, task, task.photos)
+
+
+METHODS: dict[str, Callable[[Bench, Task], None]] = {
+    "base": base,
+    "ip-adapter": ip_adapter,
+    "ip-adapter-attention": ip_adapter_attention,
+    "bolid-1": bolid_1,
+    "bolid-8": bolid_8,
+}
+
+
+def _with_images(bench: Bench, task: Task, name: str, photos: list[Path]) -> None:
+    baseline = bench.baseline(name)
+    embeds = bench.image_text.encode_images([read_photo(path) for path in photos]).float()
+    hashes = {f"photo_{i:03d}": sha256_file(path) for i, path in enumerate(photos)}
+    baseline.generate(
+        task.prompts, task.out, baseline.condition(embeds), n=task.n, seed=task.seed, photos=hashes, name=task.person
+    )
+
+
+def _with_profile(bench: Bench, task: Task, photos: list[Path]) -> None:
+    profile = bench.work / "profiles" / str(len(photos)) / f"{task.person}.safetensors"
+    bolid.profile.make_profile(photos, profile, family=bench.family.name)
+    bolid.generate.generate(task.prompts, task.out, profile=profile, adapter=bench.adapter, n=task.n, seed=task.seed)
+
+
+def run(method: str, protocol: Protocol, bench: Bench) -> Path:
+    """Make what is missing of a method's pictures; returns their folder.
+
+    A person of whom the method can make nothing (no body found in the one photo) is told and left out.
+    """
+    photos = protocol.photos(bench.work / "photos")
+    folder = bench.work / "pictures" / method
+    stamp, models = folder / "models.json", canonical_json(bench.models(method))
+    if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == models):
+        shutil.rmtree(folder)
+    write_atomic(stamp, models)
+    for person, (name, theirs) in zip(protocol.people, photos.items(), strict=True):
+        prompts, seed = protocol.prompts_for(person), protocol.picture_seed(person)
+        task = Task(name, theirs, prompts, protocol.pictures, folder / name, seed)
+        if len(list(task.out.glob("*.png"))) != len(task.prompts) * task.n:
+            shutil.rmtree(task.out, ignore_errors=True)
+            try:
+                METHODS[method](bench, task)
+            except BolidError as error:
+                if not list(folder.glob("*/*.png")):
+                    raise  # nothing at all works: that is no matter of one person
+                print(f"{method} leaves out {name}: {error.message}", file=sys.stderr, flush=True)
+    return folder
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/experiment"), help="photos, profiles and pictures")
+    parser.add_argument("--baselines", type=Path, default=Path("runs/baselines"), help="what baselines.py has written")
+    parser.add_argument("--adapter", type=Path, help="BoLID's adapters; by default the family's")
+    parser.add_argument("--family", help="by default the chosen one")
+    parser.add_argument("--people", type=int, default=0, help="only the first so many people; 0: all")
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many prompts; 0: all")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("method", choices=METHODS)
+    args = parser.parse_args()
+    protocol = read_protocol(args.people, args.prompts)
+    print(run(args.method, protocol, Bench(args.work, protocol, args.baselines, args.family, args.adapter)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BolidError as error:
+        sys.exit(f"error: {error.message}\n\nhint: {error.hint}")

@@ -1,0 +1,124 @@
+"""The experiment's table, in one command: every method over the frozen protocol, scored side by side.
+
+    python examples/experiment/table.py --work runs/experiment --baselines runs/baselines
+
+Makes the pictures that are not there yet (run.py), compares all methods with the base by `bolid evaluate`'s own
+functions, and writes docs/experiment.md and docs/experiment.json, and report.html beside the pictures. Of a smaller run
+(--people, --prompts, --methods) the tables go beside the pictures too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from baselines import METHODS as BASELINES
+from protocol import Protocol, read_protocol
+from run import METHODS, Bench, arguments, run
+
+from bolid.errors import BolidError
+from bolid.evaluate import Comparison, Metric, compare
+from bolid.formats.tensors import read_record
+from bolid.run import canonical_json, write_atomic
+from bolid.scores import DESCRIPTIONS, HIGHER
+
+ROOT = Path(__file__).parents[2]
+WHAT = {
+    "base": "the frozen base, no photo",
+    "ip-adapter": "IP-Adapter, image embedding of 1 photo",
+    "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
+    "bolid-1": "BoLID, 1 photo",
+    "bolid-8": "BoLID, 8 photos",
+}
+
+
+def markdown(compared: Comparison, protocol: Protocol, trained: dict[str, str]) -> str:
+    """The tables, every figure in them from `compared`."""
+    methods = list(compared.methods)
+    first = compared.methods[methods[0]]
+    lines = [
+        "# The experiment: who keeps the body?",
+        "",
+        "Made by `python examples/experiment/table.py`; nothing in it is typed by hand.",
+        f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
+        f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
+        "The protocol is `examples/experiment/protocol.json`.",
+        "",
+        "| method | what it is | trained |",
+        "|---|---|---|",
+        *(f"| {name} | {WHAT[name]} | {trained.get(name, '')} |" for name in methods),
+        "",
+        "Value and 95 % bootstrap interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
+        f"differs from {compared.baseline}: the interval of the paired differences leaves out 0.",
+        "",
+        f"| figure | {' | '.join(methods)} | n |",
+        f"|---|{'---|' * len(methods)}---|",
+    ]
+    for name in first.metrics:
+        arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
+        cells = [_cell(compared, method, name) for method in methods]
+        counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
+        lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} | {counts} |")
+    lines += ["", *_notes(compared)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(compared: Comparison, method: str, name: str) -> str:
+    metric: Metric = compared.methods[method].metrics[name]
+    if metric.value is None:
+        return "–"
+    interval = "" if metric.low is None else f" ({metric.low:.3f} to {metric.high:.3f})"
+    difference = compared.differences.get(method, {}).get(name)
+    differs = difference is not None and difference.low is not None and (difference.low > 0 or difference.high < 0)
+    return (f"**{metric.value:.3f}**" if differs else f"{metric.value:.3f}") + interval
+
+
+def _notes(compared: Comparison) -> list[str]:
+    first = next(iter(compared.methods.values()))
+    lines = ["What the figures are, and what measured them:", ""]
+    for name, metric in first.metrics.items():
+        note = f" ({metric.note})" if metric.note else ""
+        lines.append(f"- {name.replace('_', ' ')}: {DESCRIPTIONS[name][1]}; {metric.measured_by}{note}")
+    return lines
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the first is compared with"
+    )
+    parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/, or WORK")
+    args = parser.parse_args()
+    protocol = read_protocol(args.people, args.prompts)
+    whole = protocol.whole and args.methods == list(METHODS)
+    bench = Bench(args.work, protocol, args.baselines, args.family, args.adapter)
+    out = args.out or (ROOT / "docs" if whole else bench.work)
+    folders = []
+    for method in args.methods:
+        print(f"pictures of {method}", file=sys.stderr, flush=True)
+        folders.append(run(method, protocol, bench))
+    print("scoring", file=sys.stderr, flush=True)
+    compared = compare(
+        folders, bench.work / "photos", base=bench.work / "pictures" / "base" if "base" in args.methods else None,
+        html=bench.work / "report.html", family=bench.family.name,
+    )  # fmt: skip
+    trained = {}
+    for name in args.methods:
+        if name in BASELINES:
+            config = read_record(bench.baseline_file(name))["config"]
+            trained[name] = f"{config['steps']} steps of {config['batch_size']}"
+        elif name != "base":
+            config = read_record((args.adapter or bench.family.body_adapter.parent) / "body.safetensors")["config"]
+            trained[name] = f"{config['steps']} steps of {config['batch_size']}"
+    text = markdown(compared, protocol, trained)
+    write_atomic(out / "experiment.md", text)
+    write_atomic(out / "experiment.json", json.dumps(json.loads(canonical_json(compared)), indent=1) + "\n")
+    print(out / "experiment.md")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BolidError as error:
+        sys.exit(f"error: {error.message}\n\nhint: {error.hint}")

@@ -1,0 +1,166 @@
+"""The experiment's own parts: the frozen protocol, the baselines and the table, on a small world."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_base import make_family, make_training_shards
+
+from bolid.errors import BolidError
+from bolid.evaluate import Comparison, Difference, Evaluation, Metric
+from bolid.families import get_family
+from bolid.formats.images import picture_record
+from bolid.formats.tensors import load_tensors
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
+import baselines
+import protocol
+import run
+import table
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(training shards, family, folder with both baselines, trained for 3 steps)."""
+    root = tmp_path_factory.mktemp("experiment")
+    family = make_family(root)
+    train = make_training_shards(root / "train", family)
+    for method in baselines.METHODS:
+        baselines.train_baseline(method, train, root / "baselines" / method, steps=3, batch_size=4)
+    return train, family, root / "baselines"
+
+
+def test_the_protocol_is_frozen_and_takes_validation_people_only(tmp_path):
+    whole = protocol.read_protocol()
+    assert whole.whole and len(whole.people) == 24 and len(set(whole.people)) == 24 and len(whole.prompts) == 5
+    assert all(100_000 <= person < 200_000 for person in whole.people)
+    some = protocol.read_protocol(people=2, prompts=1)
+    assert not some.whole and some.people == whole.people[:2] and some.prompts == whole.prompts[:1]
+    assert all(" woman " in p or " man " in p for p in whole.prompts_for(whole.people[0]))
+    bad = tmp_path / "protocol.json"
+    bad.write_text(protocol.FILE.read_text().replace("190000", "200000"))
+    with pytest.raises(BolidError, match="names the person 200000") as error:
+        protocol.read_protocol(file=bad)
+    assert "validation people" in error.value.hint
+
+
+def test_held_out_photos_are_others(tmp_path):
+    small = protocol.Protocol(0, (64, 48), 2, 2, 1, (100_000,), ("x",), False)
+    (name, conditioning), *_ = small.photos(tmp_path).items()
+    assert [path.name for path in conditioning] == ["000.jpg", "001.jpg"]
+    assert sorted(p.name for p in (tmp_path / name).glob("*.jpg")) == ["000.jpg", "001.jpg", "100.jpg", "101.jpg"]
+
+
+def test_the_photo_to_be_painted_is_never_its_own_condition(world):
+    found = baselines.Table(world[0])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        rows = np.random.default_rng(0).permutation(len(found.captions))[:6]
+        context, present = baselines.draw_context(found, rows, 3, generator)
+        for i, row in enumerate(rows):
+            used = context[i, present[i]].tolist()
+            assert row not in used and len(set(used)) == len(used) >= 1
+            assert all(found.owner[other] == found.owner[row] for other in used)
+
+
+def test_attention_starts_as_the_average_and_does_not_see_the_order():
+    torch.manual_seed(0)
+    attention, embeds = baselines.PhotoAttention(16), torch.randn(2, 4, 16)
+    present = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    out = attention(embeds, present)
+    assert torch.allclose(out[0], embeds[0, :3].mean(0), atol=1e-6) and torch.allclose(out[1], embeds[1, 0], atol=1e-6)
+    torch.nn.init.normal_(attention.attention.out_proj.weight)
+    turned = attention(embeds[:1, [2, 0, 1, 3]], present[:1])
+    assert torch.allclose(attention(embeds[:1], present[:1]), turned, atol=1e-5)
+    other = embeds.clone()
+    other[0, 3] = 100  # a photo that is not there
+    assert torch.allclose(attention(other[:1], present[:1]), turned, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", baselines.METHODS)
+def test_a_trained_baseline_paints(world, method, tmp_path):
+    train, family, folder = world
+    tensors, record = load_tensors(folder / method / baselines.FILE, baselines.KIND)
+    assert record["config"] == {"method": method, "steps": 3, "batch_size": 4}
+    assert tensors["ip_adapter.1.to_v_ip.weight"].abs().max() > 0  # it learned something
+    baseline = baselines.Baseline(folder / method / baselines.FILE, get_family(family))
+    embeds = torch.nn.functional.normalize(torch.randn(3, baseline.size), dim=1)
+    condition = baseline.condition(embeds)
+    assert torch.equal(condition, embeds[0]) == (method == "ip-adapter")
+    paths = baseline.generate(["x", "y"], tmp_path, condition, n=2, seed=1, photos={"photo_000": "a"}, name="p1")
+    assert [path.name for path in paths] == ["000-0.png", "000-1.png", "001-0.png", "001-1.png"]
+    records = [picture_record(path.read_bytes()) for path in paths]
+    assert [r["config"]["prompt"] for r in records] == ["x", "x", "y", "y"]
+    assert len({r["seed"] for r in records}) == 4 and records[0]["inputs"] == {"photo_000": "a"}
+    from bolid.run import derive_seed
+
+    assert records[3]["seed"] == derive_seed(1, "generate", 1, 1)  # as `bolid generate` has it, or nothing pairs
+
+
+def test_training_goes_on_to_the_bit(world, tmp_path, monkeypatch):
+    train, _, folder = world
+    save = baselines.save_checkpoint
+    calls = []
+
+    def stop_after_two(*arguments):
+        save(*arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    settings = baselines.TrainAdapterConfig
+    monkeypatch.setattr(baselines, "TrainAdapterConfig", lambda **c: settings(**c, checkpoint_minutes=0.0))
+    monkeypatch.setattr(baselines, "save_checkpoint", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        baselines.train_baseline("ip-adapter-attention", train, tmp_path, steps=3, batch_size=4)
+    monkeypatch.setattr(baselines, "save_checkpoint", save)
+    baselines.train_baseline("ip-adapter-attention", train, tmp_path, steps=3, batch_size=4)
+    whole, _ = load_tensors(folder / "ip-adapter-attention" / baselines.FILE, baselines.KIND)
+    resumed, _ = load_tensors(tmp_path / baselines.FILE, baselines.KIND)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_baseline_that_is_not_there_is_named(world, tmp_path):
+    some = protocol.read_protocol(1, 1)
+    bench = run.Bench(tmp_path, some, tmp_path / "none", world[1])
+    with pytest.raises(BolidError, match="ip-adapter is not trained: looked for") as error:
+        bench.baseline("ip-adapter")
+    assert error.value.hint.startswith("python examples/experiment/baselines.py ip-adapter train/")
+
+
+def test_pictures_are_kept_until_a_model_changes(world, tmp_path, monkeypatch):
+    small = protocol.Protocol(0, (64, 48), 1, 1, 2, (100_000, 100_001), ("a {who}",), False)
+    bench = run.Bench(tmp_path, small, world[2], world[1])
+    folder = run.run("base", small, bench)
+    pictures = sorted(folder.glob("*/*.png"))
+    assert len(pictures) == 4
+    times = [path.stat().st_mtime_ns for path in pictures]
+    pictures[0].rename(pictures[0].with_name("stray.png"))
+    pictures[1].unlink()
+    run.run("base", small, bench)  # makes that person's again, and leaves the others
+    assert sorted(folder.glob("*/*.png")) == pictures and [p.stat().st_mtime_ns for p in pictures[2:]] == times[2:]
+    monkeypatch.setattr(run, "base_sha256", lambda family: "another")
+    run.run("base", small, bench)
+    assert all(p.stat().st_mtime_ns > t for p, t in zip(pictures, times, strict=True))
+
+
+def test_the_table_says_what_was_measured():
+    def evaluation(value, low):
+        metrics = {
+            "text_score": Metric(value, 10, "the tower", "a note", low, value + 0.1),
+            "kid": Metric(None, 1, "x"),
+        }
+        return Evaluation(10, 4, 2, metrics, {}, {}, [], {})
+
+    compared = Comparison(
+        "base", {"base": evaluation(0.5, 0.4), "bolid-8": evaluation(0.7, 0.6)},
+        {"bolid-8": {"text_score": Difference(0.2, 0.1, 0.3, 10, "picture")}},
+    )  # fmt: skip
+    text = table.markdown(compared, protocol.read_protocol(), {"bolid-8": "4 steps of 2"})
+    assert "| text score ↑ | 0.500 (0.400 to 0.600) | **0.700** (0.600 to 0.800) | 10 |" in text
+    assert "| kid ↓ | – | – | 1 |" in text and "| bolid-8 | BoLID, 8 photos | 4 steps of 2 |" in text
+    assert "the tower (a note)" in text and "5 prompts each, 2 pictures of each" in text
