@@ -77,8 +77,8 @@ class ProbeNetwork(nn.Module):
     def __init__(self, ratios: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(3, 32, 2), _block(32, 64, 2), _Residual(64), _block(64, 96, 2), _Residual(96), _Residual(96),
-            _block(96, 128, 2), _Residual(128), _Residual(128),
+            conv_block(3, 32, 2), conv_block(32, 64, 2), Residual(64),
+            conv_block(64, 96, 2), Residual(96), Residual(96), conv_block(96, 128, 2), Residual(128), Residual(128),
         )  # fmt: skip
         rows, columns = (-(-side // 16) for side in image_size)
         # Where a body part is says as much as what it looks like, so no pooling over the places.
@@ -91,16 +91,19 @@ class ProbeNetwork(nn.Module):
         return self.read(self.body(x))
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def conv_block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions beside a straight line."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = _block(width, width)
+        self.first = conv_block(width, width)
         self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
     python examples/tiny_family/train_face.py --photos photos/train --val photos/val --out bolid/tiny/face
 
-About 10 minutes on one CPU core with the defaults. Run it again after an interruption and it goes on where it stopped.
+About 25 minutes on a shared CPU core with the defaults. Run it again after an interruption and it goes on where it stopped.
 
 The detector has the outputs of SCRFD (strides 8, 16 and 32, two anchors a cell: scores, boxes, landmarks) and the
 recogniser those of ArcFace (112x112 in, 512 numbers out), so that `insightface.app.FaceAnalysis` runs them unchanged.
@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import random
-import shutil
 import time
 import warnings
 from pathlib import Path
@@ -25,8 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from truth import FLIP_LANDMARKS, read_image, read_truth, write_card
+from truth import FLIP_LANDMARKS, options, parse, read_image, read_truth, write_card
 
+from bolid.backends.probe import Residual, conv_block
 from bolid.precision import computing
 from bolid.run import derive_seed, run_record, sha256_file, write_atomic
 
@@ -56,34 +56,18 @@ research only, are not used). The training pictures are renders of Anny (Apache-
 # ---------------------------------------------------------------- networks
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = _block(width, width)
-        self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(x + self.second(self.first(x)))
-
-
 class Detector(nn.Module):
     """[B,3,H,W] in -1..1 -> per stride: score logits [B,2,h,w], box distances [B,8,h,w], landmarks [B,20,h,w],
     the last two in units of the stride, from the cell's corner (SCRFD's convention)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_block(3, 8, 2), _block(8, 24, 2))
-        self.c3 = nn.Sequential(_block(24, 48, 2), _Residual(48))
-        self.c4 = nn.Sequential(_block(48, 72, 2), _Residual(72))
-        self.c5 = nn.Sequential(_block(72, 96, 2), _Residual(96))
+        self.stem = nn.Sequential(conv_block(3, 8, 2), conv_block(8, 24, 2))
+        self.c3 = nn.Sequential(conv_block(24, 48, 2), Residual(48))
+        self.c4 = nn.Sequential(conv_block(48, 72, 2), Residual(72))
+        self.c5 = nn.Sequential(conv_block(72, 96, 2), Residual(96))
         self.lateral = nn.ModuleList(nn.Conv2d(width, 40, 1) for width in (48, 72, 96))
-        self.smooth = nn.ModuleList(_block(40, 40) for _ in STRIDES)
+        self.smooth = nn.ModuleList(conv_block(40, 40) for _ in STRIDES)
         self.score = nn.ModuleList(nn.Conv2d(40, 2, 1) for _ in STRIDES)
         self.box = nn.ModuleList(nn.Conv2d(40, 8, 1) for _ in STRIDES)
         self.landmarks = nn.ModuleList(nn.Conv2d(40, 20, 1) for _ in STRIDES)
@@ -126,8 +110,8 @@ class Recogniser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(3, 16, 2), _block(16, 32, 2), _Residual(32), _block(32, 64, 2), _Residual(64), _Residual(64),
-            _block(64, 128, 2), _Residual(128), _Residual(128),
+            conv_block(3, 16, 2), conv_block(16, 32, 2), Residual(32),
+            conv_block(32, 64, 2), Residual(64), Residual(64), conv_block(64, 128, 2), Residual(128), Residual(128),
             nn.Conv2d(128, 128, 7, groups=128, bias=False), nn.BatchNorm2d(128), nn.Flatten(),
             nn.Linear(128, 512, bias=False), nn.BatchNorm1d(512),
         )  # fmt: skip
@@ -475,23 +459,15 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=Path("photos/train"), help="photos of the training people")
-    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="photos of held-out people")
-    parser.add_argument("--work", type=Path, default=Path("runs/face"), help="checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("bolid/tiny/face"), help="where the weights go")
+    parser = options("face", __doc__)
     parser.add_argument("--people", type=int, default=2000, help="use at most so many people")
     parser.add_argument("--detector-photos", type=int, default=4000, help="photos for the detector")
-    parser.add_argument("--detector-steps", type=int, default=900)
+    parser.add_argument("--detector-steps", type=int, default=1200)
     parser.add_argument("--detector-batch", type=int, default=16)
-    parser.add_argument("--recogniser-steps", type=int, default=750)
+    parser.add_argument("--recogniser-steps", type=int, default=1400)
     parser.add_argument("--recogniser-batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
-    args = parser.parse_args()
-    if args.fresh:
-        shutil.rmtree(args.work, ignore_errors=True)
+    args = parse(parser)
     started = time.time()
     rows = read_truth(args.photos, people=args.people, seed=args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

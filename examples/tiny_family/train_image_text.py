@@ -19,13 +19,12 @@ import argparse
 import json
 import math
 import random
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from truth import FLIP_KEYPOINTS, read_resized, read_truth, write_card
+from truth import FLIP_KEYPOINTS, options, parse, read_resized, read_truth, write_card
 
 from bolid.families import get_family
 from bolid.run import derive_seed, run_record, write_atomic
@@ -573,22 +572,14 @@ def measure(photos: Path, model: Path | None = None, *, people: int | None = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=Path("photos/train"), help="photos of the training people")
-    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="photos of held-out people")
-    parser.add_argument("--work", type=Path, default=Path("runs/image_text"), help="checkpoint")
-    parser.add_argument("--out", type=Path, default=Path("bolid/tiny/image_text"), help="where the weights go")
+    parser = options("image_text", __doc__)
     parser.add_argument("--people", type=int, default=None, help="use at most so many people")
     parser.add_argument("--init", type=Path, default=None, help="start from the weights in this safetensors file")
     parser.add_argument("--tower-steps", type=int, default=1600, help="steps of the image tower alone")
     parser.add_argument("--steps", type=int, default=1200, help="contrastive steps")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
-    args = parser.parse_args()
-    if args.fresh:
-        shutil.rmtree(args.work, ignore_errors=True)
+    args = parse(parser)
     started = time.time()
     train(args)
     figures = measure(args.val, args.out)

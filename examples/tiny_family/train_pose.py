@@ -9,7 +9,6 @@ About an hour on one CPU core with the defaults. Run it again after an interrupt
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -22,7 +21,7 @@ from typing import Any
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "0"  # resuming reads the checkpoints that this very script has written
 import cv2
 import numpy as np
-from truth import FLIP_KEYPOINTS, read_image, read_truth, write_card
+from truth import FLIP_KEYPOINTS, options, parse, read_image, read_truth, write_card
 
 from bolid.precision import computing
 from bolid.run import derive_seed, run_record, write_atomic
@@ -293,22 +292,14 @@ def _shipped() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=Path("photos/train"), help="photos of the training people")
-    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="photos of held-out people")
-    parser.add_argument("--work", type=Path, default=Path("runs/pose"), help="data set, checkpoints and logs")
-    parser.add_argument("--out", type=Path, default=Path("bolid/tiny/pose"), help="where the weights go")
+    parser = options("pose", __doc__)
     parser.add_argument("--pictures", type=int, default=14000, help="training pictures")
     parser.add_argument("--small-epochs", type=int, default=3, help=f"epochs on pictures of {SMALL_SIZE} pixels")
     parser.add_argument("--epochs", type=int, default=7, help=f"epochs on pictures of {IMAGE_SIZE} pixels")
     parser.add_argument("--init", type=Path, help="start from this pose model instead of from nothing")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
-    args = parser.parse_args()
-    if args.fresh:
-        shutil.rmtree(args.work, ignore_errors=True)
+    args = parse(parser)
 
     started = time.time()
     checkpoint: Any = shipped_network(args.init) if args.init else None

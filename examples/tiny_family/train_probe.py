@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from truth import FLIP_KEYPOINTS, read_resized, read_truth, write_card
+from truth import FLIP_KEYPOINTS, options, parse, read_resized, read_truth, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
 from bolid.families import get_family
@@ -168,21 +167,13 @@ def measure(photos: Path, model: Path | None = None, *, people: int | None = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=Path("photos/train"), help="photos of the training people")
-    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="photos of held-out people")
-    parser.add_argument("--work", type=Path, default=Path("runs/probe"), help="checkpoint")
-    parser.add_argument("--out", type=Path, default=Path("bolid/tiny/probe"), help="where the weights go")
+    parser = options("probe", __doc__)
     parser.add_argument("--people", type=int, default=None, help="use at most so many people")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--places-weight", type=float, default=5.0, help="weight of saying where the keypoints are")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
-    args = parser.parse_args()
-    if args.fresh:
-        shutil.rmtree(args.work, ignore_errors=True)
+    args = parse(parser)
     started = time.time()
     network, mean, std, pictures = train(args)
     config = {"steps": args.steps, "batch": args.batch, "lr": args.lr}

@@ -1,12 +1,14 @@
-"""What the training scripts of the perception models share: the rendered photos with their truth, and the cards.
+"""What the training scripts of the perception models share: options, the rendered photos with their truth, the cards.
 
 A photo directory is what `bolid synth` writes: `<person>/<name>.jpg`, `.txt` (caption) and `.json` (truth).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,26 @@ from bolid.run import write_atomic
 
 FLIP_KEYPOINTS = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # COCO's left <-> right
 FLIP_LANDMARKS = [1, 0, 2, 4, 3]  # left eye, right eye, nose, mouth left, mouth right
+
+
+def options(part: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all these scripts have; `part` is the model's folder in bolid/tiny."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, default=Path("photos/train"), help="photos of the training people")
+    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="photos of held-out people")
+    parser.add_argument("--work", type=Path, default=Path("runs") / part, help="checkpoints, and data made on the way")
+    parser.add_argument("--out", type=Path, default=Path("bolid/tiny") / part, help="where the weights go")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="forget an earlier run instead of going on with it")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's options, after an earlier run was forgotten if they say so."""
+    args = parser.parse_args()
+    if args.fresh:
+        shutil.rmtree(args.work, ignore_errors=True)
+    return args
 
 
 def read_truth(photos: Path, *, people: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
