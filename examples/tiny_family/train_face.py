@@ -2,7 +2,7 @@
 
     python examples/tiny_family/train_face.py --photos photos/train --val photos/val --out bolid/tiny/face
 
-About 25 minutes on a shared CPU core with the defaults. Run it again after an interruption and it goes on where it stopped.
+About 25 minutes on a shared CPU core with the defaults. Run it again after an interruption to go on where it stopped.
 
 The detector has the outputs of SCRFD (strides 8, 16 and 32, two anchors a cell: scores, boxes, landmarks) and the
 recogniser those of ArcFace (112x112 in, 512 numbers out), so that `insightface.app.FaceAnalysis` runs them unchanged.
