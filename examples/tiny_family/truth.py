@@ -87,12 +87,14 @@ def read_resized(rows: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
     return stack
 
 
-def write_card(directory: Path, title: str, body: str, figures: dict[str, Any], facts: dict[str, Any]) -> None:
-    """README.md, the model card: what it is, how it was trained, and the figures measured on held-out people."""
+def write_card(
+    directory: Path, title: str, body: str, figures: dict[str, Any], facts: dict[str, Any], name: str = "README.md"
+) -> None:
+    """The model card: what it is, how it was trained, and the figures measured on held-out people."""
     training = "\n".join(f"- {name}: {_number(value)}" for name, value in facts.items())
     table = "\n".join(f"| {name} | {_number(value)} |" for name, value in figures.items())
     write_atomic(
-        Path(directory) / "README.md",
+        Path(directory) / name,
         f"# {title}\n\n{body.strip()}\n\n## Training\n\n{training}\n\n"
         f"## Measured on held-out synthetic people\n\n| figure | value |\n| --- | --- |\n{table}\n",
     )
