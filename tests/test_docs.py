@@ -17,7 +17,7 @@ REFERENCE = ROOT / "docs" / "commands.md"
 
 def reference() -> str:
     """The help of every command, in the order of the chain."""
-    names = [(name,) for name, _ in COMMANDS] + [("models", "list"), ("models", "use")]
+    names = [(name,) for name, _ in COMMANDS] + [("models", word) for word in ("list", "pull", "verify", "convert", "use")]
     pages = ["# Commands\n\nWritten by `python tests/test_docs.py` from the commands' own `--help`.\n"]
     for name in ((), *names):
         shown = CliRunner().invoke(app, [*name, "--help"], prog_name="bolid", terminal_width=100)
