@@ -1,4 +1,4 @@
-"""Captioning models of transformers, built small and random from their own configs: BLIP-2, and LLaVA, which is asked."""
+"""Captioning models of transformers, small and random, from their own configs: BLIP-2, and LLaVA, which is asked."""
 
 from __future__ import annotations
 
