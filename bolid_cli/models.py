@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bolid.errors import BolidError
 from bolid.families import (
     FAMILY_NAMES,
     PARTS,
@@ -76,7 +77,7 @@ def list_families(
     for entry in families:
         if entry["parts"]:
             note(f"\n{entry['name']}, in {entry['root']}", quiet)
-            rows = [
+            table: list[tuple[object, ...]] = [
                 (
                     part["part"], part["name"], part["megabytes"], part["licence"],
                     part["state"] + (", optional" if part["optional"] and part["state"] == "missing" else ""),
@@ -85,17 +86,17 @@ def list_families(
                 )
                 for part in entry["parts"]
             ]  # fmt: skip
-            print_table(("part", "what", "MB", "licence", "state", "revision", "where"), rows, quiet)
-    notes = {part["notice"]: part["name"] for entry in families for part in entry["parts"] if part["notice"]}
-    notes |= {"instead, " + part["instead"]: part["name"] for e in families for part in e["parts"] if part["instead"]}
-    if notes:
-        note("", quiet)
-    for text, name in notes.items():
-        note(f"{name}: {text}", quiet)
-    note(
-        f"\n* used by default, chosen by: {source}. The body encoder and the adapters of a full-size family you", quiet
-    )
-    note("train yourself (train-vae, train-adapter). Next: bolid models pull FAMILY", quiet)
+            print_table(("part", "what", "MB", "licence", "state", "revision", "where"), table, quiet)
+    notes: dict[str, list[str]] = {}
+    for part in (part for entry in families for part in entry["parts"]):
+        for text in (part["notice"], part["instead"] and f"refused; {part['instead']}"):
+            if text and part["name"] not in notes.setdefault(text, []):
+                notes[text].append(part["name"])
+    note("", quiet or not notes)
+    for text, about in notes.items():
+        note(f"{', '.join(about)}: {text}", quiet)
+    note(f"\n* used by default, chosen by: {source}. Body encoder and adapters of a full-size family are your", quiet)
+    note("own training's (train-vae, train-adapter). Next: bolid models pull FAMILY", quiet)
 
 
 @app.command("pull")
@@ -144,6 +145,9 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
     else:
         emit_paths(row["where"] for row in rows if row["state"] != "missing")
     print_table(("part", "state", "where"), [(row["part"], row["state"], row["where"]) for row in rows], quiet)
+    published = [source.part for source in SOURCES.get(family, ())]
+    if missing := [row["part"] for row in rows if row["state"] == "missing" and row["part"] in published]:
+        raise BolidError(f"family {family!r} lacks {', '.join(missing)}", f"bolid models pull {family}")
 
 
 @app.command("convert")

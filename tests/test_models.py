@@ -217,6 +217,71 @@ def test_an_incomplete_cache_is_as_good_as_none(no_network, tmp_path):
     assert not (home() / "sdxl" / "base").exists()
 
 
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as huggingface_hub asks for, on files in a folder."""
+
+    folder, commit = Path(), "d" * 40
+    asked: list[str] = []
+
+    def do_GET(self):
+        Hub.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        names = [p.relative_to(Hub.folder).as_posix() for p in sorted(Hub.folder.rglob("*")) if p.is_file()]
+        if path.startswith("/api/") and "/tree/" in path:
+            sizes = {name: (Hub.folder / name).stat().st_size for name in names}
+            return self.answer(
+                json.dumps([{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in sizes.items()]).encode()
+            )
+        if path.startswith("/api/"):
+            listing = {"id": "x/y", "sha": Hub.commit, "siblings": [{"rfilename": name} for name in names]}
+            return self.answer(json.dumps(listing).encode())
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if name not in names:
+            return self.send_error(404)
+        self.answer((Hub.folder / name).read_bytes())
+
+    do_HEAD = do_GET
+
+    def answer(self, data: bytes):
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", Hub.commit)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_pull_from_a_hub(tmp_path):
+    """The command itself, against a server that speaks the Hub's protocol. What is there is not asked for again."""
+    Hub.folder, Hub.asked = write_hub_base(tmp_path / "repo"), []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {k: v for k, v in os.environ.items() if k.upper() not in ("HTTP_PROXY", "HF_TOKEN")} | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "bolid_cli.main", "models", "pull", "sdxl", "--only", "base"]
+    asked = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr + str(Hub.asked)
+        assert done.stdout.split() == [str(home() / "sdxl" / "base")]
+        asked.append(len(Hub.asked))
+    server.shutdown()
+    server.server_close()
+    assert asked[0] == asked[1] > 0
+    entry = models.read_manifest(home() / "sdxl")["base"]
+    assert entry["revision"] == Hub.commit and not any("README" in name for name in entry["files"])
+    assert (home() / "sdxl" / "base").resolve().is_relative_to(tmp_path / "hf")
+    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    result = run(app, ["models", "verify", "sdxl"])
+    assert result.exit_code == 1 and "family 'sdxl' lacks pose, face, image_text" in result.stderr
+
+
 class Server(http.server.BaseHTTPRequestHandler):
     data = b""
     asked: list[str | None] = []
