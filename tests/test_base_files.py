@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_base import make_base
@@ -119,7 +120,7 @@ def test_a_folder_of_half_precision_files(world, family, tmp_path):
 # ---- single files
 
 
-def original_layout(base: Path) -> dict[str, torch.Tensor]:
+def original_layout(base: Path, first_text_encoder: str = "cond_stage_model") -> dict[str, torch.Tensor]:
     """The pipeline's tensors under the names of the original Stable Diffusion code, as single checkpoints have them."""
     tensors = {}
     for name, value in load_file(base / "unet" / WEIGHTS).items():
@@ -128,12 +129,35 @@ def original_layout(base: Path) -> dict[str, torch.Tensor]:
         name, attention = original_vae(name)
         tensors["first_stage_model." + name] = value[..., None, None] if attention and value.ndim == 2 else value
     for name, value in load_file(base / "text_encoder" / "model.safetensors").items():
-        tensors["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = value
+        tensors[f"{first_text_encoder}.transformer.text_model." + name.removeprefix("text_model.")] = value
     return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def original_open_clip(folder: Path) -> dict[str, torch.Tensor]:
+    """SDXL's second text encoder, under open_clip's names."""
+    theirs = load_file(folder / "model.safetensors")
+    tensors = {"text_projection": theirs.pop("text_projection.weight").T}
+    for name, value in theirs.items():
+        name = name.removeprefix("text_model.")
+        for a, b in (("embeddings.token_embedding", "token_embedding"), ("final_layer_norm", "ln_final"),
+                     ("embeddings.position_embedding.weight", "positional_embedding"), ("layer_norm", "ln_"),
+                     ("encoder.layers", "transformer.resblocks"), ("fc1", "c_fc"), ("fc2", "c_proj"),
+                     ("self_attn", "attn")):  # fmt: skip
+            name = name.replace(a, b)
+        if "_proj." in name and "attn." in name and "out_proj" not in name:
+            continue
+        tensors[name] = value
+    for layer in {name.split("self_attn")[0] for name in theirs if "self_attn" in name}:
+        block = layer.removeprefix("text_model.").replace("encoder.layers", "transformer.resblocks")
+        for kind in ("weight", "bias"):
+            parts = [theirs[f"{layer}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            tensors[f"{block}attn.in_proj_{kind}"] = torch.cat(parts)
+    return {f"conditioner.embedders.1.model.{name}": value.contiguous() for name, value in tensors.items()}
 
 
 def original_unet(name: str) -> str:
     whole = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+    whole |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
     whole |= {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
     whole |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1"}
     whole |= {"mid_block.resnets.1": "middle_block.2"}
@@ -185,6 +209,45 @@ def test_a_single_checkpoint_paints_what_its_folder_paints(family, single, tmp_p
     picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
     latents = LatentEncoder(family.with_base(single)).encode([picture])
     assert np.array_equal(latents, LatentEncoder(family).encode([picture]))
+
+
+def test_a_single_sdxl_checkpoint_paints_what_its_folder_paints(world, family, tmp_path):
+    small = load_base(family)
+    torch.manual_seed(2)
+    config = small.text_encoder.config.to_dict() | {"hidden_size": 32, "intermediate_size": 32, "projection_dim": 32}
+    second = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=(32, 24), in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 32),
+        norm_num_groups=8, cross_attention_dim=24 + 32, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8,
+        use_linear_projection=True,
+    )  # fmt: skip
+    diffusers.StableDiffusionXLPipeline(
+        vae=small.vae, text_encoder=small.text_encoder, text_encoder_2=second, tokenizer=small.tokenizer,
+        tokenizer_2=small.tokenizer, unet=unet, scheduler=small.scheduler,
+        force_zeros_for_empty_prompt=False, add_watermarker=False,
+    ).save_pretrained(tmp_path / "xl")  # fmt: skip
+    tensors = original_layout(tmp_path / "xl", "conditioner.embedders.0")
+    save_file(tensors | original_open_clip(tmp_path / "xl" / "text_encoder_2"), tmp_path / "xl.safetensors")
+    (tmp_path / "xl.toml").write_text(
+        "image_size = [64, 48]\n[defaults]\nsteps = 2\nguidance = 3.0\n[paths]\nbase = 'xl'\n"
+    )
+    chosen = get_family(str(tmp_path / "xl.toml"))
+    whole = paint(chosen, tmp_path / "1")
+    assert np.array_equal(paint(chosen, tmp_path / "2", base=tmp_path / "xl.safetensors"), whole)
+    half = paint(chosen, tmp_path / "3", base=tmp_path / "xl.safetensors", dtype="bf16")
+    assert 0 < np.abs(whole.astype(float) - half).mean() < 3
+    with pytest.raises(BolidError, match="another kind of base than family .*: .* have 56 channels, not 24"):
+        load_base(family.with_base(tmp_path / "xl.safetensors"))
+    save_file(tensors, tmp_path / "half.safetensors")  # without the second text encoder
+    with pytest.raises(BolidError, match="half.safetensors does not load"):
+        load_base(chosen.with_base(tmp_path / "half.safetensors"))
+    fewer = {name: value for name, value in tensors.items() if "middle_block" not in name}
+    save_file(fewer | original_open_clip(tmp_path / "xl" / "text_encoder_2"), tmp_path / "fewer.safetensors")
+    with pytest.raises(BolidError, match="fewer.safetensors") as caught:
+        load_base(chosen.with_base(tmp_path / "fewer.safetensors"))
+    assert caught.value.hint
 
 
 def test_a_single_checkpoint_needs_configs(family, single, tmp_path):

@@ -70,7 +70,6 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
     """
     path = family.require("base")
     import diffusers
-    from safetensors import SafetensorError
 
     settings: dict[str, Any] = {
         # No safety checker: it would load a second large network, and the tiny family has none to load.
@@ -101,8 +100,8 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
                 pipe = diffusers.DiffusionPipeline.from_pretrained(
                     str(path), use_safetensors=True, variant=_variant(path), **settings
                 )
-        # diffusers and transformers report a wrong file as almost anything
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        # diffusers and transformers report a wrong file as almost any kind of exception.
+        except Exception as error:
             raise BolidError(
                 f"the base of family '{family.name}' at {path} does not load: "
                 f"{(str(error).splitlines() or [type(error).__name__])[0]}",
@@ -112,6 +111,12 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if module is not None:
             module.requires_grad_(False).eval()
+            # diffusers only logs what a single file lacks
+            if absent := next((name for name, tensor in module.named_parameters() if tensor.is_meta), ""):
+                raise BolidError(
+                    f"{path} is incomplete: it has no weights for {absent} of {type(module).__name__}",
+                    "give a whole checkpoint: UNet, VAE and text encoders in one file",
+                )
     if lightning is not None and "unet" not in settings:
         load_loras(pipe, [(lightning, 1.0)], family)
         with quiet_diffusers():
@@ -131,7 +136,8 @@ def offload(pipe: Any, device: str) -> None:
 
 def _keep_float32(vae: Any) -> None:
     """Give the VAE float32 weights, and latents in them: the pipelines hand it those of the UNet's type."""
-    vae.to(torch.float32)
+    with quiet_diffusers():
+        vae.to(torch.float32)
     decode = vae.decode
 
     def decode_in_float32(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
