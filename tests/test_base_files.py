@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -49,6 +50,12 @@ def world(tmp_path_factory):
         vae=pipe.vae, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer, unet=pipe.unet,
         scheduler=pipe.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(root / "base")  # fmt: skip
+    # The published model_index.json names a safety checker and its preprocessor, which `pull` does not fetch.
+    index = json.loads((root / "base" / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index.pop("requires_safety_checker")
+    (root / "base" / "model_index.json").write_text(json.dumps(index))
     (root / "mine.toml").write_text(
         f"image_size = [{SIZE[0]}, {SIZE[1]}]\nsizes = [[64, 48], [48, 64]]\n[defaults]\nsteps = 2\nguidance = 3.0\n"
     )
@@ -105,11 +112,15 @@ def test_attention_is_not_sliced(family):
     assert names == {"AttnProcessor2_0"}
 
 
+def write_half(base: Path, folder: Path) -> None:
+    diffusers.StableDiffusionPipeline.from_pretrained(
+        base, safety_checker=None, feature_extractor=None, torch_dtype=torch.float16
+    ).save_pretrained(folder, variant="fp16")
+
+
 def test_a_folder_of_half_precision_files(world, family, tmp_path):
     """As `bolid models pull` fetches them: *.fp16.safetensors alone."""
-    diffusers.StableDiffusionPipeline.from_pretrained(
-        world / "base", safety_checker=None, torch_dtype=torch.float16
-    ).save_pretrained(tmp_path / "half", variant="fp16")
+    write_half(world / "base", tmp_path / "half")
     assert not (tmp_path / "half" / "unet" / WEIGHTS).exists()
     half = replace(family, base=tmp_path / "half")
     assert load_base(half).unet.dtype == torch.float32
@@ -266,9 +277,8 @@ def test_a_single_checkpoint_needs_configs(family, single, tmp_path):
 def test_a_unet_checkpoint_takes_the_place_of_the_bases_own(world, family, tmp_path):
     other = {name: value + 0.01 for name, value in load_file(world / "base" / "unet" / WEIGHTS).items()}
     save_file({name: value.half() for name, value in other.items()}, tmp_path / "unet.safetensors")
-    base = tmp_path / "base"
-    shutil.copytree(world / "base", base)
-    (base / "unet" / WEIGHTS).unlink()  # `pull` leaves the base's own out
+    write_half(world / "base", base := tmp_path / "base")
+    (base / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()  # `pull` leaves the base's own out
     lightning = replace(family, unet=tmp_path / "unet.safetensors", base=base, needs=("unet",))
     loaded = load_base(lightning).unet
     assert loaded.dtype == torch.float32 and not any(p.is_meta for p in loaded.parameters())

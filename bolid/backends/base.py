@@ -72,8 +72,9 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
     import diffusers
 
     settings: dict[str, Any] = {
-        # No safety checker: it would load a second large network, and the tiny family has none to load.
-        "local_files_only": True, "torch_dtype": dtype, "safety_checker": None, "requires_safety_checker": False,
+        # No safety checker, and nothing that prepares pictures for it: it would load a second large network.
+        "local_files_only": True, "torch_dtype": dtype, "feature_extractor": None, "safety_checker": None,
+        "requires_safety_checker": False,
     }  # fmt: skip
     if path.is_file():
         config = _config_for(family, path)
