@@ -350,6 +350,35 @@ def test_bad_files_are_refused(world, family, single, tmp_path, form, kind):
         assert "text states have 40 channels, not 24" in caught.value.message
 
 
+@pytest.mark.parametrize("kind", ["truncated", "malicious", "wrong shape", "wrong family"])
+def test_bad_controlnets_decoders_and_vaes_are_refused(world, family, tmp_path, kind):
+    from bolid.backends.base import add_controlnet
+    from bolid.pixel_losses import _load_decoder
+
+    trace, pipe = tmp_path / "it-ran", load_base(family)
+    network = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16))
+    network.save_pretrained(tmp_path / "controlnet")
+    shutil.copytree(world / "parts" / "pipeline" / "vae", tmp_path / "decoder")
+    shutil.copytree(world / "base", tmp_path / "base")
+    for folder, load in (
+        ("controlnet", lambda: add_controlnet(pipe, replace(family, controlnet=tmp_path / "controlnet"))),
+        ("decoder", lambda: _load_decoder(tmp_path / "decoder", pipe.vae, "cpu")),
+        ("base/vae", lambda: LatentEncoder(replace(family, base=tmp_path / "base"))),
+    ):
+        file = tmp_path / folder / WEIGHTS
+        tensors = load_file(file)
+        if kind == "wrong family":
+            save_file({"another": torch.zeros(3)}, file)
+        elif kind == "wrong shape":
+            name = next(name for name, value in tensors.items() if value.ndim == 4)
+            save_file(tensors | {name: torch.zeros(3, 3)}, file)
+        else:
+            bad(file, kind, trace)
+        with pytest.raises(BolidError) as caught:
+            load()
+        assert folder.split("/")[0] in caught.value.message and caught.value.hint and not trace.exists()
+
+
 @pytest.mark.parametrize("form", ["folder", "single"])
 def test_pickles_are_not_even_opened(world, family, tmp_path, form):
     trace = tmp_path / "it-ran"

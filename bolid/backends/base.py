@@ -48,6 +48,28 @@ def quiet_diffusers() -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def loading(what: str, hint: str) -> Iterator[None]:
+    """Inside, diffusers loads `what`; whatever goes wrong is a BolidError. It reports wrong files in almost any way."""
+    with quiet_diffusers():
+        try:
+            yield
+        except BolidError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BolidError(f"{what} does not load: {reason}", hint) from error
+
+
+def require_whole(network: torch.nn.Module, path: Path) -> None:
+    """BolidError where `path` lacked some of the network's weights: diffusers only logs that, and goes on."""
+    if absent := next((name for name, tensor in network.named_parameters() if tensor.is_meta), ""):
+        raise BolidError(
+            f"{path} is incomplete or of another kind: it has no weights for {absent} of {type(network).__name__}",
+            "give the whole of it, or fetch it again",
+        )
+
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -89,35 +111,23 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
         family.require("unet")
         if not _is_lora(lightning):
             settings["unet"] = _load_unet(family, lightning, config if path.is_file() else path, dtype)
-    with quiet_diffusers():
-        try:
-            if path.is_file():
-                index = diffusers.DiffusionPipeline.load_config(str(config), local_files_only=True)
-                pipeline = getattr(diffusers, index["_class_name"])
-                if not issubclass(pipeline, diffusers.StableDiffusionPipeline):
-                    del settings["safety_checker"], settings["requires_safety_checker"]
-                pipe = pipeline.from_single_file(str(path), config=str(config), **settings)
-            else:
-                pipe = diffusers.DiffusionPipeline.from_pretrained(
-                    str(path), use_safetensors=True, variant=_variant(path), **settings
-                )
-        # diffusers and transformers report a wrong file as almost any kind of exception.
-        except Exception as error:
-            raise BolidError(
-                f"the base of family '{family.name}' at {path} does not load: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]}",
-                f"check the files with: bolid models verify {family.name}",
-            ) from error
+    verify = f"check the files with: bolid models verify {family.name}"
+    with loading(f"the base of family '{family.name}' at {path}", verify):
+        if path.is_file():
+            index = diffusers.DiffusionPipeline.load_config(str(config), local_files_only=True)
+            pipeline = getattr(diffusers, index["_class_name"])
+            if not issubclass(pipeline, diffusers.StableDiffusionPipeline):
+                del settings["safety_checker"], settings["requires_safety_checker"]
+            pipe = pipeline.from_single_file(str(path), config=str(config), **settings)
+        else:
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                str(path), use_safetensors=True, variant=_variant(path), **settings
+            )
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if module is not None:
             module.requires_grad_(False).eval()
-            # diffusers only logs what a single file lacks
-            if absent := next((name for name, tensor in module.named_parameters() if tensor.is_meta), ""):
-                raise BolidError(
-                    f"{path} is incomplete: it has no weights for {absent} of {type(module).__name__}",
-                    "give a whole checkpoint: UNet, VAE and text encoders in one file",
-                )
+            require_whole(module, path)
     if lightning is not None and "unet" not in settings:
         load_loras(pipe, [(lightning, 1.0)], family)
         with quiet_diffusers():
@@ -287,14 +297,13 @@ def add_controlnet(pipe: Any, family: Family) -> Any:
     path = family.require("controlnet")
     from diffusers import AutoPipelineForText2Image, ControlNetModel
 
+    wanted = "it must be a directory that diffusers' ControlNetModel.from_pretrained loads, with safetensors weights"
+    with loading(f"the ControlNet {path}", wanted):
+        network = ControlNetModel.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, torch_dtype=pipe.unet.dtype
+        )
+    require_whole(network, path)
     with quiet_diffusers():
-        try:
-            network = ControlNetModel.from_pretrained(str(path), local_files_only=True, torch_dtype=pipe.unet.dtype)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BolidError(
-                f"the ControlNet {path} does not load: {str(error).splitlines()[0]}",
-                "it must be a directory that diffusers' ControlNetModel.from_pretrained loads",
-            ) from error
         for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
             theirs, own = network.config[key], pipe.unet.config[key]
             if theirs != own and list(np.atleast_1d(theirs)) != list(np.atleast_1d(own)):
@@ -401,7 +410,8 @@ class LatentEncoder:
         import diffusers
 
         path = family.require("base")
-        with quiet_diffusers():
+        verify = f"check the files with: bolid models verify {family.name}"
+        with loading(f"the VAE of family '{family.name}' in {path}", verify):
             if path.is_file():
                 config = _config_for(family, path)
                 self.vae = diffusers.AutoencoderKL.from_single_file(
@@ -413,6 +423,7 @@ class LatentEncoder:
                     str(path), subfolder="vae", local_files_only=True, torch_dtype=dtype, use_safetensors=True,
                     variant=_variant(path),
                 )  # fmt: skip
+        require_whole(self.vae, path)
         self.vae.requires_grad_(False).eval().to(device)
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
