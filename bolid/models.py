@@ -193,27 +193,36 @@ def _from_hub(family: Family, source: Source) -> tuple[Path, str]:
     reachable = not offline and _reachable(endpoint)
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
+    cache = Path(constants.HF_HUB_CACHE)
     patterns = [source.file] if source.file else list(source.files)
     try:
-        # Downloads resume by themselves; what the cache has is not fetched again.
-        snapshot = Path(
-            huggingface_hub.snapshot_download(source.repo, allow_patterns=patterns, local_files_only=not reachable)
-        )
+        with disk_errors(cache):
+            # Downloads resume by themselves; what the cache has is not fetched again.
+            snapshot = Path(
+                huggingface_hub.snapshot_download(source.repo, allow_patterns=patterns, local_files_only=not reachable)
+            )
+    except BolidError:
+        raise
     except GatedRepoError as error:
         raise BolidError(
             f"{source.repo} is given only to those who accepted its terms",
             f"accept them at {endpoint}/{source.repo}, then: hf auth login, and the same command again",
         ) from error
     except HfHubHTTPError as error:
-        raise BolidError(f"{endpoint} refused {source.repo}: {error}", "try the same command again later") from error
-    except (OSError, ValueError) as error:  # not in the cache; the network gone on the way
-        raise _out_of_reach(family, source, endpoint, offline, Path(constants.HF_HUB_CACHE)) from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise BolidError(f"{endpoint} refused {source.repo}: {reason}", "try the same command again later") from error
+    except LocalEntryNotFoundError as error:
+        raise _out_of_reach(family, source, endpoint, offline, cache) from error
+    except Exception as error:  # the network gone on the way: of httpx, of xet, of the system
+        raise BolidError(
+            f"the download of {source.repo} broke off: {error}", "the same command goes on where it stopped"
+        ) from error
     found = snapshot / source.file if source.file else snapshot
     if absent := _absent(snapshot, source):
         if not reachable:
-            raise _out_of_reach(family, source, endpoint, offline, Path(constants.HF_HUB_CACHE))
+            raise _out_of_reach(family, source, endpoint, offline, cache)
         raise BolidError(
             f"{source.repo} has no {absent} any more", "tell the makers of bolid; until then fetch it by hand"
         )

@@ -217,6 +217,27 @@ def test_an_incomplete_cache_is_as_good_as_none(no_network, tmp_path):
     assert not (home() / "sdxl" / "base").exists()
 
 
+def test_what_may_go_wrong_on_the_way(monkeypatch, tmp_path):
+    import errno
+
+    import huggingface_hub
+
+    monkeypatch.setattr(models, "_reachable", lambda url: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for raised, message, hint in (
+        (ConnectionResetError("reset by peer"), "stable-diffusion-xl-base-1.0 broke off: reset", "where it stopped"),
+        (OSError(errno.ENOSPC, "No space left"), "no space left on the disk while writing", "free some space"),
+    ):
+
+        def fail(*args, raised=raised, **kwargs):
+            raise raised
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(BolidError, match=message) as caught:
+            models.pull("sdxl", only=["base"])
+        assert hint in caught.value.hint and not (home() / "sdxl" / "base").exists()
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hugging Face Hub as huggingface_hub asks for, on files in a folder."""
 
