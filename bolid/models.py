@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import json
 import os
 import shutil
@@ -134,7 +135,7 @@ def _fetch(family: Family, source: Source, from_dir: str | os.PathLike[str] | No
         found, ready = _in_folder(Path(from_dir), source, target.relative_to(family.root))
         revision = "from " + str(Path(from_dir).resolve())
     elif source.repo:
-        found, revision = _from_hub(family, source)
+        found, revision = _from_hub(family, source, progress)
         ready = True
     else:
         found, revision = _download(family, source, progress), source.url.rsplit("/", 2)[1]
@@ -186,7 +187,23 @@ def _files(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
     ]
 
 
-def _from_hub(family: Family, source: Source) -> tuple[Path, str]:
+def _bar(progress: Progress | None, name: str) -> Any:
+    """What huggingface_hub takes for a bar on the terminal: it tells ``progress`` the megabytes, and shows nothing."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **(kwargs | {"file": io.StringIO(), "disable": False}))
+
+        def display(self, *args: Any, **kwargs: Any) -> bool:
+            if progress and self.unit == "B" and self.total:
+                progress(int(self.n) >> 20, int(self.total) >> 20, f"{name}, MB")
+            return True
+
+    return Bar
+
+
+def _from_hub(family: Family, source: Source, progress: Progress | None) -> tuple[Path, str]:
     """(the snapshot's folder or file in the Hugging Face cache, its commit)."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
@@ -201,7 +218,12 @@ def _from_hub(family: Family, source: Source) -> tuple[Path, str]:
         with disk_errors(cache):
             # Downloads resume by themselves; what the cache has is not fetched again.
             snapshot = Path(
-                huggingface_hub.snapshot_download(source.repo, allow_patterns=patterns, local_files_only=not reachable)
+                huggingface_hub.snapshot_download(
+                    source.repo,
+                    allow_patterns=patterns,
+                    local_files_only=not reachable,
+                    tqdm_class=_bar(progress, source.name),
+                )  # fmt: skip
             )
     except BolidError:
         raise

@@ -291,6 +291,7 @@ def test_pull_from_a_hub(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
         assert done.returncode == 0, done.stderr + str(Hub.asked)
         assert done.stdout.split() == [str(home() / "sdxl" / "base")]
+        assert "Fetching" not in done.stderr and "%" not in done.stderr
         asked.append(len(Hub.asked))
     server.shutdown()
     server.server_close()
