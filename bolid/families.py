@@ -53,13 +53,13 @@ _WORDS = {
 class Source:
     """Where one part of a full-size family is published, and on what terms.
 
-    The publishers' documentation pins no revision and no hash for these, so neither do we: `bolid models pull` writes
-    down the commit and the SHA-256 of what it fetched first, and `bolid models verify` compares with that.
+    Neither revisions nor hashes are pinned, since the published files could not be seen where this was written:
+    `bolid models pull` writes down the commit and the SHA-256 of what it fetched first, and `verify` compares with that.
     """
 
     part: str
     name: str
-    megabytes: int  # of the download, from the publisher's file list; rounded
+    megabytes: int  # of the download, approximately: from the number of parameters
     licence: str
     repo: str = ""  # on the Hugging Face Hub, or
     url: str = ""  # one file or .zip

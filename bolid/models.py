@@ -1,8 +1,8 @@
 """`bolid models`: fetch a family's published weights, look whether they are whole, and convert them.
 
 Every part of a family is a folder or a file below BOLID_HOME/<family>. What `pull` put there is written down in
-models.json beside it: source, commit, licence, and size and SHA-256 of each file. The first fetch is trusted (nobody
-publishes hashes of these files in a form that we could pin); from then on `verify` compares.
+models.json beside it: source, commit, licence, and size and SHA-256 of each file. The first fetch is trusted, for no
+hashes are pinned (see `Source`); from then on `verify` compares.
 """
 
 from __future__ import annotations
