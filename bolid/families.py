@@ -54,7 +54,7 @@ class Source:
     """Where one part of a full-size family is published, and on what terms.
 
     Neither revisions nor hashes are pinned, since the published files could not be seen where this was written:
-    `bolid models pull` writes down the commit and the SHA-256 of what it fetched first, and `verify` compares with that.
+    `bolid models pull` writes down the commit and the SHA-256 of what it fetched first, and `verify` compares.
     """
 
     part: str
