@@ -16,7 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from bolid.backends.caption import Captioner
 
 BATCH = 8
 DUPLICATE = "the same file again"
@@ -69,6 +71,25 @@ class TooManyRejected(BolidError):
         self.rejected = rejected
 
 
+@dataclass(frozen=True)
+class Looking:
+    """What photos are looked at with; every worker process loads it for itself. ``captioner``: its model, or ""."""
+
+    family: Family
+    device: str
+    person: PersonRule
+    max_side: int
+    captioner: str = ""
+
+    def load(self) -> tuple[ViewReader, Captioner | None]:
+        reader = ViewReader(self.family, self.device, self.person)
+        if not self.captioner:
+            return reader, None
+        from bolid.backends.caption import Captioner
+
+        return reader, Captioner(self.captioner, self.device)
+
+
 def extract(
     photos: str | os.PathLike[str] = "photos",
     out: str | os.PathLike[str] = "shards",
@@ -79,34 +100,42 @@ def extract(
     max_side: int = 1536,
     max_bad: float = 0.05,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    caption: str = "sidecar",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> ExtractResult:
     """Look at every photo with the family's models and write what they see to the shard directory ``out``.
 
     ``photos``: a folder of ``<person>/*.jpg`` (or of one person's photos), captions beside them in ``.txt``.
-    ``max_side``: larger photos are reduced to this many pixels. ``max_bytes``: of one tar. Rejected photos are listed
-    with the reason in ``out/index.json``. The same call after a kill goes on where it stopped.
+    ``caption``: "sidecar" takes those .txt files alone, "none" no captions; "blip2" (the family's captioning model) or
+    a model of transformers writes one for each photo without such a file. ``max_side``: larger photos are reduced to
+    this many pixels. ``max_bytes``: of one tar. Rejected photos are listed with the reason in ``out/index.json``. The
+    same call after a kill goes on where it stopped.
 
     Raises TooManyRejected, a BolidError, when nothing could be used (``out`` is then removed), or when more than
     ``max_bad`` of the photos and more than one were rejected; ``out`` is complete even then.
     """
     if workers < 1:
         raise BolidError(f"--workers is {workers}", "give at least 1")
+    from bolid.backends.caption import captioner_path
+
     chosen = get_family(family)
-    found = _photos(Path(photos), progress)
-    config = {"person": person, "max_side": max_side, "max_bytes": max_bytes}
+    model = captioner_path(caption, chosen)
+    found = _photos(Path(photos), progress, sidecar=caption != "none")
+    config: dict[str, Any] = {"person": person, "max_side": max_side, "max_bytes": max_bytes}
+    if caption != "sidecar":
+        config["caption"] = caption
     digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
     record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
     writer = ShardWriter(out, record, max_bytes)
     if not writer.complete:
-        _run(found, writer, chosen, pick_device(device), person, max_side, workers, progress)
+        _run(found, writer, Looking(chosen, pick_device(device), person, max_side, model), workers, progress)
     index = writer.close()
     result = ExtractResult(Path(out), index["samples"], index["persons"], index["rejected"])
     return _judge(result, len(found), chosen, max_bad)
 
 
-def _photos(folder: Path, progress: Progress | None) -> list[Photo]:
+def _photos(folder: Path, progress: Progress | None, *, sidecar: bool = True) -> list[Photo]:
     from bolid.backends.caption import caption_for
 
     listed = list_photos(folder)
@@ -119,17 +148,15 @@ def _photos(folder: Path, progress: Progress | None) -> list[Photo]:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise BolidError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
-        photos.append(Photo(path, person, path.relative_to(folder).as_posix(), sha256, caption_for(path)))
+        caption = caption_for(path) if sidecar else ""
+        photos.append(Photo(path, person, path.relative_to(folder).as_posix(), sha256, caption))
     return photos
 
 
 def _run(
     photos: list[Photo],
     writer: ShardWriter,
-    family: Family,
-    device: str,
-    person: PersonRule,
-    max_side: int,
+    looking: Looking,
     workers: int,
     progress: Progress | None,
 ) -> None:
@@ -147,7 +174,7 @@ def _run(
     batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
     left = [batch for batch in batches if not all(p.key in done[0] or p.source in done[1] for p in batch)]
     count = len(fresh) - sum(map(len, left))
-    for batch, samples in zip(left, _looked_at(left, family, device, person, max_side, workers), strict=True):
+    for batch, samples in zip(left, _looked_at(left, looking, workers), strict=True):
         for photo, sample in zip(batch, samples, strict=True):
             if photo.key in done[0] or photo.source in done[1]:
                 continue
@@ -160,23 +187,21 @@ def _run(
             progress(count, len(fresh), batch[-1].source)
 
 
-def _looked_at(
-    batches: list[list[Photo]], family: Family, device: str, person: PersonRule, max_side: int, workers: int
-) -> Iterator[list[Sample | str]]:
+def _looked_at(batches: list[list[Photo]], looking: Looking, workers: int) -> Iterator[list[Sample | str]]:
     """The result of every batch, in order."""
     if not batches:
         return
     if workers == 1:
         with _one_thread():
-            reader = ViewReader(family, device, person)
+            models = looking.load()
             for batch in batches:
-                yield _look(batch, reader, max_side)
+                yield _look(batch, *models, looking.max_side)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         min(workers, len(batches)),
         mp_context=multiprocessing.get_context("spawn"),  # forked torch threads hang
         initializer=_start_worker,
-        initargs=(family, device, person, max_side),
+        initargs=(looking,),
     )
     try:
         waiting: deque[concurrent.futures.Future[list[Sample | str]]] = deque()
@@ -200,10 +225,10 @@ def _looked_at(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[ViewReader, int] | BolidError | None = None
+_worker: tuple[ViewReader, Captioner | None, int] | BolidError | None = None
 
 
-def _start_worker(family: Family, device: str, person: PersonRule, max_side: int) -> None:
+def _start_worker(looking: Looking) -> None:
     global _worker
     import torch
 
@@ -212,7 +237,7 @@ def _start_worker(family: Family, device: str, person: PersonRule, max_side: int
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
-        _worker = ViewReader(family, device, person), max_side
+        _worker = (*looking.load(), looking.max_side)
     except BolidError as error:  # raised here it would only break the pool
         _worker = error
 
@@ -231,7 +256,7 @@ def _look_in_worker(batch: list[Photo]) -> list[Sample | str]:
     return _look(batch, *_worker)
 
 
-def _look(batch: list[Photo], reader: ViewReader, max_side: int) -> list[Sample | str]:
+def _look(batch: list[Photo], reader: ViewReader, captioner: Captioner | None, max_side: int) -> list[Sample | str]:
     """Decode and look at a batch: for each photo a sample, or the reason why there is none."""
     results: list[Sample | str] = []
     decoded: list[tuple[int, np.ndarray]] = []
@@ -244,8 +269,14 @@ def _look(batch: list[Photo], reader: ViewReader, max_side: int) -> list[Sample 
             results[index] = error.message
         except OSError as error:
             results[index] = f"the file cannot be read: {error.strerror}"
-    for (index, _), view in zip(decoded, reader.read([image for _, image in decoded]), strict=True):
-        results[index] = view if isinstance(view, str) else _sample(batch[index], view)
+    views = dict(zip([i for i, _ in decoded], reader.read([image for _, image in decoded]), strict=True))
+    silent = {i: view for i, view in views.items() if isinstance(view, View) and not batch[i].caption}
+    written: dict[int, str] = {}
+    if captioner is not None:
+        written = dict(zip(silent, captioner.caption([view.image for view in silent.values()]), strict=True))
+    for index, view in views.items():
+        photo = replace(batch[index], caption=written.get(index, batch[index].caption))
+        results[index] = view if isinstance(view, str) else _sample(photo, view)
     return results
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,183 @@ _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA that lets the base paint in a few steps (LCM or Lightning)"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
+    "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
+    "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
+    "caption": ("caption", "a captioning model in transformers' layout"),
 }
-_WORDS = {"controlnet": "ControlNet", "few_steps_lora": "few-step LoRA", "body_sliders": "body sliders"}
+_WORDS = {
+    "controlnet": "ControlNet",
+    "few_steps_lora": "few-step LoRA",
+    "body_sliders": "body sliders",
+    "unet": "UNet",
+    "base_config": "base configs",
+}
 
+
+@dataclass(frozen=True)
+class Source:
+    """Where one part of a full-size family is published, and on what terms.
+
+    Neither revisions nor hashes are pinned, since the published files could not be seen where this was written:
+    `bolid models pull` writes down the commit and the SHA-256 of what it fetched first, and `verify` compares.
+    """
+
+    part: str
+    name: str
+    megabytes: int  # of the download, approximately: from the number of parameters
+    licence: str
+    repo: str = ""  # on the Hugging Face Hub, or
+    url: str = ""  # one file or .zip
+    files: tuple[str, ...] = ()  # of the repository: patterns
+    file: str = ""  # of the repository: this one only; the part is this file
+    commercial: bool = True  # False: its licence forbids commercial use
+    notice: str = ""  # what somebody who sells or distributes must know
+    instead: str = ""  # what to use where commercial use is meant
+    optional: bool = False  # fetched by `pull --only PART` alone
+
+
+_OPENRAIL_NOTICE = "its licence's list of forbidden uses goes with every copy"
+_AGPL_NOTICE = (
+    "ultralytics and its weights are AGPL-3.0: what is distributed, or served over a network, together with them falls "
+    "under the AGPL, unless you hold ultralytics' enterprise licence"
+)
+_OWN_FACE_PACK = (
+    "use an InsightFace-style pack of your own (an SCRFD detector and an ArcFace recogniser as .onnx files, trained on "
+    "data that permits it) as the family's `face` folder, or get a commercial licence from InsightFace"
+)
+_DIFFUSERS_CONFIGS = ("*.json", "*/*.json", "tokenizer*/*")
+_DIFFUSERS_FP16 = (
+    "model_index.json", "scheduler/*", "tokenizer*/*", "text_encoder*/config.json",
+    "text_encoder*/model.fp16.safetensors", "unet/config.json", "vae/config.json",
+    "vae/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+)  # fmt: skip
+_SD15, _SDXL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
+_EVA = "timm/eva02_large_patch14_clip_224.merged2b_s4b_b131k"
+_FACE_RELEASE = "https://github.com/deepinsight/insightface/releases/download/v0.7"
+_POSE_RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
+# The files by which InsightFace's published packs are known, wherever they lie.
+_RESEARCH_ONLY_FACE = {"w600k_r50.onnx", "w600k_mbf.onnx", "glintr100.onnx", "det_10g.onnx", "scrfd_10g_bnkps.onnx"}
+
+
+def _common(face: Source) -> tuple[Source, ...]:
+    """What every full-size family needs besides its base."""
+    return (
+        Source(
+            "pose", "YOLO11x-pose", 118, "AGPL-3.0", url=f"{_POSE_RELEASE}/yolo11x-pose.pt", notice=_AGPL_NOTICE,
+        ),
+        face,
+        Source(
+            "image_text", "EVA02-CLIP L/14", 1711, "MIT", repo=_EVA,
+            files=("open_clip_config.json", "open_clip_model.safetensors", "tokenizer*", "vocab.json", "merges.txt",
+                   "special_tokens_map.json"),
+        ),
+        Source(
+            "caption", "BLIP-2 OPT-2.7b", 15000, "MIT; its language model: OPT, non-commercial research",
+            repo="Salesforce/blip2-opt-2.7b", files=("*.json", "*.txt", "model*.safetensors"), commercial=False,
+            instead="write captions into .txt files beside the photos, or give --caption Salesforce/blip2-flan-t5-xl",
+            optional=True,
+        ),
+    )  # fmt: skip
+
+
+def _face(pack: str, megabytes: int) -> Source:
+    return Source(
+        "face", f"InsightFace {pack}", megabytes, "non-commercial research only", url=f"{_FACE_RELEASE}/{pack}.zip",
+        commercial=False, instead=_OWN_FACE_PACK,
+    )  # fmt: skip
+
+
+def _base(name: str, repo: str, megabytes: int, licence: str, files: tuple[str, ...]) -> tuple[Source, ...]:
+    return (
+        Source("base", name, megabytes, licence, repo=repo, files=files, notice=_OPENRAIL_NOTICE),
+        Source(
+            "base_config", f"{name}, without weights", 3, licence, repo=repo, files=_DIFFUSERS_CONFIGS, optional=True
+        ),
+    )
+
+
+_LIGHTNING_FILE = "sdxl_lightning_4step_{}.safetensors"
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "sd15": (
+        *_base("Stable Diffusion 1.5", _SD15, 2133, "CreativeML OpenRAIL-M", _DIFFUSERS_FP16),
+        *_common(_face("buffalo_l", 288)),
+        Source(
+            "few_steps_lora", "LCM-LoRA for SD 1.5", 135, "OpenRAIL++", repo="latent-consistency/lcm-lora-sdv1-5",
+            file="pytorch_lora_weights.safetensors", notice=_OPENRAIL_NOTICE, optional=True,
+        ),
+    ),
+    "sdxl": (
+        *_base("SDXL 1.0", _SDXL, 6940, "CreativeML OpenRAIL++-M", _DIFFUSERS_FP16),
+        *_common(_face("antelopev2", 361)),
+        Source(
+            "few_steps_lora", "SDXL-Lightning LoRA, 4 steps", 394, "OpenRAIL++", repo="ByteDance/SDXL-Lightning",
+            file=_LIGHTNING_FILE.format("lora"), notice=_OPENRAIL_NOTICE, optional=True,
+        ),
+    ),
+    "sdxl-lightning": (
+        # Its own UNet comes below; SDXL's would be 5 GB for nothing.
+        *_base("SDXL 1.0, without its UNet", _SDXL, 1805, "CreativeML OpenRAIL++-M", _DIFFUSERS_FP16[:-1]),
+        Source(
+            "unet", "SDXL-Lightning UNet, 4 steps", 5135, "OpenRAIL++", repo="ByteDance/SDXL-Lightning",
+            file=_LIGHTNING_FILE.format("unet"), notice=_OPENRAIL_NOTICE,
+        ),
+        *_common(_face("antelopev2", 361)),
+    ),
+}  # fmt: skip
+
+
+def commercial_use() -> bool:
+    """Whether only what may be used commercially is to be used: BOLID_COMMERCIAL=1 or `models use --commercial`."""
+    if (value := os.environ.get("BOLID_COMMERCIAL")) is not None:
+        return value not in ("", "0")
+    return _commercial_file().is_file()
+
+
+def remember_commercial(wanted: bool) -> None:
+    """Refuse non-commercial models in later commands too, or no longer."""
+    if wanted:
+        write_atomic(_commercial_file(), "")
+    else:
+        _commercial_file().unlink(missing_ok=True)
+
+
+def _commercial_file() -> Path:
+    return home() / "commercial"
+
+
+def refuse_non_commercial(part: str, path: Path, family: str) -> None:
+    """Raise BolidError where ``path`` holds a face pack or captioner that is published for research only.
+
+    Packs of one's own pass, whatever family they stand in for: InsightFace's are known by the names of their files.
+    """
+    source = next((s for s in SOURCES.get(family, ()) if s.part == part), None)
+    if part == "face" and path.is_dir() and _RESEARCH_ONLY_FACE & {file.name for file in path.iterdir()}:
+        name = source.name if source else "InsightFace's published pack"
+        raise BolidError(
+            f"{name} in {path} is for non-commercial research only, and commercial use is asked for", _OWN_FACE_PACK
+        )
+    if source is not None and part == "caption" and not source.commercial:
+        raise BolidError(f"{source.name} is {source.licence}, and commercial use is asked for", source.instead)
+
+
+# [height, width] that SDXL was trained on (arXiv:2307.01952, appendix I), those from 1:2 to 2:1 that people use.
+_SDXL_SIZES = [
+    [1024, 1024], [1152, 896], [1216, 832], [1344, 768], [1536, 640],
+    [896, 1152], [832, 1216], [768, 1344], [640, 1536],
+]  # fmt: skip
 # Data, not code: what the full-size families need beside their weights.
 _FULL_SIZE: dict[str, dict[str, Any]] = {
     "sd15": {
         "description": "Stable Diffusion 1.5, 512x512",
         "image_size": [512, 512],
+        "sizes": [[512, 512], [640, 448], [448, 640], [768, 512], [512, 768]],
         "defaults": {"steps": 30, "guidance": 7.0},
         "few_steps": {"steps": 4, "guidance": 0.0, "scheduler": "LCMScheduler"},  # for LCM-LoRA
     },
     "sdxl": {
         "description": "Stable Diffusion XL 1.0, 1024x1024",
         "image_size": [1024, 1024],
+        "sizes": _SDXL_SIZES,
         "defaults": {"steps": 30, "guidance": 5.0},
         # for SDXL-Lightning's LoRA
         "few_steps": {
@@ -62,7 +225,14 @@ _FULL_SIZE: dict[str, dict[str, Any]] = {
     "sdxl-lightning": {
         "description": "SDXL-Lightning, 4 steps, 1024x1024",
         "image_size": [1024, 1024],
-        "defaults": {"steps": 4, "guidance": 0.0, "timestep_spacing": "trailing"},
+        "sizes": _SDXL_SIZES,
+        "needs": ["unet"],
+        "defaults": {
+            "steps": 4,
+            "guidance": 0.0,
+            "scheduler": "EulerDiscreteScheduler",
+            "timestep_spacing": "trailing",
+        },
     },
 }
 
@@ -89,6 +259,11 @@ class Family:
     controlnet: Path
     few_steps_lora: Path
     body_sliders: Path
+    unet: Path
+    base_config: Path
+    caption: Path
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that the base paints well; image_size is among them
+    needs: tuple[str, ...] = ()  # parts that others may lack, but not this family
     defaults: dict[str, Any] = field(default_factory=dict)  # steps, guidance, ...: what generate starts from
     few_steps: dict[str, Any] = field(default_factory=dict)  # what --few-steps starts from; empty: not offered
     description: str = ""
@@ -96,7 +271,9 @@ class Family:
     def require(self, part: str) -> Path:
         """The path of ``part`` ("base", "pose", ...), or a BolidError that names the missing file and the way to it."""
         path: Path | None = getattr(self, part)
-        if path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file()):
+        if path is not None and self.has(part):
+            if commercial_use():
+                refuse_non_commercial(part, path, self.name)
             return path
         location = path if path is not None else self.root / (_LAYOUT | _OPTIONAL)[part][0]
         raise BolidError(
@@ -106,16 +283,45 @@ class Family:
 
     def missing(self) -> list[str]:
         """The parts whose files are not there."""
-        absent = []
-        for part in _LAYOUT:
-            try:
-                self.require(part)
-            except BolidError:
-                absent.append(part)
-        return absent
+        return [part for part in (*_LAYOUT, *self.needs) if not self.has(part)]
+
+    def has(self, part: str) -> bool:
+        """Whether there is something where ``part`` is looked for."""
+        path: Path | None = getattr(self, part)
+        return path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file())
+
+    def with_base(self, base: str | os.PathLike[str] | None) -> Family:
+        """The same family on another base of its kind (a community checkpoint or a diffusers folder); None: itself.
+
+        Where that base is a single file, its configs and tokenizers are the family's own.
+        """
+        if base is None:
+            return self
+        config = self.base_config if self.has("base_config") else self.base
+        return replace(self, base=Path(base), base_config=config)
+
+    def with_size(self, size: str | None) -> Family:
+        """The same family painting pictures of ``size``, "WIDTHxHEIGHT", or itself for None.
+
+        Raises BolidError for a size that the base was not trained on.
+        """
+        if size is None:
+            return self
+        allowed = self.sizes or (self.image_size,)
+        width, _, height = size.lower().partition("x")
+        wanted = (int(height), int(width)) if height.isdecimal() and width.isdecimal() else None
+        if wanted not in allowed:
+            raise BolidError(
+                f"--size is {size!r}: family {self.name!r} does not paint that",
+                "give WIDTHxHEIGHT, one of " + ", ".join(f"{w}x{h}" for h, w in allowed),
+            )
+        return replace(self, image_size=wanted)
 
 
 def _how_to_get(family: str, part: str) -> str:
+    if any(source.part == part for source in SOURCES.get(family, ())):
+        what = (_LAYOUT | _OPTIONAL)[part][1]
+        return f"get it with `bolid models pull {family} --only {part}`, or put it there ({what})"
     if part in _OPTIONAL:
         return f"put it there: {_OPTIONAL[part][1]}; examples/tiny_family/ has scripts that make one"
     if family == DEFAULT_FAMILY:
@@ -184,6 +390,8 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
         root=root,
         image_size=size,
         view_size=view,
+        sizes=tuple(_size(name, "sizes", size) for size in data.get("sizes", [])),
+        needs=tuple(data.get("needs", [])),
         defaults=dict(data.get("defaults", {})),
         few_steps=dict(data.get("few_steps", {})),
         description=str(data.get("description", "")),

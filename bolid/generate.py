@@ -75,6 +75,10 @@ def generate(
     batch_size: int = 8,
     grid: Sequence[str] | None = None,
     family: str | None = None,
+    base: PathLike | None = None,
+    size: str | None = None,
+    dtype: str = "auto",
+    offload: bool = False,
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
@@ -88,8 +92,11 @@ def generate(
     FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `few_steps`: with
     the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the family's. `grid`: texts like
     "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the last path returned is
-    one sheet of all. A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other
-    people or the grid; its run is in the PNG's text chunk `bolid`.
+    one sheet of all. `base`: another base of the family's kind, a .safetensors checkpoint or a diffusers folder.
+    `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE
+    stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture depends on the seed
+    and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run is in the PNG's
+    text chunk `bolid`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -104,7 +111,7 @@ def generate(
             "more than one person given",
             "choose one of --profile, --reference and --new-person; --profile may be given several times",
         )
-    chosen = _family(family, profiles, adapter)
+    chosen = _family(family, profiles, adapter).with_base(base).with_size(size)
     sampler = chosen.defaults
     if few_steps:
         if not chosen.few_steps:
@@ -114,7 +121,7 @@ def generate(
             )
         sampler = chosen.few_steps
     _check_numbers(n=n, batch_size=batch_size)
-    base = Cell(
+    plain = Cell(
         scales={
             branch: parse_scale(value, f"--{branch}-scale")
             for branch, value in (("face", face_scale), ("body", body_scale))
@@ -125,7 +132,7 @@ def generate(
         seed=seed,
         values={},
     )
-    cells = [_cell(base, values) for values in parse_grid(grid)]
+    cells = [_cell(plain, values) for values in parse_grid(grid)]
     for cell in cells:
         _check_cell(cell, negative, few_steps)
     pose_weight = parse_scale(pose_scale, "--pose-scale")
@@ -133,13 +140,16 @@ def generate(
         raise BolidError(f"--pose-scale is {pose_scale}", "it has no parts: give a number, a stretch or 1@0..0.5")
     loras = [parse_lora(text) for text in lora]
     device = pick_device(device)
+    if offload and device == "cpu":
+        raise BolidError("--offload spares the memory of an accelerator, and there is none", "leave it out")
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise BolidError(f"--out {out} is a file", "give a folder for the pictures")
 
     import torch
 
-    from bolid.backends.base import add_controlnet, load_base, load_loras, set_sampler
+    from bolid.backends.base import add_controlnet, choose_dtype, load_base, load_loras, set_sampler
+    from bolid.backends.base import offload as offload_networks
 
     files = _adapter_files(chosen, adapter)
     people = _people(chosen, files, profiles, reference, new_person, device, progress)
@@ -156,7 +166,7 @@ def generate(
         few_steps_lora = chosen.require("few_steps_lora")
         loras.insert(0, (few_steps_lora, 1.0))
         inputs["few_steps_lora"] = sha256_file(few_steps_lora)
-    pipe = load_base(chosen, device)
+    pipe = load_base(chosen, "cpu" if offload else device, choose_dtype(dtype, device))
     set_sampler(pipe, sampler)
     _check_sampler(pipe, cells)
     load_loras(pipe, loras, chosen)
@@ -164,8 +174,12 @@ def generate(
         inputs |= _load_adapters(pipe, chosen, files, branches, people)
     if pose_from is not None:
         pipe = add_controlnet(pipe, chosen)
+    if offload:
+        offload_networks(pipe, device)
 
     asked = {"negative": negative, "lora": list(lora), "few_steps": few_steps}
+    if base is not None:
+        asked["base"] = Path(base).name
     if pose_from is not None:
         asked |= {"pose_from": Path(pose_from).name, "pose_scale": pose_weight.plain()}
     nulls = {

@@ -132,16 +132,12 @@ def find_decoder(family: Family, decoder: str) -> Path | None:
 def _load_decoder(folder: Path, vae: Any, device: str) -> Any:
     from diffusers import AutoencoderTiny
 
-    from bolid.backends.base import quiet_diffusers
+    from bolid.backends.base import loading, require_whole
 
-    with quiet_diffusers():
-        try:
-            decoder = AutoencoderTiny.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BolidError(
-                f"the tiny decoder in {folder} does not load: {str(error).splitlines()[0]}",
-                "it must be a directory that diffusers' AutoencoderTiny.from_pretrained loads",
-            ) from error
+    wanted = "it must be a directory that diffusers' AutoencoderTiny.from_pretrained loads"
+    with loading(f"the tiny decoder in {folder}", wanted):
+        decoder = AutoencoderTiny.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    require_whole(decoder, folder)
     if decoder.config.latent_channels != vae.config.latent_channels:
         raise BolidError(
             f"the tiny decoder in {folder} takes {decoder.config.latent_channels} latent channels, "

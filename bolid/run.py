@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import errno
@@ -9,6 +10,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,11 +38,10 @@ def prepare_environment() -> None:
         # Spinning OpenMP threads made one forward pass 30 times slower as soon as anything else used the CPU.
         "OMP_WAIT_POLICY": "PASSIVE",
         "OPENBLAS_NUM_THREADS": "1",
-        # Never let ultralytics install packages, run pickled code, phone home or write under ~/.config.
+        # Never let ultralytics install packages, run pickled code, phone home or write into the user's home.
         "YOLO_AUTOINSTALL": "false",
         "YOLO_OFFLINE": "true",
         "YOLO_VERBOSE": "false",
-        "YOLO_CONFIG_DIR": str(home() / "ultralytics"),
         "ULTRALYTICS_SAFE_LOAD": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -47,6 +49,11 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        # Ultralytics makes this folder and a settings file in it when it loads; worker processes share it.
+        folder = os.path.join(tempfile.gettempdir(), f"bolid-ultralytics-{os.urandom(8).hex()}")
+        os.environ["YOLO_CONFIG_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def derive_seed(seed: int, *names: object) -> int:

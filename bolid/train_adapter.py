@@ -844,7 +844,9 @@ def _stored_parameters(base: Path) -> int:
 
 def base_sha256(family: Family) -> str:
     """The hash of the base's UNet weights, for the record."""
-    files = sorted((family.require("base") / "unet").glob("*.safetensors"))
+    base = family.require("base")
+    files = [family.unet] if family.has("unet") else [base] if base.is_file() else []
+    files = files or sorted((base / "unet").glob("*.safetensors"))
     return sha256_file(files[0]) if files else ""
 
 

@@ -42,14 +42,23 @@ def extract(
         float,
         typer.Option(help="Fail when a larger share of the photos (and more than one) is rejected.", min=0, max=1),
     ] = 0.05,
+    caption: Annotated[
+        str,
+        typer.Option(
+            metavar="none|sidecar|blip2|MODEL",
+            help="Captions: none, the .txt beside a photo, or for photos without one the family's BLIP-2 or a model of "
+            "transformers (a folder, or a name that the Hugging Face cache has).",
+        ),
+    ] = "sidecar",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Look at photos with the family's models: pose, face, image features, caption.
 
-    Captions come from a .txt beside each photo. Photos that cannot be used are listed with the reason, here and in the
-    index.json of the shard directory. After an interruption the same command goes on where it stopped.
+    Captions come from a .txt beside each photo, and with --caption from a model where there is none. Photos that cannot
+    be used are listed with the reason, here and in the index.json of the shard directory. After an interruption the
+    same command goes on where it stopped.
     """
     chosen = choose_family(family, quiet)
     import bolid.extract
@@ -64,6 +73,7 @@ def extract(
                 workers=workers,
                 max_side=max_side,
                 max_bad=max_bad,
+                caption=caption,
                 device=device,
                 progress=progress,
             )

@@ -73,6 +73,19 @@ def generate(
             "May be repeated.",
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Another base of the family's kind: a .safetensors checkpoint or a folder."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures, like 832x1216. Default: the family's.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, or auto: fp16 on CUDA. The VAE stays in fp32.")
+    ] = "auto",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep networks off the accelerator while they do not compute.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("generated"),
     family: FamilyOption = None,
     seed: SeedOption = 0,
@@ -102,7 +115,8 @@ def generate(
             wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             few_steps=few_steps, steps=steps, guidance=guidance, negative=negative, n=n, batch_size=batch_size,
-            grid=grid, family=family, device=device, seed=seed, progress=progress,
+            grid=grid, family=family, base=base, size=size, dtype=dtype, offload=offload, device=device, seed=seed,
+            progress=progress,
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

@@ -1,42 +1,68 @@
-"""``bolid models``: which model families there are, and which one is used."""
+"""``bolid models``: which model families there are, what they need, and how to get it."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from bolid.families import FAMILY_NAMES, PARTS, chosen_family, get_family, remember_family
-from bolid_cli._render import JsonOption, QuietOption, emit_json, note, print_table
+from bolid.errors import BolidError
+from bolid.families import (
+    FAMILY_NAMES,
+    PARTS,
+    SOURCES,
+    chosen_family,
+    commercial_use,
+    get_family,
+    remember_commercial,
+    remember_family,
+)
+from bolid_cli._render import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
 
 app = typer.Typer(
-    help="List the model families, or choose one.",
+    help="List, fetch, check and convert the models of the families, or choose a family.",
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+CommercialOption = Annotated[
+    bool,
+    typer.Option("--commercial", help="Refuse what may not be used commercially. BOLID_COMMERCIAL=1 does everywhere."),
+]
+FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help=f"One of {', '.join(SOURCES)}.")]
+
 
 @app.command("list")
-def list_families(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Show every model family, whether its files are there, and which one is used."""
+def list_families(
+    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Only this one.", show_default=False)] = None,
+    commercial: CommercialOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show every model family: what it needs, how big that is, its licence, and where it lies or is looked for."""
+    import bolid.models
+
     chosen, source = chosen_family()
-    names = [*FAMILY_NAMES] + ([chosen] if chosen not in FAMILY_NAMES else [])
+    names = [family] if family else [*FAMILY_NAMES] + ([chosen] if chosen not in FAMILY_NAMES else [])
+    commercial = commercial or commercial_use()
     families: list[dict[str, Any]] = []
     for name in names:
-        family = get_family(name)
+        found = get_family(name)
         families.append(
             {
                 "name": name,
-                "description": family.description,
-                "image_size": family.image_size,
-                "root": family.root,
-                "missing": family.missing(),
+                "description": found.description,
+                "image_size": found.image_size,
+                "root": found.root,
+                "missing": found.missing(),
                 "chosen": name == chosen,
+                "parts": bolid.models.describe(found, commercial=commercial),
             }
         )
     if as_json:
-        emit_json({"families": families, "chosen_by": source})
+        emit_json({"families": families, "chosen_by": source, "commercial": commercial})
         return
     for entry in families:
         print(entry["name"])
@@ -44,15 +70,117 @@ def list_families(as_json: JsonOption = False, quiet: QuietOption = False) -> No
     for entry in families:
         height, width = entry["image_size"]
         missing = entry["missing"]
-        state = "complete" if not missing else "none" if len(missing) == len(PARTS) else "missing " + ", ".join(missing)
+        state = "complete" if not missing else "none" if len(missing) >= len(PARTS) else "missing " + ", ".join(missing)
         name = f"{entry['name']} *" if entry["chosen"] else entry["name"]
         rows.append((name, f"{height}x{width}", entry["description"], state, entry["root"]))
     print_table(("family", "size", "what", "files", "where"), rows, quiet)
-    note(f"* used by default, chosen by: {source}", quiet)
+    for entry in families:
+        if entry["parts"]:
+            note(f"\n{entry['name']}, in {entry['root']}", quiet)
+            table: list[tuple[object, ...]] = [
+                (
+                    part["part"], part["name"], part["megabytes"], part["licence"],
+                    part["state"] + (", optional" if part["optional"] and part["state"] == "missing" else ""),
+                    (part["revision"] or "-")[:12],
+                    part["where"].relative_to(entry["root"]),
+                )
+                for part in entry["parts"]
+            ]  # fmt: skip
+            print_table(("part", "what", "MB", "licence", "state", "revision", "where"), table, quiet)
+    notes: dict[str, list[str]] = {}
+    for part in (part for entry in families for part in entry["parts"]):
+        for text in (part["notice"], part["instead"] and f"refused; {part['instead']}"):
+            if text and part["name"] not in notes.setdefault(text, []):
+                notes[text].append(part["name"])
+    note("", quiet or not notes)
+    for text, about in notes.items():
+        note(f"{', '.join(about)}: {text}", quiet)
+    note(f"\n* used by default, chosen by: {source}. Body encoder and adapters of a full-size family are your", quiet)
+    note("own training's (train-vae, train-adapter). Next: bolid models pull FAMILY", quiet)
+
+
+@app.command("pull")
+def pull(
+    family: FamilyArgument,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PART", help="Only this part (also an optional one). May be repeated."),
+    ] = None,
+    from_dir: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="Take the files from a folder copied from another machine."),
+    ] = None,
+    commercial: CommercialOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch the published weights of FAMILY; what is there already stays. An interrupted pull goes on where it stopped.
+
+    From the Hugging Face Hub (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected) and the releases of InsightFace and
+    ultralytics. What was fetched is written down with its SHA-256; `bolid models verify` compares with that.
+    """
+    import bolid.models
+
+    commercial = commercial or commercial_use()
+    with progress_bar(quiet) as progress:
+        places = bolid.models.pull(family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress)
+    for part in bolid.models.describe(get_family(family)):
+        if part["where"] in places and part["notice"]:
+            note(f"{part['name']}, {part['licence']}: {part['notice']}", quiet)
+    if as_json:
+        emit_json({"family": family, "parts": places})
+    else:
+        emit_paths(places)
+
+
+@app.command("verify")
+def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Check that the files of FAMILY are there and whole: as they were fetched, where that was written down."""
+    import bolid.models
+
+    with progress_bar(quiet) as progress:
+        rows = bolid.models.verify(family, progress=progress)
+    if as_json:
+        emit_json({"family": family, "parts": rows})
+    else:
+        emit_paths(row["where"] for row in rows if row["state"] != "missing")
+    print_table(("part", "state", "where"), [(row["part"], row["state"], row["where"]) for row in rows], quiet)
+    published = [source.part for source in SOURCES.get(family, ())]
+    if missing := [row["part"] for row in rows if row["state"] == "missing" and row["part"] in published]:
+        raise BolidError(f"family {family!r} lacks {', '.join(missing)}", f"bolid models pull {family}")
+
+
+@app.command("convert")
+def convert(
+    file: Annotated[Path, typer.Argument(help="Pose weights as ultralytics publishes them, like yolo11n-pose.pt.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: beside the file, under its name.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a pose model that BoLID reads (safetensors and a config) from ultralytics' .pt. Nothing in it is run."""
+    import bolid.models
+
+    emit_paths([bolid.models.convert(file, out)])
+    note("AGPL-3.0, like the file it is made from", quiet)
 
 
 @app.command("use")
-def use(name: str, quiet: QuietOption = False) -> None:
+def use(
+    name: str,
+    commercial: Annotated[
+        bool | None,
+        typer.Option(
+            "--commercial/--no-commercial",
+            help="Later commands refuse models that may not be used commercially, or no longer.",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
     """Remember NAME (a family, or a .toml file of your own) as the family of later commands."""
     remember_family(name)
     note(f"later commands use family {name!r} unless --family or BOLID_FAMILY says otherwise", quiet)
+    if commercial is not None:
+        remember_commercial(commercial)
+        note(f"they {'refuse' if commercial else 'take'} models that may not be used commercially", quiet)

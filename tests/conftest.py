@@ -20,6 +20,7 @@ def away_from_home(tmp_path_factory, monkeypatch):
     """No remembered family, no family from the environment."""
     monkeypatch.setenv("BOLID_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("BOLID_FAMILY", raising=False)
+    monkeypatch.delenv("BOLID_COMMERCIAL", raising=False)
     monkeypatch.delenv("BOLID_DEBUG", raising=False)
 
 

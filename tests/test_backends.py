@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 
@@ -48,9 +49,7 @@ def photograph():
 def pictures(photograph):
     """Two full bodies in pictures of different shapes, and a picture of nobody; uint8 [H,W,3]."""
     tall = photograph(framing="full body", pose="standing", scene="beach")
-    wide = np.pad(
-        photograph(framing="full body", pose="waving", scene="snow"), ((0, 0), (64, 0), (0, 0)), mode="edge"
-    )
+    wide = np.pad(photograph(framing="full body", pose="waving", scene="snow"), ((0, 0), (64, 0), (0, 0)), mode="edge")
     return [tall, wide, np.full((200, 260, 3), (90, 140, 190), np.uint8)]
 
 
@@ -270,8 +269,16 @@ def test_missing_weights_are_named(part, tmp_path):
     assert weights.name in caught.value.message and caught.value.hint
 
 
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
 @pytest.mark.parametrize("part", LOADERS)
-@pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "pickle"])
 def test_damaged_weights_are_refused(part, damage, tmp_path):
     directory, weights = copy_of(part, tmp_path)
     data = bytearray(weights.read_bytes())
@@ -282,12 +289,16 @@ def test_damaged_weights_are_refused(part, damage, tmp_path):
         weights.write_bytes(data)
     elif part == "face":
         weights.write_text("no network")
+        if damage == "pickle":
+            torch.save({"weights": Malicious(tmp_path / "it-ran")}, weights)
         (directory / "bolid.json").unlink()  # as in a pack from elsewhere
+    elif damage == "pickle":
+        torch.save({"weights": Malicious(tmp_path / "it-ran")}, weights)
     else:
         save_file({"a": torch.zeros(3)}, weights)
     with pytest.raises(BolidError) as caught:
         LOADERS[part](directory)
-    assert caught.value.hint
+    assert caught.value.hint and not (tmp_path / "it-ran").exists()
 
 
 def test_an_empty_directory_is_no_model(tmp_path):

@@ -17,7 +17,8 @@ REFERENCE = ROOT / "docs" / "commands.md"
 
 def reference() -> str:
     """The help of every command, in the order of the chain."""
-    names = [(name,) for name, _ in COMMANDS] + [("models", "list"), ("models", "use")]
+    names = [(name,) for name, _ in COMMANDS]
+    names += [("models", word) for word in ("list", "pull", "verify", "convert", "use")]
     pages = ["# Commands\n\nWritten by `python tests/test_docs.py` from the commands' own `--help`.\n"]
     for name in ((), *names):
         shown = CliRunner().invoke(app, [*name, "--help"], prog_name="bolid", terminal_width=100)
@@ -42,7 +43,7 @@ def test_commands_named_in_the_documents_exist():
 def documented_commands() -> list[list[str]]:
     """The words of every indented `bolid ...` line of the documents, comments and shell joints taken off."""
     lines = []
-    for name in ("README.md", "CONTRIBUTING.md", "docs/controls.md", "docs/comfyui.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/controls.md", "docs/comfyui.md", "docs/families.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for line in re.findall(r"^ {4}(.*)$", text, re.MULTILINE):
             for part in re.split(r"&&|\|", line.split("  #")[0]):

@@ -1,4 +1,6 @@
-"""The frozen Stable Diffusion base, loaded offline from a diffusers directory (SD 1.x, SDXL, and our tiny one).
+"""The frozen Stable Diffusion base (SD 1.x, SDXL, and our tiny one), loaded offline.
+
+From a diffusers directory, or from a single .safetensors file as communities share them. Never from a pickle.
 
 Everything here is diffusers' own code; this module only pins down devices, layouts and the scaling of latents.
 Shapes: N pictures, C latent channels, (h, w) latent positions, L tokens, E channels of the text states.
@@ -7,6 +9,7 @@ Shapes: N pictures, C latent channels, (h, w) latent positions, L tokens, E chan
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 
 from bolid.errors import BolidError
+from bolid.formats.tensors import read_header
 
 if TYPE_CHECKING:
     from bolid.families import Family
@@ -44,36 +48,186 @@ def quiet_diffusers() -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def loading(what: str, hint: str) -> Iterator[None]:
+    """Inside, diffusers loads `what`; whatever goes wrong is a BolidError. It reports wrong files in almost any way."""
+    with quiet_diffusers():
+        try:
+            yield
+        except BolidError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BolidError(f"{what} does not load: {reason}", hint) from error
+
+
+def require_whole(network: torch.nn.Module, path: Path) -> None:
+    """BolidError where `path` lacked some of the network's weights: diffusers only logs that, and goes on."""
+    if absent := next((name for name, tensor in network.named_parameters() if tensor.is_meta), ""):
+        raise BolidError(
+            f"{path} is incomplete or of another kind: it has no weights for {absent} of {type(network).__name__}",
+            "give the whole of it, or fetch it again",
+        )
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """What a base paints in: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    if name == "auto":
+        name = "fp16" if torch.device(device).type == "cuda" else "fp32"
+    if name not in DTYPES:
+        raise BolidError(f"--dtype is {name!r}", f"choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """The family's diffusers pipeline, frozen, in eval mode, with no safety checker and no progress bar.
 
-    Raises BolidError when the directory is missing (`Family.require`) or is no diffusers pipeline.
+    The base is a diffusers directory, or one .safetensors file with the configs of `base_config` (or of another
+    directory of the same kind). A `unet` that the family has takes the place of the base's own. The VAE stays float32
+    whatever `dtype` is: in half precision SDXL's overflows, and others lose detail.
+    Raises BolidError when a file is missing (`Family.require`), damaged, a pickle, or of another kind of base.
     """
     path = family.require("base")
     import diffusers
 
-    if not (path / "model_index.json").is_file():
+    settings: dict[str, Any] = {
+        # No safety checker, and nothing that prepares pictures for it: it would load a second large network.
+        "local_files_only": True, "torch_dtype": dtype, "feature_extractor": None, "safety_checker": None,
+        "requires_safety_checker": False,
+    }  # fmt: skip
+    if path.is_file():
+        config = _config_for(family, path)
+    elif not (path / "model_index.json").is_file():
         raise BolidError(
             f"{path} is not a diffusers pipeline: it has no model_index.json",
-            f"the base of family '{family.name}' must be a directory that diffusers' from_pretrained loads",
+            f"the base of family '{family.name}' must be a directory that diffusers' from_pretrained loads, or a "
+            ".safetensors file",
         )
-    with quiet_diffusers():
-        try:
-            # No safety checker: it would load a second large network, and the tiny family has none to load.
+    lightning = family.unet if family.has("unet") or "unet" in family.needs else None
+    if lightning is not None:
+        family.require("unet")
+        if not _is_lora(lightning):
+            settings["unet"] = _load_unet(family, lightning, config if path.is_file() else path, dtype)
+    verify = f"check the files with: bolid models verify {family.name}"
+    with loading(f"the base of family '{family.name}' at {path}", verify):
+        if path.is_file():
+            index = diffusers.DiffusionPipeline.load_config(str(config), local_files_only=True)
+            pipeline = getattr(diffusers, index["_class_name"])
+            if not issubclass(pipeline, diffusers.StableDiffusionPipeline):
+                del settings["safety_checker"], settings["requires_safety_checker"]
+            pipe = pipeline.from_single_file(str(path), config=str(config), **settings)
+        else:
             pipe = diffusers.DiffusionPipeline.from_pretrained(
-                str(path), local_files_only=True, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+                str(path), use_safetensors=True, variant=_variant(path), **settings
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BolidError(
-                f"the base of family '{family.name}' at {path} does not load: {str(error).splitlines()[0]}",
-                f"check the files with: bolid models verify {family.name}",
-            ) from error
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
         if module is not None:
             module.requires_grad_(False).eval()
+            require_whole(module, path)
+    if lightning is not None and "unet" not in settings:
+        load_loras(pipe, [(lightning, 1.0)], family)
+        with quiet_diffusers():
+            pipe.fuse_lora()
+            pipe.unload_lora_weights()
+    if dtype != torch.float32:
+        _keep_float32(pipe.vae)
     with quiet_diffusers():
         return pipe.to(device)
+
+
+def offload(pipe: Any, device: str) -> None:
+    """Keep each network of `pipe` in main memory but while it computes on `device`: the last thing to do to it."""
+    with quiet_diffusers():
+        pipe.enable_model_cpu_offload(device=device)
+
+
+def _keep_float32(vae: Any) -> None:
+    """Give the VAE float32 weights, and latents in them: the pipelines hand it those of the UNet's type."""
+    with quiet_diffusers():
+        vae.to(torch.float32)
+    decode = vae.decode
+
+    def decode_in_float32(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return decode(latents.float(), *args, **kwargs)
+
+    vae.decode = decode_in_float32
+
+
+def _variant(path: Path) -> str | None:
+    """ "fp16" for a directory that holds the half-precision files only, as `bolid models pull` fetches them."""
+    vae = path / "vae"
+    return "fp16" if not any(vae.glob("*model.safetensors")) and any(vae.glob("*.fp16.safetensors")) else None
+
+
+def _header(path: Path) -> dict[str, list[int]]:
+    """Tensor name -> shape of a safetensors file; BolidError for a truncated one and for anything else."""
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise BolidError(
+            f"{path} is a pickle, which could run anything: it is not loaded", "get the same weights as .safetensors"
+        )
+    try:
+        header = read_header(path)
+    except BolidError as error:
+        raise BolidError(error.message, "fetch it again; it must be a .safetensors file") from error
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _is_lora(path: Path) -> bool:
+    return any("lora" in name for name in _header(path))
+
+
+def _config_for(family: Family, path: Path) -> Path:
+    """The directory with configs and tokenizers for the single-file base `path`; BolidError for one of another kind.
+
+    The kind shows in the width of the text states that its cross-attentions take: 768 in SD 1.x, 2048 in SDXL.
+    """
+    shapes = _header(path)
+    widths = {shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2}
+    if len(widths) != 1 or not any(name.startswith("model.diffusion_model.") for name in shapes):
+        raise BolidError(
+            f"{path} is no Stable Diffusion checkpoint: it has no model.diffusion_model.* with cross-attention",
+            "give an all-in-one checkpoint as .safetensors, or a diffusers directory",
+        )
+    config = family.base_config if family.base_config.is_dir() else family.require("base_config")
+    try:
+        expected = json.loads((config / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BolidError(
+            f"{config} has no unet/config.json, so {path} cannot be read",
+            f"bolid models pull {family.name} --only base_config",
+        ) from error
+    if widths != {expected}:
+        raise BolidError(
+            f"{path} is another kind of base than family '{family.name}': its text states have {widths.pop()} "
+            f"channels, not {expected}",
+            "choose the family that it was made from: 768 is sd15, 2048 is sdxl",
+        )
+    return config
+
+
+def _load_unet(family: Family, path: Path, config: Path, dtype: torch.dtype) -> Any:
+    """A UNet of the base's configuration with the weights in `path`, in diffusers' layout."""
+    import diffusers
+    from safetensors.torch import load_file
+
+    found = _header(path)
+    with quiet_diffusers(), torch.device("meta"):
+        settings = diffusers.UNet2DConditionModel.load_config(str(config), subfolder="unet", local_files_only=True)
+        unet = diffusers.UNet2DConditionModel.from_config(settings)
+    expected = {name: list(tensor.shape) for name, tensor in unet.state_dict().items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))[0]
+        raise BolidError(
+            f"{path} does not fit the base of family '{family.name}': {wrong} is {found.get(wrong, 'missing')} where "
+            f"the base has {expected.get(wrong, 'nothing')}",
+            "give a UNet in diffusers' layout, or a LoRA, that was trained from this kind of base",
+        )
+    unet.load_state_dict({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, assign=True)
+    return unet
 
 
 def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
@@ -143,14 +297,13 @@ def add_controlnet(pipe: Any, family: Family) -> Any:
     path = family.require("controlnet")
     from diffusers import AutoPipelineForText2Image, ControlNetModel
 
+    wanted = "it must be a directory that diffusers' ControlNetModel.from_pretrained loads, with safetensors weights"
+    with loading(f"the ControlNet {path}", wanted):
+        network = ControlNetModel.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, torch_dtype=pipe.unet.dtype
+        )
+    require_whole(network, path)
     with quiet_diffusers():
-        try:
-            network = ControlNetModel.from_pretrained(str(path), local_files_only=True, torch_dtype=pipe.unet.dtype)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BolidError(
-                f"the ControlNet {path} does not load: {str(error).splitlines()[0]}",
-                "it must be a directory that diffusers' ControlNetModel.from_pretrained loads",
-            ) from error
         for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
             theirs, own = network.config[key], pipe.unet.config[key]
             if theirs != own and list(np.atleast_1d(theirs)) != list(np.atleast_1d(own)):
@@ -257,10 +410,20 @@ class LatentEncoder:
         import diffusers
 
         path = family.require("base")
-        with quiet_diffusers():
-            index = diffusers.DiffusionPipeline.load_config(str(path), local_files_only=True)
-            vae_class = getattr(diffusers, index["vae"][1])
-            self.vae = vae_class.from_pretrained(str(path), subfolder="vae", local_files_only=True, torch_dtype=dtype)
+        verify = f"check the files with: bolid models verify {family.name}"
+        with loading(f"the VAE of family '{family.name}' in {path}", verify):
+            if path.is_file():
+                config = _config_for(family, path)
+                self.vae = diffusers.AutoencoderKL.from_single_file(
+                    str(path), config=str(config), subfolder="vae", local_files_only=True, torch_dtype=dtype
+                )
+            else:
+                index = diffusers.DiffusionPipeline.load_config(str(path), local_files_only=True)
+                self.vae = getattr(diffusers, index["vae"][1]).from_pretrained(
+                    str(path), subfolder="vae", local_files_only=True, torch_dtype=dtype, use_safetensors=True,
+                    variant=_variant(path),
+                )  # fmt: skip
+        require_whole(self.vae, path)
         self.vae.requires_grad_(False).eval().to(device)
 
     def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,11 +1,20 @@
-"""Captions of photos: the text file beside a photo. (Families for real photos add a captioning model here.)"""
+"""Captions of photos: the text file beside a photo, or any image-text-to-text model of transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bolid.errors import BolidError
 
+if TYPE_CHECKING:
+    from bolid.families import Family
+
+QUESTION = "Describe the person in this photo, their clothes, what they do and where they are, in one sentence."
+MAX_TOKENS = 60  # of a caption; CLIP reads 75
 MAX_BYTES = 10_000  # a caption; anything longer is some other file
 
 
@@ -28,3 +37,84 @@ def caption_for(photo: Path | str) -> str:
         return " ".join(data.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise BolidError(f"the caption {path} is not UTF-8 text", "save it as UTF-8, or remove it") from error
+
+
+def captioner_path(caption: str, family: Family) -> str:
+    """What `Captioner` loads for --caption: the family's own model for "blip2", else the folder or name as given.
+
+    "" for "none" and "sidecar". Raises BolidError where the family's model is missing.
+    """
+    if caption in ("none", "sidecar"):
+        return ""
+    if caption != "blip2":
+        return caption
+    if not family.has("caption"):
+        raise BolidError(
+            f"there is no captioning model for --caption blip2: looked for {family.caption}",
+            "get it with `bolid models pull FAMILY --only caption` (15 GB) and the --family that it was pulled for, "
+            "name another model, or write captions into .txt files beside the photos",
+        )
+    return str(family.require("caption"))
+
+
+class Captioner:
+    """An image-text-to-text model of transformers (BLIP-2, LLaVA, ...), from a folder or the Hugging Face cache.
+
+    float16 on CUDA, float32 elsewhere; safetensors only, and no code from the model's repository is run.
+    Raises BolidError when it is not there, or is no such model.
+    """
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        import torch
+
+        from bolid.backends.base import quiet_diffusers
+
+        self.device = torch.device(device)
+        with quiet_diffusers():
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            # transformers reports a wrong or missing model as almost any kind of exception.
+            try:
+                self.processor = AutoProcessor.from_pretrained(model, local_files_only=True)
+                network = AutoModelForImageTextToText.from_pretrained(
+                    model, local_files_only=True, use_safetensors=True,
+                    dtype=torch.float16 if self.device.type == "cuda" else torch.float32,
+                )  # fmt: skip
+            except Exception as error:
+                there = Path(model).is_dir()
+                raise BolidError(
+                    f"no captioning model {model}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+                    if there
+                    else f"no captioning model {model}: it is no folder, and the Hugging Face cache does not have it",
+                    "give an image-text-to-text model of transformers with .safetensors weights"
+                    if there
+                    else f"fetch it with: hf download {model}",
+                ) from error
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.processor.tokenizer.padding_side = "left"  # what is generated goes on at the right
+
+    def caption(self, images: Sequence[np.ndarray]) -> list[str]:
+        """One line for each picture (uint8 [H,W,3] RGB, any sizes), all in one batch, the likeliest words."""
+        if not images:
+            return []
+        import torch
+        from PIL import Image
+
+        pictures = [Image.fromarray(image) for image in images]
+        if getattr(self.processor, "chat_template", None):
+            # Models that converse need to be asked; those made for captions do best without words.
+            question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+            text = self.processor.apply_chat_template(question, add_generation_prompt=True)
+            inputs = self.processor(
+                images=[[picture] for picture in pictures], text=[text] * len(pictures), return_tensors="pt",
+                padding=True,
+            )  # fmt: skip
+        else:
+            inputs = self.processor(images=pictures, return_tensors="pt")
+        inputs = inputs.to(self.device, self.network.dtype)
+        with torch.no_grad():
+            tokens = self.network.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
+        if "input_ids" in inputs:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        words = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in words]

@@ -26,10 +26,11 @@ WEIGHTS = "open_clip_model.safetensors"
 class ImageTextModel:
     """An open_clip model, frozen and in eval mode (`network`), with what the pipeline asks of it.
 
+    `half`: what is not differentiated is computed in half precision, by default on CUDA; results are float32 always.
     Raises BolidError when a file is missing, damaged or does not fit the config.
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: str = "cpu", half: bool | None = None) -> None:
         path = Path(path)
         for name in ("open_clip_config.json", WEIGHTS):
             if not (path / name).is_file():
@@ -40,6 +41,7 @@ class ImageTextModel:
         if METADATA_KEY in (read_header(path / WEIGHTS).get("__metadata__") or {}):
             load_tensors(path / WEIGHTS, KIND)  # ours: open_clip would not notice a flipped bit, the checksum does
         self.device = torch.device(device)
+        self._half = self.device.type == "cuda" if half is None else half
         with _quiet_open_clip():
             import open_clip
 
@@ -70,8 +72,10 @@ class ImageTextModel:
 
     def encode_images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """[N,E], L2-normed, of uint8 [H,W,3] RGB pictures of any sizes."""
-        with torch.no_grad():
-            return self._embed(self._batch(images)) if images else torch.empty(0, self.embedding_size)
+        if not images:
+            return torch.empty(0, self.embedding_size)
+        with torch.no_grad(), self._precision():
+            return self._unit(self._embed(self._batch(images)))
 
     def encode_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[B,E], L2-normed, of [B,3,H,W] in -1..1. Differentiable with respect to the pixels."""
@@ -127,14 +131,16 @@ class ImageTextModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(`encode_images`, `keypoint_features`) in one pass through the image tower."""
         with torch.no_grad():
-            pixels = self._batch(images)
-            if not self._convolutional:
-                return self._embed(pixels), self._at_keypoints(self._patches(pixels), images, keypoints, sigma)
-            # Index 4 is asked for too, because open_clip does not run what comes after the last one asked for.
-            seen = self.network.visual.forward_intermediates(pixels, indices=[2, 3, 4])
-            patches = self._pyramid(seen["image_intermediates"][:2])
-            embeddings = F.normalize(seen["image_features"], dim=-1)
-            return embeddings, self._at_keypoints(patches, images, keypoints, sigma)
+            with self._precision():
+                pixels = self._batch(images)
+                if not self._convolutional:
+                    embeddings, patches = self._embed(pixels), self._patches(pixels)
+                else:
+                    # Index 4 too, because open_clip does not run what comes after the last one asked for.
+                    seen = self.network.visual.forward_intermediates(pixels, indices=[2, 3, 4])
+                    patches = self._pyramid(seen["image_intermediates"][:2])
+                    embeddings = F.normalize(seen["image_features"], dim=-1)
+            return self._unit(embeddings), self._at_keypoints(patches.float(), images, keypoints, sigma)
 
     def _at_keypoints(
         self, features: torch.Tensor, images: Sequence[np.ndarray], keypoints: np.ndarray, sigma: float
@@ -152,6 +158,15 @@ class ImageTextModel:
         return weights @ features.flatten(2).transpose(1, 2)
 
     # ---- inside
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """Half precision inside, where it is wanted: float16 on CUDA, bfloat16 on the CPU, which has no float16."""
+        dtype = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype) if self._half else contextlib.nullcontext()
+
+    def _unit(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Of length 1 in float32, also after half precision."""
+        return F.normalize(embeddings.float(), dim=-1) if self._half else embeddings
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.network.encode_image(pixels, normalize=True)

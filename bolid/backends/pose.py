@@ -8,17 +8,21 @@ non-maximum suppression are ultralytics', while resizing and batching are here.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors
+from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.run import run_record, write_atomic
 
 KIND = "pose-weights"
 CONFIDENCE = 0.25  # ultralytics' own default for predictions
@@ -33,6 +37,114 @@ class Person:
     box: np.ndarray  # f32 [4]: left, top, right, bottom
     score: float  # 0..1
     keypoints: np.ndarray  # f32 [17,3]: x, y, confidence 0..1
+
+
+_PUBLISHED_SIZE = 640  # pixels; what ultralytics trained its own pose weights at
+# The classes that an ultralytics YOLO11 pose checkpoint is made of, and nothing else: no function, nothing of builtins.
+_ULTRALYTICS_CLASSES = {
+    "ultralytics.nn.tasks": ("PoseModel",),
+    "ultralytics.nn.modules.conv": ("Conv", "DWConv", "Concat"),
+    "ultralytics.nn.modules.block": (
+        "Bottleneck", "C2f", "C3", "C3k", "C3k2", "C2PSA", "PSABlock", "Attention", "SPPF", "DFL",
+    ),
+    "ultralytics.nn.modules.head": ("Pose", "Detect"),
+    "torch.nn.modules.container": ("Sequential", "ModuleList"),
+    "torch.nn.modules.conv": ("Conv2d",),
+    "torch.nn.modules.batchnorm": ("BatchNorm2d",),
+    "torch.nn.modules.activation": ("SiLU",),
+    "torch.nn.modules.linear": ("Identity",),
+    "torch.nn.modules.pooling": ("MaxPool2d",),
+    "torch.nn.modules.upsampling": ("Upsample",),
+}  # fmt: skip
+
+
+def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
+    """(ultralytics' yaml, tensors) of a pose checkpoint as ultralytics publishes it, `yolo11n-pose.pt` and the like.
+
+    Such a file is a pickle, which could run anything. torch reads it by its restricted reader (`weights_only=True`),
+    which builds tensors, plain containers and the classes named above, and refuses the rest.
+    Raises BolidError for a file that holds anything else, is damaged, or is no YOLO11 pose network of 17 keypoints.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BolidError(f"there is no {path}", "give a file like yolo11n-pose.pt")
+    allowed: list[Any] = []
+    with _same_threads():
+        from ultralytics.nn.tasks import PoseModel as Network
+        from ultralytics.utils import IterableSimpleNamespace
+
+        for module, names in _ULTRALYTICS_CLASSES.items():
+            allowed += [getattr(importlib.import_module(module), name) for name in names]
+        # numpy's numbers, as which ultralytics notes how good its weights are
+        allowed += [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), _numpy_scalar()]
+        allowed += [(_numpy_scalar(), "numpy.core.multiarray.scalar")]  # numpy's name for it before 2.0
+        # Those of ultralytics 8.3 hold the method `Detect.forward`, which a pickle spells getattr(Detect, "forward").
+        allowed += [(_detect_forward, "builtins.getattr")]
+        allowed += [IterableSimpleNamespace]
+        allowed += [
+            (PurePosixPath, f"{module}.{kind}")
+            for module in ("pathlib", "pathlib._local")
+            for kind in ("PosixPath", "WindowsPath")
+        ]  # of the training's folders
+        try:
+            with torch.serialization.safe_globals(allowed):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle's own class, which nothing here may import, and zip files' of all kinds
+            reason = str(error)
+            if "Unsupported" in reason or "weights_only" in reason.lower() or "GLOBAL" in reason:
+                found = re.search(r"(?:GLOBAL|Unsupported:) ([\w.]+)", reason)
+                raise BolidError(
+                    f"{path} is refused: it holds {found[1] if found else 'something'} that is no part of pose weights",
+                    "fetch the file from ultralytics' own release; nothing of it was run",
+                ) from error
+            raise BolidError(f"{path} is damaged or no torch file", "fetch it again") from error
+        model = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+        if not isinstance(model, Network):
+            raise BolidError(f"{path} holds no ultralytics pose network", "give a file like yolo11n-pose.pt")
+        # Only the tensors are believed; the network that they belong to is built anew and must have their very shapes.
+        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+        yaml = _yaml_of(tensors)
+        if yaml:
+            expected = Network(yaml, ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).state_dict()
+            if {name: v.shape for name, v in tensors.items()} == {name: v.shape for name, v in expected.items()}:
+                return yaml, tensors
+    raise BolidError(
+        f"{path} is no YOLO11 pose network for people with 17 keypoints",
+        "give one of yolo11{n,s,m,l,x}-pose.pt, or weights that were trained from one of them",
+    )
+
+
+def _detect_forward(owner: Any, name: str) -> Any:
+    """What stands in for `getattr` while a checkpoint is read: it knows this one method."""
+    from ultralytics.nn.modules.head import Detect
+
+    if owner is Detect and name == "forward":
+        return Detect.forward
+    raise ValueError("Unsupported: getattr of something else than Detect.forward")
+
+
+def _yaml_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Which YOLO11 these are the weights of: by the width of its first layer and the depth of its first block."""
+    first = tensors.get("model.0.conv.weight", torch.empty(0))
+    deep = any(name.startswith("model.2.m.1.") for name in tensors)
+    scale = {(16, False): "n", (32, False): "s", (64, False): "m", (64, True): "l", (96, True): "x"}.get(
+        (len(first), deep)
+    )
+    return f"yolo11{scale}-pose.yaml" if scale else ""
+
+
+def _numpy_scalar() -> Any:
+    return np.float64(0).__reduce__()[0]
+
+
+def write_pose_model(
+    directory: Path, yaml: str, tensors: Mapping[str, torch.Tensor], *, source: str = "", sha256: str = ""
+) -> None:
+    """The files that `PoseModel` reads, f16, into `directory`; `source` and `sha256` say where the weights are from."""
+    half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    record = run_record(KIND, family=None, config={"source": source}, inputs={"checkpoint": sha256} if sha256 else {})
+    save_tensors(directory / "model.safetensors", half, record)
+    write_atomic(directory / "config.json", json.dumps({"yaml": yaml, "imgsz": _PUBLISHED_SIZE}) + "\n")
 
 
 class PoseModel:

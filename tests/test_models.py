@@ -1,0 +1,535 @@
+"""`bolid models`: what a user meets who fetches, copies, checks and converts a family's weights. Offline throughout."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from bolid import families, models
+from bolid.backends.pose import PoseModel, read_checkpoint
+from bolid.errors import BolidError
+from bolid.families import SOURCES, get_family
+from bolid.run import home
+from bolid_cli.main import app
+
+run = CliRunner().invoke
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "_reachable", lambda url: False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+# ---- what there is
+
+
+def test_list_names_licence_size_and_place_of_every_part():
+    listed = json.loads(run(app, ["models", "list", "--json"]).stdout)
+    parts = {f["name"]: {p["part"]: p for p in f["parts"]} for f in listed["families"]}
+    assert parts["tiny"] == {}
+    for name in ("sd15", "sdxl", "sdxl-lightning"):
+        assert {"base", "pose", "face", "image_text"} <= set(parts[name])
+        for part in parts[name].values():
+            assert part["licence"] and part["megabytes"] > 0 and part["source"] and part["state"] == "missing"
+            assert part["where"].startswith(str(home() / name))
+    assert parts["sdxl-lightning"]["unet"]["source"] == "ByteDance/SDXL-Lightning"
+    assert not parts["sdxl"]["face"]["commercial"] and parts["sdxl"]["pose"]["licence"] == "AGPL-3.0"
+    shown = run(app, ["models", "list", "sdxl"])
+    assert shown.stdout.split() == ["sdxl"]
+    assert "non-commercial research only" in shown.stderr and "falls under the AGPL" in shown.stderr
+
+
+def test_every_source_is_well_formed():
+    for name, sources in SOURCES.items():
+        family = get_family(name)
+        for source in sources:
+            assert bool(source.repo) != bool(source.url) and source.licence and source.megabytes
+            assert source.commercial or source.instead
+            assert getattr(family, source.part)
+            assert not source.url or source.url.startswith("https://github.com/")
+        assert set(family.needs) <= {source.part for source in sources}
+
+
+def test_lightning_is_not_complete_without_its_unet():
+    assert "unet" in get_family("sdxl-lightning").missing() and "unet" not in get_family("sdxl").missing()
+
+
+# ---- commercial use
+
+
+def face_pack(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names or ("det_10g.onnx", "w600k_r50.onnx"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monkeypatch, tmp_path):
+    family = get_family("sd15")
+    face_pack(family.face)
+    assert family.require("face") == family.face
+    monkeypatch.setenv("BOLID_COMMERCIAL", "1")
+    with pytest.raises(BolidError, match="buffalo_l in .* is for non-commercial research only") as caught:
+        family.require("face")
+    assert "a pack of your own" not in caught.value.message and "pack of your own" in caught.value.hint
+    own = replace(family, face=face_pack(tmp_path / "own", "det.onnx", "rec.onnx"))
+    assert own.require("face") == tmp_path / "own"
+    copied = replace(family, name="mine.toml", face=face_pack(tmp_path / "copied", "glintr100.onnx"))
+    with pytest.raises(BolidError, match="non-commercial"):  # known by its file, whatever the family
+        copied.require("face")
+    listed = json.loads(run(app, ["models", "list", "sd15", "--json"]).stdout)
+    states = {part["part"]: part["state"] for part in listed["families"][0]["parts"]}
+    assert states["face"] == "refused" and states["base"] == "missing"
+
+
+def test_commercial_pull_fetches_nothing_and_names_the_rest(no_network):
+    result = run(app, ["models", "pull", "sdxl", "--commercial"])
+    assert result.exit_code == 1 and "InsightFace antelopev2: non-commercial research only" in result.stderr
+    assert "--only base --only pose --only image_text" in result.stderr and not (home() / "sdxl").exists()
+
+
+def test_commercial_use_is_remembered():
+    assert run(app, ["models", "use", "sdxl", "--commercial"]).exit_code == 0
+    assert families.commercial_use()
+    assert run(app, ["models", "use", "sdxl"]).exit_code == 0 and families.commercial_use()
+    run(app, ["models", "use", "sdxl", "--no-commercial"])
+    assert not families.commercial_use()
+
+
+# ---- without a network
+
+
+def test_without_a_network_the_error_says_what_is_missing_and_what_to_do(no_network, tmp_path):
+    result = run(app, ["models", "pull", "sdxl"])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "SDXL 1.0 (base, 6940 MB) is missing and huggingface.co cannot be reached" in result.stderr
+    assert str(home() / "sdxl" / "base") in result.stderr and str(tmp_path / "hub") in result.stderr
+    assert "bolid models pull sdxl --from" in result.stderr
+    with pytest.raises(BolidError, match="github.com cannot be reached: looked for .*face") as caught:
+        models.pull("sdxl", only=["face"])
+    assert "--from" in caught.value.hint
+
+
+def test_offline_mode_is_respected(monkeypatch, no_network):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(models, "_reachable", lambda url: pytest.fail("a network was asked for"))
+    with pytest.raises(BolidError, match="HF_HUB_OFFLINE is set"):
+        models.pull("sd15", only=["base"])
+
+
+def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket_listening() as port:
+        assert models._reachable(f"http://127.0.0.1:{port}/x")
+    assert not models._reachable(f"http://127.0.0.1:{port}/x")
+    monkeypatch.setattr(models.socket, "create_connection", lambda *a: threading.Event().wait())  # hangs for ever
+    monkeypatch.setattr(models, "REACH_SECONDS", 0.05)
+    assert not models._reachable("https://example.org")
+
+
+class socket_listening:
+    def __enter__(self):
+        import socket
+
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        return self.socket.getsockname()[1]
+
+    def __exit__(self, *error):
+        self.socket.close()
+
+
+def test_pull_of_what_is_no_published_family():
+    for name, message in (("tiny", "ships with the package"), ("huge", "no model family called 'huge'")):
+        with pytest.raises(BolidError, match=message):
+            models.pull(name)
+    with pytest.raises(BolidError, match="--only is 'bas'") as caught:
+        models.pull("sdxl", only=["bas"])
+    assert "base_config" in caught.value.hint
+    with pytest.raises(BolidError, match="--from .*nowhere is not a folder"):
+        models.pull("sdxl", from_dir="nowhere")
+
+
+# ---- what a server would give
+
+
+def write_hub_base(folder: Path) -> Path:
+    """The files of a Stable Diffusion repository, by their published names; their content is of no matter here."""
+    for source in SOURCES["sdxl"]:
+        if source.part == "base":
+            for name in source.files:
+                name = name.replace("tokenizer*/*", "tokenizer/vocab.json").replace("text_encoder*", "text_encoder")
+                path = folder / name.replace("*", "scheduler_config.json")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix == ".json":
+                    path.write_text("{}")
+                else:
+                    save_file({"a": torch.ones(2)}, path)
+    (folder / "README.md").write_text("not asked for")
+    return folder
+
+
+def hub_cache(root: Path, repo: str) -> Path:
+    folder = root / ("models--" + repo.replace("/", "--"))
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("c" * 40)
+    return folder / "snapshots" / ("c" * 40)
+
+
+def test_what_the_hugging_face_cache_has_is_used_without_a_network(no_network, tmp_path):
+    snapshot = write_hub_base(hub_cache(tmp_path / "hub", "stabilityai/stable-diffusion-xl-base-1.0"))
+    assert models.pull("sdxl", only=["base"]) == [home() / "sdxl" / "base"]
+    entry = models.read_manifest(home() / "sdxl")["base"]
+    assert entry["revision"] == "c" * 40 and entry["licence"] == "CreativeML OpenRAIL++-M"
+    weights = "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert entry["files"][weights]["sha256"] == hashlib.sha256((snapshot / weights).read_bytes()).hexdigest()
+    assert "README.md" not in entry["files"]
+    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    (snapshot / weights).write_bytes((snapshot / weights).read_bytes()[:-1] + b"!")
+    with pytest.raises(BolidError, match="diffusion_pytorch_model.fp16.safetensors is not what was fetched") as caught:
+        models.verify("sdxl")
+    assert "bolid models pull sdxl" in caught.value.hint
+
+
+def test_an_incomplete_cache_is_as_good_as_none(no_network, tmp_path):
+    snapshot = write_hub_base(hub_cache(tmp_path / "hub", "stabilityai/stable-diffusion-xl-base-1.0"))
+    (snapshot / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(BolidError, match="SDXL 1.0 .* is missing"):
+        models.pull("sdxl", only=["base"])
+    assert not (home() / "sdxl" / "base").exists()
+
+
+def test_what_may_go_wrong_on_the_way(monkeypatch, tmp_path):
+    import errno
+
+    import huggingface_hub
+
+    monkeypatch.setattr(models, "_reachable", lambda url: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for raised, message, hint in (
+        (ConnectionResetError("reset by peer"), "stable-diffusion-xl-base-1.0 broke off: reset", "where it stopped"),
+        (OSError(errno.ENOSPC, "No space left"), "no space left on the disk while writing", "free some space"),
+    ):
+
+        def fail(*args, raised=raised, **kwargs):
+            raise raised
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(BolidError, match=message) as caught:
+            models.pull("sdxl", only=["base"])
+        assert hint in caught.value.hint and not (home() / "sdxl" / "base").exists()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as huggingface_hub asks for, on files in a folder."""
+
+    folder, commit = Path(), "d" * 40
+    asked: list[str] = []
+
+    def do_GET(self):
+        Hub.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        names = [p.relative_to(Hub.folder).as_posix() for p in sorted(Hub.folder.rglob("*")) if p.is_file()]
+        if path.startswith("/api/") and "/tree/" in path:
+            sizes = {name: (Hub.folder / name).stat().st_size for name in names}
+            return self.answer(
+                json.dumps([{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in sizes.items()]).encode()
+            )
+        if path.startswith("/api/"):
+            listing = {"id": "x/y", "sha": Hub.commit, "siblings": [{"rfilename": name} for name in names]}
+            return self.answer(json.dumps(listing).encode())
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        if name not in names:
+            return self.send_error(404)
+        self.answer((Hub.folder / name).read_bytes())
+
+    do_HEAD = do_GET
+
+    def answer(self, data: bytes):
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", Hub.commit)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_pull_from_a_hub(tmp_path):
+    """The command itself, against a server that speaks the Hub's protocol. What is there is not asked for again."""
+    Hub.folder, Hub.asked = write_hub_base(tmp_path / "repo"), []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {k: v for k, v in os.environ.items() if k.upper() not in ("HTTP_PROXY", "HF_TOKEN")} | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "bolid_cli.main", "models", "pull", "sdxl", "--only", "base"]
+    asked = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr + str(Hub.asked)
+        assert done.stdout.split() == [str(home() / "sdxl" / "base")]
+        assert "Fetching" not in done.stderr and "%" not in done.stderr
+        asked.append(len(Hub.asked))
+    server.shutdown()
+    server.server_close()
+    assert asked[0] == asked[1] > 0
+    entry = models.read_manifest(home() / "sdxl")["base"]
+    assert entry["revision"] == Hub.commit and not any("README" in name for name in entry["files"])
+    assert (home() / "sdxl" / "base").resolve().is_relative_to(tmp_path / "hf")
+    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    result = run(app, ["models", "verify", "sdxl"])
+    assert result.exit_code == 1 and "family 'sdxl' lacks pose, face, image_text" in result.stderr
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    data = b""
+    asked: list[str | None] = []
+    stop_after: int | None = None
+
+    def do_GET(self):
+        start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+        Server.asked.append(self.headers["Range"])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.data) - start))
+        self.end_headers()
+        self.wfile.write(self.data[start : Server.stop_after])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def release(monkeypatch, tmp_path):
+    """A server that gives a face pack, zipped with a folder around it as antelopev2 is."""
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as packed:
+        packed.writestr("antelopev2/glintr100.onnx", b"recogniser" * 100)
+        packed.writestr("antelopev2/../../scrfd_10g_bnkps.onnx", b"detector" * 100)
+    Server.data, Server.asked, Server.stop_after = (tmp_path / "pack.zip").read_bytes(), [], None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    url = f"http://127.0.0.1:{server.server_port}/v0.7/antelopev2.zip"
+    face = next(source for source in SOURCES["sdxl"] if source.part == "face")
+    for name in ("sdxl", "sdxl-lightning"):
+        monkeypatch.setitem(SOURCES, name, (replace(face, url=url),))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_goes_on_where_it_stopped_and_serves_two_families(release):
+    Server.stop_after = 100
+    with pytest.raises(BolidError, match="broke off") as caught:
+        models.pull("sdxl")
+    assert "goes on where it stopped" in caught.value.hint and not (home() / "sdxl" / "face").exists()
+    Server.stop_after = None
+    models.pull("sdxl")
+    assert Server.asked == [None, "bytes=100-"]
+    face = home() / "sdxl" / "face"
+    assert {p.name for p in face.iterdir()} == {"glintr100.onnx", "scrfd_10g_bnkps.onnx"}  # none outside of it
+    entry = models.read_manifest(home() / "sdxl")["face"]
+    assert entry["fetched"]["sha256"] == hashlib.sha256(Server.data).hexdigest() and entry["revision"] == "v0.7"
+    models.pull("sdxl")
+    models.pull("sdxl-lightning")
+    assert len(Server.asked) == 2
+
+
+def test_a_broken_archive_leaves_nothing(release):
+    Server.data = b"no archive"
+    with pytest.raises(BolidError, match="antelopev2.zip is damaged"):
+        models.pull("sdxl")
+    assert not (home() / "sdxl" / "face").exists()
+
+
+# ---- copied from another machine
+
+
+def test_a_folder_copied_from_another_machine(no_network, tmp_path, monkeypatch):
+    there, here = tmp_path / "there", tmp_path / "here"
+    monkeypatch.setenv("BOLID_HOME", str(there))
+    write_hub_base(hub_cache(tmp_path / "hub", "stabilityai/stable-diffusion-xl-base-1.0"))
+    models.pull("sdxl", only=["base"])
+    monkeypatch.setenv("BOLID_HOME", str(here))
+    result = run(app, ["models", "pull", "sdxl", "--only", "base", "--from", str(there / "sdxl")])
+    assert result.exit_code == 0 and result.stdout.split() == [str(here / "sdxl" / "base")]
+    assert not (here / "sdxl" / "base").is_symlink() and "OpenRAIL" in result.stderr
+    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    with pytest.raises(BolidError, match="antelopev2 .face. is not in .*there") as caught:
+        models.pull("sdxl", only=["face"], from_dir=there / "sdxl")
+    assert "--only" in caught.value.hint
+    # a copy that went wrong on the way
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path / "third"))
+    (here / "sdxl" / "base" / "vae" / "config.json").write_text("[]")
+    with pytest.raises(BolidError, match="vae/config.json is not what was fetched"):
+        models.pull("sdxl", only=["base"], from_dir=here / "sdxl")
+    assert not (tmp_path / "third" / "sdxl" / "base").exists()
+
+
+def test_the_downloaded_files_as_they_are(no_network, tmp_path):
+    write_hub_base(tmp_path / "files" / "stable-diffusion-xl-base-1.0")
+    save_file({"a": torch.ones(2)}, tmp_path / "files" / "sdxl_lightning_4step_unet.safetensors")
+    face_pack(tmp_path / "files" / "antelopev2", "glintr100.onnx", "scrfd_10g_bnkps.onnx")
+    models.pull("sdxl-lightning", only=["base", "unet", "face"], from_dir=tmp_path / "files")
+    family = get_family("sdxl-lightning")
+    assert all(family.has(part) for part in ("base", "unet", "face")) and "unet" not in family.missing()
+    assert set(models.read_manifest(family.root)["unet"]["files"]) == {"unet.safetensors"}
+    assert {r["state"] for r in models.verify("sdxl-lightning") if r["part"] == "unet"} == {"as fetched"}
+
+
+def test_verify_of_files_that_were_put_there_by_hand():
+    family = get_family("sd15")
+    write_hub_base(family.base)
+    rows = {row["part"]: row["state"] for row in models.verify("sd15")}
+    assert rows["base"] == "whole" and rows["pose"] == rows["body_encoder"] == "missing"
+    weights = family.base / "vae" / "diffusion_pytorch_model.fp16.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    with pytest.raises(BolidError, match="vae/diffusion_pytorch_model.fp16.safetensors is damaged"):
+        models.verify("sd15")
+
+
+# ---- convert
+
+
+def checkpoint(path: Path, scale: str = "n", **more) -> Path:
+    """What ultralytics 8.3 publishes: the whole network pickled in half precision, with notes about its training."""
+    from ultralytics.nn.modules.head import Detect
+    from ultralytics.nn.tasks import PoseModel as Network
+
+    torch.manual_seed(0)
+    network = Network(f"yolo11{scale}-pose.yaml", ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).half()
+    network.names, network.args = {0: "person"}, {"imgsz": 640, "task": "pose"}
+    network.model[-1].detect = Detect.forward
+    content = {
+        "date": "2024-09-28", "version": "8.3.0", "epoch": -1, "model": network, "ema": None, "optimizer": None,
+        "train_args": {"project": Path("runs")}, "train_metrics": {"fitness": np.float64(0.5)}, **more,
+    }  # fmt: skip
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("published") / "yolo11n-pose.pt")
+
+
+def test_published_pose_weights_are_converted(published, tmp_path):
+    result = run(app, ["models", "convert", str(published), "--out", str(tmp_path / "pose")])
+    assert result.exit_code == 0 and result.stdout.split() == [str(tmp_path / "pose")]
+    assert json.loads((tmp_path / "pose" / "config.json").read_text()) == {"yaml": "yolo11n-pose.yaml", "imgsz": 640}
+    from ultralytics.nn.tasks import PoseModel as Network
+
+    torch.manual_seed(0)
+    theirs = Network("yolo11n-pose.yaml", ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).half().float().eval()
+    ours = PoseModel(tmp_path / "pose")
+    pixels = torch.rand(1, 3, 64, 32)
+    torch.testing.assert_close(ours.raw(pixels), theirs(pixels)[0], atol=1e-3, rtol=1e-3)
+    with pytest.raises(BolidError, match="is already there"):
+        models.convert(published, tmp_path / "pose")
+
+
+def test_pull_converts_what_another_machine_downloaded(no_network, published):
+    url = next(source.url for source in SOURCES["sdxl"] if source.part == "pose")
+    assert url.endswith("/yolo11x-pose.pt")
+    (renamed := published.with_name("yolo11x-pose.pt")).write_bytes(published.read_bytes())
+    models.pull("sdxl", only=["pose"], from_dir=renamed.parent)
+    assert PoseModel(get_family("sdxl").require("pose")).image_size == 640
+    assert set(models.read_manifest(home() / "sdxl")["pose"]["files"]) == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["s", "m", "l", "x"])
+def test_every_scale_is_recognised(tmp_path, scale):
+    yaml, tensors = read_checkpoint(checkpoint(tmp_path / "a.pt", scale))
+    assert yaml == f"yolo11{scale}-pose.yaml"
+
+
+class Malicious:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_malicious_checkpoint_is_refused_and_not_run(published, tmp_path):
+    trace = tmp_path / "it-ran"
+    for number, call in enumerate(
+        [
+            (os.system, (f"touch {trace}",)),
+            (eval, (f"open({str(trace)!r}, 'w')",)),
+            (getattr, (dict, "fromkeys")),
+            (getattr, (torch.nn.Module, "register_module_forward_hook")),
+            (Path.touch, (trace,)),
+            (torch.hub.load_state_dict_from_url, ("http://127.0.0.1:9/x",)),
+        ]
+    ):
+        for content in ({"model": Malicious(*call)}, {"model": None, "train_args": Malicious(*call)}):
+            torch.save(content, tmp_path / f"{number}.pt")
+            with pytest.raises(BolidError, match="is refused: it holds .* that is no part of pose weights") as caught:
+                models.convert(tmp_path / f"{number}.pt", tmp_path / "out")
+            assert "nothing of it was run" in caught.value.hint
+            assert not trace.exists() and not (tmp_path / "out").exists()
+
+
+def test_what_is_no_pose_checkpoint(published, tmp_path):
+    whole = published.read_bytes()
+    wrong = tmp_path / "x.pt"
+    from ultralytics.nn.tasks import PoseModel as Network
+
+    other = Network("yolo11n-pose.yaml", ch=3, nc=2, data_kpt_shape=(5, 3), verbose=False)
+    for write, message in (
+        (lambda: wrong.write_bytes(whole[: len(whole) // 2]), "is damaged or no torch file"),
+        (lambda: wrong.write_bytes(b"text"), "is damaged or no torch file"),
+        (lambda: torch.save({"model": {"a": torch.ones(2)}}, wrong), "holds no ultralytics pose network"),
+        (lambda: torch.save({"model": other}, wrong), "is no YOLO11 pose network for people with 17 keypoints"),
+    ):
+        write()
+        with pytest.raises(BolidError, match=message):
+            models.convert(wrong, tmp_path / "out")
+    with pytest.raises(BolidError, match="is not a .pt file"):
+        models.convert(tmp_path / "a.onnx")
+    with pytest.raises(BolidError, match="there is no"):
+        models.convert(tmp_path / "absent.pt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ultralytics_leaves_nothing_in_the_home(tmp_path):
+    """No settings file, no words, no network; also where the user's configuration says otherwise by default."""
+    code = (
+        "import bolid.backends.pose as pose\nfrom bolid.families import get_family\n"
+        "pose.PoseModel(get_family('tiny').pose)\nfrom ultralytics.utils import ONLINE\n"
+        "from ultralytics.utils.events import events\nassert not ONLINE and not events.enabled\n"
+    )
+    (tmp_path / "home").mkdir()
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO_", "BOLID_", "XDG_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+        env={**keep, "HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == ""
+    assert [p for p in (tmp_path / "home").rglob("*") if p.is_file()] == []
