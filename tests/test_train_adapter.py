@@ -453,7 +453,8 @@ def test_the_few_step_lora_is_on_for_x_gen_alone(seeing, tmp_path):
         draw_batch(objective.table, batch.rows, objective.config, batch.generators)  # the same place in each stream
         other = objective(batch, with_pixels=True)
     assert float(other["diffusion"].detach()) == pytest.approx(float(plain["diffusion"].detach()), rel=1e-5)
-    assert float(other["id"].detach()) != pytest.approx(float(plain["id"].detach()), rel=1e-3)
+    # Next to nothing on noise, in which the pose model sees nobody: compared by ratio, without pytest's absolute slack.
+    assert float(other["id"].detach()) != pytest.approx(float(plain["id"].detach()), rel=1e-3, abs=0.0)
 
 
 # ---- what it says about itself ------------------------------------------------------------------------------------
