@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,10 +220,15 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
 
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_go_on_to_the_same_bytes(world, tmp_path):
-    """A real process, killed at some moment after its first checkpoint."""
-    run(world, tmp_path / "whole", dataclasses.replace(CONFIG, steps=80))
-    words = [sys.executable, "-m", "bolid_cli.main", *command(world, tmp_path / "killed", "--quiet")]
-    words[words.index("--steps") + 1] = "80"
+    """Real processes, with the same number of threads; one is killed at some moment after its first checkpoint."""
+
+    def command_to(out: Path) -> list[str]:
+        words = [sys.executable, "-m", "bolid_cli.main", *command(world, out, "--quiet")]
+        words[words.index("--steps") + 1] = "80"
+        return words
+
+    subprocess.run(command_to(tmp_path / "whole"), check=True)
+    words = command_to(tmp_path / "killed")
     process = subprocess.Popen(words)
     checkpoint = tmp_path / "killed" / ".checkpoint.safetensors"
     while not checkpoint.exists() and process.poll() is None:
