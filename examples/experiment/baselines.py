@@ -257,7 +257,7 @@ class Baseline:
         height, width = self.family.image_size
         jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
         seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
-        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance > 1, batch=len(jobs))
+        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance > 1)
         with quiet_diffusers():
             pictures = self.pipe(
                 [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
