@@ -27,6 +27,7 @@ import numpy as np
 from truth import FLIP_KEYPOINTS, options, parse, read_resized, read_truth, write_card
 
 from bolid.families import get_family
+from bolid.precision import computing
 from bolid.run import derive_seed, run_record, write_atomic
 from bolid.synth.people import (
     BOTTOMS,
@@ -355,10 +356,14 @@ def train_tower(network: Any, rows: list[dict[str, Any]], pixels: Any, args: arg
         set_rate(optimizer, args.lr, step, args.tower_steps)
         chosen = torch.randperm(len(rows), generator=generator)[: args.batch]
         images, affine = augment(pixels[chosen], generator)
-        fine, coarse, last = visual.forward_intermediates(images, indices=[2, 3, 4], intermediates_only=True)[
-            "image_intermediates"
-        ]
-        losses = attribute_losses(both["attributes"](last.flatten(1)), wanted[chosen])
+        with computing("cpu"):
+            fine, coarse, last = visual.forward_intermediates(images, indices=[2, 3, 4], intermediates_only=True)[
+                "image_intermediates"
+            ]
+            named = both["attributes"](last.flatten(1)).float()
+            coarse = F.interpolate(coarse, fine.shape[2:], mode="bilinear")
+            maps = both["places"](torch.cat([fine, coarse], 1)).float().flatten(2)
+        losses = attribute_losses(named, wanted[chosen])
         # Where the keypoints lie after the picture was moved and mirrored; left and right swap in the mirror.
         truth = keypoints[chosen].clone()
         mirrored = affine[:, 0, 0] < 0
@@ -368,9 +373,8 @@ def train_tower(network: Any, rows: list[dict[str, Any]], pixels: Any, args: arg
         rows_, columns = fine.shape[2:]
         cell = ((truth[..., 1] + 1) / 2 * rows_).long().clamp(0, rows_ - 1) * columns
         cell = cell + ((truth[..., 0] + 1) / 2 * columns).long().clamp(0, columns - 1)
-        maps = both["places"](torch.cat([fine, F.interpolate(coarse, fine.shape[2:], mode="bilinear")], 1)).flatten(2)
         place = F.cross_entropy(maps.flatten(0, 1), cell.masked_fill(~seen, -100).flatten())
-        loss = sum(losses.values()) / len(losses) + 0.5 * place
+        loss = sum(WEIGHTS.get(name, 1.0) * value for name, value in losses.items()) / len(losses) + 0.5 * place
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 2.0)
@@ -484,7 +488,8 @@ def train(args: argparse.Namespace) -> None:
         hard = [corrupt(facts, rng) for _, facts in said[: args.batch // 3]]
         prompts = attribute_prompts(rng)
 
-        embedding = network.visual(letterbox(augment(pixels[chosen], generator)[0]))
+        with computing("cpu"):
+            embedding = network.visual(letterbox(augment(pixels[chosen], generator)[0])).float()
         images = F.normalize(embedding, dim=-1)
         named = attribute_losses(head(embedding), wanted[chosen])
         texts = encode_text(network, tokenize([*(text for text, _ in said), *hard, *(text for _, _, text in prompts)]))
