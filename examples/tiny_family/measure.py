@@ -329,10 +329,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = ROOT / "docs" / "tiny-figures.json"
-    figures = json.loads(data.read_text()) if data.exists() else {}
     for part in args.only or PARTS:
         started = time.time()
-        figures[part] = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
+        rows = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
+        # Read only now: another process may have measured another part meanwhile.
+        figures = json.loads(data.read_text()) if data.exists() else {}
+        figures[part] = rows
         print(f"{part}: {time.time() - started:.0f} s", figures[part], flush=True)
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")
