@@ -4,7 +4,7 @@
 #   sh examples/tiny_family/train_body.sh PHOTOS WORK
 #
 # PHOTOS: rendered training people (make_photos.sh); WORK: where shards and results go. About an hour on one core for
-# 2,000 people with 8 photos: extract 8 minutes, shard 5, train-vae 5, train-adapter 40 (100 steps a minute). Run it again
+# 2,000 people with 8 photos: extract 8 minutes, shard 5, train-vae 14, train-adapter 40 (100 steps a minute). Run it again
 # after an interruption and it goes on where it stopped. Needs the family's base, pose, face and image-text models.
 set -eu
 photos=$1
