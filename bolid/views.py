@@ -25,7 +25,7 @@ PersonRule = Literal["main", "only"]
 SEEN = 0.3  # a keypoint of less confidence is not seen
 MIN_SCORE = 0.35  # of the person's detection
 MIN_HEIGHT = 32  # pixels of the person's box
-MIN_KEYPOINTS = 6  # seen ones; a hand or a foot alone has fewer
+MIN_KEYPOINTS = 6  # seen ones, one of them of the torso; a hand or a foot alone has fewer
 HEAD, TORSO = slice(0, 5), (5, 6, 11, 12)  # of COCO's 17: nose, eyes, ears; shoulders, hips
 
 NO_PERSON = "no person found"
@@ -125,7 +125,7 @@ def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
     if person.box[3] - person.box[1] < MIN_HEIGHT:
         return SMALL
     seen = person.keypoints[:, 2] >= SEEN
-    if seen.sum() < MIN_KEYPOINTS or seen[list(TORSO)].sum() < 2:
+    if seen.sum() < MIN_KEYPOINTS or not seen[list(TORSO)].any():
         return CUT_OFF
     return person
 

@@ -34,8 +34,9 @@ def test_reasons_for_rejection():
     assert choose_person([person(score=0.3)], "main") == views.UNSURE
     assert choose_person([person((0, 0, 10, 20))], "main") == views.SMALL
     assert choose_person([person(seen=(9, 10))], "main") == views.CUT_OFF  # a hand
-    assert choose_person([person(seen=(0, 1, 2, 3, 4, 5))], "main") == views.CUT_OFF  # a head
-    portrait = person(seen=(0, 1, 2, 3, 4, 5, 6))
+    assert choose_person([person(seen=(0, 1, 2, 3, 4))], "main") == views.CUT_OFF  # a head
+    assert choose_person([person(seen=(7, 8, 9, 10, 13, 14, 15, 16))], "main") == views.CUT_OFF  # limbs without a torso
+    portrait = person(seen=(0, 1, 2, 3, 4, 5))  # one shoulder is beyond the picture's edge
     assert choose_person([portrait], "main") is portrait
 
 

@@ -88,7 +88,7 @@ def check(sliders: Sliders, bodies: torch.Tensor, people: int, each: int) -> dic
 
     from bolid.backends.probe import BodyProbe
 
-    maker, probe = Pictures(adapters=True), BodyProbe(get_family("tiny").probe)
+    maker, probe = Pictures("body"), BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(ratio) for ratio in sliders.record["config"]["ratios"]]
     mean, std = (np.array(sliders.record["config"][name]) for name in ("mean", "std"))
     prompts = [random_prompt(150_000 + i, framing="full body")[0] for i in range(each)]

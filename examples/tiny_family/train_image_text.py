@@ -2,7 +2,7 @@
 
     python examples/tiny_family/train_image_text.py --photos photos/train --val photos/val --out bolid/tiny/image_text
 
-About 12 minutes on one CPU core with the defaults. Run it again after an interruption and it goes on where it stopped.
+About 20 minutes on one CPU core with the defaults. Run it again after an interruption and it goes on where it stopped.
 
 First the image tower's convolutions learn alone to name the attributes and to find the keypoints (see train_tower).
 Then the whole model is trained; its loss has three parts, all with the one learnt temperature:
@@ -580,9 +580,9 @@ def main() -> None:
     parser = options("image_text", __doc__)
     parser.add_argument("--people", type=int, default=None, help="use at most so many people")
     parser.add_argument("--init", type=Path, default=None, help="start from the weights in this safetensors file")
-    parser.add_argument("--tower-steps", type=int, default=1600, help="steps of the image tower alone")
-    parser.add_argument("--steps", type=int, default=1200, help="contrastive steps")
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--tower-steps", type=int, default=4000, help="steps of the image tower alone")
+    parser.add_argument("--steps", type=int, default=2000, help="contrastive steps")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     args = parse(parser)
     started = time.time()
