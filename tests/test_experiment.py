@@ -130,6 +130,9 @@ def test_a_baseline_that_is_not_there_is_named(world, tmp_path):
     with pytest.raises(BolidError, match="ip-adapter is not trained: looked for") as error:
         bench.baseline("ip-adapter")
     assert error.value.hint.startswith("python examples/experiment/baselines.py ip-adapter train/")
+    with pytest.raises(BolidError, match="looked for .*none/bolid/body.safetensors") as error:
+        bench.adapter_of(run.EQUAL)
+    assert error.value.hint.startswith("bolid train-adapter train/ --out")
 
 
 def test_pictures_are_kept_until_a_model_changes(world, tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ Four questions, one section of the table each:
 - bad photos: half of them cut off, blurred or half hidden, with and without the confidence weights.
 
 Every row of the first section is a training by `bolid train-adapter`'s own code with the same number of steps: as many
-as the plain one does in `--minutes` (measured once, kept in plan.json), or `--steps`. The weights of L_id and L_CLIP
-are chosen so that at the end of the plain training each one's gradient is `--share` of L_diff's; all other settings
-are the defaults. The other sections use the row with the best body R2.
+as the plain one does in `--minutes` (measured once, kept in plan.json), or `--steps`; from nothing, or from the trained
+adapters of `--init`, where a loss is to say what it adds to them. The weights of L_id and L_CLIP are chosen so that at
+the end of the plain training each one's gradient is `--share` of L_diff's; all other settings are the defaults. The
+other sections use the row with the best body R2.
 
 Run it again after an interruption: rows that are in ablation.json are not done again, and an unfinished training goes
 on. Expected: `--minutes` for each of the seven trainings (those with pixel losses up to a half more), then two minutes
@@ -264,6 +265,8 @@ class Rows:
         self.args, self.family, self.plan_file = args, family, args.out / "plan.json"
         self.plan: dict[str, Any] = json.loads(self.plan_file.read_text()) if self.plan_file.exists() else {}
         self.base = TrainAdapterConfig(sample_every=0)
+        if args.init:
+            self.base = dataclasses.replace(self.base, init=str(args.init))
         if args.batch_size:
             self.base = dataclasses.replace(self.base, batch_size=args.batch_size)
 
@@ -414,6 +417,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent, help="for ablation.md and ablation.json")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the plain training; all have its steps")
     parser.add_argument("--steps", type=int, default=0, help="of every training, in place of --minutes")
+    parser.add_argument("--init", type=Path, help="adapters that every training goes on from; default: from nothing")
     parser.add_argument("--batch-size", type=int, default=0)
     parser.add_argument("--share", type=float, default=0.1, help="of a pixel loss's gradient, beside L_diff's")
     parser.add_argument("--people", type=int, default=60, help="held-out people")
@@ -432,6 +436,9 @@ def main() -> None:
         "people": args.people, "pictures of each": args.each, "seed": args.seed,
         "body encoder sha256": encoder.sha256, "base sha256": sha256_file(base),
     }  # fmt: skip
+    if args.init:
+        facts |= {"each goes on from": str(args.init)}
+        facts |= {f"{branch} init sha256": sha256_file(args.init / f"{branch}.safetensors") for branch in BRANCHES}
     args.results.mkdir(parents=True, exist_ok=True)
     table = Table(args.results, facts)
     reader = ViewReader(family)

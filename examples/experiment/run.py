@@ -6,7 +6,8 @@
 Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos it
 needs beside them. Pictures that are there are kept, unless a model they were made with has changed.
 Methods: base; ip-adapter (one photo); ip-adapter-attention (all conditioning photos); bolid-1 and bolid-8 (the first
-photo, all photos). A further method is a function here that paints one person, and a line in METHODS.
+photo, all photos); bolid-8-equal (all photos, adapters that were trained as long as the baselines).
+A further method is a function here that paints one person, and a line in METHODS.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from bolid.families import get_family
 from bolid.formats.images import read_photo
 from bolid.run import canonical_json, sha256_file, write_atomic
 from bolid.train_adapter import base_sha256
+
+EQUAL = "bolid-8-equal"
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,23 @@ class Bench:
         if method in BASELINES:
             used["adapter"] = sha256_file(self.baseline_file(method))
         elif method != "base":
-            folder = self.adapter or family.body_adapter.parent
+            folder = self.adapter_of(method)
             used |= {branch: sha256_file(folder / f"{branch}.safetensors") for branch in ("face", "body")}
             used["body_encoder"] = sha256_file(family.require("body_encoder"))
             used["pose"] = sha256_file(family.require("pose") / "model.safetensors")
         return used
+
+    def adapter_of(self, method: str) -> Path:
+        """The folder of a BoLID method's adapters."""
+        if method != EQUAL:
+            return self.adapter or self.family.body_adapter.parent
+        folder = self.baselines / "bolid"
+        if not (folder / "body.safetensors").is_file():
+            raise BolidError(
+                f"BoLID is not trained as long as the baselines: looked for {folder / 'body.safetensors'}",
+                f"bolid train-adapter train/ --out {folder}, with the baselines' --steps and --batch-size",
+            )
+        return folder
 
     @cached_property
     def image_text(self) -> ImageTextModel:
@@ -108,12 +123,17 @@ def ip_adapter_attention(bench: Bench, task: Task) -> None:
 
 def bolid_1(bench: Bench, task: Task) -> None:
     """BoLID from a profile of the first photo."""
-    _with_profile(bench, task, task.photos[:1])
+    _with_profile(bench, task, task.photos[:1], "bolid-1")
 
 
 def bolid_8(bench: Bench, task: Task) -> None:
     """BoLID from a profile of all photos."""
-    _with_profile(bench, task, task.photos)
+    _with_profile(bench, task, task.photos, "bolid-8")
+
+
+def bolid_8_equal(bench: Bench, task: Task) -> None:
+    """BoLID from a profile of all photos, its adapters trained as long as the baselines."""
+    _with_profile(bench, task, task.photos, EQUAL)
 
 
 METHODS: dict[str, Callable[[Bench, Task], None]] = {
@@ -121,6 +141,7 @@ METHODS: dict[str, Callable[[Bench, Task], None]] = {
     "ip-adapter": ip_adapter,
     "ip-adapter-attention": ip_adapter_attention,
     "bolid-1": bolid_1,
+    EQUAL: bolid_8_equal,
     "bolid-8": bolid_8,
 }
 
@@ -134,10 +155,11 @@ def _with_images(bench: Bench, task: Task, name: str, photos: list[Path]) -> Non
     )
 
 
-def _with_profile(bench: Bench, task: Task, photos: list[Path]) -> None:
+def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> None:
     profile = bench.work / "profiles" / str(len(photos)) / f"{task.person}.safetensors"
     bolid.profile.make_profile(photos, profile, family=bench.family.name)
-    bolid.generate.generate(task.prompts, task.out, profile=profile, adapter=bench.adapter, n=task.n, seed=task.seed)
+    adapter = bench.adapter_of(method)
+    bolid.generate.generate(task.prompts, task.out, profile=profile, adapter=adapter, n=task.n, seed=task.seed)
 
 
 def run(method: str, protocol: Protocol, bench: Bench) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from baselines import METHODS as BASELINES
 from protocol import Protocol, read_protocol
-from run import METHODS, Bench, arguments, run
+from run import EQUAL, METHODS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate import Comparison, Metric, compare
@@ -29,6 +29,7 @@ WHAT = {
     "ip-adapter": "IP-Adapter, image embedding of 1 photo",
     "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
     "bolid-1": "BoLID, 1 photo",
+    EQUAL: "BoLID, 8 photos, trained as long as the baselines",
     "bolid-8": "BoLID, 8 photos",
 }
 
@@ -105,12 +106,12 @@ def main() -> None:
     )  # fmt: skip
     trained = {}
     for name in args.methods:
-        if name in BASELINES:
-            config = read_record(bench.baseline_file(name))["config"]
-            trained[name] = f"{config['steps']} steps of {config['batch_size']}"
-        elif name != "base":
-            config = read_record((args.adapter or bench.family.body_adapter.parent) / "body.safetensors")["config"]
-            trained[name] = f"{config['steps']} steps of {config['batch_size']}"
+        if name == "base":
+            continue
+        file = bench.baseline_file(name) if name in BASELINES else bench.adapter_of(name) / "body.safetensors"
+        config = read_record(file)["config"]
+        photos = config["batch_size"] * config.get("gradient_accumulation_steps", 1) * config.get("processes", 1)
+        trained[name] = f"{config['steps']} steps of {photos}"
     text = markdown(compared, protocol, trained)
     write_atomic(out / "experiment.md", text)
     write_atomic(out / "experiment.json", json.dumps(json.loads(canonical_json(compared)), indent=1) + "\n")

@@ -111,6 +111,25 @@ def random_prompt(seed: int, **fixed: object) -> tuple[str, dict]:
     return world.caption(identity, plan), world.attributes(identity, plan)
 
 
+def person_prompts(seed: int, use: str, each: int, framing: str) -> tuple[list[str], list[dict]]:
+    """`each` random prompts for the held-out person `seed`, with the person's gender and no word for the build, and
+    what they ask for."""
+    gender = world.build_words(world.sample_identity(seed))["gender_word"]
+    asked = [random_prompt(int(derive_seed(seed, use, i) % 20_000) + 150_000, framing=framing) for i in range(each)]
+    return [re.sub(r"\b(?:wo)?man\b", gender, prompt) for prompt, _ in asked], [truth for _, truth in asked]
+
+
+def read_out(truth: np.ndarray, readings: list[np.ndarray], what: str) -> dict[str, float]:
+    """Mean R2 and mean correlation over the body ratios of `readings` (one [R] a person) with the `truth` [P, R]."""
+    reading = np.stack(readings)
+    r2 = r2_scores(torch.from_numpy(truth), torch.from_numpy(reading).double())
+    correlation = [np.corrcoef(truth[:, i], reading[:, i])[0, 1] for i in range(truth.shape[1])]
+    return {
+        f"mean R2 of the body ratios, {what}": float(r2.mean()),
+        f"mean correlation of the body ratios, {what}": float(np.mean(correlation)),
+    }
+
+
 def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]:
     """Share of pictures in which the image-text model names each attribute as the prompt asked for it, 0..1."""
     from train_image_text import PROMPTS, truth_of
@@ -165,50 +184,35 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4, photos: int = 4
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     maker, base = Pictures("body"), Pictures()
-    readings: dict[str, list[np.ndarray]] = {"with profile": [], "base alone": [], "shared prompts": []}
+    whole, alone, shared = "body_scale 1", "base alone", "one sentence and seed for all"
+    readings: dict[str, list[np.ndarray]] = {whole: [], alone: [], shared: []}
     with_body, without, asked_all = [], [], []
     for body, seed in zip(bodies, seeds, strict=True):
-        gender = world.build_words(world.sample_identity(seed))["gender_word"]
-        asked = [
-            random_prompt(int(derive_seed(seed, "prompt", i) % 20_000) + 150_000, framing="full body")
-            for i in range(each)
-        ]
-        prompts = [re.sub(r"\b(?:wo)?man\b", gender, prompt) for prompt, _ in asked]
+        prompts, asked = person_prompts(seed, "prompt", each, "full body")
         noise = [derive_seed(seed, "measure", i) for i in range(each)]
-        made = maker.make(prompts, noise, body)
-        with_body += made
-        asked_all += [t for _, t in asked]
-        readings["with profile"].append(probe.predict(made)[:, order].mean(0))
-        bare = base.make(prompts, noise)
-        without += bare
-        readings["base alone"].append(probe.predict(bare)[:, order].mean(0))
+        made, bare = maker.make(prompts, noise, body), base.make(prompts, noise)
+        with_body, without, asked_all = with_body + made, without + bare, asked_all + asked
+        readings[whole].append(probe.predict(made)[:, order].mean(0))
+        readings[alone].append(probe.predict(bare)[:, order].mean(0))
         # The same two sentences and seeds for everybody: nothing but the vector can tell the people apart.
         same = [
             f"a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, in a studio"
             for who in ("woman", "man")
         ]
-        readings["shared prompts"].append(probe.predict(maker.make(same, [1, 2], body))[:, order].mean(0))
+        readings[shared].append(probe.predict(maker.make(same, [1, 2], body))[:, order].mean(0))
     figures: dict[str, float] = {}
-    labels = {
-        "with profile": "mean R2 of the body ratios, body_scale 1",
-        "base alone": "mean R2 of the body ratios, base alone",
-        "shared prompts": "mean R2 of the body ratios, one sentence and seed for all",
-    }
+    for what, values in readings.items():
+        figures |= read_out(truth, values, what)
     target = torch.from_numpy(truth)
-    for key, label in labels.items():
-        reading = torch.from_numpy(np.stack(readings[key])).double()
-        figures[label] = float(r2_scores(target, reading).mean())
-        correlation = [np.corrcoef(truth[:, i], reading[:, i].numpy())[0, 1] for i in range(truth.shape[1])]
-        figures[label.replace("R2", "correlation")] = float(np.mean(correlation))
     for name, value in zip(
         world.RATIO_NAMES,
-        r2_scores(target, torch.from_numpy(np.stack(readings["with profile"])).double()).tolist(),
+        r2_scores(target, torch.from_numpy(np.stack(readings[whole])).double()).tolist(),
         strict=True,
     ):
         figures[f"R2 of {name.replace('_', ' ')}"] = value
     # Another person's profile must give that person's body: the nearest of all 100 by the probe is whose?
     deviation = truth.std(0)
-    distance = (((np.stack(readings["with profile"])[:, None] - truth[None]) / deviation) ** 2).sum(-1)
+    distance = (((np.stack(readings[whole])[:, None] - truth[None]) / deviation) ** 2).sum(-1)
     figures["rank-1 among the people, by the probe"] = float((distance.argmin(1) == np.arange(len(truth))).mean())
     figures["mean percentile of the right person, by the probe"] = float(
         1 - (distance < np.diag(distance)[:, None]).sum(1).mean() / (len(truth) - 1)
@@ -245,12 +249,7 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
         kept.append((truth["seed"], real, reference / np.linalg.norm(reference)))
     own, other, found = [], [], []
     for index, ((seed, _, reference), pair) in enumerate(zip(kept, vectors, strict=True)):
-        gender = world.build_words(world.sample_identity(seed))["gender_word"]
-        prompts = [
-            re.sub(r"\b(?:wo)?man\b", gender, random_prompt(derive_seed(seed, "portrait", i) % 20_000 + 150_000,
-                                                          framing="portrait")[0])
-            for i in range(each)
-        ]  # fmt: skip
+        prompts, _ = person_prompts(seed, "portrait", each, "portrait")
         for picture in maker.make(prompts, [derive_seed(seed, "face", i) for i in range(each)], *pair):
             faces = reader.faces.detect(picture)
             found.append(bool(faces))
@@ -280,21 +279,13 @@ def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, f
         maker = Pictures("body", few_steps=few)
         made, asked, readings = [], [], []
         for body, seed in zip(bodies, seeds, strict=True):
-            rows = [
-                random_prompt(derive_seed(seed, "prompt", i) % 20_000 + 150_000, framing="full body")
-                for i in range(each)
-            ]
-            gender = world.build_words(world.sample_identity(seed))["gender_word"]
-            prompts = [re.sub(r"\b(?:wo)?man\b", gender, prompt) for prompt, _ in rows]
+            prompts, wanted = person_prompts(seed, "prompt", each, "full body")
             pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], body)
             readings.append(probe.predict(pictures)[:, order].mean(0))
             made += pictures
-            asked += [truth for _, truth in rows]
-        reading = torch.from_numpy(np.stack(readings)).double()
+            asked += wanted
         name = f"{maker.settings['steps']} steps"
-        figures[f"mean R2 of the body ratios, {name}"] = float(r2_scores(torch.from_numpy(truth), reading).mean())
-        correlation = [np.corrcoef(truth[:, i], reading[:, i].numpy())[0, 1] for i in range(truth.shape[1])]
-        figures[f"mean correlation of the body ratios, {name}"] = float(np.mean(correlation))
+        figures |= read_out(truth, readings, name)
         figures |= {f"{key} as asked, {name}": value for key, value in as_asked(made, asked).items()}
     return {**figures, "people": len(truth), "pictures of each": each}
 
@@ -338,10 +329,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = ROOT / "docs" / "tiny-figures.json"
-    figures = json.loads(data.read_text()) if data.exists() else {}
     for part in args.only or PARTS:
         started = time.time()
-        figures[part] = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
+        rows = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
+        # Read only now: another process may have measured another part meanwhile.
+        figures = json.loads(data.read_text()) if data.exists() else {}
+        figures[part] = rows
         print(f"{part}: {time.time() - started:.0f} s", figures[part], flush=True)
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")

@@ -26,6 +26,8 @@ from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
 from bolid.formats.images import read_photo
 from bolid.method.body_vae import fuse
+from bolid.method.metrics import r2_scores
+from bolid.method.sliders import fit_readout
 from bolid.views import View, ViewReader, person_crop
 
 GALLERY = 4  # photos of each person that are searched
@@ -80,51 +82,45 @@ def rank_1(people: list[tuple[torch.Tensor, ...]], photos: int, among: int = 100
 
 def ratio_r2(
     people: list[tuple[torch.Tensor, ...]],
-    ratios: np.ndarray,
-    train: tuple[list[tuple[torch.Tensor, ...]], np.ndarray],
+    ratios: torch.Tensor,
+    train: tuple[list[tuple[torch.Tensor, ...]], torch.Tensor],
     photos: int,
     seed: int = 0,
-) -> np.ndarray:
+) -> torch.Tensor:
     """R2 of each ratio, [R], for `people`; the read-out is learnt on `train` = (people, ratios).
 
     The ridge's penalty is chosen on a fifth of the training people.
     """
     rng = np.random.default_rng(seed)
 
-    def means(of: list[tuple[torch.Tensor, ...]]) -> np.ndarray:
-        return fused(of, [rng.permutation(len(views[0]))[:photos] for views in of])
+    def means(of: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        return torch.from_numpy(fused(of, [rng.permutation(len(views[0]))[:photos] for views in of]))
 
     x, (fit_x, fit_y) = means(people), (means(train[0]), train[1])
-    part = np.arange(len(fit_x)) % 5 > 0
+    part = torch.arange(len(fit_x)) % 5 > 0
     penalties = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    scores = [r2_of(fit_y[~part], ridge(fit_x[part], fit_y[part], fit_x[~part], p)).mean() for p in penalties]
-    return r2_of(ratios, ridge(fit_x, fit_y, x, penalties[int(np.argmax(scores))]))
+    scores = [float(r2_scores(fit_y[~part], read(fit_x[part], fit_y[part], fit_x[~part], p)).mean()) for p in penalties]
+    return r2_scores(ratios, read(fit_x, fit_y, x, penalties[int(np.argmax(scores))]))
 
 
-def ridge(x: np.ndarray, y: np.ndarray, new_x: np.ndarray, penalty: float) -> np.ndarray:
-    """y of `new_x` by ridge regression upon (x, y)."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    centred = x - mean_x
-    weights = np.linalg.solve(centred.T @ centred + penalty * np.eye(x.shape[1]), centred.T @ (y - mean_y))
-    return (new_x - mean_x) @ weights + mean_y
-
-
-def r2_of(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    return 1 - ((truth - predicted) ** 2).sum(0) / ((truth - truth.mean(0)) ** 2).sum(0)
+def read(bodies: torch.Tensor, ratios: torch.Tensor, new: torch.Tensor, penalty: float) -> torch.Tensor:
+    """The ratios of the bodies `new` by a linear read-out learnt on (bodies, ratios)."""
+    return fit_readout(bodies, ratios, penalty)(new) * ratios.std(0) + ratios.mean(0)
 
 
 def measure(val: Path, train: Path, encoder_path: Path | None = None) -> dict[str, float]:
     """The figures of the body encoder; by default the tiny family's."""
     encoder = BodyEncoder(encoder_path or get_family("tiny").require("body_encoder"))
-    people, ratios, names = encode_people(val, encoder)
-    known = encode_people(train, encoder, READ_OUT_PEOPLE)[:2]
+    people, truth, names = encode_people(val, encoder)
+    ratios = torch.from_numpy(truth)
+    known, known_ratios, _ = encode_people(train, encoder, READ_OUT_PEOPLE)
     words = {1: "one photo", 4: "four photos"}
     figures = {f"rank-1 among 100, {words[n]}": rank_1(people, n) for n in words}
     for n in words:
-        r2 = ratio_r2(people, ratios, known, n)
+        r2 = ratio_r2(people, ratios, (known, torch.from_numpy(known_ratios)), n)
         figures[f"mean R2 of a linear read-out, {words[n]}"] = float(r2.mean())
         if n == 4:
-            figures |= {f"R2 of {name}, four photos": float(value) for name, value in zip(names, r2, strict=True)}
+            figures |= {f"R2 of {name}, four photos": value for name, value in zip(names, r2.tolist(), strict=True)}
     return {**figures, "people": len(people)}
 
 
