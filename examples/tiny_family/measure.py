@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from truth import write_card
+from truth import read_resized, write_card
 
 import bolid.profile
 import bolid.synth.people as world
@@ -158,6 +158,10 @@ def measure_base(_: Path, count: int = 240) -> dict[str, float]:
     return figures
 
 
+def truth_beside(photo: Path) -> dict:
+    return json.loads(photo.with_suffix(".json").read_text())
+
+
 def profiles(val: Path, people: int, photos: int) -> tuple[list[torch.Tensor], np.ndarray, list[int]]:
     """Body vectors [D] of held-out people from `photos` photos each, their true ratios [P, R], and their seeds."""
     bodies, ratios, seeds = [], [], []
@@ -166,13 +170,13 @@ def profiles(val: Path, people: int, photos: int) -> tuple[list[torch.Tensor], n
         paths = [
             p
             for p in sorted(folder.glob("*.jpg"))
-            if json.loads(p.with_suffix(".json").read_text())["attributes"]["framing"] != "portrait"
+            if truth_beside(p)["attributes"]["framing"] != "portrait"
         ]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "me.safetensors"
             bolid.profile.make_profile(paths[:photos], file, family="tiny", device="cpu")
             bodies.append(load_profile(file).body_mean)
-        truth = json.loads(paths[0].with_suffix(".json").read_text())
+        truth = truth_beside(paths[0])
         ratios.append([truth["ratios"][name] for name in world.RATIO_NAMES])
         seeds.append(truth["seed"])
     return bodies, np.array(ratios), seeds
@@ -227,13 +231,17 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
     """Portraits made from text, face and body: how like the person's real photos they are, by the face model.
 
     The vectors come from the first four photos; compared is with the face vector of the others. "real photos": the
-    similarity of two real photos of a person, one from each part. Cosines; without a found face, 0.
+    similarity of two real photos of a person, one from each part. Cosines; without a found face, 0. A face can be found
+    in a picture no more often than in a real portrait of that size as the base's autoencoder rebuilds it.
     """
+    from train_probe import rebuilt
+
     reader = ViewReader(get_family("tiny"))
     maker = Pictures("face", "body")
-    vectors, kept = [], []
+    vectors, kept, portraits = [], [], []
     for folder in sorted(path for path in val.iterdir() if path.is_dir())[:people]:
         files = sorted(folder.glob("*.jpg"))
+        portraits += [file for file in files if truth_beside(file)["attributes"]["framing"] == "portrait"]
         views = reader.read([read_photo(file) for file in files])
         seen = [[v for v in part if isinstance(v, View) and v.face is not None] for part in (views[:4], views[4:])]
         if not all(seen):
@@ -244,7 +252,7 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
             profile = load_profile(file)
         real = np.mean([[a.face @ b.face for b in seen[1]] for a in seen[0]])
         reference = np.mean([view.face for view in seen[1]], axis=0)
-        truth = json.loads(files[0].with_suffix(".json").read_text())
+        truth = truth_beside(files[0])
         vectors.append((profile.face, profile.body_mean))
         kept.append((truth["seed"], real, reference / np.linalg.norm(reference)))
     own, other, found = [], [], []
@@ -257,6 +265,7 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
             own.append(float(vector @ reference))
             other.append(float(vector @ kept[(index + 1) % len(kept)][2]))
     real = float(np.mean([row[1] for row in kept]))
+    shown = rebuilt(read_resized([{"path": file} for file in portraits], maker.family.image_size))
     return {
         "similarity to the person's own photos": float(np.mean(own)),
         "similarity to another person's photos": float(np.mean(other)),
@@ -264,6 +273,9 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
         "own similarity over that of real photos": float(np.mean(own)) / real,
         "nearer to the own than to the other": float(np.mean(np.array(own) > np.array(other))),
         "a face is found": float(np.mean(found)),
+        "a face is found in real portraits as the autoencoder rebuilds them": float(
+            np.mean([bool(reader.faces.detect(picture)) for picture in shown])
+        ),
         "people": len(kept),
         "pictures of each": each,
     }
