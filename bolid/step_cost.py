@@ -1,8 +1,9 @@
 """What a training step of the adapters takes, counted on tensors without data: bytes at its height, operations.
 
 On torch's meta device nothing is allocated and nothing computed: every operation only says what it would make
-(FakeTensorMode gives such tensors the name of a device, which autocast and attention ask for). So a network of any size can be counted on any machine, and a small one can be run for real
-by the same code, which is how the count is tested. What a kernel needs for itself while it runs is not seen.
+(FakeTensorMode gives such tensors the name of a device, which autocast and attention ask for). So a network of any size
+can be counted on any machine, and a small one can be run for real by the same code, which is how the count is tested.
+What a kernel needs for itself while it runs is not seen.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def adapted_network(
     settings: dict[str, Any], body_dim: int, *, face_tokens: int, kv_rank: int = 0, precision: str = "fp32",
     gradient_checkpointing: bool = False,
 ) -> tuple[Any, list[torch.nn.Parameter]]:  # fmt: skip
-    """(a UNet of these settings with both branches, as training has it; the branches' parameters), on the meta device."""
+    """(a UNet of these settings with both branches, as training has it; the branches' parameters), on the meta device.
+    """
     from diffusers import UNet2DConditionModel
 
     from bolid.backends.base import quiet_diffusers
@@ -114,7 +116,7 @@ def text_state_width(settings: Any, length: int) -> int:
 
 
 def unet_inputs(unet: Any, latent_shape: Sequence[int], text_length: int, batch: int) -> tuple[Any, ...]:
-    """(latents, timesteps, {"encoder_hidden_states", "added_cond_kwargs"}): zeros, for both branches where it has them."""
+    """(latents, timesteps, {"encoder_hidden_states", "added_cond_kwargs"}): zeros; for both branches if it has them."""
     settings = unet.config
     added: dict[str, Any] = {}
     if unet.encoder_hid_proj is not None:
@@ -129,7 +131,7 @@ def unet_inputs(unet: Any, latent_shape: Sequence[int], text_length: int, batch:
 
 @contextlib.contextmanager
 def without_data(unet: Any) -> Iterator[None]:
-    """Inside, FakeTensorMode with `unet`'s parameters in it; nothing at all for a network that is not on the meta device."""
+    """Inside, FakeTensorMode with `unet`'s parameters in it; nothing for a network that is not on the meta device."""
     if not unet.conv_in.weight.is_meta:
         yield
         return
@@ -148,8 +150,9 @@ def step_cost(
     unet: Any, latent_shape: Sequence[int], text_length: int, batch: int, precision: str, device: str = "cuda",
     flops: bool = False,
 ) -> StepCost:  # fmt: skip
-    """Forward and backward pass of `adapted_network`'s UNet (or of a real one like it, which really computes) on `batch`
-    latents (C, h, w), as on a `device` with attention kernels that keep no attention maps.
+    """Forward and backward pass of `adapted_network`'s UNet (or of a real one like it, which really computes).
+
+    On `batch` latents (C, h, w), as on a `device` with attention kernels that keep no attention maps.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -166,4 +169,4 @@ def step_cost(
         loss.backward()
         for parameter in unet.parameters():
             parameter.grad = None
-    return StepCost(kept, live.peak, counter.get_total_flops() if flops else None)
+    return StepCost(kept, live.peak, counter.get_total_flops() if isinstance(counter, FlopCounterMode) else None)
