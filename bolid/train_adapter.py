@@ -19,7 +19,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,13 @@ class TrainAdapterConfig:
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})
     face_tokens: int = field(default=4, metadata={"help": "tokens of the face branch (the body has 4)"})
+    kv_rank: int = field(
+        default=0,
+        metadata={
+            "help": "train each key and value matrix as two thin ones of this rank, multiplied out in the files; "
+            "0: as a full one"
+        },
+    )
     # None by default: min-SNR all but mutes the noisiest steps, and those settle a body's outline.
     min_snr_gamma: float = field(default=0.0, metadata={"help": "gamma of the min-SNR weighting, say 5; 0: none"})
     id_weight: float = field(default=0.0, metadata={"help": "weight of the body identity loss L_id; 0: none"})
@@ -87,6 +94,13 @@ class TrainAdapterConfig:
     build_word_dropout: float = field(
         default=0.8, metadata={"help": "part whose caption loses words like tall or slim"}
     )
+    text_cache: float = field(
+        default=8.0,
+        metadata={
+            "help": "GiB of main memory for what the text encoders say of each caption, computed once; where it does "
+            "not fit, and at 0, they compute at every step"
+        },
+    )
     max_context: int = field(default=8, metadata={"help": "most other photos that a body is made of"})
     body_sampling: float = field(
         default=0.5, metadata={"help": "part that draws the body from its Gaussian, not its mean"}
@@ -110,9 +124,11 @@ class TrainAdapterConfig:
                 raise BolidError(f"--{name.replace('_', '-')}-dropout is {value}", "it is a part: give 0 to 1")
         if not 0 <= self.pixel_alpha_bar < 1:
             raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
-        for name in ("id_weight", "clip_weight"):
+        for name in ("id_weight", "clip_weight", "text_cache"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give 0 (off) or more")
+        if self.kv_rank < 0:
+            raise BolidError(f"--kv-rank is {self.kv_rank}", "give a rank, say 64, or 0 for full matrices")
         for name in (
             "steps", "batch_size", "gradient_accumulation_steps", "face_tokens", "max_context", "x_gen_steps",
             "x_gen_grad_steps", "pixel_every",
@@ -184,7 +200,8 @@ class TrainAdapterPlan:
     parameters: int  # trained, both branches
     precision: str
     device: str
-    memory: dict[str, int]  # what -> bytes; "total" last
+    memory: dict[str, int]  # what -> bytes on the device; "total" last
+    main_memory: dict[str, int]  # what -> bytes beside a device of its own memory
     memory_available: int | None  # on the device, None where it cannot be asked
 
 
@@ -240,30 +257,48 @@ def without_build(caption: str) -> str:
     return re.sub(rf"\b(?:{'|'.join(BUILD_WORDS)})\b(?![- ](?:sleeve|hair))\s*", "", caption)
 
 
+def caption_texts(captions: Iterable[str]) -> list[str]:
+    """Every text that training on these captions can ask for."""
+    captions = set(captions)
+    return sorted({"", *captions, *map(without_build, captions)})
+
+
 class TextStates:
-    """Text states of the captions [N, L, E]; cached where they fit: the texts repeat every epoch."""
+    """The captions' text states [N, L, E] and SDXL's pooled ones: each computed once and kept in main memory, or, where
+    they would take more than `limit` bytes, computed at each call.
 
-    limit = 2 * 2**30  # bytes
+    `precision`: what the network computes in. They are kept in that, to which it would convert them anyway.
+    """
 
-    def __init__(self, pipe: Any, captions: list[str]) -> None:
+    def __init__(self, pipe: Any, captions: list[str], *, limit: float = 2**33, precision: str = "fp32") -> None:
         import torch
 
-        from bolid.backends.base import encode_prompts
+        from bolid.backends.base import DTYPES, encode_prompts
 
-        self._encode = lambda texts: encode_prompts(pipe, texts)
-        texts = sorted({"", *captions, *map(without_build, captions)})
-        first, pooled = self._encode([""])
-        self._cached: torch.Tensor | None = None
-        # SDXL's states are 308 KB a caption: larger than the photo's latents, and cheap next to its step.
-        if pooled is None and first.numel() * 4 * len(texts) <= self.limit:
+        self._encode, self._device = lambda texts: encode_prompts(pipe, texts), pipe.device
+        texts, dtype = caption_texts(captions), DTYPES[precision]
+        first = [part[0] for part in self._encode([""]) if part is not None]
+        self._kept: list[torch.Tensor] = []
+        if len(texts) * sum(part.numel() for part in first) * dtype.itemsize <= limit:
             self._row = {text: row for row, text in enumerate(texts)}
-            self._cached = torch.cat([self._encode(texts[i : i + 64])[0] for i in range(0, len(texts), 64)])
+            self._kept = [torch.empty(len(texts), *part.shape, dtype=dtype) for part in first]
+            for start in range(0, len(texts), 64):  # always the same 64 together: rounding may depend on it
+                encoded = self._encode(texts[start : start + 64])
+                for kept, part in zip(self._kept, encoded, strict=False):
+                    kept[start : start + 64] = part
+
+    @property
+    def cached(self) -> bool:
+        """Whether the text encoders are not needed any more."""
+        return bool(self._kept)
 
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(text states, pooled states or None)."""
-        if self._cached is None:
+        """(text states, pooled states or None) on the pipeline's device."""
+        if not self._kept:
             return self._encode(texts)
-        return self._cached[[self._row[text] for text in texts]], None
+        rows = [self._row[text] for text in texts]
+        states = [kept[rows].to(self._device) for kept in self._kept]
+        return states[0], states[1] if len(states) > 1 else None
 
 
 # ---- one batch ----------------------------------------------------------------------------------------------------
@@ -419,6 +454,8 @@ class Objective:
 
     def _conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Everything that the UNet is told, [B, ...] each."""
+        import torch
+
         prompt_embeds, pooled = self.text_states(batch.captions)
         conditions = {
             "prompt_embeds": prompt_embeds,
@@ -426,7 +463,7 @@ class Objective:
             "body_embeds": batch.body_embeds.to(self.device),
         }
         if pooled is not None:  # SDXL: also original size, crop corner and target size
-            ids = pooled.new_tensor([[*self.image_size, 0, 0, *self.image_size]])
+            ids = torch.tensor([[*self.image_size, 0, 0, *self.image_size]], device=self.device, dtype=torch.float32)
             conditions |= {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
         return conditions
 
@@ -542,7 +579,7 @@ def train_adapter(
     from bolid.formats.adapter import adapter_kind, load_adapter, nested_state_dict, save_adapter
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
     from bolid.formats.shards import directory_sha256, read_index
-    from bolid.method.body_condition import BRANCHES, FACE_DIM, initial_state, install
+    from bolid.method.body_condition import BRANCHES, FACE_DIM, factorise_kv, initial_state, install, merge_kv
     from bolid.pixel_losses import PixelLosses
     from bolid.precision import LossScaler, attention_kernel, choose_precision, computing, store_frozen
 
@@ -570,8 +607,13 @@ def train_adapter(
             f"the shards' latents have {channels} channels, the base takes {expected}",
             "run shard again with this family",
         )
-    text_states = TextStates(pipe, table.captions)
+    check_kv_rank(pipe.unet, config, chosen)
+    text_states = TextStates(pipe, table.captions, limit=config.text_cache * 2**30, precision=config.precision)
     objective = Objective(pipe, pipe.unet, table, text_states, chosen, config, to, pixels)
+    if text_states.cached:
+        for name in ("text_encoder", "text_encoder_2"):
+            if hasattr(pipe, name):
+                setattr(pipe, name, None)
     with quiet_diffusers():
         unet = pipe.unet.to(memory_format=torch.channels_last)
 
@@ -589,10 +631,12 @@ def train_adapter(
     if config.init:
         states = [nested_state_dict(load_adapter(Path(config.init) / f"{b}.safetensors", b)[0]) for b in BRANCHES]
         states = [{part: {k: v.float() for k, v in values.items()} for part, values in s.items()} for s in states]
+        states = [factorise_kv(state, config.kv_rank) for state in states] if config.kv_rank else states
     else:
+        start = functools.partial(initial_state, unet, kv_rank=config.kv_rank)
         states = [
-            initial_state(unet, "face", FACE_DIM, tokens=config.face_tokens, seed=derive_seed(seed, "face")),
-            initial_state(unet, "body", encoder.body_dim, seed=derive_seed(seed, "body")),
+            start("face", FACE_DIM, tokens=config.face_tokens, seed=derive_seed(seed, "face")),
+            start("body", encoder.body_dim, seed=derive_seed(seed, "body")),
         ]
     with quiet_diffusers():
         branches = dict(zip(BRANCHES, install(unet, states), strict=True))
@@ -654,7 +698,7 @@ def train_adapter(
             progress(step, config.steps, f"loss {recent:.4f}")
         if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
             with computing(to, config.precision, objective.positions), _swapped(parameters, average):
-                sample_sheet(pipe, chosen, table, out / "samples" / f"step-{step:06d}.png", seed)
+                sample_sheet(pipe, chosen, table, text_states, out / "samples" / f"step-{step:06d}.png", seed)
             log.draw()
         if time.monotonic() - saved > 60 * config.checkpoint_minutes:
             log.flush()
@@ -666,8 +710,8 @@ def train_adapter(
     if log is not None:
         log.close()
         for branch in BRANCHES:
-            flat = {name: average[f"{branch}.{name}"].half() for name in branches[branch]}
-            save_adapter(paths[branch], flat, records[branch])
+            flat = merge_kv({name: average[f"{branch}.{name}"] for name in branches[branch]})
+            save_adapter(paths[branch], {name: tensor.half() for name, tensor in flat.items()}, records[branch])
         checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return TrainAdapterResult(
@@ -689,18 +733,20 @@ def plan_training(
 ) -> TrainAdapterPlan:
     """What `train_adapter` would do with the same arguments, without loading a weight or training anything.
 
-    The activations are counted on a network without data, from what a forward pass keeps for the backward pass; they,
-    and so the total, are an estimate, and without the networks of L_id and L_CLIP. Raises BolidError like the training.
+    The activations are counted on a network without data (`step_cost`); they, and so the total, are an estimate, and
+    without the networks of L_id and L_CLIP. Raises BolidError like the training.
     """
     import os
 
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from diffusers import UNet2DConditionModel
 
+    from bolid.backends.base import DTYPES
     from bolid.backends.body import KIND
     from bolid.formats.shards import group_by_person, read_index, read_shards
     from bolid.formats.tensors import load_tensors
     from bolid.precision import choose_precision
+    from bolid.step_cost import adapted_network, step_cost, text_state_width
 
     config, device = config or TrainAdapterConfig(), pick_device(device)
     config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
@@ -722,23 +768,25 @@ def plan_training(
         raise _nobody(train)
 
     base, size = chosen.require("base"), lambda parameters: sum(p.numel() * p.element_size() for p in parameters)
-    length = _text_length(base)
-    unet, branches = _empty_network(base, record["config"]["body_dim"], config)
-    with FakeTensorMode():  # tensors with everything but memory
-        weights = {
-            name: torch.empty(p.shape, dtype=p.dtype, device=device, requires_grad=p.requires_grad)
-            for name, p in unet.named_parameters()
-        }
-        activations = activation_bytes(unet, weights, shape[1:], length, config.batch_size, config.precision)
-    states = len({"", *texts, *map(without_build, texts)}) * length * unet.config.cross_attention_dim * 4
+    settings, length = UNet2DConditionModel.load_config(str(base), subfolder="unet"), _text_length(base)
+    unet, branches = adapted_network(
+        settings, record["config"]["body_dim"], face_tokens=config.face_tokens, kv_rank=config.kv_rank,
+        precision=config.precision, gradient_checkpointing=config.gradient_checkpointing,
+    )  # fmt: skip
+    check_kv_rank(unet, config, chosen)
+    cost = step_cost(unet, shape[1:], length, config.batch_size, config.precision, device)
+    states = len(caption_texts(texts)) * text_state_width(unet.config, length) * DTYPES[config.precision].itemsize
+    cached = states <= config.text_cache * 2**30
     memory = {
         "base network": size(unet.parameters()) - size(branches),
-        "text encoders and VAE": _stored_parameters(base) * 4,
-        "adapters: weights, gradients, two moments, average": 5 * size(branches),
-        "activations of a batch": activations,
-        "latents": photos * math.prod(shape) * 2,
-        "text states": states if unet.config.addition_embed_type is None and states <= TextStates.limit else 0,
+        "VAE": _stored_parameters(base, "vae") * 4,
+        "text encoders": 0 if cached else _stored_parameters(base, "text_encoder", "text_encoder_2") * 4,
+        "adapters: weights, two moments, average": 4 * size(branches),
+        "activations and gradients of a batch": cost.peak,
     }
+    main_memory = {"latents": photos * math.prod(shape) * 2, "text states": states if cached else 0}
+    if device == "cpu":
+        memory, main_memory = memory | main_memory, {}
     memory["total"] = sum(memory.values())
     available = None
     if device.startswith("cuda"):
@@ -748,76 +796,8 @@ def plan_training(
     per_step = config.batch_size * config.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", 1))
     return TrainAdapterPlan(
         people, photos, config.steps, per_step, photos / per_step, config.steps * per_step / photos,
-        sum(parameter.numel() for parameter in branches), config.precision, device, memory, available,
+        sum(parameter.numel() for parameter in branches), config.precision, device, memory, main_memory, available,
     )  # fmt: skip
-
-
-def _empty_network(base: Path, body_dim: int, config: TrainAdapterConfig) -> tuple[Any, list[Any]]:
-    """(the base's UNet with both branches, on the meta device; the branches' parameters)."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    from bolid.backends.base import quiet_diffusers
-    from bolid.method.body_condition import FACE_DIM, initial_state, install
-    from bolid.precision import store_frozen
-
-    with quiet_diffusers():
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(base), subfolder="unet"))
-        unet.requires_grad_(False)
-        states = [
-            initial_state(unet, "face", FACE_DIM, tokens=config.face_tokens),
-            initial_state(unet, "body", body_dim),
-        ]
-        with torch.device("meta"):
-            branches = [parameter for branch in install(unet, states) for parameter in branch.values()]
-    for parameter in branches:
-        parameter.requires_grad_(True)
-    store_frozen(unet, config.precision)
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return unet, branches
-
-
-def activation_bytes(
-    unet: Any, weights: dict[str, torch.Tensor], shape: Sequence[int], text_length: int, batch: int, precision: str
-) -> int:
-    """Bytes that a forward pass of `batch` latents (C, h, w) with these weights keeps for the backward pass, beside
-    the weights.
-    """
-    import torch
-
-    from bolid.method.body_condition import FACE_DIM
-    from bolid.precision import computing
-
-    device, settings = weights["conv_in.weight"].device, unet.config
-    layers = unet.encoder_hid_proj.image_projection_layers
-    body_dim = layers[1].image_embeds.in_features
-    added: dict[str, Any] = {
-        "image_embeds": [torch.zeros(batch, 1, dim, device=device) for dim in (FACE_DIM, body_dim)]
-    }
-    if settings.addition_embed_type == "text_time":
-        pooled = settings.projection_class_embeddings_input_dim - 6 * settings.addition_time_embed_dim
-        added |= {"text_embeds": torch.zeros(batch, pooled, device=device)}
-        added |= {"time_ids": torch.zeros(batch, 6, device=device)}
-    seen = {parameter.untyped_storage()._cdata for parameter in weights.values()}
-    kept: list[torch.UntypedStorage] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
-            kept.append(storage)  # held, so that no later one takes its address
-        return tensor
-
-    positions = math.prod(shape[1:])
-    with computing(device, precision, positions), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        inputs = torch.zeros(batch, *shape, device=device), torch.zeros(batch, dtype=torch.long, device=device)
-        text = torch.zeros(batch, text_length, settings.cross_attention_dim, device=device)
-        told = {"encoder_hidden_states": text, "added_cond_kwargs": added}
-        result = torch.func.functional_call(unet, weights, inputs, told).sample
-    del result
-    return sum(storage.nbytes() for storage in kept)
 
 
 def _text_length(base: Path) -> int:
@@ -826,13 +806,13 @@ def _text_length(base: Path) -> int:
     return int(json.loads(file.read_text(encoding="utf-8")).get("model_max_length", 77)) if file.is_file() else 77
 
 
-def _stored_parameters(base: Path) -> int:
-    """Parameters of everything in a pipeline directory but the UNet, from the files' headers."""
+def _stored_parameters(base: Path, *parts: str) -> int:
+    """Parameters of some parts of a pipeline directory, from the files' headers."""
     from bolid.formats.tensors import read_header
 
     return sum(
         math.prod(entry["shape"])
-        for part in ("text_encoder", "text_encoder_2", "vae")
+        for part in parts
         for file in sorted((base / part).glob("*.safetensors"))[:1]
         for name, entry in read_header(file).items()
         if name != "__metadata__"
@@ -840,6 +820,18 @@ def _stored_parameters(base: Path) -> int:
 
 
 # ---- small parts of the training ----------------------------------------------------------------------------------
+
+
+def check_kv_rank(unet: Any, config: TrainAdapterConfig, family: Family) -> None:
+    """BolidError for a --kv-rank that saves nothing on this base."""
+    from bolid.method.body_condition import largest_kv_rank
+
+    if config.kv_rank > (largest := largest_kv_rank(unet)):
+        raise BolidError(
+            f"--kv-rank is {config.kv_rank}: two matrices of that rank are larger than the full one of some layer of "
+            f"family '{family.name}'",
+            f"give at most {largest}, or 0 for full matrices",
+        )
 
 
 def base_sha256(family: Family) -> str:
@@ -964,7 +956,9 @@ def loss_curve(log: Path, path: Path) -> None:
         figure.savefig(temporary, dpi=100, metadata={"Software": None})
 
 
-def sample_sheet(pipe: Any, family: Family, table: AdapterTable, path: Path, seed: int, steps: int = 12) -> None:
+def sample_sheet(
+    pipe: Any, family: Family, table: AdapterTable, text_states: TextStates, path: Path, seed: int, steps: int = 12
+) -> None:
     """A contact sheet: three captions down; across: no profile, then three people (their first photo in front)."""
     import numpy as np
     import torch
@@ -980,6 +974,14 @@ def sample_sheet(pipe: Any, family: Family, table: AdapterTable, path: Path, see
     captions = [without_build(table.captions[table.people[p][-1]]) for p in picks]
     guidance = float(family.defaults.get("guidance", 5.0))
     height, width = family.image_size
+    pipe.vae.enable_slicing()  # decodes one picture at a time: a large one takes gigabytes
+    # Told what the texts say and what the noise is, the pipeline needs no text encoder and rounds no latents.
+    texts: dict[str, torch.Tensor] = {}
+    for sign, told in (("", captions), ("negative_", [""] * len(captions))):
+        states, pooled = text_states(told)
+        texts[f"{sign}prompt_embeds"] = states.float()
+        if pooled is not None:
+            texts[f"{sign}pooled_prompt_embeds"] = pooled.float()
     columns = []
     for person in (None, *picks):
         if person is None:
@@ -993,10 +995,12 @@ def sample_sheet(pipe: Any, family: Family, table: AdapterTable, path: Path, see
             pipe.set_ip_adapter_scale([1.0, 1.0])
         embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance > 1)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
+        noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
         with quiet_diffusers(), torch.no_grad():
             pictures = pipe(
-                captions, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance,
-                generator=generators, ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
+                **texts, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance,
+                generator=generators, latents=noise.to(pipe.device),
+                ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
             ).images  # fmt: skip
         column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
         columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))

@@ -93,6 +93,7 @@ def _print_plan(plan: Any, quiet: bool) -> None:
         ("computed in", f"{plan.precision} on {plan.device}"),
         *((f"memory, {name}", f"{size / 2**20:,.0f} MiB") for name, size in plan.memory.items()),
     ]
+    rows += [(f"main memory, {name}", f"{size / 2**20:,.0f} MiB") for name, size in plan.main_memory.items()]
     if plan.memory_available is not None:
         rows.append(("memory, free now", f"{plan.memory_available / 2**20:,.0f} MiB"))
     print_table(("", "about"), rows, quiet)

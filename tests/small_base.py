@@ -58,9 +58,33 @@ def make_base(path: Path, prediction_type: str = "v_prediction") -> Path:
     return path / "pipeline"
 
 
-def make_family(root: Path) -> str:
-    """A family of the base above; its other models are added by whoever needs them. Returns its --family name."""
-    base = make_base(root)
+def make_sdxl_base(path: Path) -> Path:
+    """A random StableDiffusionXLPipeline directory with the VAE, tokenizer and text encoder of the base above."""
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    small = StableDiffusionPipeline.from_pretrained(make_base(path), safety_checker=None)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=(16, 12), in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 32),
+        norm_num_groups=8, cross_attention_dim=48, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=24 + 6 * 8,
+        use_linear_projection=True,
+    )  # fmt: skip
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**small.text_encoder.config.to_dict()))
+    StableDiffusionXLPipeline(
+        vae=small.vae, text_encoder=small.text_encoder, text_encoder_2=second, tokenizer=small.tokenizer,
+        tokenizer_2=small.tokenizer, unet=unet, scheduler=small.scheduler,
+        force_zeros_for_empty_prompt=False, add_watermarker=False,
+    ).save_pretrained(path / "xl")  # fmt: skip
+    return path / "xl"
+
+
+def make_family(root: Path, sdxl: bool = False) -> str:
+    """A family of a base above; its other models are added by whoever needs them. Returns its --family name."""
+    base = make_sdxl_base(root) if sdxl else make_base(root)
     file = root / "small.toml"
     file.write_text(
         f"image_size = [{IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}]\n[defaults]\nsteps = 2\nguidance = 3.0\n"

@@ -9,8 +9,11 @@ from bolid.method.body_condition import (
     BRANCHES,
     build_ip_adapter_image_embeds,
     drop_condition,
+    factorise_kv,
     initial_state,
     install,
+    largest_kv_rank,
+    merge_kv,
     null_condition,
 )
 
@@ -72,6 +75,73 @@ def test_training_reaches_every_parameter_and_nothing_else(unet):
         name for name, p in unet.named_parameters() if any(p is mine for mine in parameters.values())
     }
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters.values())
+
+
+def test_keys_and_values_of_low_rank_are_trained_as_two_matrices_and_saved_as_one(base, unet):
+    """The thin matrices' prediction is that of a stock UNet which loads their product from the stock layout."""
+    from diffusers import UNet2DConditionModel
+
+    latents, timesteps, text, embeds = inputs()
+    unet.requires_grad_(False)
+    bare = predict(unet, latents, timesteps, text)
+    thin = [
+        initial_state(unet, "face", 512, tokens=3, kv_rank=5), initial_state(unet, "body", BODY_DIM, kv_rank=5),
+    ]  # fmt: skip
+    branches = install(unet, thin)
+    parameters = [p for branch in branches for p in branch.values()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    assert torch.equal(predict(unet, latents, timesteps, text, embeds), bare)
+    full = install(UNet2DConditionModel.from_pretrained(base, subfolder="unet"), states(unet))
+    assert sum(p.numel() for p in parameters) < sum(p.numel() for branch in full for p in branch.values())
+    optimizer = torch.optim.SGD(parameters, lr=50.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        predict(unet, latents, timesteps, text, embeds).square().mean().backward()
+        optimizer.step()
+    assert all(p.grad.abs().sum() > 0 for p in parameters)
+    trained = predict(unet, latents, timesteps, text, embeds).detach()
+    assert not torch.allclose(trained, bare, rtol=0.01)
+
+    merged = [{name: p.detach() for name, p in merge_kv(branch).items()} for branch in branches]
+    assert [set(m) for m in merged] == [set(branch) for branch in install(unet, states(unet))]
+    stock = UNet2DConditionModel.from_pretrained(base, subfolder="unet").eval()
+    nested = [
+        {part: {n.removeprefix(f"{part}."): t for n, t in m.items() if n.startswith(part)} for part in states(unet)[0]}
+        for m in merged
+    ]
+    stock._load_ip_adapter_weights(nested, low_cpu_mem_usage=False)
+    with torch.no_grad():
+        assert torch.allclose(predict(stock, latents, timesteps, text, embeds), trained, atol=1e-5)
+
+
+def test_a_full_branch_is_factorised_to_the_nearest_of_that_rank(unet):
+    state = initial_state(unet, "body", BODY_DIM)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in state["ip_adapter"].items():
+        if "to_v" in name and not name.startswith("1."):
+            state["ip_adapter"][name] = torch.randn(weight.shape, generator=generator)
+    for rank in (3, 24):
+        factors = factorise_kv(state, rank)
+        assert factors["image_proj"] is state["image_proj"]
+        for name, product in merge_kv(factors["ip_adapter"]).items():
+            full = state["ip_adapter"][name]
+            left = torch.linalg.svdvals(full)[rank:].square().sum().sqrt()  # Eckart-Young: what no such matrix reaches
+            assert torch.allclose((full - product).norm(), left, atol=1e-4), name
+    zeros = [t for name, t in factors["ip_adapter"].items() if name.startswith("1.to_v_ip")]
+    assert not zeros[1].any() and zeros[0].any(), "two matrices of zeros would stay zero for ever"
+
+
+def test_thin_matrices_start_as_wide_as_full_ones_and_are_smaller(unet):
+    rank = largest_kv_rank(unet)
+    full, thin = initial_state(unet, "body", BODY_DIM), initial_state(unet, "body", BODY_DIM, kv_rank=rank)
+    products = merge_kv(thin["ip_adapter"])
+    for name, weight in full["ip_adapter"].items():
+        stem = name.removesuffix("weight")
+        parts = [thin["ip_adapter"][f"{stem}{part}.weight"] for part in ("down", "up")]
+        assert sum(part.numel() for part in parts) < weight.numel()
+        assert sum(part.numel() + part.numel() // rank for part in parts) >= weight.numel(), "the largest such rank"
+        assert products[name].std() == pytest.approx(float(weight.std()), rel=0.2)
 
 
 def test_layout_is_diffusers_own(unet):

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from small_base import make_base
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from small_base import make_sdxl_base
 
 import bolid.pose_map
 from bolid.backends.base import add_controlnet, load_base, remembered_conditions
@@ -30,25 +29,12 @@ INPUTS = {"body_encoder": "e" * 64, "face_model": "f" * 64}
 def world(tmp_path_factory):
     """(family, adapter folder, profile)"""
     root = tmp_path_factory.mktemp("sdxl")
-    small = diffusers.StableDiffusionPipeline.from_pretrained(make_base(root), safety_checker=None)
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=(16, 12), in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 32),
-        norm_num_groups=8, cross_attention_dim=48, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=24 + 6 * 8,
-        use_linear_projection=True,
-    )  # fmt: skip
-    second = CLIPTextModelWithProjection(CLIPTextConfig(**small.text_encoder.config.to_dict()))
-    diffusers.StableDiffusionXLPipeline(
-        vae=small.vae, text_encoder=small.text_encoder, text_encoder_2=second, tokenizer=small.tokenizer,
-        tokenizer_2=small.tokenizer, unet=unet, scheduler=small.scheduler,
-        force_zeros_for_empty_prompt=False, add_watermarker=False,
-    ).save_pretrained(root / "base")  # fmt: skip
+    base = make_sdxl_base(root)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     family = root / "small-xl.toml"
     family.write_text(
         "image_size = [64, 48]\n[defaults]\nsteps = 4\nguidance = 3.0\n[few_steps]\nsteps = 2\nguidance = 0.0\n"
-        f"scheduler = 'EulerDiscreteScheduler'\ntimestep_spacing = 'trailing'\n[paths]\nbase = '{root / 'base'}'\n"
+        f"scheduler = 'EulerDiscreteScheduler'\ntimestep_spacing = 'trailing'\n[paths]\nbase = '{base}'\n"
     )
     record = run_record("profile", family=str(family), inputs=INPUTS)
     face = torch.nn.functional.normalize(torch.ones(512), dim=0)

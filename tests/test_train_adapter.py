@@ -191,6 +191,7 @@ VARIANTS = {
         "id_weight": 1.0, "clip_weight": 0.1, "clip_target": "both", "pixel_every": 2, "pixel_alpha_bar": 0.0,
     },
     "few steps": {"id_weight": 1.0, "id_loss": "bone-ratios", "x_gen": "few-step", "pixel_every": 1},
+    "low rank": {"precision": "bf16", "kv_rank": 4, "text_cache": 0.0},
     "compiled": {"precision": "bf16", "compile": True},
 }  # fmt: skip
 
@@ -350,6 +351,94 @@ def test_a_changed_face_recogniser_can_be_noticed(seeing, world, tmp_path):
     assert "face_model" not in load_adapter(run(world, tmp_path / "b", one_step).face, "face")[1]["inputs"]
 
 
+# ---- keys and values of low rank ----------------------------------------------------------------------------------
+
+
+def test_the_file_holds_the_product_of_the_thin_matrices(world, tmp_path):
+    from bolid.backends.base import load_base
+    from bolid.families import get_family
+    from bolid.method.body_condition import initial_state, merge_kv
+    from bolid.run import derive_seed
+
+    config = dataclasses.replace(CONFIG, kv_rank=4)
+    still = run(world, tmp_path / "still", dataclasses.replace(config, steps=1, learning_rate=0.0))
+    unet = load_base(get_family(world.family)).unet
+    start = initial_state(unet, "body", 8, seed=derive_seed(5, "body"), kv_rank=4)
+    product = merge_kv({f"ip_adapter.{name}": tensor for name, tensor in start["ip_adapter"].items()})
+    assert any("to_k_ip" in name for name in product)
+    stored = load_adapter(still.body, "body")[0]
+    assert all(torch.equal(stored[name], tensor.half()) for name, tensor in product.items())
+
+    full, thin = run(world, tmp_path / "full"), run(world, tmp_path / "thin", config)
+    for branch in BRANCHES:
+        ours, stock = (load_adapter(getattr(r, branch), branch)[0] for r in (thin, full))
+        assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in stock.items()}
+        for name in (n for n in ours if n.startswith("ip_adapter.")):
+            values = torch.linalg.svdvals(ours[name].float())
+            assert values[3] > 2 * values[4] and values[4] < 2e-3 * values[0], "of rank 4 up to half precision"
+    frozen = dataclasses.replace(config, steps=1, learning_rate=0.0, init=str(tmp_path / "thin"))
+    run(world, tmp_path / "again", frozen)
+    one, two = adapters(tmp_path / "thin"), adapters(tmp_path / "again")
+    assert (one - two).norm() < 1e-3 * one.norm()
+
+
+def test_a_rank_that_saves_nothing_is_refused(world, tmp_path):
+    config = dataclasses.replace(CONFIG, kv_rank=24)
+    for attempt in (
+        lambda: run(world, tmp_path / "a", config),
+        lambda: plan_training(world.train, config=config, body_encoder=world.encoder, device="cpu"),
+    ):
+        with pytest.raises(BolidError, match="--kv-rank is 24") as error:
+            attempt()
+        assert "give at most 13" in error.value.hint
+
+
+# ---- what the captions say ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The same world on a small SDXL base."""
+    root = tmp_path_factory.mktemp("large")
+    family = make_family(root, sdxl=True)
+    return World(
+        family, make_training_shards(root / "train", family), make_body_encoder(root / "enc.safetensors", family)
+    )
+
+
+@pytest.mark.parametrize("kind", ["world", "large"])
+def test_text_states_are_those_of_the_encoders_cached_or_not(kind, request):
+    from bolid.backends.base import encode_prompts, load_base
+    from bolid.families import get_family
+
+    pipe = load_base(get_family(request.getfixturevalue(kind).family))
+    captions = [f"a tall woman, {i}" for i in range(70)]
+    texts = ["", captions[69], without_build(captions[1]), captions[69]]
+    expected = encode_prompts(pipe, texts)
+    assert (expected[1] is None) == (kind == "world")
+    kept, computed = TextStates(pipe, captions), TextStates(pipe, captions, limit=0)
+    half = TextStates(pipe, captions, precision="bf16")
+    assert (kept.cached, computed.cached, half.cached) == (True, False, True)
+    size = sum(part[0].numel() for part in expected if part is not None)
+    assert not TextStates(pipe, captions, limit=141 * size * 4 - 1).cached, "70 captions, 70 without the build, none"
+    for part, cached, anew, short in zip(expected, kept(texts), computed(texts), half(texts), strict=True):
+        if part is not None:
+            assert torch.allclose(cached, part, atol=1e-5) and torch.allclose(anew, part, atol=1e-5)
+            assert short.dtype == torch.bfloat16 and torch.equal(short, cached.bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["world", "large"])
+def test_training_is_the_same_with_cached_texts(kind, request, tmp_path):
+    """Up to rounding, and not a bit further in bf16, which is what the network makes of the states anyway."""
+    chosen = request.getfixturevalue(kind)
+    config = dataclasses.replace(CONFIG, precision="bf16", steps=2, learning_rate=0.01, sample_every=2)
+    kept = run(chosen, tmp_path / "kept", config)
+    anew = run(chosen, tmp_path / "anew", dataclasses.replace(config, text_cache=0.0))
+    assert kept.loss == pytest.approx(anew.loss, rel=1e-3)
+    sheets = [(tmp_path / name / "samples" / "step-000002.png").stat().st_size for name in ("kept", "anew")]
+    assert min(sheets) > 1000
+
+
 # ---- the joint objective ------------------------------------------------------------------------------------------
 
 
@@ -482,33 +571,20 @@ def test_a_dry_run_says_what_the_training_would_take(world, tmp_path):
     pipe = load_base(get_family(world.family))
     assert plan.parameters == trained
     assert plan.memory["base network"] == 4 * sum(p.numel() for p in pipe.unet.parameters())
-    others = sum(p.numel() for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
-    assert plan.memory["text encoders and VAE"] == 4 * others
-    lean = plan_training(
-        world.train, config=dataclasses.replace(config, gradient_checkpointing=True), body_encoder=world.encoder,
-        device="cpu",
-    )  # fmt: skip
-    name = "activations of a batch"
-    assert 0 < lean.memory[name] < 0.5 * plan.memory[name]
+    assert plan.memory["VAE"] == 4 * sum(p.numel() for p in pipe.vae.parameters())
+    assert plan.memory["text encoders"] == 0
+    # four numbers in the captions, each with and without the build, and the empty text; 24 tokens of 24 channels
+    assert plan.memory["text states"] == 9 * 24 * 24 * 4
 
+    def other(device="cpu", **changes):
+        changed = dataclasses.replace(config, **changes)
+        return plan_training(world.train, config=changed, body_encoder=world.encoder, device=device)
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_estimate_of_activations_is_what_a_real_pass_keeps(world, precision):
-    from bolid.backends.base import load_base
-    from bolid.families import get_family
-    from bolid.method.body_condition import initial_state, install
-    from bolid.train_adapter import activation_bytes
-
-    unet = load_base(get_family(world.family)).unet
-    for branch in install(unet, [initial_state(unet, "face", 512, tokens=2), initial_state(unet, "body", 8)]):
-        for parameter in branch.values():
-            parameter.requires_grad_(True)
-    store_frozen(unet, precision)
-    real = activation_bytes(unet, dict(unet.named_parameters()), (4, 16, 12), 24, 3, precision)
-    plan = plan_training(
-        world.train, config=dataclasses.replace(CONFIG, precision=precision), body_encoder=world.encoder, device="cpu"
-    )
-    assert plan.memory["activations of a batch"] == pytest.approx(real, rel=0.05)
+    lean, uncached = other(gradient_checkpointing=True, kv_rank=2), other(text_cache=0.0)
+    name = "activations and gradients of a batch"
+    assert 0 < lean.memory[name] < plan.memory[name] and lean.parameters < plan.parameters
+    assert uncached.memory["text encoders"] == 4 * sum(p.numel() for p in pipe.text_encoder.parameters())
+    assert uncached.memory["text states"] == 0 and plan.main_memory == {}
 
 
 def test_the_losses_are_drawn_and_logged(seeing, tmp_path):
@@ -634,6 +710,8 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
     ("change", "message"),
     [
         ({"steps": 0}, "--steps is 0"),
+        ({"kv_rank": -1}, "--kv-rank is -1"),
+        ({"text_cache": -1.0}, "--text-cache is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"face_dropout": 1.5}, "--face-dropout is 1.5"),
         ({"max_context": 0}, "--max-context is 0"),

@@ -146,9 +146,9 @@ class ImageTextModel:
         self, features: torch.Tensor, images: Sequence[np.ndarray], keypoints: np.ndarray, sigma: float
     ) -> torch.Tensor:
         rows, columns = features.shape[2:]
-        places = np.stack([
-            self.to_patches(points[:, :2], *image.shape[:2]) for image, points in zip(images, keypoints, strict=True)
-        ])  # [N,K,2]
+        places = np.stack(
+            [self.to_patches(points[:, :2], *image.shape[:2]) for image, points in zip(images, keypoints, strict=True)]
+        )  # [N,K,2]
         points = torch.as_tensor(places.clip(0, 1), dtype=features.dtype, device=features.device)
         x = (torch.arange(columns, device=features.device) + 0.5) / columns
         y = (torch.arange(rows, device=features.device) + 0.5) / rows

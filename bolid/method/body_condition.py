@@ -6,12 +6,16 @@ The attention itself is diffusers' `IPAdapterAttnProcessor2_0`, in training and 
 says how the branches start, what the null condition is, and how embeds are handed to a pipeline.
 
 Shapes: B batch, D body dimension, F = 512 face dimension, S tokens of a branch, C context channels of the UNet.
-A *state* is the dict {"image_proj": {...}, "ip_adapter": {...}} that `load_ip_adapter` takes.
+A *state* is the dict {"image_proj": {...}, "ip_adapter": {...}} that `load_ip_adapter` takes. In training its key and
+value matrices `N.to_k_ip.weight` [hidden, C] may be two thin ones instead, `N.to_k_ip.down.weight` [R, C] and
+`N.to_k_ip.up.weight` [hidden, R] of rank R; `merge_kv` multiplies them out for the file.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -60,13 +64,15 @@ def _linear(out_features: int, in_features: int, generator: torch.Generator) -> 
 
 
 def initial_state(
-    unet: nn.Module, branch: str, dim: int, *, tokens: int = BODY_TOKENS, hidden_mult: int = 1, seed: int = 0
-) -> State:
+    unet: nn.Module, branch: str, dim: int, *, tokens: int = BODY_TOKENS, hidden_mult: int = 1, seed: int = 0,
+    kv_rank: int = 0,
+) -> State:  # fmt: skip
     """An untrained branch that changes nothing: every `to_v_ip` is zero, so its attention adds exactly 0.
 
     Gradients still reach `to_v_ip` (they need only the tokens), and from the first step on everything else.
     body: the basic layout, one linear layer [4C, D] and a norm. face: the FaceID "portrait" layout, two linear
     layers with a GELU between and a norm, `tokens` tokens, hidden width `hidden_mult` * F.
+    `kv_rank`: keys and values through two thin matrices of that rank; 0: through full ones.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = _cross_attention_sizes(unet)
@@ -85,9 +91,72 @@ def initial_state(
     image_proj = {f"{layer}.{name}": value for layer, values in layers.items() for name, value in values.items()}
     ip_adapter = {}
     for number, context_dim, hidden_dim in sizes:
+        if kv_rank:
+            # Such that up @ down has entries of the variance that a full matrix starts with, 1 / (3 C).
+            bound = math.sqrt(3 / kv_rank)
+            up = torch.empty(hidden_dim, kv_rank).uniform_(-bound, bound, generator=generator)
+            for name, start in (("to_k_ip", up), ("to_v_ip", torch.zeros(hidden_dim, kv_rank))):
+                ip_adapter[f"{number}.{name}.down.weight"] = _linear(kv_rank, context_dim, generator)["weight"]
+                ip_adapter[f"{number}.{name}.up.weight"] = start
+            continue
         ip_adapter[f"{number}.to_k_ip.weight"] = _linear(hidden_dim, context_dim, generator)["weight"]
         ip_adapter[f"{number}.to_v_ip.weight"] = torch.zeros(hidden_dim, context_dim)
     return {"image_proj": image_proj, "ip_adapter": ip_adapter}
+
+
+# ---- keys and values of low rank ----------------------------------------------------------------------------------
+
+
+def largest_kv_rank(unet: nn.Module) -> int:
+    """The largest rank at which two thin matrices hold less than the full one, in every cross-attention of `unet`."""
+    return min((c * hidden - 1) // (c + hidden) for _, c, hidden in _cross_attention_sizes(unet))
+
+
+def factorise_kv(state: State, rank: int) -> State:
+    """The same branch with keys and values of rank `rank`: the nearest there is (Eckart and Young, 1936).
+
+    `down` gets orthonormal rows, so that training can move even a matrix of zeros.
+    """
+    ip_adapter = {}
+    for name, weight in state["ip_adapter"].items():
+        u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+        ip_adapter[name.replace(".weight", ".down.weight")] = vh[:rank].contiguous()
+        ip_adapter[name.replace(".weight", ".up.weight")] = u[:, :rank] * s[:rank]
+    return {"image_proj": state["image_proj"], "ip_adapter": ip_adapter}
+
+
+def merge_kv(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A branch's tensors by name, its thin matrices multiplied out: `up @ down` under the stock layout's name."""
+    merged = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".down.weight"):
+            stem = name.removesuffix(".down.weight")
+            merged[f"{stem}.weight"] = tensors[f"{stem}.up.weight"] @ tensor
+        elif not name.endswith(".up.weight"):
+            merged[name] = tensor
+    return merged
+
+
+def _thin(down: torch.Tensor, up: torch.Tensor) -> nn.Sequential:
+    """up @ down @ x."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, weight in (("down", down), ("up", up)):
+        layers[name] = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layers[name].weight = nn.Parameter(weight.detach().clone())
+    return nn.Sequential(layers)
+
+
+def _full_shapes(state: State) -> State:
+    """For diffusers' loader: `state` with zeros that take no memory in place of thin matrices."""
+    ip_adapter = {}
+    for name, tensor in state["ip_adapter"].items():
+        if name.endswith(".down.weight"):
+            stem = name.removesuffix(".down.weight")
+            hidden = state["ip_adapter"][f"{stem}.up.weight"].shape[0]
+            ip_adapter[f"{stem}.weight"] = tensor.new_zeros(1, 1).expand(hidden, tensor.shape[1])
+        elif not name.endswith(".up.weight"):
+            ip_adapter[name] = tensor
+    return {"image_proj": state["image_proj"], "ip_adapter": ip_adapter}
 
 
 # ---- into a UNet and out again ------------------------------------------------------------------------------------
@@ -97,9 +166,9 @@ def install(unet: nn.Module, states: list[State]) -> list[dict[str, nn.Parameter
     """Put branches into `unet` through diffusers' own loader and return their parameters under the layout's names.
 
     Returns one dict per state, {"image_proj.norm.weight": Parameter, ..., "ip_adapter.1.to_k_ip.weight": ...}. Being
-    the very tensors of the UNet, they are what to train and what to export.
+    the very tensors of the UNet, they are what to train and, through `merge_kv`, what to export.
     """
-    unet._load_ip_adapter_weights(states, low_cpu_mem_usage=False)
+    unet._load_ip_adapter_weights([_full_shapes(state) for state in states], low_cpu_mem_usage=False)
     device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
     unet.encoder_hid_proj.to(device, dtype)
     processors = [p for name, p in unet.attn_processors.items() if not name.endswith("attn1.processor")]
@@ -109,9 +178,13 @@ def install(unet: nn.Module, states: list[State]) -> list[dict[str, nn.Parameter
         for name, parameter in unet.encoder_hid_proj.image_projection_layers[index].named_parameters():
             branch["image_proj." + _layout_name(name)] = parameter
         for i, processor in enumerate(processors):
-            processor.to(device, dtype)
-            branch[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = processor.to_k_ip[index].weight
-            branch[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = processor.to_v_ip[index].weight
+            for kind, layers in (("to_k_ip", processor.to_k_ip), ("to_v_ip", processor.to_v_ip)):
+                number, weights = 2 * i + 1, states[index]["ip_adapter"]
+                if (down := weights.get(f"{number}.{kind}.down.weight")) is not None:
+                    layers[index] = _thin(down, weights[f"{number}.{kind}.up.weight"])
+                layers[index].to(device, dtype)
+                for name, parameter in layers[index].named_parameters():
+                    branch[f"ip_adapter.{number}.{kind}.{name}"] = parameter
         parameters.append(branch)
     return parameters
 

@@ -154,8 +154,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     cached = objective.text_states
-    uncached = TextStates(pipe, table.captions)
-    uncached._cached = None
+    uncached = TextStates(pipe, table.captions, limit=0)
 
     def own(number: int) -> None:
         step(objective, parameters, optimizer, number, False)

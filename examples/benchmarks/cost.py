@@ -1,0 +1,101 @@
+"""What training the adapters of SD 1.5 and SDXL takes on one card: counted, not measured.
+
+    python examples/benchmarks/cost.py > examples/benchmarks/cost.md
+
+The networks are built from the published configurations on the meta device, where nothing is computed
+(bolid/step_cost.py, whose tests hold the count against real steps of small networks). Three minutes, no accelerator.
+A card also holds what a count does not see: CUDA itself (about 0.5 GB), kernels' work space and fragmentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from bolid.step_cost import adapted_network, step_cost, text_state_width
+
+GB = 1e9
+BODY_DIM, FACE_TOKENS, LENGTH = 64, 4, 77
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}  # all else is the class's default
+SDXL = {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
+}  # fmt: skip
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+# name, card in GB, UNet, latents, text encoders, batch, and the (rank of K/V, checkpointing) that are compared
+BASES = (
+    ("SD 1.5, 512x512", 12, SD15, (4, 64, 64), (CLIP_L,), 4),
+    ("SDXL, 1024x1024", 24, SDXL, (4, 128, 128), (CLIP_L, CLIP_BIG_G), 1),
+)
+RECIPES = ((0, False), (0, True), (64, False), (64, True))
+
+
+def text_cost(encoders: tuple[dict[str, int], ...]) -> tuple[int, int]:
+    """(floating-point operations of a caption, parameters) of the text encoders."""
+    flops = parameters = 0
+    for settings in encoders:
+        with torch.device("meta"):
+            encoder = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **settings))
+            tokens = torch.zeros(1, LENGTH, dtype=torch.long)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                encoder(tokens)
+        flops += counter.get_total_flops()
+        parameters += sum(parameter.numel() for parameter in encoder.parameters())
+    return flops, parameters
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print("# What training the adapters takes on one card\n")
+    print("Made by `examples/benchmarks/cost.py`, which **counts** on networks without data: nothing ran on a card.")
+    print("bf16 frozen base, float32 adapters (weights, two moments of AdamW, moving average), latents and text states")
+    print("cached. GB are 10^9 bytes; a card also needs about 0.5 GB for CUDA itself and its kernels' work space.\n")
+    print("| base, batch | K/V | checkpointing | base | adapters | activations and gradients | total | fits |")
+    print("|---|---|---|---|---|---|---|---|")
+    notes = []
+    for name, card, config, latents, encoders, batch in BASES:
+        settings = dict(UNet2DConditionModel.from_config(config).config) if config is SD15 else config
+        for rank, checkpointing in RECIPES:
+            unet, branches = adapted_network(
+                settings, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16",
+                gradient_checkpointing=checkpointing,
+            )  # fmt: skip
+            cost = step_cost(unet, latents, LENGTH, batch, "bf16", "cuda", flops=not rank and not checkpointing)
+            trained = sum(p.numel() * p.element_size() for p in branches)
+            frozen = sum(p.numel() * p.element_size() for p in unet.parameters()) - trained
+            total = (frozen + 4 * trained + cost.peak) / GB
+            kind = f"rank {rank}" if rank else "full"
+            fits = f"{'yes' if total + 0.5 < card else 'no'}, {card} GB"
+            print(
+                f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'} | {frozen / GB:.1f} | "
+                f"{4 * trained / GB:.1f} | {cost.peak / GB:.1f} | {total:.1f} | {fits} |",
+                flush=True,
+            )
+            if cost.flops is not None:
+                flops, parameters = text_cost(encoders)
+                share = flops * batch / cost.flops
+                kept = text_state_width(unet.config, LENGTH) * 2
+                notes.append(
+                    f"- {name}: {cost.flops / batch / 1e12:.2f} TFLOP a photo, forward and backward; text encoders, if "
+                    f"captions are not cached, take {flops / 1e12:.3f} more ({share:.1%}) and "
+                    f"{parameters * 2 / GB:.1f} GB of the card; a cached caption {kept / 1e3:.0f} kB of main memory."
+                )
+            print(name, rank, checkpointing, file=sys.stderr, flush=True)
+    print("\nWhat is computed:\n")
+    print("\n".join(notes))
+
+
+if __name__ == "__main__":
+    main()
