@@ -82,8 +82,7 @@ def adapted_network(
     settings: dict[str, Any], body_dim: int, *, face_tokens: int, kv_rank: int = 0, precision: str = "fp32",
     gradient_checkpointing: bool = False,
 ) -> tuple[Any, list[torch.nn.Parameter]]:  # fmt: skip
-    """(a UNet of these settings with both branches, as training has it; the branches' parameters), on the meta device.
-    """
+    """(UNet of these settings with both branches, as in training; the branches' parameters), on the meta device."""
     from diffusers import UNet2DConditionModel
 
     from bolid.backends.base import quiet_diffusers

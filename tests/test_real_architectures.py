@@ -5,6 +5,9 @@ The configs are those of unet/config.json in stable-diffusion-v1-5 and stable-di
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -17,6 +20,9 @@ from bolid.formats.adapter import adapter_kind, save_adapter
 from bolid.method.body_condition import BRANCHES, FACE_DIM, initial_state, install
 from bolid.run import run_record
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+import cost
+
 BODY_DIM, FACE_TOKENS, BODY_TOKENS = 64, 16, 4
 SD15 = {
     "act_fn": "silu", "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280],
@@ -26,13 +32,7 @@ SD15 = {
     "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }  # fmt: skip
-SDXL = SD15 | {
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
-}  # fmt: skip
+SDXL = SD15 | cost.SDXL
 # name: (config, parameters, cross-attention layers, key and value parameters of a branch)
 PUBLISHED = {"sd15": (SD15, 859_520_964, 16, 19_169_280), "sdxl": (SDXL, 2_567_463_684, 70, 340_787_200)}
 

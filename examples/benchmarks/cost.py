@@ -16,7 +16,6 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -24,7 +23,8 @@ from bolid.step_cost import adapted_network, step_cost, text_state_width
 
 GB = 1e9
 BODY_DIM, FACE_TOKENS, LENGTH = 64, 4, 77
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}  # all else is the class's default
+# What unet/config.json says beyond the defaults of diffusers' class.
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 SDXL = {
     "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
     "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
@@ -66,10 +66,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     notes = []
     for name, card, config, latents, encoders, batch in BASES:
-        settings = dict(UNet2DConditionModel.from_config(config).config) if config is SD15 else config
         for rank, checkpointing in RECIPES:
             unet, branches = adapted_network(
-                settings, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16",
+                config, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16",
                 gradient_checkpointing=checkpointing,
             )  # fmt: skip
             cost = step_cost(unet, latents, LENGTH, batch, "bf16", "cuda", flops=not rank and not checkpointing)

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from truth import read_resized, write_card
+from truth import r2, read_resized, write_card
 
 import bolid.profile
 import bolid.synth.people as world
@@ -35,7 +35,6 @@ from bolid.formats.images import read_photo
 from bolid.formats.profile import load_profile
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import build_ip_adapter_image_embeds
-from bolid.method.metrics import r2_scores
 from bolid.run import derive_seed
 from bolid.views import View, ViewReader
 
@@ -122,10 +121,9 @@ def person_prompts(seed: int, use: str, each: int, framing: str) -> tuple[list[s
 def read_out(truth: np.ndarray, readings: list[np.ndarray], what: str) -> dict[str, float]:
     """Mean R2 and mean correlation over the body ratios of `readings` (one [R] a person) with the `truth` [P, R]."""
     reading = np.stack(readings)
-    r2 = r2_scores(torch.from_numpy(truth), torch.from_numpy(reading).double())
     correlation = [np.corrcoef(truth[:, i], reading[:, i])[0, 1] for i in range(truth.shape[1])]
     return {
-        f"mean R2 of the body ratios, {what}": float(r2.mean()),
+        f"mean R2 of the body ratios, {what}": float(np.mean(r2(truth, reading))),
         f"mean correlation of the body ratios, {what}": float(np.mean(correlation)),
     }
 
@@ -207,16 +205,12 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4, photos: int = 4
     figures: dict[str, float] = {}
     for what, values in readings.items():
         figures |= read_out(truth, values, what)
-    target = torch.from_numpy(truth)
-    for name, value in zip(
-        world.RATIO_NAMES,
-        r2_scores(target, torch.from_numpy(np.stack(readings[whole])).double()).tolist(),
-        strict=True,
-    ):
+    reading = np.stack(readings[whole])
+    for name, value in zip(world.RATIO_NAMES, r2(truth, reading), strict=True):
         figures[f"R2 of {name.replace('_', ' ')}"] = value
     # Another person's profile must give that person's body: the nearest of all 100 by the probe is whose?
     deviation = truth.std(0)
-    distance = (((np.stack(readings[whole])[:, None] - truth[None]) / deviation) ** 2).sum(-1)
+    distance = (((reading[:, None] - truth[None]) / deviation) ** 2).sum(-1)
     figures["rank-1 among the people, by the probe"] = float((distance.argmin(1) == np.arange(len(truth))).mean())
     figures["mean percentile of the right person, by the probe"] = float(
         1 - (distance < np.diag(distance)[:, None]).sum(1).mean() / (len(truth) - 1)

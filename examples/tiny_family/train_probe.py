@@ -20,12 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from truth import FLIP_KEYPOINTS, options, parse, read_resized, read_truth, write_card
+from truth import FLIP_KEYPOINTS, options, parse, r2, read_resized, read_truth, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
 from bolid.families import get_family
 from bolid.formats.tensors import save_tensors
-from bolid.method.metrics import r2_scores
 from bolid.precision import computing
 from bolid.run import derive_seed, run_record
 from bolid.synth.people import RATIO_NAMES
@@ -171,7 +170,7 @@ def held_out_error(photos: Path, model: Path, *, people: int | None = 200) -> di
     pixels = read_resized(rows, SIZE)
     truth = np.array([[row["ratios"][name] for name in probe.ratio_names] for row in rows])
     seen = probe.predict(list(pixels))
-    r2 = _r2(truth, seen)
+    seen_r2 = r2(truth, seen)
     rmse = np.sqrt(((seen - truth) ** 2).mean(0))
     reading = probe.predict(list(rebuilt(pixels)))
     own: dict[Path, list[int]] = {}
@@ -180,17 +179,13 @@ def held_out_error(photos: Path, model: Path, *, people: int | None = 200) -> di
     fours = [indices[:4] for indices in own.values()]
     true_of, read_of = (np.stack([values[four].mean(0) for four in fours]) for values in (truth, reading))
     return {
-        "r2": dict(zip(probe.ratio_names, r2, strict=True)),
+        "r2": dict(zip(probe.ratio_names, seen_r2, strict=True)),
         "rmse": dict(zip(probe.ratio_names, rmse.tolist(), strict=True)),
-        "mean_r2": float(np.mean(r2)),
-        "rebuilt_mean_r2": float(np.mean(_r2(truth, reading))),
-        "rebuilt_four_mean_r2": float(np.mean(_r2(true_of, read_of))),
+        "mean_r2": float(np.mean(seen_r2)),
+        "rebuilt_mean_r2": float(np.mean(r2(truth, reading))),
+        "rebuilt_four_mean_r2": float(np.mean(r2(true_of, read_of))),
         "pictures": len(rows),
     }
-
-
-def _r2(truth: np.ndarray, predicted: np.ndarray) -> list[float]:
-    return r2_scores(torch.from_numpy(truth), torch.from_numpy(predicted).to(torch.float64)).tolist()
 
 
 def figures_of(error: dict[str, Any]) -> dict[str, float]:

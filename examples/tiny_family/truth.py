@@ -87,6 +87,15 @@ def read_resized(rows: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
     return stack
 
 
+def r2(truth: np.ndarray, predicted: np.ndarray) -> list[float]:
+    """`bolid.method.metrics.r2_scores` of arrays [N, R]: R numbers."""
+    import torch
+
+    from bolid.method.metrics import r2_scores
+
+    return r2_scores(torch.from_numpy(truth).double(), torch.from_numpy(predicted).double()).tolist()
+
+
 def write_card(
     directory: Path, title: str, body: str, figures: dict[str, Any], facts: dict[str, Any], name: str = "README.md"
 ) -> None:
