@@ -7,6 +7,7 @@
 A UNet2DConditionModel on latents 8x smaller than the picture and a small CLIPTextModel, trained together from nothing
 with v-prediction, min-SNR weighting (gamma 5, arXiv:2303.09556), noise levels drawn logit-normal (arXiv:2403.03206),
 captions dropped 10 % of the time for classifier-free guidance, and an exponential moving average, which is exported.
+Half of the captions also say in words how the body differs from the mean (`name_shape`).
 Resumable: the same command goes on from OUT/checkpoint.pt; the learning rate falls over the last fifth of --minutes.
 """
 
@@ -17,8 +18,10 @@ import copy
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +45,70 @@ SHEET = [
     "a full body photo of a heavy man with arms spread, in a white short-sleeved top and black trousers, in a studio",
     "a full body photo of a muscular man walking, in a purple long-sleeved top and green shorts, on a street",
     "a full body photo of a woman squatting, in an orange short-sleeved top and blue trousers, in the snow",
+    "a full body photo of a man with very long legs and narrow shoulders standing, in a red short-sleeved top and blue "
+    "trousers, in a studio",
+    "a full body photo of a man with very short legs and broad shoulders standing, in a red short-sleeved top and blue "
+    "trousers, in a studio",
 ]
+SHAPE_WORDS = {  # what the captions call a body whose ratio is below, or above, the mean
+    "leg": ("short legs", "long legs"),
+    "arm": ("short arms", "long arms"),
+    "torso": ("a short torso", "a long torso"),
+    "head": ("a small head", "a large head"),
+    "shoulder_breadth": ("narrow shoulders", "broad shoulders"),
+    "hip_breadth": ("narrow hips", "wide hips"),
+    "chest_girth": ("a flat chest", "a full chest"),
+    "waist_girth": ("a thin waist", "a thick waist"),
+}
+VARIANTS = 6  # captions with such words that each photo gets, beside its own
+
+
+def name_shape(caption: str, deviations: dict[str, float], rng: np.random.Generator) -> str:
+    """The caption with one to three of the body's remarkable ratios in words: "... of a woman with very long legs and
+    a small head standing, in ...".
+
+    `deviations`: of the ratios from the population's mean, in standard deviations. A base that never read such words
+    has no way to change one ratio alone, and an adapter could only teach it new ones through its cross-attentions.
+    """
+    remarkable = [name for name in SHAPE_WORDS if abs(deviations[name]) > 0.4]
+    chosen = rng.permutation(remarkable)[: rng.integers(1, 4)]
+    words = []
+    for name in chosen:
+        word = SHAPE_WORDS[name][int(deviations[name] > 0)]
+        if abs(deviations[name]) > 1.2:
+            word = f"a very {word[2:]}" if word.startswith("a ") else f"very {word}"
+        words.append(word)
+    if not words:
+        return caption
+    clause = " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return re.sub(r"\b(woman|man)\b", rf"\1 with {clause}", caption, count=1)
+
+
+def name_shapes(photos: list[dict[str, Any]], seed: int) -> list[str]:
+    """VARIANTS * N captions of the photos that show a body, variant by variant (a portrait's stay as they are)."""
+    ratios = np.array([[photo["ratios"][name] for name in SHAPE_WORDS] for photo in photos])
+    deviations = (ratios - ratios.mean(0)) / ratios.std(0)
+    rng = np.random.default_rng([seed, 1])
+    return [
+        photo["caption"]
+        if photo["attributes"]["framing"] == "portrait"
+        else name_shape(photo["caption"], dict(zip(SHAPE_WORDS, row, strict=True)), rng)
+        for _ in range(VARIANTS)
+        for photo, row in zip(photos, deviations, strict=True)
+    ]
+
+
+def adopt(text: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Start the text encoder from the one of the pipeline in `folder`, word by word: their tokens' numbers differ."""
+    earlier = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    known = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+    words = text.get_input_embeddings().weight.detach().clone()
+    for word, number in tokenizer.get_vocab().items():
+        if word in known:
+            words[number] = earlier.get_input_embeddings().weight[known[word]]
+    rest = {name: weight for name, weight in earlier.state_dict().items() if "token_embedding" not in name}
+    text.load_state_dict(rest, strict=False)
+    text.get_input_embeddings().weight.data.copy_(words)
 
 
 def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
@@ -215,7 +281,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--init", type=Path, help="start from this exported pipeline: its words, and its UNet if alike")
+    parser.add_argument("--init", type=Path, help="start from this exported pipeline: its text encoder, and its UNet if alike")
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet: a minute at first, then faster")
     parser.add_argument("--sheet-minutes", type=float, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -229,11 +295,9 @@ def main() -> None:
     size, device = tuple(args.size), args.device
     vae = AutoencoderTiny.from_pretrained(args.vae).eval().to(device, memory_format=torch.channels_last)
     photos = read_truth(args.photos)[: args.limit]
-    captions = [photo["caption"] for photo in photos]
+    captions = [photo["caption"] for photo in photos] + name_shapes(photos, args.seed)
     if rank == 0 and not (args.out / "tokenizer" / "merges.txt").exists():
-        # With other weights comes their vocabulary: a new one would give every word another meaning.
-        known = CLIPTokenizer.from_pretrained(args.init / "tokenizer") if args.init else None
-        (known or build_tokenizer(captions, args.out / "tokenizer")).save_pretrained(args.out / "tokenizer")
+        build_tokenizer(captions, args.out / "tokenizer").save_pretrained(args.out / "tokenizer")
     if world > 1:
         distributed.barrier()
     tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
@@ -249,7 +313,7 @@ def main() -> None:
     shape = (tokenizer, size, vae.config.latent_channels, tuple(args.widths))
     text, unet = build(*shape)
     if args.init:
-        text = CLIPTextModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
+        adopt(text, tokenizer, args.init)
         earlier = UNet2DConditionModel.from_pretrained(args.init / "unet", torch_dtype=torch.float32)
         if dict(earlier.config, _name_or_path="") == dict(unet.config, _name_or_path=""):
             unet = earlier
@@ -296,6 +360,8 @@ def main() -> None:
         index = torch.from_numpy(rng.integers(0, len(photos), args.batch)).to(device)
         mirrored = torch.from_numpy(rng.integers(0, 2, args.batch)).to(device)
         dropped = torch.from_numpy(rng.random(args.batch) < 0.1).to(device)
+        # Half of the time the photo's own caption, else one of those that name the body's shape.
+        variant = torch.from_numpy(rng.integers(1, VARIANTS + 1, args.batch) * (rng.random(args.batch) < 0.5)).to(device)
         # Logit-normal with its mode a little towards noise: that is where the layout is decided.
         t = 1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(args.batch))))
         t = torch.from_numpy(t.astype(np.int64).clip(0, 999)).to(device)
@@ -308,7 +374,7 @@ def main() -> None:
         snr = (a / (1 - a).clamp(min=1e-8)).flatten()
         weight = snr.clamp(max=5.0) / (snr + 1)
         with computing(device):
-            hidden = text(tokens[torch.where(dropped, 0, index + 1)])[0]
+            hidden = text(tokens[torch.where(dropped, 0, variant * len(photos) + index + 1)])[0]
             v = denoise(noisy, t, hidden).sample.float()
         error = (v - target).pow(2).mean((1, 2, 3))
         loss = (weight.clamp(min=0.05) * error).mean()
