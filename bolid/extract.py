@@ -6,23 +6,20 @@ number of worker processes nor on where an earlier run was stopped.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid import engines
 from bolid.errors import BolidError
 from bolid.families import Family, get_family
 from bolid.formats.images import decode_image, encode_jpeg, list_photos
+from bolid.formats.places import place
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.run import canonical_json, pick_device, run_record
 from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
@@ -81,13 +78,13 @@ class Looking:
     max_side: int
     captioner: str = ""
 
-    def load(self) -> tuple[ViewReader, Captioner | None]:
-        reader = ViewReader(self.family, self.device, self.person)
-        if not self.captioner:
-            return reader, None
-        from bolid.backends.caption import Captioner
+    def load(self) -> engines.Look:
+        reader, captioner = ViewReader(self.family, self.device, self.person), None
+        if self.captioner:
+            from bolid.backends.caption import Captioner
 
-        return reader, Captioner(self.captioner, self.device)
+            captioner = Captioner(self.captioner, self.device)
+        return lambda batch: _look(batch, reader, captioner, self.max_side)
 
 
 def extract(
@@ -101,16 +98,19 @@ def extract(
     max_bad: float = 0.05,
     max_bytes: int = DEFAULT_MAX_BYTES,
     caption: str = "sidecar",
+    engine: engines.EngineName = "local",
     device: str = "auto",
     progress: Progress | None = None,
-) -> ExtractResult:
+) -> ExtractResult | None:
     """Look at every photo with the family's models and write what they see to the shard directory ``out``.
 
     ``photos``: a folder of ``<person>/*.jpg`` (or of one person's photos), captions beside them in ``.txt``.
     ``caption``: "sidecar" takes those .txt files alone, "none" no captions; "blip2" (the family's captioning model) or
     a model of transformers writes one for each photo without such a file. ``max_side``: larger photos are reduced to
-    this many pixels. ``max_bytes``: of one tar. Rejected photos are listed with the reason in ``out/index.json``. The
-    same call after a kill goes on where it stopped.
+    this many pixels. ``max_bytes``: of one tar. ``engine``: "local", ``workers`` processes of this machine, or "ray",
+    as many actors of Ray Data. Processes that torchrun or a SLURM step has started share the photos; the first one
+    writes, the others return None. ``out`` may be a URL (``s3://bucket/shards``). Rejected photos are listed with the
+    reason in ``out/index.json``. The same call after a kill goes on where it stopped.
 
     Raises TooManyRejected, a BolidError, when nothing could be used (``out`` is then removed), or when more than
     ``max_bad`` of the photos and more than one were rejected; ``out`` is complete even then.
@@ -119,20 +119,23 @@ def extract(
         raise BolidError(f"--workers is {workers}", "give at least 1")
     from bolid.backends.caption import captioner_path
 
-    chosen = get_family(family)
-    model = captioner_path(caption, chosen)
-    found = _photos(Path(photos), progress, sidecar=caption != "none")
-    config: dict[str, Any] = {"person": person, "max_side": max_side, "max_bytes": max_bytes}
-    if caption != "sidecar":
-        config["caption"] = caption
-    digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
-    record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
-    writer = ShardWriter(out, record, max_bytes)
-    if not writer.complete:
-        _run(found, writer, Looking(chosen, pick_device(device), person, max_side, model), workers, progress)
-    index = writer.close()
-    result = ExtractResult(Path(out), index["samples"], index["persons"], index["rejected"])
-    return _judge(result, len(found), chosen, max_bad)
+    with engines.start(engine, workers) as run:
+        if run is None:
+            return None
+        chosen = get_family(family)
+        model = captioner_path(caption, chosen)
+        found = _photos(Path(photos), progress, sidecar=caption != "none")
+        config: dict[str, Any] = {"person": person, "max_side": max_side, "max_bytes": max_bytes}
+        if caption != "sidecar":
+            config["caption"] = caption
+        digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
+        record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
+        writer = ShardWriter(out, record, max_bytes)
+        if not writer.complete:
+            _run(found, writer, Looking(chosen, pick_device(device), person, max_side, model), run, progress)
+        index = writer.close()
+        result = ExtractResult(place(out), index["samples"], index["persons"], index["rejected"])
+        return _judge(result, len(found), chosen, max_bad)
 
 
 def _photos(folder: Path, progress: Progress | None, *, sidecar: bool = True) -> list[Photo]:
@@ -157,7 +160,7 @@ def _run(
     photos: list[Photo],
     writer: ShardWriter,
     looking: Looking,
-    workers: int,
+    run: engines.Run,
     progress: Progress | None,
 ) -> None:
     keys: set[str] = set()
@@ -174,7 +177,7 @@ def _run(
     batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
     left = [batch for batch in batches if not all(p.key in done[0] or p.source in done[1] for p in batch)]
     count = len(fresh) - sum(map(len, left))
-    for batch, samples in zip(left, _looked_at(left, looking, workers), strict=True):
+    for batch, samples in zip(left, run(looking, left), strict=True):
         for photo, sample in zip(batch, samples, strict=True):
             if photo.key in done[0] or photo.source in done[1]:
                 continue
@@ -185,75 +188,6 @@ def _run(
         count += len(batch)
         if progress:
             progress(count, len(fresh), batch[-1].source)
-
-
-def _looked_at(batches: list[list[Photo]], looking: Looking, workers: int) -> Iterator[list[Sample | str]]:
-    """The result of every batch, in order."""
-    if not batches:
-        return
-    if workers == 1:
-        with _one_thread():
-            models = looking.load()
-            for batch in batches:
-                yield _look(batch, *models, looking.max_side)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(batches)),
-        mp_context=multiprocessing.get_context("spawn"),  # forked torch threads hang
-        initializer=_start_worker,
-        initargs=(looking,),
-    )
-    try:
-        waiting: deque[concurrent.futures.Future[list[Sample | str]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(_look_in_worker, batch))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BaseException as error:
-        # Whatever went wrong, or Ctrl-C: they hold nothing that is worth waiting for.
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
-            raise
-        raise BolidError(
-            "a worker process was ended from outside, perhaps for want of memory",
-            "run the same command again with fewer --workers: it goes on where it stopped",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: tuple[ViewReader, Captioner | None, int] | BolidError | None = None
-
-
-def _start_worker(looking: Looking) -> None:
-    global _worker
-    import torch
-
-    # Ctrl-C reaches every process of the terminal; the main one alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    try:
-        _worker = (*looking.load(), looking.max_side)
-    except BolidError as error:  # raised here it would only break the pool
-        _worker = error
-
-
-def _end_with_parent() -> None:
-    """A worker whose main process was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _look_in_worker(batch: list[Photo]) -> list[Sample | str]:
-    if _worker is None or isinstance(_worker, BolidError):
-        raise _worker or BolidError("the worker has not started")
-    return _look(batch, *_worker)
 
 
 def _look(batch: list[Photo], reader: ViewReader, captioner: Captioner | None, max_side: int) -> list[Sample | str]:
@@ -303,21 +237,6 @@ def _origin(path: Path) -> dict[str, str]:
         return {name: notes[name] for name in ("url", "licence", "consent") if isinstance(notes.get(name), str)}
     except (OSError, ValueError, AttributeError):
         return {}
-
-
-class _one_thread:
-    """One torch thread inside, as in every worker process; the caller's number again afterwards."""
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *error: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._threads)
 
 
 def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) -> ExtractResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.places import is_remote, place
 from bolid.formats.shards import INDEX, JOURNAL, read_index, read_shards
 from bolid.formats.tensors import load_tensors, read_header, read_record
 
@@ -18,7 +19,9 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
 
     ``verify`` reads everything and compares it with the checksums. Raises BolidError for what is not ours or damaged.
     """
-    path = Path(path)
+    path = place(path)
+    if is_remote(path):
+        return _shards(path, verify)
     if not path.exists():
         raise BolidError(f"there is no {path}", _NOT_OURS)
     if path.is_dir():

@@ -73,8 +73,8 @@ def canonical_json(obj: Any) -> str:
 def _plain(obj: Any) -> Any:
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}
-    if isinstance(obj, os.PathLike):
-        return os.fspath(obj)
+    if isinstance(obj, os.PathLike) or hasattr(obj, "protocol"):  # a UPath of an object store
+        return str(obj)
     if hasattr(obj, "tolist"):  # numpy scalars and arrays
         return obj.tolist()
     raise TypeError(f"{type(obj).__name__} does not belong in a record")

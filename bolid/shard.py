@@ -12,6 +12,7 @@ import numpy as np
 from bolid.errors import BolidError
 from bolid.families import Family, match_family
 from bolid.formats.images import decode_image, encode_jpeg
+from bolid.formats.places import place
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
     Sample,
@@ -85,7 +86,7 @@ def shard(
         config = {"min_photos": min_photos, "val_fraction": val_fraction, "max_bytes": max_bytes, "part": name}
         inputs = {"shards": directory_sha256(shards)}
         record = run_record("training-shards", family=chosen, config=config, seed=seed, inputs=inputs)
-        writer = ShardWriter(Path(out) / name, record, max_bytes)
+        writer = ShardWriter(place(out) / name, record, max_bytes)
         outs.append(writer.directory)
         if not writer.complete:
             if encoder is None:

@@ -590,6 +590,11 @@ def train_adapter(
 
     device = pick_device(device)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is ours: see bolid/precision.py
+    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise BolidError(
+            f"train-adapter cannot shard its branches with {accelerator.distributed_type.value}",
+            "run accelerate launch with --multi_gpu; --kv-rank 64 makes the branches small enough for one card",
+        )
     to, processes, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     config = dataclasses.replace(config, precision=choose_precision(config.precision, str(to)))
     set_seed(derive_seed(seed, "train-adapter") % 2**32)

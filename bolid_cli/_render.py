@@ -43,7 +43,7 @@ def note(text: str, quiet: bool = False) -> None:
 def emit_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
     """Paths on stdout, one a line, for pipes."""
     for path in paths:
-        print(os.fspath(path), flush=True)
+        print(path, flush=True)  # a remote path has no os.fspath
 
 
 def emit_json(obj: Any) -> None:

@@ -22,6 +22,11 @@ from bolid_cli._render import (
 )
 
 
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class PersonRule(StrEnum):
     main = "main"
     only = "only"
@@ -31,12 +36,15 @@ def extract(
     photos: Annotated[Path, typer.Argument(help="Folder of <person>/*.jpg, or of one person's photos.")] = Path(
         "photos"
     ),
-    out: Annotated[Path, typer.Option("--out", "-o", help="Shard directory to write.")] = Path("shards"),
+    out: Annotated[str, typer.Option("--out", "-o", help="Shard directory to write, or its s3:// URL.")] = "shards",
     family: FamilyOption = None,
     person: Annotated[
         PersonRule, typer.Option(help="Several people in a photo: take the main one, or use photos of one person only.")
     ] = PersonRule.main,
     workers: Annotated[int, typer.Option(help="Processes. The result is the same for any number.", min=1)] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="Where the workers are: processes of this machine, or actors of a Ray cluster.")
+    ] = Engine.local,
     max_side: Annotated[int, typer.Option(help="Reduce larger photos to this many pixels.", min=64)] = 1536,
     max_bad: Annotated[
         float,
@@ -58,10 +66,14 @@ def extract(
 
     Captions come from a .txt beside each photo, and with --caption from a model where there is none. Photos that cannot
     be used are listed with the reason, here and in the index.json of the shard directory. After an interruption the
-    same command goes on where it stopped.
+    same command goes on where it stopped. Started by torchrun or srun, several processes share the photos and the first
+    one writes. The result is the same in all cases.
     """
-    chosen = choose_family(family, quiet)
+    import bolid.engines
     import bolid.extract
+
+    quiet = quiet or not bolid.engines.this_rank().leads
+    chosen = choose_family(family, quiet)
 
     try:
         with progress_bar(quiet) as progress:
@@ -71,6 +83,7 @@ def extract(
                 family=chosen.name,
                 person=person.value,
                 workers=workers,
+                engine=engine.value,
                 max_side=max_side,
                 max_bad=max_bad,
                 caption=caption,
@@ -80,6 +93,8 @@ def extract(
     except bolid.extract.TooManyRejected as error:
         print_rejected(error.rejected, quiet)
         raise
+    if result is None:  # what there is to say, rank 0 says
+        return
     print_rejected(result.rejected, quiet)
     note(f"{result.samples} photos of {result.persons} people", quiet)
     if result.warning:

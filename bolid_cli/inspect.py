@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,9 @@ from bolid_cli._render import JsonOption, emit_json
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Profile, adapter, body encoder, shard directory, or generated PNG.")],
+    path: Annotated[
+        str, typer.Argument(help="Profile, adapter, body encoder, shard directory (or its URL), or generated PNG.")
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare the checksums.")] = False,
     as_json: JsonOption = False,
 ) -> None:

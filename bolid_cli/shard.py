@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,8 +20,12 @@ from bolid_cli._render import (
 
 
 def shard(
-    shards: Annotated[Path, typer.Argument(help="Shard directory that `bolid extract` has written.")] = Path("shards"),
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory of training shards to write.")] = Path("train"),
+    shards: Annotated[
+        str, typer.Argument(help="Shard directory that `bolid extract` has written, or its s3:// URL.")
+    ] = "shards",
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Directory of training shards to write, or its s3:// URL.")
+    ] = "train",
     family: FamilyOption = None,
     min_photos: Annotated[int, typer.Option(help="Leave out people with fewer different photos.", min=2)] = 4,
     val_fraction: Annotated[

@@ -26,7 +26,9 @@ from bolid_cli._render import (  # fmt: skip
 @config_options(TrainAdapterConfig)
 def train_adapter(
     config: TrainAdapterConfig,
-    train: Annotated[Path, typer.Argument(help="Training shards that `bolid shard` has written.")] = Path("train"),
+    train: Annotated[
+        str, typer.Argument(help="Training shards that `bolid shard` has written, or their s3:// URL.")
+    ] = "train",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for face.safetensors and body.safetensors.")] = Path(
         "adapter"
     ),

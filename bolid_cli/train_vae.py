@@ -25,7 +25,9 @@ from bolid_cli._render import (  # fmt: skip
 @config_options(TrainVaeConfig)
 def train_vae(
     config: TrainVaeConfig,
-    train: Annotated[Path, typer.Argument(help="Training shards that `bolid shard` has written.")] = Path("train"),
+    train: Annotated[
+        str, typer.Argument(help="Training shards that `bolid shard` has written, or their s3:// URL.")
+    ] = "train",
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("body-encoder.safetensors"),
     family: FamilyOption = None,
     seed: SeedOption = 0,

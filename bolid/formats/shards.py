@@ -16,6 +16,8 @@ Times and owners are left out, so equal samples give equal bytes.
 While a directory is being written ``journal.jsonl`` lists the finished tars, synced line by line. A kill costs the tar
 in progress and nothing else: the same command makes a ``ShardWriter`` again, skips its ``done_keys`` and
 ``done_rejects``, and ends with the very bytes of an uninterrupted run.
+
+Every directory may also be a URL of an object store, ``s3://bucket/shards`` (bolid/formats/places.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,6 +39,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.formats.images import decode_image
+from bolid.formats.places import fetch, is_remote, place, remote_errors, send
 from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
 
 __all__ = [
@@ -136,7 +140,7 @@ class ShardWriter:
         record: dict[str, Any],
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = place(directory)
         self.record = json.loads(canonical_json(record))
         self.max_bytes = max_bytes
         self.done_keys: set[str] = set()
@@ -145,11 +149,14 @@ class ShardWriter:
         self._shards: list[dict[str, Any]] = []  # finished: file, count, bytes, sha256, keys, rejected
         self._open_tar: _TarFile | None = None
         self._rejected: list[list[str]] = []  # [source, reason] since the last finished tar
-        with disk_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self.directory.glob(".*.tmp*"):
-                leftover.unlink()
-        self._resume()
+        self._journal_lines: list[bytes] = []
+        if not is_remote(self.directory):
+            with disk_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for leftover in self.directory.glob(".*.tmp*"):
+                    leftover.unlink()
+        with remote_errors(self.directory):
+            self._resume()
 
     def write(self, sample: Sample) -> None:
         """Append one sample."""
@@ -200,7 +207,8 @@ class ShardWriter:
             "rejected": rejected,
         }
         _write_index(self.directory, index)
-        (self.directory / JOURNAL).unlink(missing_ok=True)
+        with remote_errors(self.directory):
+            (self.directory / JOURNAL).unlink(missing_ok=True)
         self.complete = True
         return index
 
@@ -218,7 +226,8 @@ class ShardWriter:
         if journal.exists():
             raw = journal.read_bytes()
             whole = raw.rfind(b"\n") + 1  # a kill may have cut the last line
-            lines = [json.loads(line) for line in raw[:whole].splitlines()]
+            self._journal_lines = raw[:whole].splitlines(keepends=True)
+            lines = [json.loads(line) for line in self._journal_lines]
         elif any(self.directory.glob("shard-*.tar")):
             raise BolidError(
                 f"{self.directory} holds shards, but neither {INDEX} nor {JOURNAL}",
@@ -230,7 +239,8 @@ class ShardWriter:
             self._journal({"record": self.record})
             return
         self._check_record(lines[0]["record"])
-        os.truncate(journal, whole)
+        if not is_remote(journal):
+            os.truncate(journal, whole)
         for shard in lines[1:]:
             self._check_tar(shard)
             self._shards.append(shard)
@@ -266,18 +276,28 @@ class ShardWriter:
 
     def _journal(self, entry: dict[str, Any]) -> None:
         path = self.directory / JOURNAL
+        self._journal_lines.append(canonical_json(entry).encode() + b"\n")
+        if is_remote(path):  # an object can't be appended to, but is replaced at once
+            with remote_errors(path):
+                path.write_bytes(b"".join(self._journal_lines))
+            return
         with disk_errors(path), open(path, "ab") as file:
-            file.write(canonical_json(entry).encode() + b"\n")
+            file.write(self._journal_lines[-1])
             file.flush()
             os.fsync(file.fileno())
 
 
 class _TarFile:
-    """A tar under a temporary name; ``finish`` syncs, hashes and renames it."""
+    """A tar under a temporary name; ``finish`` syncs, hashes and renames it, or sends it where it belongs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.tmp")
+        if is_remote(path):
+            descriptor, name = tempfile.mkstemp(prefix="bolid-", suffix=".tar")
+            os.close(descriptor)
+            self.temporary = Path(name)
+        else:
+            self.temporary = path.with_name(f".{path.name}.tmp")
         self.size = 0
         self.keys: list[str] = []
         self._tar = tarfile.open(self.temporary, "w", format=tarfile.PAX_FORMAT)
@@ -306,8 +326,12 @@ class _TarFile:
             "sha256": sha256_file(self.temporary),
             "keys": self.keys,
         }
-        os.replace(self.temporary, self.path)
-        sync_directory(self.path.parent)
+        if is_remote(self.path):
+            send(self.temporary, self.path)
+            self.temporary.unlink()
+        else:
+            os.replace(self.temporary, self.path)
+            sync_directory(self.path.parent)
         return result
 
 
@@ -322,7 +346,7 @@ def _tar_size(length: int) -> int:
 def samples_of(directory: str | os.PathLike[str], person: str) -> dict[str, str]:
     """Key -> sha256 of the photo ("" where it is not noted), of all samples of ``person`` in a finished directory."""
     found: dict[str, str] = {}
-    for path, layout in _tars(Path(directory), None):
+    for path, layout in _tars(place(directory), None):
         own = {key: members for key, members in layout.items() if key.rpartition("/")[0] == person}
         found.update((sample.key, str(sample.meta.get("sha256", ""))) for sample in _read(path, own))
     return found
@@ -335,7 +359,7 @@ def remove_person(directory: str | os.PathLike[str], person: str) -> list[str]:
     replaced, which makes it count; then the old tars are deleted. After a kill the directory is as before or as after,
     and the same call finishes the work.
     """
-    directory = Path(directory)
+    directory = place(directory)
     index = read_index(directory)
     shards: list[dict[str, Any]] = []
     gone: list[str] = []
@@ -347,7 +371,8 @@ def remove_person(directory: str | os.PathLike[str], person: str) -> list[str]:
         if len(keys) == len(layout):
             shards.append(shard)
         elif keys:
-            written = _copy_tar(path, _unused_name(path), {key: layout[key] for key in keys})
+            target = _unused_name(directory / shard["file"])
+            written = _copy_tar(path, target, {key: layout[key] for key in keys})
             shards.append({name: written[name] for name in ("file", "count", "bytes", "sha256")})
     rejected = {}
     for reason, sources in index["rejected"].items():
@@ -392,7 +417,12 @@ def _copy_tar(path: Path, target: Path, layout: _Layout) -> dict[str, Any]:
 
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
-    write_atomic(directory / INDEX, json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if is_remote(directory):
+        with remote_errors(directory):
+            (directory / INDEX).write_bytes(text.encode())
+    else:
+        write_atomic(directory / INDEX, text)
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -402,14 +432,16 @@ _Layout = dict[str, dict[str, tuple[int, int]]]  # key -> member kind -> (offset
 
 def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """``index.json`` of a finished shard directory: record, samples, persons, shards, rejected (reason -> sources)."""
-    directory = Path(directory)
+    directory = place(directory)
     path = directory / INDEX
-    if not path.is_file():
-        if not directory.is_dir():
+    with remote_errors(path):
+        found = path.is_file()
+        unfinished = not found and (directory / JOURNAL).exists()
+    if not found:
+        if not unfinished and (is_remote(directory) or not directory.is_dir()):
             raise BolidError(
                 f"there is no shard directory {directory}", "make it with `bolid extract` or `bolid shard`"
             )
-        unfinished = (directory / JOURNAL).exists()
         raise BolidError(
             f"{directory} has no {INDEX}" + (": its writing was interrupted" if unfinished else ""),
             "run the command that writes it again; it goes on where it stopped"
@@ -430,7 +462,7 @@ def read_shards(directory: str | os.PathLike[str], kind: str | None = None) -> I
     ``kind``: what the record must say ("shards" from extract, "training-shards" from shard); None takes either.
     Every tar is checked against the index before its samples come out. Raises BolidError.
     """
-    for path, layout in _tars(Path(directory), kind):
+    for path, layout in _tars(place(directory), kind):
         yield from _read(path, layout)
 
 
@@ -439,7 +471,7 @@ class ShardReader:
 
     def __init__(self, directory: str | os.PathLike[str], kind: str | None = None) -> None:
         self._where: dict[str, tuple[Path, _Layout]] = {}
-        for path, layout in _tars(Path(directory), kind):
+        for path, layout in _tars(place(directory), kind):
             self._where.update((key, (path, {key: members})) for key, members in layout.items())
 
     @property
@@ -470,6 +502,8 @@ def _tars(directory: Path, kind: str | None) -> Iterator[tuple[Path, _Layout]]:
         )
     for shard in index["shards"]:
         path = directory / shard["file"]
+        if is_remote(path):
+            path = fetch(path, shard["sha256"], shard["bytes"])
         try:
             if path.stat().st_size != shard["bytes"] or _sha256_once(path, shard["sha256"]) != shard["sha256"]:
                 raise BolidError(f"{path} is damaged: it does not match {INDEX}", _COPY_AGAIN)

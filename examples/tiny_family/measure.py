@@ -165,11 +165,7 @@ def profiles(val: Path, people: int, photos: int) -> tuple[list[torch.Tensor], n
     bodies, ratios, seeds = [], [], []
     folders = sorted(path for path in val.iterdir() if path.is_dir())[:people]
     for folder in folders:
-        paths = [
-            p
-            for p in sorted(folder.glob("*.jpg"))
-            if truth_beside(p)["attributes"]["framing"] != "portrait"
-        ]
+        paths = [p for p in sorted(folder.glob("*.jpg")) if truth_beside(p)["attributes"]["framing"] != "portrait"]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "me.safetensors"
             bolid.profile.make_profile(paths[:photos], file, family="tiny", device="cpu")

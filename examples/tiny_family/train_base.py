@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--init", type=Path, help="start from this exported pipeline: its text encoder, and its UNet if alike")
+    parser.add_argument("--init", type=Path, help="start from this exported pipeline's text encoder, and UNet if alike")
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet: a minute at first, then faster")
     parser.add_argument("--sheet-minutes", type=float, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -361,7 +361,8 @@ def main() -> None:
         mirrored = torch.from_numpy(rng.integers(0, 2, args.batch)).to(device)
         dropped = torch.from_numpy(rng.random(args.batch) < 0.1).to(device)
         # Half of the time the photo's own caption, else one of those that name the body's shape.
-        variant = torch.from_numpy(rng.integers(1, VARIANTS + 1, args.batch) * (rng.random(args.batch) < 0.5)).to(device)
+        named = rng.random(args.batch) < 0.5
+        variant = torch.from_numpy(rng.integers(1, VARIANTS + 1, args.batch) * named).to(device)
         # Logit-normal with its mode a little towards noise: that is where the layout is decided.
         t = 1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(args.batch))))
         t = torch.from_numpy(t.astype(np.int64).clip(0, 999)).to(device)

@@ -1,0 +1,160 @@
+"""Processes, ranks and Ray: the same results in the same order, and errors that arrive."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bolid import engines
+from bolid.errors import BolidError
+from bolid.extract import extract
+
+BATCHES = [[number, number + 0.5] for number in range(21)]  # more than two rounds of two ranks, the last not full
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Work that needs no model."""
+
+    device: str = "cpu"
+    fails_at: int = -1
+
+    def load(self):
+        if self.fails_at == 0:
+            raise BolidError("no model", "get one")
+        return self._look
+
+    def _look(self, batch):
+        if batch[0] == self.fails_at:
+            raise BolidError("a bad batch", "leave it out")
+        return [2 * number for number in batch]
+
+
+EXPECTED = [[2 * number for number in batch] for batch in BATCHES]
+
+RANK_SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from bolid import engines
+from bolid.errors import BolidError
+from test_engines import BATCHES, Doubling
+
+try:
+    with engines.start("local", workers={workers}) as run:
+        if run is None:
+            print("helped")
+        elif {tells}:
+            print(list(run(Doubling(fails_at={fails_at}), BATCHES)))
+except BolidError as error:
+    print("error:", error.message, "/", error.hint)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_ranks(command: list[str], names: tuple[str, str, str] = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), **extra: str):
+    """What two processes of the same command say, when they are started as torchrun (or srun, by `names`) does."""
+    common = {**os.environ, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", **extra}
+    if names[0] == "RANK":
+        common["MASTER_ADDR"] = "127.0.0.1"
+    processes = [
+        subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**common, names[0]: str(rank), names[1]: "2", names[2]: str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=240) for process in processes]
+    for process, (_, talk) in zip(processes, told, strict=True):
+        assert process.returncode == 0, talk
+    return [out.strip() for out, _ in told]
+
+
+def rank_script(workers: int = 1, fails_at: int = -1, tells: bool = True) -> list[str]:
+    tests = str(Path(__file__).parent)
+    return [sys.executable, "-c", RANK_SCRIPT.format(tests=tests, workers=workers, fails_at=fails_at, tells=tells)]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_one_process_alone_keeps_its_threads():
+    import torch
+
+    threads = torch.get_num_threads()
+    assert list(engines.run(Doubling(), BATCHES, workers=1)) == EXPECTED
+    assert torch.get_num_threads() == threads
+    assert list(engines.run(Doubling(), [], workers=3)) == []
+
+
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+                                   ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")])  # fmt: skip
+def test_ranks_share_the_batches_and_rank_0_has_all_results_in_order(names):
+    assert run_ranks(rank_script(), names) == [str(EXPECTED), "helped"]
+
+
+def test_the_other_ranks_are_let_go_when_there_is_nothing_to_do():
+    assert run_ranks(rank_script(tells=False)) == ["", "helped"]
+
+
+def test_an_error_of_any_rank_reaches_rank_0():
+    first, second = run_ranks(rank_script(fails_at=5))  # batch 5 is rank 1's
+    assert first == "error: a bad batch / leave it out"
+    assert second == "helped" or second.startswith("error: rank 1 lost the others")
+    first, _ = run_ranks(rank_script(fails_at=0))  # the models can't be loaded
+    assert first == "error: no model / get one"
+
+
+def test_a_batch_script_of_slurm_is_one_process(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert engines.this_rank() == engines.Rank(0, 1, 0) and engines.this_rank().leads
+
+
+def test_ranks_that_do_not_meet_say_so(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(BolidError, match="rank 0 of 2 found no others") as caught, engines.start("local", 1):
+        pass
+    assert "MASTER_ADDR" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_results_in_order(monkeypatch):
+    ray = pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the actors must find Doubling
+    try:
+        assert list(engines.on_ray(Doubling(), BATCHES, workers=2)) == EXPECTED
+        assert list(engines.on_ray(Doubling(), [], workers=2)) == []
+        with pytest.raises(BolidError, match="no model"):
+            list(engines.on_ray(Doubling(fails_at=0), BATCHES, workers=1))
+        with pytest.raises(BolidError, match="a bad batch"):
+            list(engines.on_ray(Doubling(fails_at=5), BATCHES, workers=1))
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_extract_writes_the_same_bytes_on_ranks_and_on_ray(rendered_people, tmp_path):
+    options = ["--device", "cpu", "--max-bad", "0.2", "--family", "tiny"]
+    extract(rendered_people, tmp_path / "alone", device="cpu", max_bad=0.2)
+    command = [sys.executable, "-m", "bolid_cli.main", "extract", str(rendered_people), *options]
+    first, second = run_ranks([*command, "--out", str(tmp_path / "ranks")])
+    assert (first, second) == (str(tmp_path / "ranks"), "")
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "alone")
+    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
+    ray_command = [*command, "--engine", "ray", "--workers", "2", "--out", str(tmp_path / "ray")]
+    subprocess.run(ray_command, check=True, timeout=240)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
