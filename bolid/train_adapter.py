@@ -112,6 +112,9 @@ class TrainAdapterConfig:
         metadata={"help": "what the network computes in: fp32, bf16, fp16, or auto: bf16 where the hardware has it"},
     )
     compile: bool = field(default=False, metadata={"help": "compile the network first: a slow start, faster steps"})
+    shard_branches: bool = field(
+        default=False, metadata={"help": "spread the branches over the processes of accelerate launch (FSDP)"}
+    )
     checkpoint_minutes: float = field(default=3.0, metadata={"help": "minutes between checkpoints"})
     sample_every: int = field(default=1000, metadata={"help": "steps between sample sheets; 0: none"})
     tensorboard: bool = field(default=False, metadata={"help": "also write the losses for TensorBoard"})
@@ -140,6 +143,11 @@ class TrainAdapterConfig:
                 raise BolidError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)!r}", f"choose one of {', '.join(choices)}"
                 )
+        if self.shard_branches and (self.compile or self.precision == "fp16"):
+            raise BolidError(
+                f"--shard-branches and {'--compile' if self.compile else '--precision fp16'} do not go together",
+                "leave out one of the two" if self.compile else "give --precision bf16",
+            )
         if self.x_gen == "few-step" and self.gradient_checkpointing:
             raise BolidError(
                 "--x-gen few-step and --gradient-checkpointing do not go together",
@@ -579,9 +587,18 @@ def train_adapter(
     from bolid.formats.adapter import adapter_kind, load_adapter, nested_state_dict, save_adapter
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
     from bolid.formats.shards import directory_sha256, read_index
-    from bolid.method.body_condition import BRANCHES, FACE_DIM, factorise_kv, initial_state, install, merge_kv
+    from bolid.method.body_condition import (
+        BRANCHES,
+        FACE_DIM,
+        branch_parameters,
+        factorise_kv,
+        initial_state,
+        install,
+        merge_kv,
+    )
     from bolid.pixel_losses import PixelLosses
     from bolid.precision import LossScaler, attention_kernel, choose_precision, computing, store_frozen
+    from bolid.sharding import shard_branches, whole
 
     config, out = config or TrainAdapterConfig(), Path(out)
     chosen = match_family(family, read_index(train)["record"]["family"], train)
@@ -592,8 +609,8 @@ def train_adapter(
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is ours: see bolid/precision.py
     if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise BolidError(
-            f"train-adapter cannot shard its branches with {accelerator.distributed_type.value}",
-            "run accelerate launch with --multi_gpu; --kv-rank 64 makes the branches small enough for one card",
+            f"train-adapter does not run under accelerate's {accelerator.distributed_type.value}",
+            "run accelerate launch with --multi_gpu, and train-adapter with --shard-branches",
         )
     to, processes, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     config = dataclasses.replace(config, precision=choose_precision(config.precision, str(to)))
@@ -645,6 +662,10 @@ def train_adapter(
         ]
     with quiet_diffusers():
         branches = dict(zip(BRANCHES, install(unet, states), strict=True))
+    sharded = config.shard_branches and processes > 1
+    if sharded:
+        shard_branches(unet, to.type)
+        branches = dict(zip(BRANCHES, branch_parameters(unet, len(BRANCHES)), strict=True))
     parameters = {f"{branch}.{name}": p for branch, ps in branches.items() for name, p in ps.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -660,7 +681,7 @@ def train_adapter(
     tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}, "scaler": scaler.state}
     step = load_checkpoint(checkpoint, record, tensors, optimizer)
     scaler.restore()
-    network = accelerator.prepare(unet)
+    network = unet if sharded else accelerator.prepare(unet)
     objective.network = torch.compile(network) if config.compile else network
 
     usable = np.concatenate(table.people)
@@ -692,26 +713,34 @@ def train_adapter(
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
 
-        means = accelerator.reduce(torch.stack(list(terms.values())), "mean").tolist()
+        # The main process says when a checkpoint is due; branches that are spread over all are put together by all.
+        due = main and time.monotonic() - saved > 60 * config.checkpoint_minutes
+        told = torch.stack([*terms.values(), torch.tensor(float(due), device=to)])
+        *means, due = accelerator.reduce(told, "mean").tolist()
         if not math.isfinite(means[0]):
             raise BolidError(f"the training diverged at step {step}", "lower --learning-rate")
         recent = means[0] if math.isnan(recent) else 0.99 * recent + 0.01 * means[0]
-        if log is None:
+        if log is not None:
+            log.write(step, dict(zip(terms, means, strict=True)))
+            if progress is not None:
+                progress(step, config.steps, f"loss {recent:.4f}")
+        if log is None and not sharded:
             continue
-        log.write(step, dict(zip(terms, means, strict=True)))
-        if progress is not None:
-            progress(step, config.steps, f"loss {recent:.4f}")
         if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
+            sheet = out / "samples" / f"step-{step:06d}.png" if log is not None else None
             with computing(to, config.precision, objective.positions), _swapped(parameters, average):
-                sample_sheet(pipe, chosen, table, text_states, out / "samples" / f"step-{step:06d}.png", seed)
-            log.draw()
-        if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-            log.flush()
+                sample_sheet(pipe, chosen, table, text_states, sheet, seed)
+            if log is not None:
+                log.draw()
+        if due:
+            if log is not None:
+                log.flush()
             scaler.remember()
-            save_checkpoint(checkpoint, step, record, tensors, optimizer)
+            save_checkpoint(checkpoint, step, record, tensors, optimizer, write=main)
             saved = time.monotonic()
 
     paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
+    average = {name: whole(tensor) for name, tensor in average.items()}
     if log is not None:
         log.close()
         for branch in BRANCHES:
@@ -879,8 +908,14 @@ class _swapped:
         self.parameters, self.average = parameters, average
 
     def _swap(self) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data, self.average[name].data = self.average[name].data, parameter.data
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                # In place: FSDP knows its parameters by their memory.
+                kept = parameter.detach().clone()
+                parameter.copy_(self.average[name])
+                self.average[name].copy_(kept)
 
     def __enter__(self) -> None:
         self._swap()
@@ -962,9 +997,18 @@ def loss_curve(log: Path, path: Path) -> None:
 
 
 def sample_sheet(
-    pipe: Any, family: Family, table: AdapterTable, text_states: TextStates, path: Path, seed: int, steps: int = 12
+    pipe: Any,
+    family: Family,
+    table: AdapterTable,
+    text_states: TextStates,
+    path: Path | None,
+    seed: int,
+    steps: int = 12,
 ) -> None:
-    """A contact sheet: three captions down; across: no profile, then three people (their first photo in front)."""
+    """A contact sheet: three captions down; across: no profile, then three people (their first photo in front).
+
+    Without a path it is made and not kept: where branches are spread over processes, all of them have to compute.
+    """
     import numpy as np
     import torch
     import torch.nn.functional as F
@@ -1010,5 +1054,6 @@ def sample_sheet(
         column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
         columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))
     pipe.set_ip_adapter_scale([1.0, 1.0])
-    with atomic_path(path) as temporary:
-        Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "PNG")
+    if path is not None:
+        with atomic_path(path) as temporary:
+            Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "PNG")

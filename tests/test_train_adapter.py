@@ -261,12 +261,13 @@ def test_a_batch_taken_in_parts_is_the_whole_batch(seeing, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(world, tmp_path):
+@pytest.mark.parametrize("extra", [[], ["--shard-branches", "--checkpoint-minutes", "0"]], ids=["whole", "sharded"])
+def test_two_processes_are_one_with_twice_the_batch(world, tmp_path, extra):
     """`accelerate launch --multi_gpu --num_processes 2 ... --device cpu`: over gloo. (Its own --cpu would need MPI.)"""
     config = dataclasses.replace(CONFIG, precision="fp32", learning_rate=0.01)
     run(world, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1))
     one = run(world, tmp_path / "one", dataclasses.replace(config, batch_size=6))
-    words = command(world, tmp_path / "two", "--quiet")
+    words = command(world, tmp_path / "two", "--quiet", *extra)
     words[words.index("--precision") + 1] = "fp32"
     words[words.index("--learning-rate") + 1] = "0.01"
     done = subprocess.run(
@@ -279,7 +280,8 @@ def test_two_processes_are_one_with_twice_the_batch(world, tmp_path):
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert result["steps"] == 4 and result["loss"] == pytest.approx(one.loss, rel=1e-5), "one process speaks"
-    assert load_adapter(tmp_path / "two" / "body.safetensors", "body")[1]["config"]["processes"] == 2
+    settings = load_adapter(tmp_path / "two" / "body.safetensors", "body")[1]["config"]
+    assert settings["processes"] == 2 and settings["shard_branches"] == bool(extra)
     start, single, double = (adapters(tmp_path / name) for name in ("start", "one", "two"))
     assert apart(single, double, start) < 0.01
 

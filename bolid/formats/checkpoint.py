@@ -12,6 +12,7 @@ import torch
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.run import canonical_json
+from bolid.sharding import spread, whole
 
 KIND = "checkpoint"
 
@@ -22,18 +23,23 @@ def save_checkpoint(
     record: dict[str, Any],
     tensors: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
+    *,
+    write: bool = True,
 ) -> None:
     """`record`: the run record of what is being trained; `tensors`: everything that a step changes, by name.
 
-    The optimizer must have been made from one list of parameters; its state is stored by their position.
+    The optimizer must have been made from one list of parameters; its state is stored by their position. Of tensors
+    that are spread over processes all must call, and one writes; the file does not tell how they were spread.
     """
     moments = {
-        f"optimizer.{index}.{name}": value
+        f"optimizer.{index}.{name}": whole(value)
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
     record = {**record, "kind": KIND, "of": record["kind"], "step": step}
-    save_tensors(path, {**{f"tensors.{name}": value for name, value in tensors.items()}, **moments}, record)
+    contents = {**{f"tensors.{name}": whole(value) for name, value in tensors.items()}, **moments}
+    if write:
+        save_tensors(path, contents, record)
 
 
 def load_checkpoint(
@@ -58,7 +64,7 @@ def load_checkpoint(
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(stored[f"tensors.{name}"])
+            tensor.copy_(spread(stored[f"tensors.{name}"], like=tensor))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in stored.items():
@@ -67,7 +73,7 @@ def load_checkpoint(
             parameter = parameters[int(index)]
             if value.shape == parameter.shape:
                 # Files hold plain layouts; fused optimizers walk moments and parameter through memory side by side.
-                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+                value = torch.empty_like(parameter, requires_grad=False).copy_(spread(value, like=parameter))
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(found["step"])

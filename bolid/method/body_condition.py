@@ -172,19 +172,28 @@ def install(unet: nn.Module, states: list[State]) -> list[dict[str, nn.Parameter
     device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
     unet.encoder_hid_proj.to(device, dtype)
     processors = [p for name, p in unet.attn_processors.items() if not name.endswith("attn1.processor")]
-    parameters = []
     for index in range(len(states)):
-        branch: dict[str, nn.Parameter] = {}
-        for name, parameter in unet.encoder_hid_proj.image_projection_layers[index].named_parameters():
-            branch["image_proj." + _layout_name(name)] = parameter
         for i, processor in enumerate(processors):
             for kind, layers in (("to_k_ip", processor.to_k_ip), ("to_v_ip", processor.to_v_ip)):
                 number, weights = 2 * i + 1, states[index]["ip_adapter"]
                 if (down := weights.get(f"{number}.{kind}.down.weight")) is not None:
                     layers[index] = _thin(down, weights[f"{number}.{kind}.up.weight"])
                 layers[index].to(device, dtype)
+    return branch_parameters(unet, len(states))
+
+
+def branch_parameters(unet: nn.Module, count: int) -> list[dict[str, nn.Parameter]]:
+    """The parameters of the first `count` branches that are installed in `unet`, under the layout's names."""
+    processors = [p for name, p in unet.attn_processors.items() if not name.endswith("attn1.processor")]
+    parameters = []
+    for index in range(count):
+        branch: dict[str, nn.Parameter] = {}
+        for name, parameter in unet.encoder_hid_proj.image_projection_layers[index].named_parameters():
+            branch["image_proj." + _layout_name(name)] = parameter
+        for i, processor in enumerate(processors):
+            for kind, layers in (("to_k_ip", processor.to_k_ip), ("to_v_ip", processor.to_v_ip)):
                 for name, parameter in layers[index].named_parameters():
-                    branch[f"ip_adapter.{number}.{kind}.{name}"] = parameter
+                    branch[f"ip_adapter.{2 * i + 1}.{kind}.{name}"] = parameter
         parameters.append(branch)
     return parameters
 

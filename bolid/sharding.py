@@ -1,0 +1,40 @@
+"""The branches spread over the processes of a training: FSDP (Zhao et al. 2023, arXiv:2304.11277) as torch has it.
+
+The frozen base lies whole in every process. What is spread are the branches' weights, gradients, moments and moving
+average: SDXL's full branches need 11 GB of those. A layer's weights are put together for its own pass and let go again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def shard_branches(unet: torch.nn.Module, device: str) -> None:
+    """Spread the branches that `install` has put into `unet` over all processes; their parameters are new ones then."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    network: Any = unet
+    mesh = init_device_mesh(device, (distributed.get_world_size(),))
+    for name, processor in network.attn_processors.items():
+        if not name.endswith("attn1.processor"):
+            # Not the processor itself: diffusers calls it past the hooks that a module's own call would run.
+            fully_shard([*processor.to_k_ip, *processor.to_v_ip], mesh=mesh)
+    fully_shard(network.encoder_hid_proj, mesh=mesh)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of which every process has a part; all of them must ask at the same time."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of `tensor` that this process has of `like`."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
