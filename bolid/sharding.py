@@ -19,11 +19,14 @@ def shard_branches(unet: torch.nn.Module, device: str) -> None:
 
     network: Any = unet
     mesh = init_device_mesh(device, (distributed.get_world_size(),))
+    frozen = {parameter for parameter in unet.parameters() if not parameter.requires_grad}
     for name, processor in network.attn_processors.items():
         if not name.endswith("attn1.processor"):
             # Not the processor itself: diffusers calls it past the hooks that a module's own call would run.
             fully_shard([*processor.to_k_ip, *processor.to_v_ip], mesh=mesh)
-    fully_shard(network.encoder_hid_proj, mesh=mesh)
+    for layer in network.encoder_hid_proj.image_projection_layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(network, mesh=mesh, ignored_params=frozen)  # the root, which fetches the next layer's weights early
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -662,14 +662,15 @@ def train_adapter(
         ]
     with quiet_diffusers():
         branches = dict(zip(BRANCHES, install(unet, states), strict=True))
+    for branch in branches.values():
+        for parameter in branch.values():
+            parameter.requires_grad_(True)
+    store_frozen(unet, config.precision)
     sharded = config.shard_branches and processes > 1
     if sharded:
         shard_branches(unet, to.type)
         branches = dict(zip(BRANCHES, branch_parameters(unet, len(BRANCHES)), strict=True))
     parameters = {f"{branch}.{name}": p for branch, ps in branches.items() for name, p in ps.items()}
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    store_frozen(unet, config.precision)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     average = {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -261,13 +261,13 @@ def test_a_batch_taken_in_parts_is_the_whole_batch(seeing, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["--shard-branches", "--checkpoint-minutes", "0"]], ids=["whole", "sharded"])
+@pytest.mark.parametrize("extra", [[], ["--shard-branches", "--sample-every", "2"]], ids=["whole", "sharded"])
 def test_two_processes_are_one_with_twice_the_batch(world, tmp_path, extra):
     """`accelerate launch --multi_gpu --num_processes 2 ... --device cpu`: over gloo. (Its own --cpu would need MPI.)"""
     config = dataclasses.replace(CONFIG, precision="fp32", learning_rate=0.01)
     run(world, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1))
     one = run(world, tmp_path / "one", dataclasses.replace(config, batch_size=6))
-    words = command(world, tmp_path / "two", "--quiet", *extra)
+    words = [*command(world, tmp_path / "two", "--quiet"), *extra]
     words[words.index("--precision") + 1] = "fp32"
     words[words.index("--learning-rate") + 1] = "0.01"
     done = subprocess.run(
@@ -276,8 +276,9 @@ def test_two_processes_are_one_with_twice_the_batch(world, tmp_path, extra):
             "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "bolid_cli.main", *words,
         ],
-        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["steps"] == 4 and result["loss"] == pytest.approx(one.loss, rel=1e-5), "one process speaks"
     settings = load_adapter(tmp_path / "two" / "body.safetensors", "body")[1]["config"]
