@@ -662,8 +662,8 @@ def train_adapter(
         ]
     with quiet_diffusers():
         branches = dict(zip(BRANCHES, install(unet, states), strict=True))
-    for branch in branches.values():
-        for parameter in branch.values():
+    for trained in branches.values():
+        for parameter in trained.values():
             parameter.requires_grad_(True)
     store_frozen(unet, config.precision)
     sharded = config.shard_branches and processes > 1
