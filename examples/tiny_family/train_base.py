@@ -228,6 +228,14 @@ def encode_all(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> torch
     return torch.stack(rows)
 
 
+def agreed(seconds: float, world: int) -> float:
+    """Rank 0's clock. By clocks of their own the processes would stop at different steps, one waiting for ever."""
+    clock = torch.tensor(seconds, dtype=torch.float64)
+    if world > 1:
+        distributed.broadcast(clock, src=0)
+    return float(clock)
+
+
 def sample_sheet(pipe: StableDiffusionPipeline, path: Path, size: tuple[int, int]) -> None:
     pipe.set_progress_bar_config(disable=True)
     rows = []
@@ -352,7 +360,7 @@ def main() -> None:
             store_small(args.out / "export" / "unet")
             _drop_derived_setting(args.out / "export" / "vae" / "config.json")
 
-    while (spent := time.time() - began) < total:
+    while (spent := agreed(time.time() - began, world)) < total:
         rng = np.random.default_rng([args.seed, step, rank])
         optimizer.param_groups[0]["lr"] = (
             args.lr * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (total - spent) / (0.2 * total)))
