@@ -28,7 +28,7 @@ Batch = list[Any]
 Results = list[Any]
 Look = Callable[[Batch], Results]
 ROUND = 4  # batches a rank looks at before its results are gathered
-TIMEOUT_MINUTES = 30  # how long a rank waits for the others
+TIMEOUT_HOURS = 24  # rank 0 lists and hashes all photos while the others wait; a dead rank is noticed at once
 
 
 class Work(Protocol):
@@ -187,7 +187,7 @@ def _joined(rank: Rank) -> Iterator[None]:
     _find_leader()
     try:
         distributed.init_process_group(
-            "gloo", rank=rank.number, world_size=rank.size, timeout=timedelta(minutes=TIMEOUT_MINUTES)
+            "gloo", rank=rank.number, world_size=rank.size, timeout=timedelta(hours=TIMEOUT_HOURS)
         )
     except (RuntimeError, ValueError) as error:
         raise BolidError(
