@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -304,6 +303,7 @@ def on_ray(work: Work, batches: list[Batch], workers: int) -> Iterator[Results]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
         import ray.data
+        from ray import cloudpickle
     except ImportError as error:
         raise BolidError("--engine ray needs Ray", "pip install 'bolid[ray]'") from error
     if not batches:
@@ -312,11 +312,13 @@ def on_ray(work: Work, batches: list[Batch], workers: int) -> Iterator[Results]:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.from_items([{"batch": pickle.dumps(batch)} for batch in batches], override_num_blocks=len(batches))
+    rows = ray.data.from_items(
+        [{"batch": cloudpickle.dumps(batch)} for batch in batches], override_num_blocks=len(batches)
+    )
     options = {"num_gpus": 1} if work.device.startswith("cuda") else {"num_cpus": 1}
     looked = rows.map(_RayWorker, fn_constructor_args=(work,), concurrency=workers, **options)
     for row in looked.iter_rows():
-        results = pickle.loads(row["results"])  # our own actors wrote it
+        results = cloudpickle.loads(row["results"])  # our own actors wrote it
         if isinstance(results, BolidError):
             raise results
         yield results
@@ -333,9 +335,11 @@ class _RayWorker:
             self.look = error
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        from ray import cloudpickle
+
         try:
             if isinstance(self.look, BolidError):
                 raise self.look
-            return {"results": pickle.dumps(self.look(pickle.loads(row["batch"])))}
+            return {"results": cloudpickle.dumps(self.look(cloudpickle.loads(row["batch"])))}
         except BolidError as error:
-            return {"results": pickle.dumps(error)}
+            return {"results": cloudpickle.dumps(error)}

@@ -27,17 +27,3 @@ def shard_branches(unet: torch.nn.Module, device: str) -> None:
     for layer in network.encoder_hid_proj.image_projection_layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(network, mesh=mesh, ignored_params=frozen)  # the root, which fetches the next layer's weights early
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which every process has a part; all of them must ask at the same time."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of `tensor` that this process has of `like`."""
-    if not hasattr(like, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -585,7 +585,7 @@ def train_adapter(
     from bolid.backends.base import load_base, quiet_diffusers
     from bolid.backends.body import BodyEncoder
     from bolid.formats.adapter import adapter_kind, load_adapter, nested_state_dict, save_adapter
-    from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
+    from bolid.formats.checkpoint import load_checkpoint, save_checkpoint, whole
     from bolid.formats.shards import directory_sha256, read_index
     from bolid.method.body_condition import (
         BRANCHES,
@@ -598,7 +598,7 @@ def train_adapter(
     )
     from bolid.pixel_losses import PixelLosses
     from bolid.precision import LossScaler, attention_kernel, choose_precision, computing, store_frozen
-    from bolid.sharding import shard_branches, whole
+    from bolid.sharding import shard_branches
 
     config, out = config or TrainAdapterConfig(), Path(out)
     chosen = match_family(family, read_index(train)["record"]["family"], train)

@@ -7,9 +7,8 @@ import sys
 
 import torch
 
-from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
+from bolid.formats.checkpoint import load_checkpoint, save_checkpoint, spread, whole
 from bolid.run import run_record
-from bolid.sharding import spread, whole
 
 SCRIPT = """
 import sys

@@ -12,7 +12,6 @@ import torch
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.run import canonical_json
-from bolid.sharding import spread, whole
 
 KIND = "checkpoint"
 
@@ -91,3 +90,17 @@ def _differences(found: dict[str, Any], record: dict[str, Any], names: list[str]
         else:
             result.append(name)
     return result
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of which every process has a part; all of them must ask at the same time."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of `tensor` that this process has of `like`."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
