@@ -1,9 +1,10 @@
 """L_id and L_CLIP of a training step (BoLID Eq. 14): what frozen networks see in x_gen, with gradient.
 
 x_gen's latents are decoded, and the family's pose and image-text models read the picture. Its target is the photo that
-was to be denoised, read the same way from its own latents, so that a perfect prediction costs exactly nothing.
+was to be denoised, read the same way from its own latents, so that a perfect prediction costs exactly nothing. With
+`id_loss` "body" the body encoder reads it too, and the target is what it says of the person.
 
-Shapes: B photos, C latent channels, (h, w) latent positions, E embedding dimension.
+Shapes: B photos, C latent channels, (h, w) latent positions, D body dimension, E embedding dimension.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's 
 
 
 class PixelLosses:
-    """Both losses or one of them: `id_loss` is "keypoints", "bone-ratios" or ""; `clip_target` "text", "image", "both"
-    or "".
+    """Both losses or one of them: `id_loss` is "keypoints", "bone-ratios", "body" or ""; `clip_target` "text", "image",
+    "both" or "". "body" needs the `body_encoder`.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -32,12 +33,19 @@ class PixelLosses:
     """
 
     def __init__(
-        self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu"
-    ) -> None:
+        self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu",
+        body_encoder: Any = None,
+    ) -> None:  # fmt: skip
         from bolid.backends.image_text import WEIGHTS, ImageTextModel
         from bolid.backends.pose import PoseModel
 
-        self.id_loss, self.clip_target = id_loss, clip_target
+        self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
+        self.body_encoder = body_encoder
+        if id_loss == "body" and body_encoder.needs_features:
+            raise BolidError(
+                f"--id-loss body: {body_encoder.path} looks at image-text features, which no gradient goes through",
+                "give a body encoder trained with --view crop",
+            )
         self.inputs: dict[str, str] = {}
         self.vae = vae
         if folder := find_decoder(family, decoder):
@@ -55,12 +63,14 @@ class PixelLosses:
         self._texts: dict[str, torch.Tensor] = {}
 
     def __call__(
-        self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str],
+        bodies: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """(L_id [B], L_CLIP [B]) of x_gen's `latents` [B,C,h,w] against the photos' own, `targets`; 0 for what is off.
 
-        `rows` name the photos: what is seen in a target is remembered. A photo with an empty caption has no text to
-        be like, and what is not recognised as a person counts little: L_id is weighted by both scores.
+        `rows` name the photos: what is seen in a target is remembered. `bodies` [B, D]: what x_gen's body is to be
+        like, for "body". A photo with an empty caption has no text to be like, and what is not
+        recognised as a person counts little: L_id is weighted by the scores.
         """
         import torch
 
@@ -71,15 +81,20 @@ class PixelLosses:
             return zero, zero
         pixels = self._decode(latents)
         seen = self._read(pixels)
-        target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
+        target: list[torch.Tensor] = []
+        if self.id_loss not in ("", "body") or self.clip_target not in ("", "text"):
+            target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
         identity, clip = zero, zero
         if self.id_loss:
-            keypoints, box, score = seen[:3]
-            if self.id_loss == "keypoints":
+            keypoints, _box, score = seen[:3]
+            if self.id_loss == "body":
+                error, seen_well = self._body_distance(pixels, keypoints, bodies)
+            elif self.id_loss == "keypoints":
                 error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
+                seen_well = target[2]
             else:
-                error = losses.loss_bone_ratios(keypoints, target[0])
-            identity = error * score.detach() * target[2]
+                error, seen_well = losses.loss_bone_ratios(keypoints, target[0]), target[2]
+            identity = error * score.detach() * seen_well
         if self.clip_target:
             parts = []
             if self.clip_target != "image":
@@ -100,6 +115,25 @@ class PixelLosses:
         """Keypoints, box and score for L_id, then the embedding for L_CLIP."""
         seen = self.pose.best_person(pixels) if self.id_loss else ()
         return (*seen, self.image_text.encode_pixels(pixels)) if self.clip_target else seen
+
+    def _body_distance(
+        self, pixels: torch.Tensor, keypoints: torch.Tensor, bodies: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far the pictures' bodies are from `bodies`, and how well they can be seen, both [B].
+
+        The body encoder is shown the pictures as finely as it is shown photos.
+        """
+        import torch.nn.functional as F
+
+        from bolid.method.body_vae import body_distance, view_confidence
+
+        scale = self.view_size[0] / pixels.shape[2]
+        if scale != 1:
+            pixels = F.interpolate(pixels, self.view_size, mode="bilinear", antialias=scale < 1)
+        keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
+        mean, views = self.body_encoder.encode_pixels(pixels, keypoints)
+        distance = body_distance(self.body_encoder.model, mean, bodies, views)
+        return distance, view_confidence(views.keypoints).detach()
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Read one at a time: the numbers must not depend on what shares the batch, or a resumed run would differ."""

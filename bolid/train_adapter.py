@@ -19,7 +19,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
-    "id_loss": ("keypoints", "bone-ratios"),
+    "id_loss": ("keypoints", "bone-ratios", "body"),
     "clip_target": ("text", "image", "both"),
-    "x_gen": ("one-step", "few-step"),
+    "x_gen": ("one-step", "few-step", "sampled"),
 }
-FEW_STEPS = 8  # a base that samples in so few is a distilled one
 
 # Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
 BUILD_WORDS = (
@@ -71,15 +70,23 @@ class TrainAdapterConfig:
     # None by default: min-SNR all but mutes the noisiest steps, and those settle a body's outline.
     min_snr_gamma: float = field(default=0.0, metadata={"help": "gamma of the min-SNR weighting, say 5; 0: none"})
     id_weight: float = field(default=0.0, metadata={"help": "weight of the body identity loss L_id; 0: none"})
-    id_loss: str = field(default="keypoints", metadata={"help": "what L_id compares: keypoints or bone-ratios"})
+    id_loss: str = field(
+        default="keypoints",
+        metadata={"help": "what L_id compares: keypoints, bone-ratios, or what the body encoder sees: body"},
+    )
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
     x_gen: str = field(
         default="one-step",
-        metadata={"help": "the picture that L_id and L_CLIP look at: one-step, or few-step where the base can"},
+        metadata={
+            "help": "the picture that L_id and L_CLIP look at: one-step, few-step where the base can, or sampled: made "
+            "from the caption and pure noise, with guidance; that needs --id-loss body"
+        },
     )
-    x_gen_steps: int = field(default=4, metadata={"help": "steps of --x-gen few-step"})
-    x_gen_grad_steps: int = field(default=1, metadata={"help": "how many of them, the last, carry the gradient"})
+    x_gen_steps: int = field(default=4, metadata={"help": "steps of --x-gen few-step and sampled"})
+    x_gen_grad_steps: int = field(
+        default=1, metadata={"help": "how many carry the gradient: few-step the last, sampled evenly spaced ones"}
+    )
     pixel_every: int = field(default=4, metadata={"help": "steps from one with L_id and L_CLIP to the next"})
     pixel_alpha_bar: float = field(
         default=0.5, metadata={"help": "least alpha-bar of the photos that L_id and L_CLIP look at, 0 to 1"}
@@ -147,6 +154,17 @@ class TrainAdapterConfig:
             raise BolidError(
                 f"--shard-branches and {'--compile' if self.compile else '--precision fp16'} do not go together",
                 "leave out one of the two" if self.compile else "give --precision bf16",
+            )
+        if self.x_gen_grad_steps > self.x_gen_steps and self.x_gen != "one-step":
+            raise BolidError(
+                f"--x-gen-grad-steps is {self.x_gen_grad_steps}, of {self.x_gen_steps} steps", "give at most as many"
+            )
+        if self.x_gen == "sampled" and (
+            (self.id_weight and self.id_loss != "body") or (self.clip_weight and self.clip_target != "text")
+        ):
+            raise BolidError(
+                "--x-gen sampled is a new picture: there is no photo for it to be like",
+                "give --id-loss body and --clip-target text, which compare with the person and the caption",
             )
         if self.x_gen == "few-step" and self.gradient_checkpointing:
             raise BolidError(
@@ -390,173 +408,6 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
     return rows
 
 
-# ---- the objective ------------------------------------------------------------------------------------------------
-
-
-class Objective:
-    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch.
-
-    `network` is the UNet as training calls it (compiled, or shared by processes); `pipe.unet` the same weights bare.
-    """
-
-    def __init__(
-        self, pipe: Any, network: Any, table: AdapterTable, text_states: TextStates, family: Family,
-        config: TrainAdapterConfig, device: torch.device, pixels: Any = None,
-    ) -> None:  # fmt: skip
-        self.network, self.unet, self.table, self.config = network, pipe.unet, table, config
-        self.device, self.pixels, self.text_states, self.image_size = device, pixels, text_states, family.image_size
-        self.schedule = training_schedule(pipe)
-        self.prediction_type: str = self.schedule.config.prediction_type
-        self.positions = math.prod(table.latents.shape[-2:])
-        self.few_steps = few_step_sampler(pipe, family) if pixels is not None and config.x_gen == "few-step" else {}
-
-    def __call__(self, batch: Batch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
-        """Scalars: "loss", what is to be minimised, and its terms without their weights: "diffusion", "id", "clip".
-
-        L_id and L_CLIP are there `with_pixels`. They are means over the whole batch in which photos below
-        `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
-        """
-        import torch
-
-        from bolid.method import losses
-
-        latents, noise, timesteps = (part.to(self.device) for part in self._draw_noise(batch))
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
-        target = losses.diffusion_target(self.schedule, latents, noise, timesteps)
-        alphas = losses.alpha_bar(self.schedule, timesteps)
-        conditions = self._conditions(batch)
-        noise_pred = self._predict(self.network, noisy, timesteps, conditions)
-        diffusion = losses.loss_diffusion(noise_pred, target, alphas, self.prediction_type, self.config.min_snr_gamma)
-        if not with_pixels:
-            return {"loss": diffusion}
-
-        clear = torch.nonzero(alphas >= self.config.pixel_alpha_bar)[:, 0]
-        if not len(clear):
-            zero = diffusion.new_zeros(())
-            return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero}
-        if self.config.x_gen == "few-step":
-            conditions = {name: value[clear] for name, value in conditions.items()}
-            generators = [batch.generators[i] for i in clear.tolist()]
-            x0 = self._few_steps(noisy[clear], timesteps[clear], conditions, generators)
-        else:
-            x0 = losses.x0_from_prediction(noise_pred[clear], noisy[clear], alphas[clear], self.prediction_type)
-        rows = batch.rows[clear.cpu().numpy()]
-        photos = self.table.latents[rows, 0].to(self.device, torch.float32)
-        identity, clip = self.pixels(x0, photos, rows.tolist(), [batch.captions[i] for i in clear.tolist()])
-        identity, clip = identity.sum() / len(latents), clip.sum() / len(latents)
-        loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
-        return {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
-
-    def _draw_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents of the photos, drawn from the VAE's posterior, noise [B,C,h,w], and timesteps [B]."""
-        import torch
-
-        moments = self.table.latents[batch.rows].float()
-        total, shape = self.schedule.config.num_train_timesteps, moments.shape[2:]
-        drawn = [
-            (torch.randn(2, *shape, generator=g), torch.randint(0, total, (), generator=g)) for g in batch.generators
-        ]
-        noise = torch.stack([pair for pair, _ in drawn])
-        latents = moments[:, 0] + moments[:, 1] * noise[:, 0]
-        return latents, noise[:, 1], torch.stack([timestep for _, timestep in drawn])
-
-    def _conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Everything that the UNet is told, [B, ...] each."""
-        import torch
-
-        prompt_embeds, pooled = self.text_states(batch.captions)
-        conditions = {
-            "prompt_embeds": prompt_embeds,
-            "face_embeds": batch.face_embeds.to(self.device),
-            "body_embeds": batch.body_embeds.to(self.device),
-        }
-        if pooled is not None:  # SDXL: also original size, crop corner and target size
-            ids = torch.tensor([[*self.image_size, 0, 0, *self.image_size]], device=self.device, dtype=torch.float32)
-            conditions |= {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
-        return conditions
-
-    def _predict(
-        self, network: Any, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        import torch
-
-        from bolid.precision import compiler_errors, computing
-
-        added: dict[str, Any] = {name: conditions[name] for name in ("text_embeds", "time_ids") if name in conditions}
-        added["image_embeds"] = [conditions["face_embeds"], conditions["body_embeds"]]
-        with computing(self.device, self.config.precision, self.positions), compiler_errors():
-            return network(
-                noisy.to(memory_format=torch.channels_last), timesteps,
-                encoder_hidden_states=conditions["prompt_embeds"], added_cond_kwargs=added,
-            ).sample.float()  # fmt: skip
-
-    def _few_steps(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor],
-        generators: Sequence[torch.Generator],
-    ) -> torch.Tensor:  # fmt: skip
-        """x_gen's latents by a few steps of the distilled base from the noised photo on, the gradient going through
-        the last of them (after PuLID, Guo et al. 2024, section 3.2; there from pure noise).
-
-        The photo's own noised latents and not pure noise, so that x_gen shows the pose that its target has.
-        """
-        import torch
-
-        from bolid.method import losses
-
-        steps, carried, latents = self.config.x_gen_steps, self.config.x_gen_grad_steps, noisy
-        with few_step_lora(self.unet, self.few_steps):
-            for i in range(steps):
-                now, later = (timesteps * left // steps for left in (steps - i, steps - i - 1))
-                alphas = losses.alpha_bar(self.schedule, now)
-                with torch.set_grad_enabled(i >= steps - carried):
-                    # The bare network: DistributedDataParallel wants one pass of its own for each backward.
-                    noise_pred = self._predict(self.unet, latents, now, conditions)
-                    x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
-                    if self.few_steps["fresh_noise"]:
-                        noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
-                    else:
-                        noise = losses.noise_from_x0(x0, latents, alphas)
-                    latents = losses.noise_level(x0, noise, losses.alpha_bar(self.schedule, later))
-        return x0
-
-
-def few_step_sampler(pipe: Any, family: Family) -> dict[str, Any]:
-    """How the base takes few steps: {"lora": whether a LoRA makes it able to, "fresh_noise": consistency sampling}.
-
-    Loads the family's few-step LoRA, switched off. Raises BolidError for a base that needs many steps.
-    """
-    from bolid.backends.base import quiet_diffusers
-
-    settings, lora = family.few_steps, family.few_steps_lora
-    if settings and lora.is_file():
-        with quiet_diffusers():
-            pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="few-steps")
-        for name, parameter in pipe.unet.named_parameters():
-            if "lora_" in name:
-                parameter.requires_grad_(False)
-        pipe.unet.disable_adapters()
-        return {"lora": True, "fresh_noise": "LCM" in settings.get("scheduler", "")}
-    if int(family.defaults.get("steps", 25)) <= FEW_STEPS:
-        return {"lora": False, "fresh_noise": "LCM" in type(pipe.scheduler).__name__}
-    raise BolidError(
-        f"--x-gen few-step: the base of family {family.name!r} takes {family.defaults.get('steps', 25)} steps "
-        "and has no few-step LoRA",
-        "leave it out, or choose a family like sdxl-lightning",
-    )
-
-
-@contextlib.contextmanager
-def few_step_lora(unet: Any, few_steps: dict[str, Any]) -> Iterator[None]:
-    """Inside, the few-step LoRA is on, where there is one."""
-    if few_steps["lora"]:
-        unet.enable_adapters()
-    try:
-        yield
-    finally:
-        if few_steps["lora"]:
-            unet.disable_adapters()
-
-
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
@@ -596,6 +447,7 @@ def train_adapter(
         install,
         merge_kv,
     )
+    from bolid.objective import Objective
     from bolid.pixel_losses import PixelLosses
     from bolid.precision import LossScaler, attention_kernel, choose_precision, computing, store_frozen
     from bolid.sharding import shard_branches
@@ -615,12 +467,14 @@ def train_adapter(
     to, processes, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     config = dataclasses.replace(config, precision=choose_precision(config.precision, str(to)))
     set_seed(derive_seed(seed, "train-adapter") % 2**32)
+    encoder.to(str(to))
     pipe = load_base(chosen, str(to))
     pixels = None
     if config.pixels:
         pixels = PixelLosses(
             chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
             clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
+            body_encoder=encoder,
         )  # fmt: skip
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels
@@ -884,13 +738,6 @@ def face_model_sha256(family: Family) -> dict[str, str]:
     from bolid.backends.face import FaceModel
 
     return {"face_model": FaceModel(family.face).sha256}
-
-
-def training_schedule(pipe: Any) -> Any:
-    """The base's own noise schedule, as training needs it: add_noise, get_velocity, alphas_cumprod."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -58,6 +58,46 @@ def test_crop_keeps_proportions_and_does_not_depend_on_scale():
     assert spans[0] == pytest.approx(spans[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("unseen", [(), (9, 10, 15, 16), tuple(range(17))])
+@pytest.mark.parametrize("scale", [1.0, 2.7])
+def test_a_batchs_crops_are_those_of_single_photos(unseen, scale):
+    """Up to the resampling, which PIL does in whole numbers; and differentiable."""
+    rng = np.random.default_rng(0)
+    height, width = round(128 * scale), round(96 * scale)
+    smooth = torch.nn.functional.interpolate(
+        torch.from_numpy(rng.random((1, 3, 12, 9))), (height, width), mode="bicubic"
+    )
+    image = (smooth[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    points = keypoints() * np.float32([scale, scale, 1]) + np.float32([-12, 3, 0])  # an edge of the window lies outside
+    points[list(unseen), 2] = 0.1
+    crop, inside = bv.view_crop(image, points)
+    pixels = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1).requires_grad_()
+    places = torch.from_numpy(points)[None].requires_grad_()
+    crops, insides = bv.crop_views(pixels, places)
+    np.testing.assert_allclose(insides[0].detach().numpy(), inside, atol=1e-5)
+    shown = (crops[0].detach().permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(shown - crop).mean() < 2, "of 255"
+    (crops.sum() + insides.sum()).backward()
+    assert pixels.grad.any() and (places.grad[..., :2].any() or len(unseen) == 17)
+
+
+def test_body_distance_is_between_bodies_in_one_pose():
+    torch.manual_seed(0)
+    model, seen = bv.BodyVAE(body_dim=6, width=4, hidden_dim=16).eval(), views()
+    one, two = torch.randn(6, 6), torch.randn(6, 6)
+    assert not bv.body_distance(model, one, one, seen).any()
+    there, back = bv.body_distance(model, one, two, seen), bv.body_distance(model, two, one, seen)
+    assert (there > 0).all() and torch.allclose(there, back, rtol=1e-4)
+    with torch.no_grad():  # a number that the decoder does not look at is not of the body
+        model.decoder[0].weight[:, 0] = 0
+    other = one.clone()
+    other[:, 0] += 5
+    assert not bv.body_distance(model, one, other, seen).any()
+    lengths = bv.skeleton(seen.keypoints)
+    hidden = seen._replace(keypoints=seen.keypoints * torch.tensor([1.0, 1.0, 0.0]))
+    assert lengths.confidence.any() and (bv.body_distance(model, one, two, hidden) < there).all()
+
+
 def test_skeleton_ignores_scale_and_unseen_keypoints():
     small = torch.from_numpy(bv.view_crop(np.zeros((128, 96, 3), np.uint8), keypoints())[1])[None]
     bones = bv.skeleton(small)

@@ -19,14 +19,13 @@ from bolid.backends.body import BodyEncoder
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
 from bolid.method.body_condition import BRANCHES, null_condition
+from bolid.objective import Objective, few_step_sampler, person_bodies
 from bolid.precision import choose_precision, computing, store_frozen
 from bolid.train_adapter import (
-    Objective,
     TextStates,
     TrainAdapterConfig,
     batch_rows,
     draw_batch,
-    few_step_sampler,
     photo_generators,
     plan_training,
     read_table,
@@ -191,6 +190,10 @@ VARIANTS = {
         "id_weight": 1.0, "clip_weight": 0.1, "clip_target": "both", "pixel_every": 2, "pixel_alpha_bar": 0.0,
     },
     "few steps": {"id_weight": 1.0, "id_loss": "bone-ratios", "x_gen": "few-step", "pixel_every": 1},
+    "sampled": {
+        "id_weight": 1.0, "id_loss": "body", "clip_weight": 0.1, "x_gen": "sampled", "x_gen_grad_steps": 2,
+        "pixel_every": 1,
+    },
     "low rank": {"precision": "bf16", "kv_rank": 4, "text_cache": 0.0},
     "compiled": {"precision": "bf16", "compile": True},
 }  # fmt: skip
@@ -215,7 +218,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     looked = [line["step"] for line in lines if "id" in line]
-    assert looked == {"all three losses": [1, 3], "few steps": [1, 2, 3, 4]}.get(variant, [])
+    assert looked == {"all three losses": [1, 3], "few steps": [1, 2, 3, 4], "sampled": [1, 2, 3, 4]}.get(variant, [])
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
 
 
@@ -458,7 +461,7 @@ def joint(world, **settings):
     pipe, table = load_base(family), read_table(world.train, BodyEncoder(world.encoder))
     pixels = PixelLosses(
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
-        clip_target=config.clip_target if config.clip_weight else "",
+        clip_target=config.clip_target if config.clip_weight else "", body_encoder=BodyEncoder(world.encoder),
     )  # fmt: skip
     objective = Objective(
         pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
@@ -484,6 +487,9 @@ def joint(world, **settings):
         ("id", {"id_weight": 1.0, "id_loss": "bone-ratios"}),
         ("clip", {"clip_weight": 1.0, "clip_target": "both"}),
         ("id", {"id_weight": 1.0, "x_gen": "few-step", "x_gen_grad_steps": 2}),
+        ("id", {"id_weight": 1.0, "id_loss": "body"}),
+        ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "sampled"}),
+        ("clip", {"clip_weight": 1.0, "x_gen": "sampled", "x_gen_grad_steps": 4}),
     ],
 )
 def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, settings):
@@ -506,6 +512,80 @@ def test_photos_under_too_much_noise_are_left_out(seeing):
         none = objective(batch, with_pixels=True)
         assert float(every.detach()) > 0 and float(none["clip"]) == 0
         none["loss"].backward()
+
+
+def sampled(objective, batch):
+    """x_gen's latents with `--x-gen sampled`, without gradient, and the noise that they are made from."""
+    generators = photo_generators(0, 0, len(batch.rows))
+    shape = objective.table.latents.shape[2:]
+    noise = torch.stack([torch.randn(shape, generator=g) for g in photo_generators(0, 0, len(batch.rows))])
+    with torch.no_grad():
+        return objective._sample(objective._conditions(batch), generators), noise
+
+
+def test_sampled_pictures_are_those_that_generate_makes(seeing):
+    """A stock pipeline with the same noise, captions and people ends at the same latents."""
+    from diffusers import DDIMScheduler
+
+    from bolid.backends.base import encode_prompts, load_base
+    from bolid.families import get_family
+
+    with joint(seeing, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
+        ours, noise = sampled(objective, batch)
+        pipe = load_base(get_family(seeing.family))
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.unet = objective.unet
+        embeds = [torch.cat([torch.zeros_like(part), part]) for part in (batch.face_embeds[:1], batch.body_embeds[:1])]
+        theirs = pipe(
+            prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
+            negative_prompt_embeds=encode_prompts(pipe, [""])[0],
+            latents=noise[:1], num_inference_steps=4, guidance_scale=objective.guidance, height=noise.shape[2] * 8,
+            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent",
+        ).images  # fmt: skip
+    assert objective.guidance > 1
+    assert torch.allclose(ours[:1], theirs, atol=1e-3 * float(theirs.std()))
+
+
+def test_only_photos_of_a_body_with_a_caption_and_a_condition_are_sampled(seeing):
+    with joint(seeing, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
+        objective.table.confidence[:] = torch.ones(len(objective.table.confidence))
+        objective.table.confidence[batch.rows[0]] = 0.3
+        body = batch.body_embeds.clone()
+        body[1] = 0
+        batch = dataclasses.replace(batch, captions=[*batch.captions[:2], "", batch.captions[3]], body_embeds=body)
+        assert objective._worth_sampling(batch).tolist() == [3]
+        objective.table.confidence[:] = 0.0
+        nothing = objective(batch, with_pixels=True)
+    assert float(nothing["id"]) == 0 and float(nothing["loss"].detach()) == float(nothing["diffusion"].detach())
+
+
+def test_gradient_goes_through_the_steps_asked_for(seeing):
+    """Through the last step alone it is what one step from there gives; through more it is another."""
+    gradients = []
+    for carried in (1, 2, 4):
+        with joint(
+            seeing, id_weight=1.0, id_loss="body", x_gen="sampled", x_gen_grad_steps=carried
+        ) as (objective, batch, parameters):  # fmt: skip
+            shown = []
+            predict = objective._predict
+            objective._predict = lambda *args, predict=predict, shown=shown: (
+                shown.append(torch.is_grad_enabled()), predict(*args)
+            )[1]  # fmt: skip
+            x0 = objective._sample(objective._conditions(batch), photo_generators(0, 0, 4))
+            x0.square().sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in parameters.values()]))
+            assert sum(shown) == carried and len(shown) == 8, "every step once with and once without the conditions"
+    assert float((gradients[0] - gradients[2]).norm()) > 0.1 * float(gradients[2].norm())
+
+
+def test_bodies_are_the_mean_of_all_photos_by_confidence(table):
+    bodies = person_bodies(dataclasses.replace(table, confidence=torch.ones_like(table.confidence)))
+    for rows, body in zip(table.people, bodies, strict=True):
+        assert torch.allclose(body, table.body_mean[rows].mean(0), atol=1e-6)
+    blind = torch.ones_like(table.confidence)
+    blind[table.people[0][1:]] = 0
+    bodies = person_bodies(dataclasses.replace(table, confidence=blind))
+    assert torch.allclose(bodies[0], table.body_mean[table.people[0][0]], atol=1e-4)
 
 
 def test_many_step_bases_have_no_few_step_picture(world):
@@ -722,6 +802,9 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"id_loss": "poses"}, "--id-loss is 'poses'"),
         ({"clip_target": "sound"}, "--clip-target is 'sound'"),
         ({"x_gen": "no-step"}, "--x-gen is 'no-step'"),
+        ({"x_gen": "sampled", "id_weight": 1.0}, "--x-gen sampled is a new picture"),
+        ({"x_gen": "sampled", "clip_weight": 1.0, "clip_target": "both"}, "--x-gen sampled is a new picture"),
+        ({"x_gen": "few-step", "x_gen_grad_steps": 5}, "--x-gen-grad-steps is 5, of 4 steps"),
         ({"id_weight": float("nan")}, "--id-weight is nan"),
         ({"clip_weight": -1.0}, "--clip-weight is -1.0"),
         ({"pixel_alpha_bar": 1.0}, "--pixel-alpha-bar is 1.0"),

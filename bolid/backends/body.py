@@ -12,7 +12,7 @@ import torch
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import BodyVAE, fuse, make_views, view_confidence, view_crop
+from bolid.method.body_vae import BodyVAE, Views, crop_views, fuse, make_views, view_confidence, view_crop
 from bolid.run import sha256_file
 
 KIND = "body-encoder"
@@ -42,7 +42,12 @@ class BodyEncoder:
             raise BolidError(
                 f"{path} does not hold a body encoder that this version can build", "make it again: bolid train-vae"
             ) from error
-        self.model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False)
+        self.to(device)
+
+    def to(self, device: str) -> None:
+        self.device = device
+        self.model.to(device, memory_format=torch.channels_last)
 
     @property
     def body_dim(self) -> int:
@@ -77,6 +82,13 @@ class BodyEncoder:
             logvars.append(logvar.cpu())
             confidences.append(view_confidence(inside).cpu())
         return torch.cat(means), torch.cat(logvars), torch.cat(confidences)
+
+    def encode_pixels(self, pixel_values: torch.Tensor, keypoints: torch.Tensor) -> tuple[torch.Tensor, Views]:
+        """Mean [B, D] of each of the pictures [B, 3, h, w] in -1..1 with keypoints [B, 17, 3] in their pixels, and what
+        of them was looked at. Differentiable in both; for encoders that look at the picture alone.
+        """
+        views = make_views(*crop_views(pixel_values, keypoints))
+        return self.model.encode(views)[0], views
 
 
 def fuse_views(

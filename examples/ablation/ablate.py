@@ -51,10 +51,10 @@ from bolid.formats.images import read_photo
 from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds, install
 from bolid.method.body_vae import fuse
 from bolid.method.metrics import r2_scores
+from bolid.objective import Objective
 from bolid.pixel_losses import PixelLosses
 from bolid.run import derive_seed, sha256_file, write_atomic
 from bolid.train_adapter import (
-    Objective,
     TextStates,
     TrainAdapterConfig,
     batch_rows,

@@ -31,11 +31,11 @@ import torch
 from bolid.backends.base import encode_latents, load_base, quiet_diffusers
 from bolid.families import Family, get_family
 from bolid.method.body_condition import initial_state, install
+from bolid.objective import Objective
 from bolid.pixel_losses import PixelLosses
 from bolid.precision import attention_kernel, choose_precision, computing, store_frozen
 from bolid.train_adapter import (
     AdapterTable,
-    Objective,
     TextStates,
     TrainAdapterConfig,
     batch_rows,

@@ -45,13 +45,13 @@ from bolid.method.body_condition import (
     initial_state,
     install,
 )
+from bolid.objective import training_schedule
 from bolid.run import derive_seed, run_record
 from bolid.train_adapter import (
     TextStates,
     TrainAdapterConfig,
     base_sha256,
     batch_rows,
-    training_schedule,
     without_build,
 )
 

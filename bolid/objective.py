@@ -1,0 +1,274 @@
+"""One training step's loss: L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch, and x_gen,
+the picture that L_id and L_CLIP look at.
+
+The losses themselves are in `method/losses.py`, the networks that look at the picture in `pixel_losses.py`.
+
+Shapes: B batch, D body dimension, (C, h, w) latents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.families import Family
+
+if TYPE_CHECKING:
+    import torch
+
+    from bolid.train_adapter import AdapterTable, Batch, TextStates, TrainAdapterConfig
+
+WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
+FEW_STEPS = 8  # a base that samples in so few is a distilled one
+
+
+def training_schedule(pipe: Any) -> Any:
+    """The base's own noise schedule, as training needs it: add_noise, get_velocity, alphas_cumprod."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(pipe.scheduler.config)
+
+
+class Objective:
+    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch.
+
+    `network` is the UNet as training calls it (compiled, or shared by processes); `pipe.unet` the same weights bare.
+    """
+
+    def __init__(
+        self, pipe: Any, network: Any, table: AdapterTable, text_states: TextStates, family: Family,
+        config: TrainAdapterConfig, device: torch.device, pixels: Any = None,
+    ) -> None:  # fmt: skip
+        self.network, self.unet, self.table, self.config = network, pipe.unet, table, config
+        self.device, self.pixels, self.text_states, self.image_size = device, pixels, text_states, family.image_size
+        self.schedule = training_schedule(pipe)
+        self.prediction_type: str = self.schedule.config.prediction_type
+        self.positions = math.prod(table.latents.shape[-2:])
+        x_gen = config.x_gen if pixels is not None else ""
+        self.few_steps = few_step_sampler(pipe, family) if x_gen == "few-step" else {}
+        if x_gen == "sampled":
+            pipe.scheduler.set_timesteps(config.x_gen_steps)
+            self.sampling_timesteps = pipe.scheduler.timesteps.long().to(device)
+            self.guidance = float(family.defaults.get("guidance", 5.0))
+        if pixels is not None and config.id_loss == "body":
+            self.bodies = person_bodies(table)
+
+    def __call__(self, batch: Batch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
+        """Scalars: "loss", what is to be minimised, and its terms without their weights: "diffusion", "id", "clip".
+
+        L_id and L_CLIP are there `with_pixels`. They are means over the whole batch in which photos below
+        `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
+        """
+        import torch
+
+        from bolid.method import losses
+
+        latents, noise, timesteps = (part.to(self.device) for part in self._draw_noise(batch))
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        target = losses.diffusion_target(self.schedule, latents, noise, timesteps)
+        alphas = losses.alpha_bar(self.schedule, timesteps)
+        conditions = self._conditions(batch)
+        noise_pred = self._predict(self.network, noisy, timesteps, conditions)
+        diffusion = losses.loss_diffusion(noise_pred, target, alphas, self.prediction_type, self.config.min_snr_gamma)
+        if not with_pixels:
+            return {"loss": diffusion}
+
+        clear = torch.nonzero(alphas >= self.config.pixel_alpha_bar)[:, 0]
+        if self.config.x_gen == "sampled":
+            clear = self._worth_sampling(batch)
+        if not len(clear):
+            zero = diffusion.new_zeros(())
+            return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero}
+        if self.config.x_gen == "one-step":
+            x0 = losses.x0_from_prediction(noise_pred[clear], noisy[clear], alphas[clear], self.prediction_type)
+        else:
+            conditions = {name: value[clear] for name, value in conditions.items()}
+            generators = [batch.generators[i] for i in clear.tolist()]
+            if self.config.x_gen == "few-step":
+                x0 = self._few_steps(noisy[clear], timesteps[clear], conditions, generators)
+            else:
+                x0 = self._sample(conditions, generators)
+        rows = batch.rows[clear.cpu().numpy()]
+        photos = self.table.latents[rows, 0].to(self.device, torch.float32)
+        bodies = None
+        if self.config.id_loss == "body":
+            bodies = self.bodies[self.table.owner[rows]].to(self.device)
+        captions = [batch.captions[i] for i in clear.tolist()]
+        identity, clip = self.pixels(x0, photos, rows.tolist(), captions, bodies)
+        identity, clip = identity.sum() / len(latents), clip.sum() / len(latents)
+        loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
+        return {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
+
+    def _draw_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents of the photos, drawn from the VAE's posterior, noise [B,C,h,w], and timesteps [B]."""
+        import torch
+
+        moments = self.table.latents[batch.rows].float()
+        total, shape = self.schedule.config.num_train_timesteps, moments.shape[2:]
+        drawn = [
+            (torch.randn(2, *shape, generator=g), torch.randint(0, total, (), generator=g)) for g in batch.generators
+        ]
+        noise = torch.stack([pair for pair, _ in drawn])
+        latents = moments[:, 0] + moments[:, 1] * noise[:, 0]
+        return latents, noise[:, 1], torch.stack([timestep for _, timestep in drawn])
+
+    def _conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Everything that the UNet is told, [B, ...] each."""
+        import torch
+
+        prompt_embeds, pooled = self.text_states(batch.captions)
+        conditions = {
+            "prompt_embeds": prompt_embeds,
+            "face_embeds": batch.face_embeds.to(self.device),
+            "body_embeds": batch.body_embeds.to(self.device),
+        }
+        if pooled is not None:  # SDXL: also original size, crop corner and target size
+            ids = torch.tensor([[*self.image_size, 0, 0, *self.image_size]], device=self.device, dtype=torch.float32)
+            conditions |= {"text_embeds": pooled, "time_ids": ids.repeat(len(pooled), 1)}
+        return conditions
+
+    def _predict(
+        self, network: Any, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        import torch
+
+        from bolid.precision import compiler_errors, computing
+
+        added: dict[str, Any] = {name: conditions[name] for name in ("text_embeds", "time_ids") if name in conditions}
+        added["image_embeds"] = [conditions["face_embeds"], conditions["body_embeds"]]
+        with computing(self.device, self.config.precision, self.positions), compiler_errors():
+            return network(
+                noisy.to(memory_format=torch.channels_last), timesteps,
+                encoder_hidden_states=conditions["prompt_embeds"], added_cond_kwargs=added,
+            ).sample.float()  # fmt: skip
+
+    def _few_steps(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> torch.Tensor:  # fmt: skip
+        """x_gen's latents by a few steps of the distilled base from the noised photo on, the gradient going through
+        the last of them (after PuLID, Guo et al. 2024, section 3.2; there from pure noise).
+
+        The photo's own noised latents and not pure noise, so that x_gen shows the pose that its target has.
+        """
+        import torch
+
+        from bolid.method import losses
+
+        steps, carried, latents = self.config.x_gen_steps, self.config.x_gen_grad_steps, noisy
+        with few_step_lora(self.unet, self.few_steps):
+            for i in range(steps):
+                now, later = (timesteps * left // steps for left in (steps - i, steps - i - 1))
+                alphas = losses.alpha_bar(self.schedule, now)
+                with torch.set_grad_enabled(i >= steps - carried):
+                    # The bare network: DistributedDataParallel wants one pass of its own for each backward.
+                    noise_pred = self._predict(self.unet, latents, now, conditions)
+                    x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
+                    if self.few_steps["fresh_noise"]:
+                        noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
+                    else:
+                        noise = losses.noise_from_x0(x0, latents, alphas)
+                    latents = losses.noise_level(x0, noise, losses.alpha_bar(self.schedule, later))
+        return x0
+
+    def _worth_sampling(self, batch: Batch) -> torch.Tensor:
+        """Places in the batch, [B'], of photos with a caption that says what to show and a body that can be seen."""
+        import torch
+
+        told = torch.tensor([bool(caption) for caption in batch.captions])
+        told &= batch.body_embeds.abs().sum((1, 2)) > 0
+        return torch.nonzero(told & (self.table.confidence[batch.rows] >= WHOLE_BODY))[:, 0].to(self.device)
+
+    def _sample(self, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """x_gen's latents from pure noise, as `generate` makes them: DDIM (Song et al. 2021, Eq. 12) with guidance
+        (BoLID Eq. 8) and the base's own spacing of the steps.
+
+        `x_gen_grad_steps` of the steps carry the gradient, evenly spaced, the last one always; it goes through what the
+        network says in them and not through what it is shown, so it neither explodes nor vanishes over many steps
+        (DRTune, Wu et al. 2024).
+        """
+        import torch
+
+        from bolid.method import losses
+        from bolid.method.body_condition import null_condition
+
+        shape = self.table.latents.shape[2:]
+        latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        nothing, pooled = self.text_states([""])
+        unconditional = {**conditions, "prompt_embeds": nothing.expand_as(conditions["prompt_embeds"])}
+        unconditional |= {name: null_condition(conditions[name]) for name in ("face_embeds", "body_embeds")}
+        if pooled is not None:
+            unconditional["text_embeds"] = pooled.expand_as(conditions["text_embeds"])
+        steps, carried = len(self.sampling_timesteps), self.config.x_gen_grad_steps
+        with_gradient = {round(steps - 1 - i * (steps - 1) / max(1, carried - 1)) for i in range(carried)}
+        final = torch.ones(len(latents), device=self.device)
+        for i, timestep in enumerate(self.sampling_timesteps):
+            now = timestep.expand(len(latents))
+            alphas = losses.alpha_bar(self.schedule, now)
+            later = self.sampling_timesteps[i + 1].expand_as(now) if i + 1 < steps else None
+            shown = latents.detach()
+            with torch.set_grad_enabled(i in with_gradient):
+                noise_pred = self._predict(self.unet, shown, now, conditions)
+            if self.guidance > 1:
+                with torch.no_grad():
+                    without = self._predict(self.unet, shown, now, unconditional)
+                noise_pred = without + self.guidance * (noise_pred - without)
+            x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
+            noise = losses.noise_from_x0(x0, latents, alphas)
+            latents = losses.noise_level(x0, noise, final if later is None else losses.alpha_bar(self.schedule, later))
+        return x0
+
+
+def person_bodies(table: AdapterTable) -> torch.Tensor:
+    """The mean of what the body encoder reads in each of a person's photos, weighted by its confidence, [people, D].
+
+    Not the fused Gaussian's mean, which lies nearer to the prior the fewer photos there are: x_gen is one picture, and
+    this is what one photo of the person says on average.
+    """
+    import torch
+
+    bodies = []
+    for rows in table.people:
+        weight = table.confidence[rows] + 1e-6
+        bodies.append((weight[:, None] * table.body_mean[rows]).sum(0) / weight.sum())
+    return torch.stack(bodies)
+
+
+def few_step_sampler(pipe: Any, family: Family) -> dict[str, Any]:
+    """How the base takes few steps: {"lora": whether a LoRA makes it able to, "fresh_noise": consistency sampling}.
+
+    Loads the family's few-step LoRA, switched off. Raises BolidError for a base that needs many steps.
+    """
+    from bolid.backends.base import quiet_diffusers
+
+    settings, lora = family.few_steps, family.few_steps_lora
+    if settings and lora.is_file():
+        with quiet_diffusers():
+            pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="few-steps")
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+        pipe.unet.disable_adapters()
+        return {"lora": True, "fresh_noise": "LCM" in settings.get("scheduler", "")}
+    if int(family.defaults.get("steps", 25)) <= FEW_STEPS:
+        return {"lora": False, "fresh_noise": "LCM" in type(pipe.scheduler).__name__}
+    raise BolidError(
+        f"--x-gen few-step: the base of family {family.name!r} takes {family.defaults.get('steps', 25)} steps "
+        "and has no few-step LoRA",
+        "leave it out, or choose a family like sdxl-lightning",
+    )
+
+
+@contextlib.contextmanager
+def few_step_lora(unet: Any, few_steps: dict[str, Any]) -> Iterator[None]:
+    """Inside, the few-step LoRA is on, where there is one."""
+    if few_steps["lora"]:
+        unet.enable_adapters()
+    try:
+        yield
+    finally:
+        if few_steps["lora"]:
+            unet.disable_adapters()
