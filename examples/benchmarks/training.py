@@ -8,6 +8,7 @@ Side by side, in turns, in one run, on the same network and data:
 - `train-adapter`'s own step: latents, text states and the person's vectors are read from memory;
 - the step of a trainer that encodes the photo (VAE), its caption (text encoder) and a reference photo (image tower)
   every time, as IP-Adapter's own trainer does: the goal is 1.5 times as many photos a second as that;
+- `train-adapter`'s step with captions encoded at every step (`--text-cache 0`), all else read: the cache's worth;
 - `train-adapter`'s step with L_id and L_CLIP on (tiny only; they need real pose and image-text models), spread over
   `pixel_every` steps: the goal is at most 25 % more than without.
 
@@ -159,20 +160,25 @@ def main() -> None:
     def own(number: int) -> None:
         step(objective, parameters, optimizer, number, False)
 
-    def encoding(number: int) -> None:
-        rows = batch_rows(len(table.captions), config.batch_size, number, 0)
-        with torch.no_grad(), computing(DEVICE, config.precision, objective.positions):
-            encode_latents(pipe, pictures[rows])
-            tower(torch.from_numpy(pictures[rows[::-1]]).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    def texts(number: int) -> None:
         objective.text_states = uncached
         with computing(DEVICE, config.precision, objective.positions):
             step(objective, parameters, optimizer, number, False)
         objective.text_states = cached
 
+    def encoding(number: int) -> None:
+        rows = batch_rows(len(table.captions), config.batch_size, number, 0)
+        with torch.no_grad(), computing(DEVICE, config.precision, objective.positions):
+            encode_latents(pipe, pictures[rows])
+            tower(torch.from_numpy(pictures[rows[::-1]]).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        texts(number)
+
     def with_pixels(number: int) -> None:
         step(objective, parameters, optimizer, number, True)
 
-    kinds = {"own": own, "encoding": encoding} | ({"pixels": with_pixels} if pixel_losses is not None else {})
+    kinds = {"own": own, "texts": texts, "encoding": encoding} | (
+        {"pixels": with_pixels} if pixel_losses is not None else {}
+    )
     best: dict[str, float] = {}
     first = 2 if pixel_losses is not None else 1  # the slow first steps; and where the targets become known
     for number in range(first + args.rounds):
@@ -184,6 +190,10 @@ def main() -> None:
     per_photo = {name: config.batch_size / seconds for name, seconds in best.items()}
     print(f"{args.shape}, {height}x{width}, batches of {config.batch_size}, {config.precision}, one CPU thread")
     print(f"train-adapter's step       {per_photo['own']:8.2f} photos/s")
+    print(
+        f"captions at every step     {per_photo['texts']:8.2f} photos/s: cached is "
+        f"{best['texts'] / best['own']:.3f} times as fast"
+    )
     ratio = best["encoding"] / best["own"]
     print(
         f"encoding at every step     {per_photo['encoding']:8.2f} photos/s: train-adapter is {ratio:.2f} times as fast"
