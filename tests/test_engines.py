@@ -131,19 +131,46 @@ def test_ranks_that_do_not_meet_say_so(monkeypatch):
     assert "MASTER_ADDR" in caught.value.hint
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_results_in_order(monkeypatch):
-    ray = pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the actors must find Doubling
+RAY_SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from bolid import engines
+from bolid.errors import BolidError
+from test_engines import BATCHES, Doubling
+
+print(list(engines.on_ray(Doubling(), BATCHES, workers=2)))
+print(list(engines.on_ray(Doubling(), [], workers=2)))
+for fails_at in (0, 5):
     try:
-        assert list(engines.on_ray(Doubling(), BATCHES, workers=2)) == EXPECTED
-        assert list(engines.on_ray(Doubling(), [], workers=2)) == []
-        with pytest.raises(BolidError, match="no model"):
-            list(engines.on_ray(Doubling(fails_at=0), BATCHES, workers=1))
-        with pytest.raises(BolidError, match="a bad batch"):
-            list(engines.on_ray(Doubling(fails_at=5), BATCHES, workers=1))
-    finally:
-        ray.shutdown()
+        list(engines.on_ray(Doubling(fails_at=fails_at), BATCHES, workers=1))
+    except BolidError as error:
+        print("error:", error.message)
+"""
+
+
+def run_with_ray(command: list[str]) -> str:
+    """What a process that uses Ray prints. Ray ends such a process when one of its own servers fails, which on a busy
+    machine happens while they start: that is not ours to test, so such a process is started again, twice at most."""
+    # The actors must find Doubling; the object store needs no third of the machine's memory.
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
+    }
+    for _ in range(3):
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        if ended.returncode == 0 or not any(name in ended.stderr.lower() for name in ("raylet", "gcs")):
+            break
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_results_in_order():
+    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
+    script = RAY_SCRIPT.format(tests=str(Path(__file__).parent))
+    told = run_with_ray([sys.executable, "-c", script]).splitlines()
+    assert told == [str(EXPECTED), "[]", "error: no model", "error: a bad batch"]
 
 
 @pytest.mark.slow
@@ -156,5 +183,5 @@ def test_extract_writes_the_same_bytes_on_ranks_and_on_ray(rendered_people, tmp_
     assert contents(tmp_path / "ranks") == contents(tmp_path / "alone")
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
     ray_command = [*command, "--engine", "ray", "--workers", "2", "--out", str(tmp_path / "ray")]
-    subprocess.run(ray_command, check=True, timeout=240)
+    run_with_ray(ray_command)
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
