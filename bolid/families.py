@@ -20,7 +20,7 @@ from bolid.run import home, write_atomic
 # part -> (path inside the family's directory, what is expected there)
 _LAYOUT = {
     "base": ("base", "a diffusers pipeline directory (model_index.json inside)"),
-    "pose": ("pose", "a YOLO pose model: model.safetensors and config.json"),
+    "pose": ("pose", "a YOLO pose model: config.json and model.safetensors or model.onnx"),
     "face": ("face", "an InsightFace pack: ONNX files"),
     "image_text": ("image_text", "an open_clip model: open_clip_config.json and open_clip_model.safetensors"),
     "body_encoder": ("body-encoder.safetensors", "the body encoder that `bolid train-vae` writes"),

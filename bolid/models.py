@@ -479,25 +479,29 @@ def _check_whole(place: Path, hint: str) -> None:
 
 
 def convert(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Ultralytics' YOLO11 pose weights (.pt) -> a folder with config.json and model.safetensors. Returns the folder.
+    """YOLO11 pose weights, ultralytics' own (.pt) or exported (.onnx) -> a folder that BoLID reads. Returns the folder.
 
-    By default beside ``file``, under its name. Nothing that the file might ask to be run is run.
+    It holds config.json and model.safetensors, or the .onnx as it is. By default beside ``file``, under its name.
+    Nothing that the file might ask to be run is run.
     Raises BolidError for another network, a damaged file, and one that holds more than such weights.
     """
-    from bolid.backends.pose import read_checkpoint, write_pose_model
+    from bolid.backends.pose import read_checkpoint, write_onnx_pose_model, write_pose_model
 
     path = Path(file)
     out = Path(out) if out is not None else path.with_suffix("")
-    if path.suffix != ".pt":
+    if path.suffix not in (".pt", ".onnx"):
         raise BolidError(
-            f"{path} is not a .pt file",
-            "only ultralytics' pose weights need to be converted: yolo11n-pose.pt and the like",
+            f"{path} is no .pt and no .onnx file",
+            "only YOLO's pose weights need to be converted: yolo11n-pose.pt and the like",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BolidError(f"{out} is already there", "remove it, or name another place with --out")
-    yaml, tensors = read_checkpoint(path)
+    checkpoint = read_checkpoint(path) if path.suffix == ".pt" else None
     if out.is_dir():
         out.rmdir()
     with _new_folder(out) as temporary:
-        write_pose_model(temporary, yaml, tensors, source=path.name, sha256=sha256_file(path))
+        if checkpoint:
+            write_pose_model(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
+        else:
+            write_onnx_pose_model(temporary, path)
     return out

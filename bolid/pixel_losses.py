@@ -37,7 +37,7 @@ class PixelLosses:
         body_encoder: Any = None,
     ) -> None:  # fmt: skip
         from bolid.backends.image_text import WEIGHTS, ImageTextModel
-        from bolid.backends.pose import PoseModel
+        from bolid.backends.pose import PoseModel, weights_file
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
         self.body_encoder = body_encoder
@@ -54,7 +54,12 @@ class PixelLosses:
         if id_loss:
             path = family.require("pose")
             self.pose = PoseModel(path, device)
-            self.inputs["pose"] = sha256_file(path / "model.safetensors")
+            if not self.pose.differentiable:
+                raise BolidError(
+                    f"L_id needs a gradient, which a pose model in ONNX has not ({path})",
+                    "take one in safetensors: bolid models convert yolo11n-pose.pt",
+                )
+            self.inputs["pose"] = sha256_file(weights_file(path))
         if clip_target:
             path = family.require("image_text")
             self.image_text = ImageTextModel(path, device)

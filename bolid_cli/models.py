@@ -152,13 +152,15 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
 
 @app.command("convert")
 def convert(
-    file: Annotated[Path, typer.Argument(help="Pose weights as ultralytics publishes them, like yolo11n-pose.pt.")],
+    file: Annotated[
+        Path, typer.Argument(help="YOLO pose weights: as ultralytics publishes them (.pt), or exported (.onnx).")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write. Default: beside the file, under its name.")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a pose model that BoLID reads (safetensors and a config) from ultralytics' .pt. Nothing in it is run."""
+    """Make a pose model that BoLID reads (safetensors or ONNX, and a config) of a file. Nothing in a .pt is run."""
     import bolid.models
 
     emit_paths([bolid.models.convert(file, out)])

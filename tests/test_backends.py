@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import socket
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
 from bolid.errors import BolidError
 from bolid.families import get_family
+from bolid.models import convert
+from bolid.pixel_losses import PixelLosses
 
 TINY = get_family("tiny")
 LOADERS = {"pose": PoseModel, "face": FaceModel, "image_text": ImageTextModel, "probe": BodyProbe}
@@ -97,6 +102,63 @@ def test_raw_pose_is_differentiable(pose):
 def test_raw_pose_refuses_odd_sizes(pose):
     with pytest.raises(BolidError, match="multiples of 32"):
         pose.raw(torch.rand(1, 3, 100, 64))
+
+
+@pytest.fixture(scope="module", params=["dynamic", "fixed"])
+def exported(request, pose, tmp_path_factory):
+    """The family's own network as ultralytics' exporter writes it: any size and batch, or one picture of 192x192."""
+    network = copy.deepcopy(pose.network)
+    network.model[-1].export, network.model[-1].format = True, "onnx"
+    network.model[-1].dynamic = dynamic = request.param == "dynamic"
+    file = tmp_path_factory.mktemp("exported") / f"{request.param}.onnx"
+    pixels = torch.rand(2 if dynamic else 1, 3, 192, 160 if dynamic else 192)
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 2: "anchors"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (pixels,), str(file), dynamo=False, opset_version=17, input_names=["images"],
+            output_names=["output0"], dynamic_axes=axes if dynamic else None,
+        )  # fmt: skip
+    return file
+
+
+@pytest.mark.slow
+def test_pose_in_onnx_finds_the_same(pose, pictures, exported, tmp_path):
+    folder = convert(exported, tmp_path / "pose")
+    config = json.loads((folder / "config.json").read_text())
+    if exported.stem == "dynamic":  # what size it was trained at, an ONNX file does not say
+        assert config == {"imgsz": 640}
+        (folder / "config.json").write_text(json.dumps({"imgsz": pose.image_size}))
+    else:
+        assert config == {"imgsz": 192}
+    model = PoseModel(folder)
+    assert not model.differentiable
+    views = [picture[::2, ::2] for picture in pictures]  # 128x96, as small as the network's 192 or smaller
+    found = model.detect(views)
+    assert [bool(people) for people in found] == [True, True, False]
+    for ours, theirs in zip(found, pose.detect(views), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert abs(a.score - b.score) < 0.1
+            off = np.abs(a.keypoints[:, :2] - b.keypoints[:, :2])
+            # Padded to a square, the network sees another picture than with as little padding as can be.
+            assert off.mean() < 0.5 if model.fixed_size else off.max() < 0.05
+    with pytest.raises(BolidError, match="no gradient goes through"):
+        model.raw(torch.rand(1, 3, 192, 192, requires_grad=True))
+    with pytest.raises(BolidError, match="L_id needs a gradient"):
+        PixelLosses(replace(TINY, pose=folder), None, id_loss="keypoints", clip_target="")
+
+
+def test_what_is_no_pose_network_in_onnx(tmp_path):
+    (tmp_path / "broken.onnx").write_bytes((TINY.face / "det.onnx").read_bytes()[:5000])
+    (tmp_path / "text.onnx").write_text("text")
+    shutil.copy(TINY.face / "det.onnx", tmp_path / "faces.onnx")
+    for name, message in (
+        ("broken", "onnxruntime cannot load"), ("text", "onnxruntime cannot load"), ("absent", "onnxruntime cannot"),
+        ("faces", "is no YOLO pose network for people"),
+    ):  # fmt: skip
+        with pytest.raises(BolidError, match=message):
+            convert(tmp_path / f"{name}.onnx", tmp_path / "pose")
+        assert not (tmp_path / "pose").exists()
 
 
 def test_pose_keeps_the_thread_count(pose, pictures):

@@ -510,8 +510,8 @@ def test_what_is_no_pose_checkpoint(published, tmp_path):
         write()
         with pytest.raises(BolidError, match=message):
             models.convert(wrong, tmp_path / "out")
-    with pytest.raises(BolidError, match="is not a .pt file"):
-        models.convert(tmp_path / "a.onnx")
+    with pytest.raises(BolidError, match="is no .pt and no .onnx file"):
+        models.convert(tmp_path / "a.bin")
     with pytest.raises(BolidError, match="there is no"):
         models.convert(tmp_path / "absent.pt")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Pose detection with ultralytics YOLO pose networks (17 COCO keypoints), from safetensors and never from a pickle.
+"""Pose detection with YOLO pose networks (17 COCO keypoints), from safetensors or ONNX and never from a pickle.
 
 Shapes: B pictures, K = 17 keypoints, A anchors (all grid cells of the three strides).
 Ultralytics' own predictor changes the process's thread count and cannot be differentiated, so the network and the
@@ -11,7 +11,8 @@ import contextlib
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,8 @@ KIND = "pose-weights"
 CONFIDENCE = 0.25  # ultralytics' own default for predictions
 OVERLAP = 0.6  # boxes that overlap more than this (intersection over union) are the same person
 STRIDE = 32  # the network's largest; input sides are multiples of it
+WEIGHTS, ONNX, CONFIG = "model.safetensors", "model.onnx", "config.json"
+OUTPUT_ROWS = 4 + 1 + 3 * 17  # box, score, keypoints
 
 
 @dataclass(frozen=True)
@@ -143,23 +146,44 @@ def write_pose_model(
     """The files that `PoseModel` reads, f16, into `directory`; `source` and `sha256` say where the weights are from."""
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     record = run_record(KIND, family=None, config={"source": source}, inputs={"checkpoint": sha256} if sha256 else {})
-    save_tensors(directory / "model.safetensors", half, record)
-    write_atomic(directory / "config.json", json.dumps({"yaml": yaml, "imgsz": _PUBLISHED_SIZE}) + "\n")
+    save_tensors(directory / WEIGHTS, half, record)
+    write_atomic(directory / CONFIG, json.dumps({"yaml": yaml, "imgsz": _PUBLISHED_SIZE}) + "\n")
+
+
+def write_onnx_pose_model(directory: Path, file: Path) -> None:
+    """The files that `PoseModel` reads, from a network that ultralytics (or anybody) has exported to ONNX."""
+    side = OnnxPose(file).size or (_PUBLISHED_SIZE, _PUBLISHED_SIZE)
+    shutil.copyfile(file, directory / ONNX)
+    write_atomic(directory / CONFIG, json.dumps({"imgsz": max(side)}) + "\n")
+
+
+def weights_file(path: Path) -> Path:
+    """The file that makes the pose model in the directory `path` what it is."""
+    return path / (ONNX if (path / ONNX).is_file() else WEIGHTS)
 
 
 class PoseModel:
-    """A YOLO pose network read from a directory: `config.json` (which ultralytics yaml) and `model.safetensors`.
+    """A YOLO pose network read from a directory: `config.json`, and `model.safetensors` (the config says of which
+    ultralytics yaml) or else `model.onnx`.
 
-    `network` is the plain torch module in eval mode, convolutions and batch norms fused, frozen.
-    Raises BolidError when a file is missing, damaged, not ours, or does not fit the named network.
+    `network` is the plain torch module in eval mode, convolutions and batch norms fused, frozen; of ONNX there is no
+    gradient. Raises BolidError when a file is missing, damaged, not ours, or does not fit the named network.
     """
+
+    network: Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
     def __init__(self, path: Path | str, device: str = "cpu") -> None:
         path = Path(path)
-        config = _read_config(path / "config.json")
-        tensors, self.record = load_tensors(path / "model.safetensors", KIND)
-        self.image_size: int = config["imgsz"]
         self.device = torch.device(device)
+        self.fixed_size: tuple[int, int] | None = None  # height and width that the network takes, if no others
+        self.differentiable = weights_file(path).name != ONNX
+        config = _read_config(path / CONFIG, needs_yaml=self.differentiable)
+        self.image_size: int = config["imgsz"]
+        if not self.differentiable:
+            self.network = onnx = OnnxPose(path / ONNX, device)
+            self.fixed_size = onnx.size
+            return
+        tensors, _ = load_tensors(path / WEIGHTS, KIND)
         with _same_threads():
             from ultralytics.nn.tasks import PoseModel as Network
 
@@ -168,7 +192,7 @@ class PoseModel:
                 network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
             except (RuntimeError, FileNotFoundError) as error:
                 raise BolidError(
-                    f"{path / 'model.safetensors'} does not hold the weights of {config['yaml']}",
+                    f"{path / WEIGHTS} does not hold the weights of {config['yaml']}",
                     "model.safetensors and config.json must come from the same training",
                 ) from error
             self.network = network.fuse(verbose=False).eval().requires_grad_(False).to(self.device)
@@ -192,7 +216,10 @@ class PoseModel:
         with _same_threads(), torch.no_grad():
             for (height, width), members in shapes.items():
                 scale = self.image_size / max(height, width)
-                batch = torch.stack([_letterbox(images[index], scale) for index in members]).to(self.device)
+                if self.fixed_size:
+                    scale = min(self.fixed_size[0] / height, self.fixed_size[1] / width)
+                padded = [_letterbox(images[index], scale, self.fixed_size) for index in members]
+                batch = torch.stack(padded).to(self.device)
                 outputs = non_max_suppression(self.raw(batch), CONFIDENCE, OVERLAP, nc=1, max_time_img=10.0, max_det=50)
                 for index, rows in zip(members, outputs, strict=True):
                     found[index] = [_person(row, scale, width, height) for row in rows.cpu().numpy()]
@@ -209,6 +236,8 @@ class PoseModel:
                 f"the pose network takes [B,3,H,W] with H and W multiples of {STRIDE}, not {list(pixel_values.shape)}",
                 "resize or pad the pictures first",
             )
+        if pixel_values.requires_grad and not self.differentiable:
+            raise BolidError("no gradient goes through a pose model in ONNX", "take one in safetensors")
         return self.network(pixel_values)[0]
 
     def best_person(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -234,34 +263,77 @@ class PoseModel:
         return keypoints, torch.cat([centre - half, centre + half], 1) / scale, person[:, 4]
 
 
-def _read_config(path: Path) -> dict:
+class OnnxPose:
+    """A pose network in ONNX, on onnxruntime: pictures [B,3,H,W] in 0..1 -> [raw [B,56,A]], as `PoseModel.raw` has it.
+
+    What `yolo export model=yolo11n-pose.pt format=onnx` makes, with or without `dynamic=True`; not with `nms=True`.
+    `size`: (height, width) that it takes, None where any. Raises BolidError for another or damaged network.
+    """
+
+    def __init__(self, file: Path, device: str = "cpu") -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # spinning threads would take others' cores
+        options.log_severity_level = 3
+        gpu = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, [*gpu, "CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own classes, one for each way a file can be wrong
+            raise BolidError(
+                f"onnxruntime cannot load {file}: {str(error).splitlines()[0]}", "export or copy it again"
+            ) from error
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        shape, found = (inputs[0].shape, outputs[0].shape) if len(inputs) == len(outputs) == 1 else ([], [])
+        self.half = bool(inputs) and inputs[0].type == "tensor(float16)"
+        sides = [side if isinstance(side, int) else 0 for side in shape[2:]]
+        fits = len(shape) == 4 and shape[1] == 3 and not any(side % STRIDE for side in sides)
+        rows = found[1] if len(found) == 3 else None
+        if not fits or (isinstance(rows, int) and rows != OUTPUT_ROWS):
+            raise BolidError(
+                f"{file} is no YOLO pose network for people: it takes {shape} and gives {found}",
+                f"it must take [B,3,H,W] and give [B,{OUTPUT_ROWS},A]: "
+                "yolo export model=yolo11n-pose.pt format=onnx dynamic=True",
+            )
+        self.size = (sides[0], sides[1]) if all(sides) else None
+        self.one = shape[0] == 1  # picture at a time
+
+    def __call__(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        array = pixel_values.detach().cpu().numpy().astype(np.float16 if self.half else np.float32)
+        name = self.session.get_inputs()[0].name
+        parts = [array[i : i + 1] for i in range(len(array))] if self.one else [array]
+        raw = np.concatenate([self.session.run(None, {name: part})[0] for part in parts])
+        return [torch.from_numpy(raw.astype(np.float32)).to(pixel_values.device)]
+
+
+def _read_config(path: Path, needs_yaml: bool) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        yaml, size = config["yaml"], config["imgsz"]
+        yaml, size = config["yaml"] if needs_yaml else "", config["imgsz"]
     except OSError as error:
         raise BolidError(
             f"no pose model in {path.parent}: cannot read {path.name} ({error.strerror})",
-            "a pose model is a directory with config.json and model.safetensors",
+            f"a pose model is a directory with {CONFIG} and {WEIGHTS} or {ONNX}",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BolidError(f"{path} is not a pose model's config", 'it needs {"yaml": ..., "imgsz": ...}') from error
     # A path here would make ultralytics read a network description from anywhere.
-    if not (isinstance(yaml, str) and yaml.endswith("-pose.yaml") and Path(yaml).name == yaml):
+    if needs_yaml and not (isinstance(yaml, str) and yaml.endswith("-pose.yaml") and Path(yaml).name == yaml):
         raise BolidError(f"{path} names the network {yaml!r}", "name one of ultralytics' own, e.g. yolo11n-pose.yaml")
     if not (isinstance(size, int) and size > 0 and size % STRIDE == 0):
         raise BolidError(f"{path}: imgsz is {size!r}", f"write a multiple of {STRIDE}")
     return config
 
 
-def _letterbox(image: np.ndarray, scale: float) -> torch.Tensor:
-    """f32 [3,h,w] in 0..1: scaled, then padded with grey on the right and below to multiples of STRIDE."""
+def _letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """f32 [3,h,w] in 0..1: scaled, then padded with grey on the right and below to `size` or multiples of STRIDE."""
     import cv2
 
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     if scale != 1:
         # INTER_AREA, unlike INTER_LINEAR, does not alias when it shrinks.
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    bottom, right = -height % STRIDE, -width % STRIDE
+    bottom, right = (size[0] - height, size[1] - width) if size else (-height % STRIDE, -width % STRIDE)
     if bottom or right:
         image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(114, 114, 114))
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255

@@ -30,6 +30,7 @@ from protocol import Protocol, read_protocol
 import bolid.generate
 import bolid.profile
 from bolid.backends.image_text import ImageTextModel
+from bolid.backends.pose import weights_file
 from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.images import read_photo
@@ -72,7 +73,7 @@ class Bench:
             folder = self.adapter_of(method)
             used |= {branch: sha256_file(folder / f"{branch}.safetensors") for branch in ("face", "body")}
             used["body_encoder"] = sha256_file(family.require("body_encoder"))
-            used["pose"] = sha256_file(family.require("pose") / "model.safetensors")
+            used["pose"] = sha256_file(weights_file(family.require("pose")))
         return used
 
     def adapter_of(self, method: str) -> Path:
