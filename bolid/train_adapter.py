@@ -87,7 +87,7 @@ class TrainAdapterConfig:
     x_gen_grad_steps: int = field(
         default=1, metadata={"help": "how many carry the gradient: few-step the last, sampled evenly spaced ones"}
     )
-    pixel_every: int = field(default=4, metadata={"help": "steps from one with L_id and L_CLIP to the next"})
+    pixel_every: int = field(default=8, metadata={"help": "steps from one with L_id and L_CLIP to the next"})
     pixel_alpha_bar: float = field(
         default=0.5, metadata={"help": "least alpha-bar of the photos that L_id and L_CLIP look at, 0 to 1"}
     )

@@ -5,7 +5,8 @@
 
 Four questions, one section of the table each:
 
-- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them;
+- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, and L_id by the body
+  encoder on pictures sampled from pure noise;
 - photos: 1, 2, 4 or 8 photos in the profile;
 - fusion: product of experts, plain mean of the views' means, best single view;
 - bad photos: half of them cut off, blurred or half hidden, with and without the confidence weights.
@@ -13,12 +14,17 @@ Four questions, one section of the table each:
 Every row of the first section is a training by `bolid train-adapter`'s own code with the same number of steps: as many
 as the plain one does in `--minutes` (measured once, kept in plan.json), or `--steps`; from nothing, or from the trained
 adapters of `--init`, where a loss is to say what it adds to them. The weights of L_id and L_CLIP are chosen so that at
-the end of the plain training each one's gradient is `--share` of L_diff's; all other settings are the defaults. The
-other sections use the row with the best body R2.
+the end of the plain training each one's gradient is `--share` of L_diff's; all other settings are the defaults, but
+for the last row's, which are those of train_body.sh. The other sections use the adapters of `--adapter`, or of the row
+with the best body R2.
+
+"gain" is the body R2 beyond that of the section's row named in BESIDE, with the standard error of that difference over
+the choice of people: the same people, prompts and noise are in both rows, so it is smaller than the R2's own.
 
 Run it again after an interruption: rows that are in ablation.json are not done again, and an unfinished training goes
-on. Expected: `--minutes` for each of the seven trainings (those with pixel losses up to a half more), then two minutes
-a row on one core for 60 people. Writes ablation.json and ablation.md into `--results`.
+on. Expected: `--minutes` for each of the seven trainings (those with pixel losses up to a quarter more; the last row,
+ten times as long), then two minutes a row on one core for 60 people. Writes ablation.json and ablation.md into
+`--results`, and what was read off the pictures into `--out`.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +73,18 @@ from bolid.views import ViewReader, person_crop
 
 SECTIONS = ("losses", "photos", "fusion", "bad photos")
 PIXELS = {"keypoints": "id", "bone-ratios": "id", "clip": "clip"}  # what is weighted -> the objective's term
+BESIDE = {
+    "losses": "+ body", "photos": "8 photos", "fusion": "product of experts",
+    "bad photos": "4 good photos, confidence weights",
+}  # fmt: skip
+SAMPLED = {
+    "id_loss": "body", "id_weight": 0.3, "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 6, "pixel_every": 1,
+    "face_dropout": 0.6, "build_word_dropout": 1.0, "learning_rate": 0.001,
+}  # fmt: skip
 SHOWN = (
-    "body R2", "body R2, standard error", "body correlation", "right person of all, percentile", "face, own",
-    "face, another's", "image-text cosine", "uncertainty", "photos used",
+    "body R2", "body R2, standard error", "gain", "gain, standard error", "body correlation",
+    "right person of all, percentile", "face, own", "face, another's", "image-text cosine", "uncertainty",
+    "photos used",
 )  # fmt: skip
 
 
@@ -169,8 +184,9 @@ class Judge:
     def measure(
         self, people: list[Person], bodies: Sequence[torch.Tensor], adapter: Path | None,
         branches: Sequence[str], faces: bool,
-    ) -> dict[str, float]:  # fmt: skip
-        """Figures of `bodies` [D] (and the people's faces) through an adapter folder; None: the base alone."""
+    ) -> tuple[dict[str, float], np.ndarray]:  # fmt: skip
+        """(figures, the ratios [P, R] read off) of `bodies` [D] (and the people's faces) through an adapter folder;
+        None: the base alone."""
         pipe = load_base(self.family)
         if adapter is not None:
             with quiet_diffusers():
@@ -203,7 +219,7 @@ class Judge:
         wrong = (distance < np.diag(distance)[:, None]).sum(1)
         figures = {
             "body R2": mean_r2(truth, reading),
-            "body R2, standard error": bootstrap_error(truth, reading),
+            "body R2, standard error": bootstrap_error(lambda rows: mean_r2(truth[rows], reading[rows]), len(truth)),
             "body correlation": float(
                 np.mean([np.corrcoef(truth[:, r], reading[:, r])[0, 1] for r in range(truth.shape[1])])
             ),
@@ -212,7 +228,7 @@ class Judge:
         }
         if own:
             figures |= {"face, own": float(np.mean(own)), "face, another's": float(np.mean(others))}
-        return figures
+        return figures, reading
 
     def _prompts(self, person: Person, framing: str) -> list[str]:
         """Captions of people who were never rendered, without words for the build, with this person's gender."""
@@ -248,11 +264,11 @@ def mean_r2(truth: np.ndarray, reading: np.ndarray) -> float:
     return float(r2_scores(torch.from_numpy(truth), torch.from_numpy(reading).double()).mean())
 
 
-def bootstrap_error(truth: np.ndarray, reading: np.ndarray, draws: int = 200) -> float:
-    """Standard error of the mean R2 over the choice of people."""
+def bootstrap_error(figure: Callable[[np.ndarray], float], people: int, draws: int = 200) -> float:
+    """Standard error of `figure` (of chosen people's numbers) over the choice of people."""
     rng = np.random.default_rng(0)
-    chosen = [rng.integers(len(truth), size=len(truth)) for _ in range(draws)]
-    return float(np.std([mean_r2(truth[rows], reading[rows]) for rows in chosen if len(set(rows)) > 1]))
+    chosen = [rng.integers(people, size=people) for _ in range(draws)]
+    return float(np.std([figure(rows) for rows in chosen if len(set(rows)) > 1]))
 
 
 # ---- training a row -----------------------------------------------------------------------------------------------
@@ -366,10 +382,10 @@ def say_progress(name: str) -> Any:
 
 
 class Table:
-    """ablation.json and ablation.md: {section: {row: figures}}."""
+    """ablation.json and ablation.md: {section: {row: figures}}; what was read off the pictures lies in `work`."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        self.json, self.markdown = folder / "ablation.json", folder / "ablation.md"
+    def __init__(self, folder: Path, work: Path, facts: dict[str, Any]) -> None:
+        self.json, self.markdown, self.work = folder / "ablation.json", folder / "ablation.md", work
         self.data: dict[str, Any] = json.loads(self.json.read_text()) if self.json.exists() else {"run": facts}
         if self.data["run"] != facts:
             changed = sorted(k for k in facts if self.data["run"].get(k) != facts[k])
@@ -379,19 +395,36 @@ class Table:
     def has(self, section: str, row: str) -> bool:
         return row in self.rows.get(section, {})
 
-    def add(self, section: str, row: str, figures: dict[str, Any]) -> None:
+    def add(
+        self, section: str, row: str, figures: dict[str, Any], reading: np.ndarray, people: Sequence[Person]
+    ) -> None:
+        """A row, and its gain over the section's row in BESIDE when that one is there."""
+        np.save(self._reading(section, row), reading)
+        truth = np.stack([person.ratios for person in people])
+        if row != BESIDE[section] and self._reading(section, BESIDE[section]).exists():
+            other = np.load(self._reading(section, BESIDE[section]))
+
+            def gain(rows: np.ndarray) -> float:
+                return mean_r2(truth[rows], reading[rows]) - mean_r2(truth[rows], other[rows])
+
+            everybody = np.arange(len(truth))
+            figures |= {"gain": gain(everybody), "gain, standard error": bootstrap_error(gain, len(truth))}
         figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
         self.rows.setdefault(section, {})[row] = figures
         print(f"{section} | {row} | {figures}", flush=True)
         write_atomic(self.json, json.dumps(self.data, indent=1) + "\n")
         write_atomic(self.markdown, self._text())
 
+    def _reading(self, section: str, row: str) -> Path:
+        return self.work / f"{section}, {row}.npy"
+
     def _text(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in self.data["run"].items() if "sha256" not in name)
         lines = [
             "# What each part is worth", "",
             "Made by `examples/ablation/ablate.py`; nothing in it is typed by hand. Held-out synthetic people, the "
-            "same prompts and noise in every row.", "", facts,
+            "same prompts and noise in every row. Gain: body R2 beyond that of the row "
+            + ", ".join(f"“{row}” ({section})" for section, row in BESIDE.items()) + ".", "", facts,
         ]  # fmt: skip
         for section, rows in self.rows.items():
             shown = [name for name in SHOWN if any(name in figures for figures in rows.values())]
@@ -418,6 +451,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of the plain training; all have its steps")
     parser.add_argument("--steps", type=int, default=0, help="of every training, in place of --minutes")
     parser.add_argument("--init", type=Path, help="adapters that every training goes on from; default: from nothing")
+    parser.add_argument("--adapter", type=Path, help="adapters for the other sections, in place of the best row's")
     parser.add_argument("--batch-size", type=int, default=0)
     parser.add_argument("--share", type=float, default=0.1, help="of a pixel loss's gradient, beside L_diff's")
     parser.add_argument("--people", type=int, default=60, help="held-out people")
@@ -439,8 +473,12 @@ def main() -> None:
     if args.init:
         facts |= {"each goes on from": str(args.init)}
         facts |= {f"{branch} init sha256": sha256_file(args.init / f"{branch}.safetensors") for branch in BRANCHES}
+    if args.adapter:
+        facts |= {"the other sections use": str(args.adapter)}
+        facts |= {f"{branch} sha256": sha256_file(args.adapter / f"{branch}.safetensors") for branch in BRANCHES}
     args.results.mkdir(parents=True, exist_ok=True)
-    table = Table(args.results, facts)
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = Table(args.results, args.out, facts)
     reader = ViewReader(family)
     judge = Judge(family, reader, args.each)
     folders = sorted(path for path in args.val.iterdir() if path.is_dir())[: args.people]
@@ -450,24 +488,26 @@ def main() -> None:
     sections = args.only or SECTIONS
     if "losses" in sections:
         losses_section(rows, table, judge, people)
-    done = {row: figures for row, figures in table.rows.get("losses", {}).items() if "folder" in figures}
-    if not done:
-        raise SystemExit("no adapter is trained yet: run the section losses first")
-    best = max(done, key=lambda row: done[row]["body R2"])
-    adapter = args.out / done[best]["folder"]
-    branches = ("body",) if best == "+ body" else BRANCHES
-    print(f"the other sections use the row {best!r}", flush=True)
+    adapter, branches = args.adapter, BRANCHES
+    if adapter is None:
+        done = {row: figures for row, figures in table.rows.get("losses", {}).items() if "folder" in figures}
+        if not done:
+            raise SystemExit("no adapter is trained yet: run the section losses first, or give --adapter")
+        best = max(done, key=lambda row: done[row]["body R2"])
+        adapter = args.out / done[best]["folder"]
+        branches = ("body",) if best == "+ body" else BRANCHES
+    print(f"the other sections use {adapter}", flush=True)
 
     def measure(section: str, row: str, seen: list[Person], **how: Any) -> None:
         if section in sections and not table.has(section, row):
             vectors = [body_of(person, **how) for person in seen]
-            figures = judge.measure(seen, [v[0] for v in vectors], adapter, branches, faces=False)
+            figures, reading = judge.measure(seen, [v[0] for v in vectors], adapter, branches, faces=False)
             if how.get("fusion") != "plain mean":  # which has none
                 figures["uncertainty"] = float(np.mean([(0.5 * v[1]).exp().mean() for v in vectors]))
             figures["photos used"] = float(np.mean([min(how["photos"], len(person.mean)) for person in seen]))
-            table.add(section, row, figures | {"adapter": best})
+            table.add(section, row, figures, reading, seen)
 
-    for count in (1, 2, 4, 8):
+    for count in (8, 4, 2, 1):
         measure("photos", f"{count} photo{'s' * (count > 1)}", people, photos=count)
     for fusion in ("product of experts", "plain mean", "best single view"):
         measure("fusion", fusion, people, photos=4, fusion=fusion)
@@ -487,11 +527,11 @@ def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person])
     def row(name: str, folder: str | None, branches: Sequence[str], **changes: Any) -> None:
         if not table.has("losses", name):
             adapter = rows.train(folder, **changes) if folder is not None else None
-            figures = judge.measure(people, bodies, adapter, branches, faces=True)
+            figures, reading = judge.measure(people, bodies, adapter, branches, faces=True)
             if adapter is not None:
                 facts = json.loads((adapter / "done.json").read_text())
                 figures |= {"folder": folder, "changes": changes, "training seconds": facts["seconds"]}
-            table.add("losses", name, figures)
+            table.add("losses", name, figures, reading, people)
 
     row("none (the base alone)", None, ())
     row("+ body", "body", ("body",), face_dropout=1.0)
@@ -509,6 +549,7 @@ def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person])
         f"all, with L_id {name.replace('-', ' ')}, the better one", "all", BRANCHES,
         **on(name, weights[name]), **on("clip", weights["clip"]),
     )  # fmt: skip
+    row("+ face + L_id body, sampled pictures", "sampled", BRANCHES, **SAMPLED)
 
 
 if __name__ == "__main__":
