@@ -112,6 +112,10 @@ def main() -> None:
         config = read_record(file)["config"]
         photos = config["batch_size"] * config.get("gradient_accumulation_steps", 1) * config.get("processes", 1)
         trained[name] = f"{config['steps']} steps of {photos}"
+        if config.get("x_gen") == "sampled":
+            trained[name] += " on sampled pictures"
+        if config.get("init"):
+            trained[name] += ", after earlier trainings"
     text = markdown(compared, protocol, trained)
     write_atomic(out / "experiment.md", text)
     write_atomic(out / "experiment.json", json.dumps(json.loads(canonical_json(compared)), indent=1) + "\n")
