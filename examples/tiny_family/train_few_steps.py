@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--body-encoder", type=Path, help="by default the family's")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rank", type=int, default=8, help="8: 1.5 MB, which the package has room for")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--guidance", type=float, help="of the teacher; by default the family's")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
