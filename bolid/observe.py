@@ -46,7 +46,7 @@ class Models:
 
     def __init__(self, family: Family, device: str, features: str) -> None:
         from bolid.backends.face import FaceModel
-        from bolid.backends.features import InceptionFeatures, inception_path, tower_name
+        from bolid.backends.features import InceptionFeatures, Lpips, alexnet_path, inception_path, tower_name
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.pose import PoseModel
 
@@ -63,6 +63,10 @@ class Models:
             self.notes.append(
                 f"FID, KID and IS are on the family's tower: no InceptionV3 weights at {inception_path()}"
             )
+        published = features == "inception" or (features == "auto" and family.name != "tiny")
+        self.lpips = Lpips(device) if published and alexnet_path().is_file() else None
+        if published and self.lpips is None:
+            self.notes.append(f"diversity is on the family's tower: no AlexNet weights at {alexnet_path()}")
         self.feature_name = self.inception.name if self.inception else self.tower
         self.feature_size = self.inception.size if self.inception else self.image_text.embedding_size
         self._texts: dict[str, torch.Tensor] = {}
@@ -97,6 +101,14 @@ class Models:
             inside = sorted(path.rglob("*")) if path is not None and path.is_dir() else [path] if path else []
             files += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in inside if f.is_file()]
         return [family.name, self.feature_name, self.reader_name, files]
+
+    def perceptual_distance(self, first: np.ndarray, second: np.ndarray) -> float:
+        """LPIPS of two pictures, uint8 [H, W, 3]; without AlexNet's weights its formula on the family's own tower."""
+        from bolid.method.metrics import perceptual_distance
+
+        if self.lpips is not None:
+            return self.lpips.distance(first, second)
+        return float(perceptual_distance(*([self.image_text.patch_features([image])] for image in (first, second))))
 
     def text(self, text: str) -> torch.Tensor:
         """[E], cached."""

@@ -46,6 +46,7 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
     "copy_paste": (LOWER, "nearest conditioning photo's cosine minus nearest held-out photo's, of equally many"),
     "clothing_leak": (LOWER, "probability of the conditioning photos' outfit instead of the one asked for"),
     "disturbance": (LOWER, "1 - cosine of the pictures with and without adapter, same prompt and seed"),
+    "lpips_diversity": (HIGHER, "LPIPS distance between pictures of one person and prompt"),
     "tower_lpips_diversity": (
         HIGHER,
         "LPIPS distance between pictures of one person and prompt, on the family's tower, without learned weights",
@@ -272,20 +273,18 @@ def outfit(caption: str) -> str:
 
 
 class _Diversity:
-    """LPIPS's distance between neighbours of the same person and prompt, on the maps of the family's tower."""
+    """LPIPS between neighbours of the same person and prompt."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.last: tuple[tuple[str, str], Any] | None = None
+        self.last: tuple[tuple[str, str], np.ndarray] | None = None
 
     def of(self, image: np.ndarray, group: tuple[str, str]) -> float:
-        from bolid.method.metrics import perceptual_distance
-
         if not group[1]:
             return math.nan
-        before, maps = self.last, [self.models.image_text.patch_features([image])]
-        self.last = (group, maps)
-        return float(perceptual_distance(before[1], maps)) if before is not None and before[0] == group else math.nan
+        before, self.last = self.last, (group, image)
+        same = before is not None and before[0] == group
+        return self.models.perceptual_distance(before[1], image) if before is not None and same else math.nan
 
 
 class _Bases:
@@ -344,12 +343,12 @@ def _mean_metrics(
     from bolid.method.metrics import bootstrap_mean
 
     pose, face = f"pose model of family {models.family.name}", f"face model of family {models.family.name}"
-    diversity = "tower_lpips_diversity"
+    diversity = "lpips_diversity" if models.lpips else "tower_lpips_diversity"
     by = {
         "text_score": models.tower, "image_score": models.tower, "face_found": face, "face_similarity": face,
         "face_tar": face, "person_found": pose, "body_rank1": models.reader_name, "body_auc": models.reader_name,
         "copy_paste": models.tower, "clothing_leak": models.tower, "disturbance": models.tower,
-        diversity: models.tower,
+        diversity: models.lpips.name if models.lpips else models.tower,
     }  # fmt: skip
     one_person = "needs reference photos of several people"
     why_not = {

@@ -104,7 +104,7 @@ def test_a_persons_own_photos_are_perfect(result):
 
 
 def test_every_figure_says_what_measured_it_of_how_many_and_how_surely(result):
-    assert set(result.metrics) == set(DESCRIPTIONS)
+    assert set(result.metrics) == set(DESCRIPTIONS) - {"lpips_diversity"}  # with AlexNet's weights, not the tower's
     for name, metric in result.metrics.items():
         assert metric.measured_by
         if metric.value is None:

@@ -1,14 +1,17 @@
-"""InceptionV3's weights: what is looked for, and that bad files are refused and never run."""
+"""Weights of InceptionV3 and of LPIPS: what is looked for, and that bad files are refused and never run."""
 
 from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
-from bolid.backends.features import InceptionFeatures, inception_path
+from bolid.backends.features import InceptionFeatures, Lpips, alexnet_path, inception_path
 from bolid.errors import BolidError
+from bolid.families import get_family
+from bolid.observe import Models
 
 pytest.importorskip("torch_fidelity")
 
@@ -45,3 +48,48 @@ def test_bad_weights_are_refused(kind, tmp_path):
     ) as caught:
         InceptionFeatures()
     assert caught.value.hint == "fetch it again" and not trace.exists()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """torch's own folder for fetched weights, empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    alexnet_path().parent.mkdir(parents=True)
+    return alexnet_path()
+
+
+@pytest.mark.slow
+def test_lpips_is_torchmetrics(hub):
+    import torchvision
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as theirs
+
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), hub)
+    lpips, rng = Lpips(), np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (96, 72, 3), dtype=np.uint8) for _ in range(2))
+    x, y = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in (a, b))
+    assert lpips.distance(a, b) == pytest.approx(float(theirs(x, y, net_type="alex", normalize=True)), rel=1e-5)
+    assert lpips.distance(a, a) == 0 and lpips.distance(a, b) > 0
+    assert lpips.distance(a[:40, :40], b) > 0  # smaller than AlexNet can see: made larger
+    models = Models(get_family("tiny"), "cpu", "tower")
+    assert models.lpips is None
+    tower = models.perceptual_distance(a, b)
+    models.lpips = lpips
+    assert models.perceptual_distance(a, b) == lpips.distance(a, b) != tower > 0
+
+
+def test_missing_alexnet_is_named(hub):
+    with pytest.raises(BolidError, match="AlexNet's weights are missing: looked for") as caught:
+        Lpips()
+    assert str(hub) in caught.value.message and "torchvision.models.alexnet" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["text", "malicious", "wrong network"])
+def test_bad_alexnet_is_refused(kind, hub, tmp_path):
+    trace = tmp_path / "it-ran"
+    torch.save(Malicious(trace) if kind == "malicious" else {"conv_in.weight": torch.ones(3)}, hub)
+    if kind == "text":
+        hub.write_text("text")
+    with pytest.raises(BolidError, match="does not hold AlexNet's weights|is damaged or not a weights file"):
+        Lpips()
+    assert not trace.exists()

@@ -1,23 +1,26 @@
-"""What FID, KID and IS look at: InceptionV3 as torch-fidelity has it, or the family's own image tower.
+"""What FID, KID and IS look at: InceptionV3 as torch-fidelity has it, or the family's own image tower; and LPIPS.
 
-Both map uint8 [H, W, 3] pictures of any sizes to features [N, D]. Which one it was stands in every report: figures of
-different features cannot be compared.
+Both towers map uint8 [H, W, 3] pictures of any sizes to features [N, D]. Which one it was stands in every report:
+figures of different features cannot be compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from bolid.backends.image_text import ImageTextModel
 from bolid.errors import BolidError
 from bolid.run import home
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's own name
+ALEXNET_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's own name
 
 
 def inception_path() -> Path:
@@ -46,19 +49,8 @@ class InceptionFeatures:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
             raise BolidError("InceptionV3's network needs torch-fidelity", "pip install torch-fidelity") from None
-        forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch-fidelity would run whatever code the file holds
-        try:
+        with _only_weights(path, "InceptionV3's weights"):
             self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path)).to(device)
-        except (RuntimeError, ValueError, OSError, EOFError, KeyError, AttributeError) as error:
-            raise BolidError(f"{path} does not hold InceptionV3's weights", "fetch it again") from error
-        except Exception as error:  # pickle's own class, which nothing here may import
-            raise BolidError(f"{path} is damaged or not a weights file: {error}", "fetch it again") from error
-        finally:
-            if forced is None:
-                del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-            else:
-                os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
         self.device = device
 
     def encode(self, images: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,6 +61,65 @@ class InceptionFeatures:
             found.append([part.float().cpu() for part in self.network(pixels)])
         features, logits = zip(*found, strict=True)
         return torch.cat(features), torch.cat(logits)
+
+
+def alexnet_path() -> Path:
+    """Where torchvision keeps AlexNet's weights, once anything has asked it for them."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
+
+
+class Lpips:
+    """LPIPS (Zhang et al., arXiv:1801.03924) with its learned weights, on AlexNet, by torchmetrics.
+
+    Raises BolidError when AlexNet's weights are missing or are none: nothing is fetched.
+    """
+
+    name = "LPIPS 0.1 on AlexNet (torchmetrics), pictures in their own size"
+    least_side = 64  # pixels; AlexNet has nothing left of smaller pictures
+
+    def __init__(self, device: str = "cpu") -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        if not (path := alexnet_path()).is_file():
+            raise BolidError(
+                f"AlexNet's weights are missing: looked for {path}",
+                "python -c 'import torchvision; torchvision.models.alexnet(weights=\"DEFAULT\")' fetches them",
+            )
+        with _only_weights(path, "AlexNet's weights"):
+            self.network = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device).net
+        self.device = device
+
+    def distance(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Of two pictures, uint8 [H, W, 3]; from 0. The second is brought to the size of the first."""
+        height, width = (max(side, self.least_side) for side in first.shape[:2])
+        pair = [torch.from_numpy(np.array(x)).permute(2, 0, 1)[None].to(self.device) / 255 for x in (first, second)]
+        pair = [
+            x
+            if x.shape[2:] == (height, width)
+            else F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
+            for x in pair
+        ]
+        with torch.no_grad():
+            return float(self.network(*pair, normalize=True))
+
+
+@contextlib.contextmanager
+def _only_weights(path: Path, what: str) -> Iterator[None]:
+    """Inside, another library reads the weights file at `path`, and would run whatever code it holds; here it can't.
+    What goes wrong is a BolidError."""
+    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+        raise BolidError(f"{path} does not hold {what}", "fetch it again") from error
+    except Exception as error:  # pickle's own class, which nothing here may import
+        raise BolidError(f"{path} is damaged or not a weights file: {error}", "fetch it again") from error
+    finally:
+        if forced is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
 
 
 def tower_name(family: str, tower: ImageTextModel) -> str:
