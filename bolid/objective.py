@@ -1,5 +1,5 @@
-"""One training step's loss: L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch, and x_gen,
-the picture that L_id and L_CLIP look at.
+"""One training step's loss: L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch, with
+face_weight * L_face beside them, and x_gen, the picture that all but L_diff look at.
 
 The losses themselves are in `method/losses.py`, the networks that look at the picture in `pixel_losses.py`.
 
@@ -33,7 +33,7 @@ def training_schedule(pipe: Any) -> Any:
 
 
 class Objective:
-    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch.
+    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) + face_weight * L_face of a batch.
 
     `network` is the UNet as training calls it (compiled, or shared by processes); `pipe.unet` the same weights bare.
     """
@@ -55,12 +55,15 @@ class Objective:
             self.guidance = float(family.defaults.get("guidance", 5.0))
         if pixels is not None and config.id_loss == "body":
             self.bodies = person_bodies(table)
+        if pixels is not None and config.face_weight:
+            self.faces = person_faces(table)
 
     def __call__(self, batch: Batch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
-        """Scalars: "loss", what is to be minimised, and its terms without their weights: "diffusion", "id", "clip".
+        """Scalars: "loss", what is to be minimised, and its terms without their weights: "diffusion", "id", "clip",
+        "face".
 
-        L_id and L_CLIP are there `with_pixels`. They are means over the whole batch in which photos below
-        `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
+        All but L_diff are there `with_pixels`, "face" when it is asked for. They are means over the whole batch in
+        which photos below `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
         """
         import torch
 
@@ -81,7 +84,9 @@ class Objective:
             clear = self._worth_sampling(batch)
         if not len(clear):
             zero = diffusion.new_zeros(())
-            return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero}
+            return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero} | (
+                {"face": zero} if self.config.face_weight else {}
+            )
         if self.config.x_gen == "one-step":
             x0 = losses.x0_from_prediction(noise_pred[clear], noisy[clear], alphas[clear], self.prediction_type)
         else:
@@ -93,14 +98,21 @@ class Objective:
                 x0 = self._sample(conditions, generators)
         rows = batch.rows[clear.cpu().numpy()]
         photos = self.table.latents[rows, 0].to(self.device, torch.float32)
-        bodies = None
+        bodies = faces = None
         if self.config.id_loss == "body":
-            bodies = self.bodies[self.table.owner[rows]].to(self.device)
+            whole = (self.table.confidence[rows] >= WHOLE_BODY) | (self.config.x_gen != "sampled")
+            bodies = (self.bodies[self.table.owner[rows]] * whole[:, None]).to(self.device)
+        if self.config.face_weight:
+            known = batch.face_embeds[clear.cpu()].flatten(1).any(1, keepdim=True)
+            faces = (self.faces[self.table.owner[rows]] * known).to(self.device)
         captions = [batch.captions[i] for i in clear.tolist()]
-        identity, clip = self.pixels(x0, photos, rows.tolist(), captions, bodies)
-        identity, clip = identity.sum() / len(latents), clip.sum() / len(latents)
+        seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces)
+        identity, clip, face = (part.sum() / len(latents) for part in seen)
         loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
-        return {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
+        values = {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
+        if self.config.face_weight:
+            values |= {"loss": loss + self.config.face_weight * face, "face": face}
+        return values
 
     def _draw_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents of the photos, drawn from the VAE's posterior, noise [B,C,h,w], and timesteps [B]."""
@@ -175,12 +187,15 @@ class Objective:
         return x0
 
     def _worth_sampling(self, batch: Batch) -> torch.Tensor:
-        """Places in the batch, [B'], of photos with a caption that says what to show and a body that can be seen."""
+        """Places in the batch, [B'], of photos with a caption that says what to show, and a body that can be seen, or
+        for L_face a face."""
         import torch
 
         told = torch.tensor([bool(caption) for caption in batch.captions])
-        told &= batch.body_embeds.abs().sum((1, 2)) > 0
-        return torch.nonzero(told & (self.table.confidence[batch.rows] >= WHOLE_BODY))[:, 0].to(self.device)
+        worth = batch.body_embeds.flatten(1).any(1) & (self.table.confidence[batch.rows] >= WHOLE_BODY)
+        if self.config.face_weight:
+            worth |= batch.face_embeds.flatten(1).any(1) & self.table.face[batch.rows].any(1)
+        return torch.nonzero(told & worth)[:, 0].to(self.device)
 
     def _sample(self, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """x_gen's latents from pure noise, as `generate` makes them: DDIM (Song et al. 2021, Eq. 12) with guidance
@@ -235,6 +250,14 @@ def person_bodies(table: AdapterTable) -> torch.Tensor:
         weight = table.confidence[rows] + 1e-6
         bodies.append((weight[:, None] * table.body_mean[rows]).sum(0) / weight.sum())
     return torch.stack(bodies)
+
+
+def person_faces(table: AdapterTable) -> torch.Tensor:
+    """The mean direction of all faces that are seen of a person, [people, 512]; zeros without any."""
+    import torch
+    import torch.nn.functional as F
+
+    return F.normalize(torch.stack([table.face[rows].sum(0) for rows in table.people]), dim=-1)
 
 
 def few_step_sampler(pipe: Any, family: Family) -> dict[str, Any]:

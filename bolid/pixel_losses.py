@@ -20,12 +20,14 @@ from bolid.run import sha256_file
 if TYPE_CHECKING:
     import torch
 
+    from bolid.backends.face import DifferentiableFaces
+
 TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
 
 
 class PixelLosses:
-    """Both losses or one of them: `id_loss` is "keypoints", "bone-ratios", "body" or ""; `clip_target` "text", "image",
-    "both" or "". "body" needs the `body_encoder`.
+    """The losses or some of them: `id_loss` is "keypoints", "bone-ratios", "body" or ""; `clip_target` "text", "image",
+    "both" or ""; `face`: L_face too. "body" needs the `body_encoder`.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -34,8 +36,9 @@ class PixelLosses:
 
     def __init__(
         self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu",
-        body_encoder: Any = None,
+        body_encoder: Any = None, face: bool = False,
     ) -> None:  # fmt: skip
+        from bolid.backends.face import DifferentiableFaces
         from bolid.backends.image_text import WEIGHTS, ImageTextModel
         from bolid.backends.pose import PoseModel, weights_file
 
@@ -64,18 +67,23 @@ class PixelLosses:
             path = family.require("image_text")
             self.image_text = ImageTextModel(path, device)
             self.inputs["image_text"] = sha256_file(path / WEIGHTS)
+        self.faces: DifferentiableFaces | None = None
+        if face:
+            self.faces = DifferentiableFaces(family.require("face"), device)
+            self.inputs["face"] = self.faces.sha256
         self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
         self._texts: dict[str, torch.Tensor] = {}
 
     def __call__(
         self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str],
-        bodies: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """(L_id [B], L_CLIP [B]) of x_gen's `latents` [B,C,h,w] against the photos' own, `targets`; 0 for what is off.
+        bodies: torch.Tensor | None = None, faces: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(L_id [B], L_CLIP [B], L_face [B]) of x_gen's `latents` [B,C,h,w] against the photos' own, `targets`; 0 for
+        what is off.
 
         `rows` name the photos: what is seen in a target is remembered. `bodies` [B, D]: what x_gen's body is to be
-        like, for "body". A photo with an empty caption has no text to be like, and what is not
-        recognised as a person counts little: L_id is weighted by the scores.
+        like, for "body"; `faces` [B, 512], L2-normed: and its face. Zeros are for nobody. A photo with an empty caption
+        has no text to be like, and what is not recognised as a person counts little: L_id is weighted by the scores.
         """
         import torch
 
@@ -83,17 +91,18 @@ class PixelLosses:
 
         zero = latents.new_zeros(len(latents))
         if not len(latents):
-            return zero, zero
+            return zero, zero, zero
         pixels = self._decode(latents)
         seen = self._read(pixels)
         target: list[torch.Tensor] = []
         if self.id_loss not in ("", "body") or self.clip_target not in ("", "text"):
             target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
-        identity, clip = zero, zero
+        identity, clip, face = zero, zero, zero
         if self.id_loss:
             keypoints, _box, score = seen[:3]
-            if self.id_loss == "body":
+            if self.id_loss == "body" and bodies is not None:
                 error, seen_well = self._body_distance(pixels, keypoints, bodies)
+                seen_well = seen_well * bodies.any(1)
             elif self.id_loss == "keypoints":
                 error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
                 seen_well = target[2]
@@ -109,7 +118,10 @@ class PixelLosses:
             if self.clip_target != "text":
                 parts.append(losses.loss_clip(seen[-1], target[-1]))
             clip = torch.stack(parts).mean(0)
-        return identity, clip
+        if self.faces is not None and faces is not None:
+            embeddings, there = self.faces(pixels)
+            face = losses.loss_face(embeddings, faces) * there * faces.any(1)
+        return identity, clip, face
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B,3,H,W] in -1..1."""

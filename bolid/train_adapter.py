@@ -76,11 +76,14 @@ class TrainAdapterConfig:
     )
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
+    face_weight: float = field(
+        default=0.0, metadata={"help": "weight of L_face, how unlike the person's the face is; 0: none"}
+    )
     x_gen: str = field(
         default="one-step",
         metadata={
-            "help": "the picture that L_id and L_CLIP look at: one-step, few-step where the base can, or sampled: made "
-            "from the caption and pure noise, with guidance; that needs --id-loss body"
+            "help": "the picture that these losses look at: one-step, few-step where the base can, or sampled: "
+            "made from the caption and pure noise, with guidance; L_id must be --id-loss body then"
         },
     )
     x_gen_steps: int = field(default=4, metadata={"help": "steps of --x-gen few-step and sampled"})
@@ -134,7 +137,7 @@ class TrainAdapterConfig:
                 raise BolidError(f"--{name.replace('_', '-')}-dropout is {value}", "it is a part: give 0 to 1")
         if not 0 <= self.pixel_alpha_bar < 1:
             raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
-        for name in ("id_weight", "clip_weight", "text_cache"):
+        for name in ("id_weight", "clip_weight", "face_weight", "text_cache"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give 0 (off) or more")
         if self.kv_rank < 0:
@@ -175,7 +178,7 @@ class TrainAdapterConfig:
     @property
     def pixels(self) -> bool:
         """Whether a loss needs the picture."""
-        return bool(self.id_weight or self.clip_weight)
+        return bool(self.id_weight or self.clip_weight or self.face_weight)
 
 
 @dataclass(frozen=True)
@@ -474,7 +477,7 @@ def train_adapter(
         pixels = PixelLosses(
             chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
             clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
-            body_encoder=encoder,
+            body_encoder=encoder, face=bool(config.face_weight),
         )  # fmt: skip
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import warnings
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from bolid.backends.caption import caption_for
-from bolid.backends.face import FaceModel
+from bolid.backends.face import DifferentiableFaces, FaceModel
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
@@ -63,6 +64,36 @@ def same_people(a, b):
     for first, second in zip(a, b, strict=True):
         np.testing.assert_allclose(first.keypoints, second.keypoints, atol=0.05)
         np.testing.assert_allclose(first.box, second.box, atol=0.05)
+
+
+# ---- faces with a gradient
+
+
+def test_faces_in_torch_are_those_in_onnx(photograph):
+    image = photograph(framing="portrait", pose="standing")
+    seen = FaceModel(TINY.face).detect(image)[0].embedding
+    network = DifferentiableFaces(TINY.face)
+    nobody = torch.full((3, *image.shape[:2]), 0.3)
+    pixels = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1, nobody]).requires_grad_(True)
+    embeds, there = network(pixels)
+    assert there.tolist() == [True, False] and not embeds[1].any()
+    assert float(embeds[0] @ torch.from_numpy(seen)) > 0.999
+    (1 - embeds[0] @ torch.from_numpy(seen).roll(1)).backward()
+    assert torch.isfinite(pixels.grad).all() and pixels.grad[0].any() and not pixels.grad[1].any()
+
+
+def test_a_face_too_small_is_none(photograph):
+    small = np.pad(photograph(framing="portrait", pose="standing")[::4, ::4], ((96, 96), (72, 72), (0, 0)), mode="edge")
+    assert FaceModel(TINY.face, confidence=0.2).detect(small)
+    pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    assert DifferentiableFaces(TINY.face)(pixels)[1].tolist() == [False]
+
+
+def test_without_onnx2torch_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
+    with pytest.raises(BolidError, match="needs onnx2torch") as caught:
+        DifferentiableFaces(TINY.face)
+    assert "bolid[face-loss]" in caught.value.hint
 
 
 # ---- pose

@@ -16,6 +16,7 @@ import torch
 from small_base import make_body_encoder, make_family, make_training_shards
 
 from bolid.backends.body import BodyEncoder
+from bolid.backends.face import DifferentiableFaces
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
 from bolid.method.body_condition import BRANCHES, null_condition
@@ -194,6 +195,7 @@ VARIANTS = {
         "id_weight": 1.0, "id_loss": "body", "clip_weight": 0.1, "x_gen": "sampled", "x_gen_grad_steps": 2,
         "pixel_every": 1,
     },
+    "face": {"face_weight": 1.0, "x_gen": "sampled", "pixel_every": 2},
     "low rank": {"precision": "bf16", "kv_rank": 4, "text_cache": 0.0},
     "compiled": {"precision": "bf16", "compile": True},
 }  # fmt: skip
@@ -218,7 +220,12 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     looked = [line["step"] for line in lines if "id" in line]
-    assert looked == {"all three losses": [1, 3], "few steps": [1, 2, 3, 4], "sampled": [1, 2, 3, 4]}.get(variant, [])
+    assert looked == {
+        "all three losses": [1, 3],
+        "few steps": [1, 2, 3, 4],
+        "sampled": [1, 2, 3, 4],
+        "face": [1, 3],
+    }.get(variant, [])
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
 
 
@@ -445,6 +452,8 @@ def test_training_is_the_same_with_cached_texts(kind, request, tmp_path):
     assert min(sheets) > 1000
 
 
+EYES_NOSE_MOUTH = np.array([[20, 20], [30, 20], [25, 26], [21, 31], [29, 31]], np.float32)
+
 # ---- the joint objective ------------------------------------------------------------------------------------------
 
 
@@ -462,6 +471,7 @@ def joint(world, **settings):
     pixels = PixelLosses(
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
         clip_target=config.clip_target if config.clip_weight else "", body_encoder=BodyEncoder(world.encoder),
+        face=bool(config.face_weight),
     )  # fmt: skip
     objective = Objective(
         pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
@@ -490,9 +500,13 @@ def joint(world, **settings):
         ("id", {"id_weight": 1.0, "id_loss": "body"}),
         ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "sampled"}),
         ("clip", {"clip_weight": 1.0, "x_gen": "sampled", "x_gen_grad_steps": 4}),
+        ("face", {"face_weight": 2.0}),
+        ("face", {"face_weight": 2.0, "x_gen": "sampled"}),
     ],
 )
-def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, settings):
+def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, settings, monkeypatch):
+    # A base of random numbers shows no faces.
+    monkeypatch.setattr(DifferentiableFaces, "_landmarks", lambda self, picture: EYES_NOSE_MOUTH)
     with joint(seeing, **settings) as (objective, batch, parameters):
         values = objective(batch, with_pixels=True)
         weighted = settings[f"{term}_weight"] * values[term]
@@ -502,6 +516,22 @@ def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, se
             assert torch.isfinite(parameter.grad).all(), name
             if "to_k_ip" in name or "to_v_ip" in name:
                 assert parameter.grad.any(), name
+
+
+def test_the_face_is_to_be_the_persons_and_only_where_one_is_known(seeing, monkeypatch):
+    with joint(seeing, face_weight=1.0, x_gen="sampled") as (objective, batch, _):
+        assert torch.allclose(objective.faces.norm(dim=1), torch.ones(len(objective.faces)))
+        objective.table.confidence[:] = 0.0  # no body is to be seen; the faces are what is worth a picture
+        assert objective._worth_sampling(batch).tolist() == [0, 1, 2, 3]
+        assert float(objective(batch, with_pixels=True)["face"]) == 0, "no face is found in noise"
+        batch = dataclasses.replace(batch, generators=photo_generators(0, 0, 4))
+        monkeypatch.setattr(DifferentiableFaces, "_landmarks", lambda self, picture: EYES_NOSE_MOUTH)
+        every = float(objective(batch, with_pixels=True)["face"].detach())
+        faceless = batch.face_embeds.clone()
+        faceless[:2] = 0
+        batch = dataclasses.replace(batch, face_embeds=faceless, generators=photo_generators(0, 0, 4))
+        assert objective._worth_sampling(batch).tolist() == [2, 3]
+        assert 0 < float(objective(batch, with_pixels=True)["face"].detach()) < every
 
 
 def test_photos_under_too_much_noise_are_left_out(seeing):
@@ -809,6 +839,7 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"clip_weight": -1.0}, "--clip-weight is -1.0"),
         ({"pixel_alpha_bar": 1.0}, "--pixel-alpha-bar is 1.0"),
         ({"pixel_every": 0}, "--pixel-every is 0"),
+        ({"face_weight": float("nan")}, "--face-weight is nan"),
         ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps is 0"),
         ({"x_gen": "few-step", "gradient_checkpointing": True}, "do not go together"),
     ],

@@ -14,15 +14,20 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bolid.errors import BolidError
 from bolid.run import sha256_file
 
+if TYPE_CHECKING:
+    import torch
+
 CHECKSUMS = "bolid.json"  # {"record": ..., "sha256": {file name: hash}}; packs from elsewhere have none
 CONFIDENCE = 0.5  # InsightFace's own default
 EMBEDDING_SIZE = 512
+ALIGNED = 112  # pixels; sides of what a recogniser is shown
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class FaceModel:
     Raises BolidError when the directory has no ONNX files, or they are damaged or of the wrong shapes.
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: str = "cpu", confidence: float = CONFIDENCE) -> None:
         path = Path(path)
         files = sorted(path.glob("*.onnx")) if path.is_dir() else []
         if not files:
@@ -68,7 +73,7 @@ class FaceModel:
                     providers=providers,
                     sess_options=options,
                 )
-                self.network.prepare(ctx_id=-1 if cpu else 0, det_thresh=CONFIDENCE, det_size=(640, 640))
+                self.network.prepare(ctx_id=-1 if cpu else 0, det_thresh=confidence, det_size=(640, 640))
             except Exception as error:
                 raise BolidError(
                     f"InsightFace cannot load the face model in {path}: {str(error) or type(error).__name__}",
@@ -101,6 +106,94 @@ class FaceModel:
             for face in found
         ]
         return sorted(faces, key=lambda face: -face.score)
+
+
+class DifferentiableFaces:
+    """Embeddings of the largest faces in pictures, with a gradient to the pixels.
+
+    The pack's detector says where a face is, without a gradient; its recogniser runs in torch, translated from ONNX.
+    `sha256`: of the recogniser. Raises BolidError without onnx2torch, or for a recogniser that it cannot translate.
+    """
+
+    confidence = 0.2  # that a face is there: what is to become a face may still look little like one
+    least_height = 0.15  # of the picture; of smaller faces the recogniser sees too little
+
+    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+        self.faces = FaceModel(path, device, self.confidence)
+        self.sha256, recogniser = self.faces.sha256, self.faces.network.models["recognition"]
+        self.mean, self.std = recogniser.input_mean / 255, recogniser.input_std / 255
+        self.recogniser = _in_torch(Path(recogniser.model_file)).eval().requires_grad_(False).to(device)
+
+    def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(embeddings [B,512], L2-normed, whether there is a face [B]) of pictures [B,3,H,W] in -1..1.
+
+        A picture's result does not depend on which others are with it.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        embeddings, there = [], []
+        for picture in pixel_values.float():
+            landmarks = self._landmarks(picture)
+            there.append(landmarks is not None)
+            if landmarks is None:
+                embeddings.append(picture.new_zeros(EMBEDDING_SIZE))
+                continue
+            aligned = (_align(picture, landmarks) / 2 + 0.5 - self.mean) / self.std
+            embeddings.append(F.normalize(self.recogniser(aligned[None])[0], dim=-1))
+        return torch.stack(embeddings), torch.tensor(there, device=pixel_values.device)
+
+    def _landmarks(self, picture: torch.Tensor) -> np.ndarray | None:
+        """f32 [5,2] of the largest face, or None."""
+        array = ((picture.detach() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        with _quiet_insightface():
+            boxes, landmarks = self.faces.network.det_model.detect(np.ascontiguousarray(array[..., ::-1]))
+        if not len(boxes):
+            return None
+        heights = boxes[:, 3] - boxes[:, 1]
+        largest = int(heights.argmax())
+        return landmarks[largest] if heights[largest] >= self.least_height * array.shape[0] else None
+
+
+def _align(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
+    """[3,112,112] of a picture [3,H,W]: the face as InsightFace's norm_crop turns and scales it, differentiable."""
+    import torch
+    import torch.nn.functional as F
+    from insightface.utils.face_align import estimate_norm
+
+    height, width = picture.shape[1:]
+    with _quiet_insightface():
+        forth = np.vstack([estimate_norm(landmarks, ALIGNED), [0, 0, 1]])  # pixels of the picture -> of the crop
+    # Both in grid_sample's coordinates, -1..1 from one outer edge to the other.
+    source = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
+    crop = np.array([[ALIGNED / 2, 0, (ALIGNED - 1) / 2], [0, ALIGNED / 2, (ALIGNED - 1) / 2], [0, 0, 1]])
+    back = torch.from_numpy((source @ np.linalg.inv(forth) @ crop)[:2]).to(picture)
+    grid = F.affine_grid(back[None], [1, 3, ALIGNED, ALIGNED], align_corners=False)
+    return F.grid_sample(picture[None], grid, align_corners=False)[0]
+
+
+def _in_torch(file: Path) -> torch.nn.Module:
+    """A recogniser in ONNX as a torch module."""
+    try:
+        import onnx
+        from onnx2torch import convert
+    except ImportError as error:
+        raise BolidError(
+            "a gradient through the face model needs onnx2torch", "pip install 'bolid[face-loss]'"
+        ) from error
+    model = onnx.load(file)
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    # Weights in half precision are cast where they are used; onnx2torch wants them as they are used.
+    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in weights]:
+        array = onnx.numpy_helper.to_array(weights[node.input[0]]).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
+        model.graph.node.remove(node)
+    try:
+        return convert(model)
+    except (NotImplementedError, KeyError, ValueError, RuntimeError) as error:
+        raise BolidError(
+            f"onnx2torch cannot translate {file}: {error}", "leave out --face-weight, or take another face pack"
+        ) from error
 
 
 def _check_sums(path: Path, files: list[Path]) -> None:

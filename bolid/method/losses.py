@@ -145,3 +145,11 @@ def loss_clip(image_embeds: torch.Tensor, anchor_embeds: torch.Tensor) -> torch.
     term; section 1.1 speaks of both). [B] from [B,E], 0 to 2.
     """
     return 1 - F.cosine_similarity(image_embeds, anchor_embeds, dim=-1)
+
+
+def loss_face(face_embeds: torch.Tensor, anchor_embeds: torch.Tensor) -> torch.Tensor:
+    """L_face = 1 - cos(face of x_gen, the person's), not in the paper (PuLID's ID loss, Guo et al. 2024, section 3.2).
+
+    [B] from [B,512], 0 to 2.
+    """
+    return 1 - F.cosine_similarity(face_embeds, anchor_embeds, dim=-1)
