@@ -196,8 +196,8 @@ def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_lat
     compute = PixelLosses(family, encoder.vae, id_loss=id_loss, clip_target=clip_target)
     captions = ["a full body photo of a woman", ""]
 
-    identity, clip = compute(latents, latents, [3, 3], captions)
-    assert identity == pytest.approx([0.0, 0.0], abs=1e-9)
+    identity, clip, face = compute(latents, latents, [3, 3], captions)
+    assert identity == pytest.approx([0.0, 0.0], abs=1e-9) and not face.any()
     if clip_target == "image":
         assert clip == pytest.approx([0.0, 0.0], abs=1e-5)
     elif clip_target:
@@ -205,7 +205,7 @@ def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_lat
 
     torch.manual_seed(0)
     changed = (latents + 0.3 * latents.std() * torch.randn_like(latents)).requires_grad_(True)
-    identity, clip = compute(changed, latents, [3, 3], captions)
+    identity, clip, _ = compute(changed, latents, [3, 3], captions)
     assert bool(identity.sum() > 0) == bool(id_loss) and bool(clip.sum() > 0) == bool(clip_target)
     (identity.sum() + clip.sum()).backward()
     assert torch.isfinite(changed.grad).all() and changed.grad[0].any()
@@ -237,3 +237,8 @@ def test_a_tiny_decoder_of_the_family_takes_the_place_of_the_vae(tmp_path):
     decoder("foreign", 8)
     with pytest.raises(BolidError, match="takes 8 latent channels, the base has 4"):
         PixelLosses(family, vae, id_loss="", clip_target="image", decoder=str(tmp_path / "foreign"))
+
+
+def test_loss_face():
+    a, b = torch.eye(4)[:3], torch.eye(4)[[0, 3, 2]] * torch.tensor([[2.0], [1.0], [-1.0]])
+    assert losses.loss_face(a, b).tolist() == [0, 1, 2]
