@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.base import load_base, quiet_diffusers
+from bolid.backends.base import load_base, quiet_diffusers, set_sampler
 from bolid.errors import BolidError
 from bolid.families import Family, get_family
 from bolid.formats.adapter import nested_state_dict
@@ -235,6 +235,7 @@ class Baseline:
         if self.attention is not None:
             self.attention.load_state_dict(attention)
         self.pipe: Any = load_base(self.family, "cpu")
+        set_sampler(self.pipe, self.family.defaults)
         with quiet_diffusers():
             self.pipe.load_ip_adapter(
                 [nested_state_dict(adapter)], subfolder=[""], weight_name=[""], image_encoder_folder=None

@@ -66,7 +66,7 @@ class Bench:
     def models(self, method: str) -> dict[str, str]:
         """What the method's pictures come from: hashes of the models, and the protocol itself."""
         family, used = self.family, {"base": base_sha256(self.family), "size": str(self.family.image_size)}
-        used["protocol"] = canonical_json(self.protocol)
+        used |= {"protocol": canonical_json(self.protocol), "sampler": canonical_json(family.defaults)}
         if method in BASELINES:
             used["adapter"] = sha256_file(self.baseline_file(method))
         elif method != "base":

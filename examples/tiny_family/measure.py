@@ -74,8 +74,8 @@ class Pictures:
                     weight_name=[f"{branch}.safetensors" for branch in branches],
                     image_encoder_folder=None,
                 )
+        set_sampler(self.pipe, self.settings)
         if few_steps:
-            set_sampler(self.pipe, self.settings)
             load_loras(self.pipe, [(self.family.require("few_steps_lora"), 1.0)], self.family)
 
     def make(self, prompts: list[str], seeds: list[int], *vectors: torch.Tensor) -> list[np.ndarray]:
@@ -160,44 +160,50 @@ def truth_beside(photo: Path) -> dict:
     return json.loads(photo.with_suffix(".json").read_text())
 
 
-def profiles(val: Path, people: int, photos: int) -> tuple[list[torch.Tensor], np.ndarray, list[int]]:
-    """Body vectors [D] of held-out people from `photos` photos each, their true ratios [P, R], and their seeds."""
-    bodies, ratios, seeds = [], [], []
+def profiles(
+    val: Path, people: int, photos: int
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], np.ndarray, list[int]]:
+    """Face [512] (zeros where none is seen) and body [D] of held-out people from `photos` photos each, their true
+    ratios [P, R], and their seeds."""
+    vectors, ratios, seeds = [], [], []
     folders = sorted(path for path in val.iterdir() if path.is_dir())[:people]
     for folder in folders:
         paths = [p for p in sorted(folder.glob("*.jpg")) if truth_beside(p)["attributes"]["framing"] != "portrait"]
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "me.safetensors"
             bolid.profile.make_profile(paths[:photos], file, family="tiny", device="cpu")
-            bodies.append(load_profile(file).body_mean)
+            profile = load_profile(file)
+        vectors.append((torch.zeros(512) if profile.face is None else profile.face, profile.body_mean))
         truth = truth_beside(paths[0])
         ratios.append([truth["ratios"][name] for name in world.RATIO_NAMES])
         seeds.append(truth["seed"])
-    return bodies, np.array(ratios), seeds
+    return vectors, np.array(ratios), seeds
 
 
 def measure_adapter(val: Path, people: int = 100, each: int = 4, photos: int = 4) -> dict[str, float]:
-    """Body ratios read off pictures made from text and a profile; the same prompts and seeds with the base alone."""
-    bodies, truth, seeds = profiles(val, people, photos)
+    """Body ratios read off pictures made from text and a profile, as `bolid generate --profile` makes them, and from
+    its body alone; the same prompts and seeds with the base alone."""
+    vectors, truth, seeds = profiles(val, people, photos)
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
-    maker, base = Pictures("body"), Pictures()
-    whole, alone, shared = "body_scale 1", "base alone", "one sentence and seed for all"
-    readings: dict[str, list[np.ndarray]] = {whole: [], alone: [], shared: []}
+    maker, bodies, base = Pictures("face", "body"), Pictures("body"), Pictures()
+    whole, branch, alone, shared = "body_scale 1", "body branch alone", "base alone", "one sentence and seed for all"
+    readings: dict[str, list[np.ndarray]] = {whole: [], branch: [], alone: [], shared: []}
     with_body, without, asked_all = [], [], []
-    for body, seed in zip(bodies, seeds, strict=True):
+    for profile, seed in zip(vectors, seeds, strict=True):
         prompts, asked = person_prompts(seed, "prompt", each, "full body")
         noise = [derive_seed(seed, "measure", i) for i in range(each)]
-        made, bare = maker.make(prompts, noise, body), base.make(prompts, noise)
+        made, bare = maker.make(prompts, noise, *profile), base.make(prompts, noise)
         with_body, without, asked_all = with_body + made, without + bare, asked_all + asked
         readings[whole].append(probe.predict(made)[:, order].mean(0))
+        readings[branch].append(probe.predict(bodies.make(prompts, noise, profile[1]))[:, order].mean(0))
         readings[alone].append(probe.predict(bare)[:, order].mean(0))
         # The same two sentences and seeds for everybody: nothing but the vector can tell the people apart.
         same = [
             f"a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, in a studio"
             for who in ("woman", "man")
         ]
-        readings[shared].append(probe.predict(maker.make(same, [1, 2], body))[:, order].mean(0))
+        readings[shared].append(probe.predict(maker.make(same, [1, 2], *profile))[:, order].mean(0))
     figures: dict[str, float] = {}
     for what, values in readings.items():
         figures |= read_out(truth, values, what)
@@ -273,16 +279,16 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
 
 def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, float]:
     """The adapter's body ratios with the few-step sampler beside the usual one: same people, prompts and noise."""
-    bodies, truth, seeds = profiles(val, people, 4)
+    vectors, truth, seeds = profiles(val, people, 4)
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     figures: dict[str, float] = {}
     for few in (True, False):
-        maker = Pictures("body", few_steps=few)
+        maker = Pictures("face", "body", few_steps=few)
         made, asked, readings = [], [], []
-        for body, seed in zip(bodies, seeds, strict=True):
+        for profile, seed in zip(vectors, seeds, strict=True):
             prompts, wanted = person_prompts(seed, "prompt", each, "full body")
-            pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], body)
+            pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], *profile)
             readings.append(probe.predict(pictures)[:, order].mean(0))
             made += pictures
             asked += wanted

@@ -23,4 +23,6 @@ bolid train-adapter "$work/train" --body-encoder "$work/body-encoder.safetensors
 
 mkdir -p "$here/bolid/tiny/adapter"
 cp "$work/body-encoder.safetensors" "$here/bolid/tiny/"
-cp "$work/adapter-sampled/face.safetensors" "$work/adapter-sampled/body.safetensors" "$here/bolid/tiny/adapter/"
+cp "$work/adapter-sampled/body.safetensors" "$here/bolid/tiny/adapter/"
+# At full strength the face branch overrides the text: the pose is as asked less often.
+python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-sampled/face.safetensors" 0.5 "$here/bolid/tiny/adapter/face.safetensors"
