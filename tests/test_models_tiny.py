@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from bolid import views
+from bolid.backends.pose import PoseModel
 from bolid.errors import BolidError
 from bolid.extract import TooManyRejected, extract
 from bolid.families import get_family
 from bolid.formats.images import decode_image, read_photo
 from bolid.formats.shards import read_shards
+from bolid.generate import generate
 from bolid.shard import shard
 
 pytestmark = [
@@ -114,3 +116,13 @@ def test_pictures_without_people(tmp_path):
     with pytest.raises(TooManyRejected, match="none of the 4 photos could be used") as caught:
         extract(tmp_path, tmp_path / "shards", device="cpu")
     assert "tiny knows only rendered people" in caught.value.hint
+
+
+def test_four_steps_without_guidance_show_people(tmp_path):
+    prompts = [f"a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, in a studio"
+               for who in ("woman", "man")]  # fmt: skip
+    paths = generate(prompts, tmp_path, new_person=7, few_steps=True, n=2, family="tiny", device="cpu")
+    with Image.open(paths[0]) as picture:
+        assert json.loads(picture.text["bolid"])["config"]["steps"] == 4
+    pictures = [np.asarray(Image.open(path)) for path in paths]
+    assert all(PoseModel(get_family("tiny").pose).detect(pictures))

@@ -375,6 +375,14 @@ synthetic people.
 {LICENCE}"""
 
 
+FEW_STEPS_CARD = f"""
+`few-steps.safetensors`: a LoRA for the base in `base/`, with which it paints in four steps without guidance
+(`bolid generate --few-steps`). Distilled by `examples/tiny_family/train_few_steps.py`, the adapters taking part. Plain
+diffusers loads it with `load_lora_weights` and samples with LCMScheduler. It knows only rendered synthetic people.
+
+{LICENCE}"""
+
+
 def write_cards(part: str, measured: dict[str, dict[str, float]]) -> None:
     """The cards of the models that no script of their own measures. How they were trained is in their records; for the
     base it is in training.json, put together from the training scripts' figures.json."""
@@ -385,6 +393,9 @@ def write_cards(part: str, measured: dict[str, dict[str, float]]) -> None:
     elif part == "body encoder":
         path = family.body_encoder
         write_card(path.parent, "Tiny body encoder", BODY_ENCODER_CARD, figures, _settings(path), "body-encoder.md")
+    elif part == "few steps":
+        path = family.few_steps_lora
+        write_card(path.parent, "Tiny few-step LoRA", FEW_STEPS_CARD, figures, _settings(path), "few-steps.md")
     elif part in ("adapter", "face branch"):
         figures = {f"{name}: {key}" if name != "adapter" else key: value
                    for name in ("adapter", "face branch") for key, value in measured.get(name, {}).items()}  # fmt: skip
