@@ -23,6 +23,6 @@ bolid train-adapter "$work/train" --body-encoder "$work/body-encoder.safetensors
 
 mkdir -p "$here/bolid/tiny/adapter"
 cp "$work/body-encoder.safetensors" "$here/bolid/tiny/"
-cp "$work/adapter-sampled/body.safetensors" "$here/bolid/tiny/adapter/"
-# At full strength the face branch overrides the text: the pose is as asked less often.
+# At full strength the branches override the text: the pose is as asked less often (docs/design.md has the figures).
 python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-sampled/face.safetensors" 0.5 "$here/bolid/tiny/adapter/face.safetensors"
+python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-sampled/body.safetensors" 0.8 "$here/bolid/tiny/adapter/body.safetensors"
