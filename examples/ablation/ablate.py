@@ -534,8 +534,8 @@ def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person])
                 figures |= {"folder": folder, "changes": changes, "training seconds": facts["seconds"]}
             table.add("losses", name, figures, reading, people)
 
+    row("+ body", "body", ("body",), face_dropout=1.0)  # first: the others' gain is beyond it
     row("none (the base alone)", None, ())
-    row("+ body", "body", ("body",), face_dropout=1.0)
     row("+ face", "face", BRANCHES)
     plain = rows.args.out / "face"
     weights = {name: rows.weight(name, plain) for name in PIXELS}
