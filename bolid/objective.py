@@ -100,8 +100,9 @@ class Objective:
         photos = self.table.latents[rows, 0].to(self.device, torch.float32)
         bodies = faces = None
         if self.config.id_loss == "body":
-            whole = (self.table.confidence[rows] >= WHOLE_BODY) | (self.config.x_gen != "sampled")
-            bodies = (self.bodies[self.table.owner[rows]] * whole[:, None]).to(self.device)
+            bodies = self.bodies[self.table.owner[rows]].to(self.device)
+            if self.config.x_gen == "sampled":
+                bodies = bodies * self._bodies_to_show(batch).to(self.device)[clear, None]
         if self.config.face_weight:
             known = batch.face_embeds[clear.cpu()].flatten(1).any(1, keepdim=True)
             faces = (self.faces[self.table.owner[rows]] * known).to(self.device)
@@ -192,10 +193,14 @@ class Objective:
         import torch
 
         told = torch.tensor([bool(caption) for caption in batch.captions])
-        worth = batch.body_embeds.flatten(1).any(1) & (self.table.confidence[batch.rows] >= WHOLE_BODY)
+        worth = self._bodies_to_show(batch)
         if self.config.face_weight:
             worth |= batch.face_embeds.flatten(1).any(1) & self.table.face[batch.rows].any(1)
         return torch.nonzero(told & worth)[:, 0].to(self.device)
+
+    def _bodies_to_show(self, batch: Batch) -> torch.Tensor:
+        """Whether a photo shows a body and the branch is told whose, [B]."""
+        return batch.body_embeds.flatten(1).any(1) & (self.table.confidence[batch.rows] >= WHOLE_BODY)
 
     def _sample(self, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """x_gen's latents from pure noise, as `generate` makes them: DDIM (Song et al. 2021, Eq. 12) with guidance

@@ -102,13 +102,17 @@ class Models:
             files += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in inside if f.is_file()]
         return [family.name, self.feature_name, self.reader_name, files]
 
-    def perceptual_distance(self, first: np.ndarray, second: np.ndarray) -> float:
-        """LPIPS of two pictures, uint8 [H, W, 3]; without AlexNet's weights its formula on the family's own tower."""
+    def perceptual_view(self, image: np.ndarray) -> Any:
+        """What `perceptual_distance` compares of a picture, uint8 [H, W, 3]; to be kept, for it costs most."""
+        return image if self.lpips is not None else [self.image_text.patch_features([image])]
+
+    def perceptual_distance(self, first: Any, second: Any) -> float:
+        """LPIPS of two such views; without AlexNet's weights its formula on the family's own tower."""
         from bolid.method.metrics import perceptual_distance
 
         if self.lpips is not None:
             return self.lpips.distance(first, second)
-        return float(perceptual_distance(*([self.image_text.patch_features([image])] for image in (first, second))))
+        return float(perceptual_distance(first, second))
 
     def text(self, text: str) -> torch.Tensor:
         """[E], cached."""

@@ -100,9 +100,8 @@ class PixelLosses:
         identity, clip, face = zero, zero, zero
         if self.id_loss:
             keypoints, _box, score = seen[:3]
-            if self.id_loss == "body" and bodies is not None:
+            if self.id_loss == "body":
                 error, seen_well = self._body_distance(pixels, keypoints, bodies)
-                seen_well = seen_well * bodies.any(1)
             elif self.id_loss == "keypoints":
                 error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
                 seen_well = target[2]
@@ -136,7 +135,7 @@ class PixelLosses:
     def _body_distance(
         self, pixels: torch.Tensor, keypoints: torch.Tensor, bodies: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """How far the pictures' bodies are from `bodies`, and how well they can be seen, both [B].
+        """How far the pictures' bodies are from `bodies` [B, D], and how well they can be seen, 0 for nobody, both [B].
 
         The body encoder is shown the pictures as finely as it is shown photos.
         """
@@ -150,7 +149,7 @@ class PixelLosses:
         keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
         mean, views = self.body_encoder.encode_pixels(pixels, keypoints)
         distance = body_distance(self.body_encoder.model, mean, bodies, views)
-        return distance, view_confidence(views.keypoints).detach()
+        return distance, view_confidence(views.keypoints).detach() * bodies.any(1)
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Read one at a time: the numbers must not depend on what shares the batch, or a resumed run would differ."""

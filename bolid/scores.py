@@ -277,14 +277,16 @@ class _Diversity:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.last: tuple[tuple[str, str], np.ndarray] | None = None
+        self.last: tuple[tuple[str, str], Any] | None = None
 
     def of(self, image: np.ndarray, group: tuple[str, str]) -> float:
         if not group[1]:
             return math.nan
-        before, self.last = self.last, (group, image)
-        same = before is not None and before[0] == group
-        return self.models.perceptual_distance(before[1], image) if before is not None and same else math.nan
+        before, view = self.last, self.models.perceptual_view(image)
+        self.last = (group, view)
+        if before is None or before[0] != group:
+            return math.nan
+        return self.models.perceptual_distance(before[1], view)
 
 
 class _Bases:

@@ -90,9 +90,9 @@ class TrainAdapterConfig:
     x_gen_grad_steps: int = field(
         default=1, metadata={"help": "how many carry the gradient: few-step the last, sampled evenly spaced ones"}
     )
-    pixel_every: int = field(default=8, metadata={"help": "steps from one with L_id and L_CLIP to the next"})
+    pixel_every: int = field(default=8, metadata={"help": "steps from one with these losses to the next"})
     pixel_alpha_bar: float = field(
-        default=0.5, metadata={"help": "least alpha-bar of the photos that L_id and L_CLIP look at, 0 to 1"}
+        default=0.5, metadata={"help": "least alpha-bar of the photos that they look at, 0 to 1"}
     )
     decoder: str = field(
         default="", metadata={"help": "AutoencoderTiny directory for them; by default the family's, else its VAE"}
@@ -586,7 +586,7 @@ def train_adapter(
             continue
         if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
             sheet = out / "samples" / f"step-{step:06d}.png" if log is not None else None
-            with computing(to, config.precision, objective.positions), _swapped(parameters, average):
+            with computing(to, config.precision, objective.positions), swapped(parameters, average):
                 sample_sheet(pipe, chosen, table, text_states, sheet, seed)
             if log is not None:
                 log.draw()
@@ -752,8 +752,8 @@ def _schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class _swapped:
-    """`with _swapped(parameters, average):` the network computes with the moving average."""
+class swapped:
+    """`with swapped(parameters, average):` the network computes with the moving average."""
 
     def __init__(self, parameters: dict[str, Any], average: dict[str, Any]) -> None:
         self.parameters, self.average = parameters, average

@@ -91,14 +91,11 @@ class Lpips:
 
     def distance(self, first: np.ndarray, second: np.ndarray) -> float:
         """Of two pictures, uint8 [H, W, 3]; from 0. The second is brought to the size of the first."""
-        height, width = (max(side, self.least_side) for side in first.shape[:2])
-        pair = [torch.from_numpy(np.array(x)).permute(2, 0, 1)[None].to(self.device) / 255 for x in (first, second)]
-        pair = [
-            x
-            if x.shape[2:] == (height, width)
-            else F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
-            for x in pair
-        ]
+        size = [max(side, self.least_side) for side in first.shape[:2]]
+        pair = []
+        for image in (first, second):
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(self.device) / 255
+            pair.append(F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False))
         with torch.no_grad():
             return float(self.network(*pair, normalize=True))
 

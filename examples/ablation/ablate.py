@@ -402,7 +402,7 @@ class Table:
         """A row, and its gain over the section's row in BESIDE when that one is there."""
         np.save(self._reading(section, row), reading)
         truth = np.stack([person.ratios for person in people])
-        if row != BESIDE[section] and self._reading(section, BESIDE[section]).exists():
+        if self.has(section, BESIDE[section]) and row != BESIDE[section]:
             other = np.load(self._reading(section, BESIDE[section]))
 
             def gain(rows: np.ndarray) -> float:

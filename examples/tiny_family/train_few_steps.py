@@ -47,7 +47,7 @@ from bolid.method.body_condition import BRANCHES, drop_condition, install
 from bolid.method.body_vae import fuse
 from bolid.precision import computing
 from bolid.run import derive_seed, run_record, sha256_file
-from bolid.train_adapter import AdapterTable, TextStates, read_table, without_build
+from bolid.train_adapter import AdapterTable, TextStates, read_table, swapped, without_build
 
 SOLVER_STEPS = 25
 LAYERS = [
@@ -69,21 +69,11 @@ def clean_and_noise(
     raise ValueError(f"cannot distil a base that predicts {prediction_type!r}")
 
 
-def exchange(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    """Each of the first's tensors takes the second's values, and the other way round."""
-    kept = {name: value.detach().clone() for name, value in first.items()}
-    for name, value in first.items():
-        value.data.copy_(second[name])
-        second[name].copy_(kept[name])
-
-
-def draw_people(
-    table: AdapterTable, owner: np.ndarray, rows: list[int], generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_people(table: AdapterTable, rows: list[int], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """(face [B,1,512], body [B,1,D]) of each photo's person, from one to all of their other photos."""
     bodies, faces = [], []
     for row in rows:
-        mates = table.people[owner[row]]
+        mates = table.people[table.owner[row]]
         others = torch.from_numpy(mates[mates != row])
         count = int(torch.randint(1, len(others) + 1, (1,), generator=generator))
         chosen = others[torch.randperm(len(others), generator=generator)[:count]]
@@ -118,9 +108,6 @@ def main() -> None:
     encoder = BodyEncoder(args.body_encoder or family.require("body_encoder"), args.device)
     pipe = load_base(family, args.device)
     table = read_table(args.train, encoder)
-    owner = np.empty(len(table.captions), np.int64)
-    for person, rows in enumerate(table.people):
-        owner[rows] = person
     usable = torch.from_numpy(np.concatenate(table.people))
     text_states = TextStates(pipe, table.captions)
     null_text = text_states([""])[0]
@@ -189,7 +176,7 @@ def main() -> None:
         index = torch.randint(1, SOLVER_STEPS + 1, (args.batch,), generator=generator)
         t, t_next = index * stride - 1, ((index - 1) * stride - 1).clamp_min(0)
         noisy = schedule.add_noise(clean, noise, t).to(device)
-        face, body = draw_people(table, owner, rows, generator)
+        face, body = draw_people(table, rows, generator)
         coins = torch.rand(4, args.batch, generator=generator)
         face, body = drop_condition(face, coins[0] < 0.3), drop_condition(body, coins[1] < 0.1)
         plain = coins[2] < 0.8  # captions mostly without the words for the build, as the adapters were trained
@@ -215,9 +202,8 @@ def main() -> None:
             a = torch.where(index.to(device) == 1, torch.ones_like(alphas_of[t]), alphas_of[t_next]).view(-1, 1, 1, 1)
             nearer = a.sqrt() * x0 + (1 - a).sqrt() * eps
             # By the moving average: by itself, a student may run away from the base without ever meeting an error.
-            exchange(parameters, average)
-            target = consistency(nearer, t_next, predict(nearer, t_next, hidden, people))
-            exchange(parameters, average)
+            with swapped(parameters, average):
+                target = consistency(nearer, t_next, predict(nearer, t_next, hidden, people))
         output = consistency(noisy, t, predict(noisy, t, hidden, people))
         loss = ((output - target).square() + 1e-6).sqrt().sub(1e-3).mean()  # pseudo-Huber, c = 0.001
 
