@@ -51,6 +51,11 @@ class TrainVaeConfig:
     hide_head: float = field(default=0.0, metadata={"help": "part of the training views with the head hidden"})
     checkpoint_minutes: float = field(default=2.0, metadata={"help": "minutes between checkpoints"})
     init: str = field(default="", metadata={"help": "start from this body encoder, of the same shape"})
+    anchor: str = field(
+        default="", metadata={"help": "stay in the space of this body encoder: what it reads in a person's other photos"}
+    )
+    anchor_weight: float = field(default=5.0, metadata={"help": "weight of staying there"})
+    spoil: float = field(default=0.0, metadata={"help": "part of the training views blurred or half hidden"})
 
     def __post_init__(self) -> None:
         if self.views < 2:
@@ -163,7 +168,8 @@ def train_vae(
     config = config or TrainVaeConfig()
     chosen = match_family(family, read_index(train)["record"]["family"], train)
     table = read_views(train)
-    inputs = {"train": directory_sha256(train)} | ({"init": sha256_file(config.init)} if config.init else {})
+    others = {name: getattr(config, name) for name in ("init", "anchor") if getattr(config, name)}
+    inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
     started = time.monotonic()
     model, metrics = fit(table, config, record, Path(out), device=pick_device(device), seed=seed, progress=progress)
@@ -221,6 +227,7 @@ def fit(
         [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
+    anchor = Anchor(config.anchor, table, device) if config.anchor else None
     state = dict(model.state_dict(keep_vars=True))
     step = load_checkpoint(checkpoint_path(out), record, state, optimizer)
 
@@ -229,7 +236,9 @@ def fit(
     while step < config.steps:
         generator = torch.Generator().manual_seed(derive_seed(seed, "train-vae", step))
         rows, in_a = _draw(people, n_people, n_views, generator, seed, step)
-        views = bv.augment(unpack(table.views, rows), generator, grey=config.grey, hide_head=config.hide_head)
+        views = bv.augment(
+            unpack(table.views, rows), generator, grey=config.grey, hide_head=config.hide_head, spoil=config.spoil
+        )
         views = views.to(device)
         noise = torch.randn(2, n_people, config.body_dim, generator=generator).to(device)
         for group in optimizer.param_groups:
@@ -248,13 +257,16 @@ def fit(
         identity, found = bv.loss_identity(half_a, half_b)
         kl_weight = config.kl_weight * min(1.0, step / max(1.0, config.kl_warmup * config.steps))
         loss = config.reconstruction_weight * reconstruction + kl_weight * kl + config.identity_weight * identity
+        now = {"reconstruction": reconstruction, "kl": kl, "identity": identity, "found": found}
+        if anchor is not None:
+            now["anchor"] = (anchor.loss(half_a[0], rows, in_a) + anchor.loss(half_b[0], rows, ~in_a)) / 2
+            loss = loss + config.anchor_weight * now["anchor"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         step += 1
 
-        now = {"reconstruction": reconstruction, "kl": kl, "identity": identity, "found": found}
         for name, value in ((name, float(value.detach())) for name, value in now.items()):
             recent[name] = 0.9 * recent.get(name, value) + 0.1 * value
         if not torch.isfinite(loss):
@@ -265,6 +277,47 @@ def fit(
             save_checkpoint(checkpoint_path(out), step, record, state, optimizer)
             saved = time.monotonic()
     return model.eval(), {name: round(value, 4) for name, value in recent.items()}
+
+
+class Anchor:
+    """Another body encoder whose space is to be kept: what it reads in the views of a person that a fused body did not
+    come from is what that body should be. So it also learns how far to trust few views, and bad ones.
+    """
+
+    def __init__(self, path: str | Path, table: ViewTable, device: str) -> None:
+        import torch
+
+        from bolid.backends.body import BodyEncoder
+        from bolid.method.body_vae import view_confidence
+
+        encoder = BodyEncoder(path, device)
+        means, precisions = [], []
+        with torch.no_grad():
+            for rows in torch.arange(len(table.views.keypoints)).split(256):
+                views = unpack(table.views, rows).to(device)
+                mean, logvar = encoder.model.encode(views)
+                means.append(mean)
+                precisions.append(torch.exp(-logvar) * view_confidence(views.keypoints)[:, None])
+        self.precision = torch.cat(precisions)  # [N, D]
+        self.weighted = self.precision * torch.cat(means)  # [N, D]
+        self.whole = torch.empty(len(self.precision), 2, self.precision.shape[1], device=device)  # sums of a row's person
+        for rows in table.people:
+            self.whole[rows] = torch.stack([self.weighted[rows].sum(0), self.precision[rows].sum(0)])
+        bodies = torch.stack([self.whole[rows[0], 0] / (1 + self.whole[rows[0], 1]) for rows in table.people])
+        self.variance = bodies.var(0)
+
+    def loss(self, body_mean: torch.Tensor, rows: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of body_mean [P, D], in variances of the population. `rows` [P * M] of the table are the
+        step's views, `used` [P, M] says which of them body_mean came from.
+        """
+        rows = rows.view(used.shape).to(self.whole.device)
+        again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)  # someone with few photos gives some twice
+        counted = (used & ~again)[..., None]
+        weighted, precision = self.whole[rows[:, 0]].unbind(1)
+        weighted = weighted - (self.weighted[rows] * counted).sum(1)
+        precision = precision - (self.precision[rows] * counted).sum(1)
+        target = weighted / (1 + precision)
+        return ((body_mean - target).square() / self.variance).mean()
 
 
 def _draw(

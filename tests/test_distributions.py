@@ -47,6 +47,23 @@ def test_batches_do_not_matter(batch):
     assert torch.allclose(mean, x.mean(0)) and torch.allclose(factor.T @ factor, torch.cov(x.T))
 
 
+def test_many_float32_features_far_off_zero():
+    """More features than LARGE, no multiple of any block: the covariance by float32 panels, FID by a kept factor."""
+    d = distributions.LARGE + 89
+    mix = normal(d, d, 2) * torch.logspace(0, -2, d, dtype=torch.float64)[:, None] / d**0.5
+    a, b = (normal(2 * d, d, seed) @ mix + 30 for seed in (0, 1))
+    exact = frechet_distance(statistics(a, 100), statistics(b * 1.1, 100))
+    few = frechet_distance(statistics(a.float(), 100), statistics((b * 1.1).float(), 100))
+    kept = FeatureStatistics.from_tensors(statistics(a.float()).tensors())
+    assert kept.folded and frechet_distance(statistics((b * 1.1).float()), kept) == pytest.approx(few, rel=1e-6)
+    mean, covariance = statistics(b.float(), 100).covariance()
+    assert torch.allclose(mean, b.mean(0)) and torch.allclose(covariance, torch.cov(b.T), atol=2e-7)
+    root = torch.linalg.eigvals(torch.cov(a.T) @ torch.cov(1.1 * b.T)).real.clamp_min(0).sqrt().sum()
+    traces = torch.cov(a.T).trace() + 1.21 * torch.cov(b.T).trace()
+    whole = float((a.mean(0) - 1.1 * b.mean(0)).square().sum() + traces - 2 * root)
+    assert exact == pytest.approx(whole, rel=1e-7) and few == pytest.approx(whole, rel=1e-4)
+
+
 def test_memory_does_not_grow_and_the_kept_rows_are_a_fair_sample(monkeypatch):
     monkeypatch.setattr(distributions, "KEPT", 400)
     stats = FeatureStatistics(4)

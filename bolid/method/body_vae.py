@@ -423,7 +423,12 @@ def body_distance(model: BodyVAE, mean: torch.Tensor, target: torch.Tensor, view
 
 
 def augment(
-    views: Views, generator: torch.Generator, grey: float = 0.3, hide_head: float = 0.0, colour: float = 0.35
+    views: Views,
+    generator: torch.Generator,
+    grey: float = 0.3,
+    hide_head: float = 0.0,
+    colour: float = 0.35,
+    spoil: float = 0.0,
 ) -> Views:
     """Training views: mirrored, recoloured, with shaky keypoints, sometimes with the head hidden. Proportions stay.
 
@@ -465,4 +470,42 @@ def augment(
     if features is not None:
         features = torch.where(mirror[:, None, None], features[:, FLIP], features)
     shake = 0.01 * torch.randn(n, KEYPOINTS, 2, generator=generator) * (keypoints[..., 2:] > 0)
-    return Views(torso, bust, limb, torch.cat([keypoints[..., :2] + shake, keypoints[..., 2:]], -1), features)
+    views = Views(torso, bust, limb, torch.cat([keypoints[..., :2] + shake, keypoints[..., 2:]], -1), features)
+    return spoil_views(views, generator, spoil) if spoil else views
+
+
+# What hides half a person: the upper half, the lower, the left, the right.
+HALVES = [list(range(11)), list(range(11, 17)), list(range(1, 17, 2)), list(range(2, 17, 2))]
+
+
+def spoil_views(views: Views, generator: torch.Generator, part: float) -> Views:
+    """`part` of the views made as little use as a blurred photo (first half of them), or one that half a person is cut
+    off from or hidden in: what tells the encoder how far to trust such a view.
+    """
+    n = len(views.keypoints)
+    drawn = torch.rand(n, generator=generator)
+    blurred, hidden = drawn < part / 2, (drawn >= part / 2) & (drawn < part)
+    factor = torch.randint(2, 5, (n,), generator=generator)
+    half = torch.randint(len(HALVES), (n,), generator=generator)
+    gone = torch.zeros(len(HALVES), KEYPOINTS, dtype=torch.bool)
+    for i, points in enumerate(HALVES):
+        gone[i, points] = True
+    gone = gone[half] & hidden[:, None]
+    shake = 0.03 * torch.randn(n, KEYPOINTS, 2, generator=generator) * blurred[:, None, None]
+    keypoints = views.keypoints.clone()
+    keypoints[..., :2] += shake * (keypoints[..., 2:] > 0)
+    keypoints[gone] = 0
+    trunk = gone[:, [5, 6, 11, 12]].any(1, keepdim=True)
+    limbs = torch.stack([gone[:, list(BONES[bone])].any(1) for bone in LIMBS], dim=1)
+    patches = []
+    for patch, lost in ((views.torso, trunk), (views.bust, trunk), (views.limb, limbs)):
+        patch = patch * ~lost[..., None, None, None]
+        for times in (2, 3, 4):
+            rows = blurred & (factor == times)
+            if rows.any():
+                sharp = patch[rows].flatten(0, 1)
+                small = F.interpolate(sharp, scale_factor=1 / times, mode="area")
+                patch[rows] = F.interpolate(small, sharp.shape[-2:], mode="bilinear").view_as(patch[rows])
+        patches.append(patch)
+    features = None if views.features is None else views.features * ~gone[..., None]
+    return Views(*patches, keypoints, features)

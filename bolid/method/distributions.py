@@ -20,6 +20,7 @@ KEPT = 2048  # rows kept as they are, a uniform sample: for KID and for interval
 RESAMPLED = 512  # of those, as many as FID's bootstrap draws from
 FOLD = 3  # rows are folded into the factor when there are this many times D, but at least FOLD_ROWS
 FOLD_ROWS = 1024
+PANEL = 512  # rows whose products are summed in float32 before float64 takes over
 # Above this size LAPACK's orthogonal routines (QR, SVD) cost several times what products and symmetric eigenvalues do.
 LARGE = 512
 
@@ -75,6 +76,11 @@ class FeatureStatistics(Metric):
         return r[0, 1:] / r[0, 0], r[1:, 1:] / (self.count - 1).double().sqrt()
 
     @property
+    def folded(self) -> bool:
+        """Whether the factor is there and up to date, so that `compute` costs next to nothing."""
+        return not self.rows and 0 < len(self.factor) <= self.features + 1
+
+    @property
     def kept(self) -> torch.Tensor:
         """A uniform sample of the rows, f64 [min(N, KEPT), D]."""
         return self._sampled()[0]
@@ -96,11 +102,13 @@ class FeatureStatistics(Metric):
 
     def _sampled(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys = torch.cat([self.sample_keys, *self.keys])
-        rows = torch.cat([self.sample, *(part.double() for part in self.rows)])
+        taken = torch.ones_like(keys, dtype=torch.bool)
         if len(keys) > KEPT:
-            smallest = keys.topk(KEPT, largest=False).indices.sort().values
-            return rows[smallest], keys[smallest]
-        return rows, keys
+            taken[:] = False
+            taken[keys.topk(KEPT, largest=False).indices] = True
+        parts = [self.sample, *self.rows]
+        of_each = taken.split([len(part) for part in parts])
+        return torch.cat([part[mask].double() for part, mask in zip(parts, of_each, strict=True)]), keys[taken]
 
     def _folded(self) -> torch.Tensor:
         """Upper triangular R [min(N, D + 1), D + 1] with R^T R = [1 | X]^T [1 | X]."""
@@ -108,34 +116,78 @@ class FeatureStatistics(Metric):
         if not self.rows and len(self.factor) and torch.equal(self.factor, self.factor.triu()):
             return self.factor  # nothing has come in since; those of several machines are stacked, and no triangle
         if self.features > LARGE and total > self.features:
-            gram = self.factor.T @ self.factor
-            for part in self.rows:
-                part = part.double()
-                gram[0, 0] += len(part)
-                gram[0, 1:] += part.sum(0)
-                _add_gram(gram[1:, 1:], part)
-            r, failed = torch.linalg.cholesky_ex(gram, upper=True)  # reads the upper triangle only
+            n, mean, scatter = self._moments()
+            r, failed = torch.linalg.cholesky_ex(scatter, upper=True)  # reads the upper triangle only
             if not failed:
-                return r
+                first = torch.cat([mean.new_ones(1), mean])[None] * n**0.5
+                return torch.cat([first, torch.cat([r.new_zeros(len(r), 1), r], 1)])
         whole = [torch.cat([part.new_ones(len(part), 1), part], 1).double() for part in self.rows]
         return torch.linalg.qr(torch.cat([self.factor, *whole]), mode="r").R
+
+    def covariance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean [D], the unbiased covariance [D, D]), f64. N >= 2. In half the time that its factor takes, and of
+        float32 features exact to their own rounding; so it can have eigenvalues a little below 0.
+        """
+        if self.count < 2:
+            raise ValueError(f"a distribution needs two pictures or more, not {int(self.count)}")
+        n, mean, scatter = self._moments(exact=False)
+        for i in range(0, len(scatter), 256):  # in place and by blocks: the whole does not fit into a cache
+            block, below = slice(i, i + 256), slice(i + 256, None)
+            scatter[block, block] = scatter[block, block].triu() + scatter[block, block].triu(1).T
+            scatter[below, block] = scatter[block, below].T
+        return mean, scatter.div_(n - 1)
+
+    def _moments(self, exact: bool = True) -> tuple[float, torch.Tensor, torch.Tensor]:
+        """(N, mean [D], scatter [D, D] around it, of which only the upper triangle counts), f64.
+
+        Not `exact`: products of float32 rows in float32, PANEL rows at a time, and those sums in float64.
+        """
+        seen = self.factor.T @ self.factor if len(self.factor) else self.factor.new_zeros(1 + self.features, 1)
+        n = float(seen[0, 0]) + sum(map(len, self.rows))
+        sums = seen[1:, 0].clone()
+        for part in self.rows:
+            sums += part.sum(0, dtype=torch.float64)
+        mean = sums / n
+        scatter = mean.new_zeros(len(mean), len(mean))
+        if len(self.factor):
+            cross = torch.outer(seen[1:, 0], mean)
+            scatter += seen[1:, 1:] - cross - cross.T + seen[0, 0] * torch.outer(mean, mean)
+        if not self.rows:
+            return n, mean, scatter
+        rows = torch.cat(self.rows)
+        centre = mean if exact or rows.dtype == torch.float64 else mean.float()
+        for part in rows.split(PANEL):
+            _add_gram(scatter, part.to(centre) - centre)
+        # Around the true mean it is less by this than around a rounded one (Steiner's theorem).
+        scatter.addr_(mean - centre, mean - centre, alpha=-len(rows))
+        return n, mean, scatter
 
 
 def _add_gram(gram: torch.Tensor, x: torch.Tensor) -> None:
     """gram += x^T x, its upper triangle and little more: torch has no product that knows the result is symmetric."""
     step = max(64, -(-x.shape[1] // 8))
     for i in range(0, x.shape[1], step):
-        gram[i : i + step, i:].addmm_(x[:, i : i + step].T, x[:, i:])
+        if x.dtype == gram.dtype:
+            gram[i : i + step, i:].addmm_(x[:, i : i + step].T, x[:, i:])
+        else:
+            gram[i : i + step, i:] += x[:, i : i + step].T @ x[:, i:]
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """FID (BoLID Eq. 15; Heusel et al., arXiv:1706.08500) between two streamed sets of N, M >= 2 pictures.
 
     |mu_a - mu_b|^2 + Tr S_a + Tr S_b - 2 Tr sqrt(S_a S_b). With S = F^T F the last trace is the nuclear norm of
-    F_a F_b^T: no matrix square root, no product of covariances, and exact for N < D too. Of more than LARGE features it
-    is taken from the eigenvalues of that product's Gram matrix, exact to about 1e-8 of the largest.
+    F_a F_b^T: no matrix square root, no product of covariances, and exact for N < D too. Of more than LARGE features and
+    yet more pictures it is the sum of the roots of the eigenvalues of F_a S_b F_a^T, exact to about 1e-8 of the largest.
     """
-    return _frechet(*a.compute(), *b.compute())
+    if a.features <= LARGE or min(int(a.count), int(b.count)) <= a.features:
+        return _frechet(*a.compute(), *b.compute())
+    if b.folded and not a.folded:
+        a, b = b, a  # the factor that is at hand already: the reference's, kept from an earlier time
+    mean_a, factor = a.compute()
+    mean_b, covariance = b.covariance()
+    total = (mean_a - mean_b).square().sum() + factor.square().sum() + covariance.trace()
+    return max(0.0, float(total - 2 * _roots(_congruent(factor, covariance))))
 
 
 def _frechet(mean_a: torch.Tensor, a: torch.Tensor, mean_b: torch.Tensor, b: torch.Tensor) -> float:
@@ -147,23 +199,26 @@ def _nuclear_norm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum of the singular values of a b^T, for a [k, D] and b [l, D]."""
     if len(a) > len(b):
         a, b = b, a
-    if len(a) <= LARGE:
-        return torch.linalg.svdvals(a @ b.T).sum()
-    product = _triangles(a, b)
-    gram = product.new_zeros(len(a), len(a))
-    _add_gram(gram, product.T)
-    return torch.linalg.eigvalsh(gram, UPLO="U").clamp_min(0).sqrt().sum()
+    product = a @ b.T
+    return torch.linalg.svdvals(product).sum() if len(a) <= LARGE else _roots(product @ product.T)
 
 
-def _triangles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b^T for upper triangular (or trapezoid) a and b: a third of a full product's work."""
-    step = max(64, -(-a.shape[1] // 16))
-    product = a.new_empty(len(a), len(b))
-    for i in range(0, len(a), step):
-        for j in range(0, len(b), step):
-            first = max(i, j)
-            product[i : i + step, j : j + step] = a[i : i + step, first:] @ b[j : j + step, first:].T
-    return product
+def _roots(gram: torch.Tensor) -> torch.Tensor:
+    """Sum of the roots of the eigenvalues of a symmetric matrix that has none below 0 but by rounding; its lower
+    triangle is read."""
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum()
+
+
+def _congruent(factor: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    """F S F^T for an upper triangular F and a symmetric S, its lower triangle: half of one full product's work, where two
+    would be four times that."""
+    step = max(64, -(-len(factor) // 16))
+    result = torch.zeros_like(covariance)
+    for j in range(0, len(factor), step):
+        right = covariance[j:, j:] @ factor[j : j + step, j:].T
+        for i in range(j, len(factor), step):
+            result[i : i + step, j : j + step] = factor[i : i + step, i:] @ right[i - j :]
+    return result
 
 
 def _frechet_of_rows(a: torch.Tensor, b: torch.Tensor) -> float:
