@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from bolid.person import BodyReader
+
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
 KIND = "picture"
@@ -72,6 +74,7 @@ def generate(
     guidance: float | None = None,
     negative: str = "",
     n: int = 1,
+    best_of: int = 1,
     batch_size: int = 8,
     grid: Sequence[str] | None = None,
     family: str | None = None,
@@ -92,11 +95,12 @@ def generate(
     FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `few_steps`: with
     the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the family's. `grid`: texts like
     "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the last path returned is
-    one sheet of all. `base`: another base of the family's kind, a .safetensors checkpoint or a diffusers folder.
-    `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE
-    stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture depends on the seed
-    and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run is in the PNG's
-    text chunk `bolid`.
+    one sheet of all. `best_of`: so many are painted of each picture, and the one is written whose body looks most like
+    the person's to the family's own models. `base`: another base of the family's kind, a .safetensors checkpoint or a
+    diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16
+    on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture
+    depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run
+    is in the PNG's text chunk `bolid`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -120,7 +124,7 @@ def generate(
                 "leave it out, or choose a family that has one: tiny, sd15, sdxl",
             )
         sampler = chosen.few_steps
-    _check_numbers(n=n, batch_size=batch_size)
+    _check_numbers(n=n, best_of=best_of, batch_size=batch_size)
     plain = Cell(
         scales={
             branch: parse_scale(value, f"--{branch}-scale")
@@ -146,6 +150,7 @@ def generate(
     if out.exists() and not out.is_dir():
         raise BolidError(f"--out {out} is a file", "give a folder for the pictures")
 
+    import numpy as np
     import torch
 
     from bolid.backends.base import add_controlnet, choose_dtype, load_base, load_loras, set_sampler
@@ -154,6 +159,7 @@ def generate(
     files = _adapter_files(chosen, adapter)
     people = _people(chosen, files, profiles, reference, new_person, device, progress)
     branches = _branches(chosen, files, people, cells)
+    body_reader = _body_reader(chosen, people, device) if best_of > 1 else None
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
     extra: dict[str, Any] = {}
     if pose_from is not None:
@@ -177,7 +183,7 @@ def generate(
     if offload:
         offload_networks(pipe, device)
 
-    asked = {"negative": negative, "lora": list(lora), "few_steps": few_steps}
+    asked = {"negative": negative, "lora": list(lora), "few_steps": few_steps, "best_of": best_of}
     if base is not None:
         asked["base"] = Path(base).name
     if pose_from is not None:
@@ -206,10 +212,22 @@ def generate(
             }  # fmt: skip
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
-                seeds = [derive_seed(cell.seed, "generate", index, number) for index, number in batch]
                 texts = [prompts[index] for index, _ in batch]
-                pictures = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra)
-                for (index, number), picture_seed, picture in zip(batch, seeds, pictures, strict=True):
+                best: dict[int, tuple[float, int, Image.Image]] = {}  # place in the batch -> distance, seed, picture
+                for candidate in range(best_of):
+                    # The first is the one that is painted without `best_of`.
+                    other = ("candidate", candidate) if candidate else ()
+                    seeds = [derive_seed(cell.seed, "generate", *job, *other) for job in batch]
+                    painted = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra)
+                    distances = [0.0] * len(batch)
+                    if body_reader is not None:
+                        arrays = [np.asarray(picture) for picture in painted]
+                        distances = body_reader.distances(arrays, person.vectors["body"])
+                    for i, found in enumerate(zip(distances, seeds, painted, strict=True)):
+                        if i not in best or found[0] < best[i][0]:
+                            best[i] = found
+                for i, (index, number) in enumerate(batch):
+                    _, picture_seed, picture = best[i]
                     config = {"prompt": prompts[index], **settings}
                     record = run_record(
                         KIND, family=chosen, config=config, seed=picture_seed, inputs={**person.inputs, **inputs}
@@ -376,6 +394,25 @@ def _people(
         body = torch.randn(tensors["image_proj.proj.weight"].shape[1], generator=generator)
         return [Identity({"body": body}, record["inputs"]["body_encoder"], "", {}, f"new person {new_person}")]
     return [Identity({}, "", "", {}, "nobody")]
+
+
+def _body_reader(family: Family, people: list[Identity], device: str) -> BodyReader:
+    """What says how near a picture's body is to a person's. BolidError where somebody has no body of its kind."""
+    from bolid.person import BodyReader
+
+    reader = BodyReader(family, device)
+    for person in people:
+        if "body" not in person.vectors:
+            raise BolidError(
+                "--best-of compares bodies, but nobody is to be shown",
+                "add --profile, --reference or --new-person, or leave it out",
+            )
+        if person.body_encoder != reader.encoder.sha256:
+            raise BolidError(
+                f"--best-of: {person.name} was made with another body encoder than that of family '{family.name}'",
+                "make the profile again with: bolid profile",
+            )
+    return reader
 
 
 def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bolid.errors import BolidError
 from bolid.families import Family
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from bolid.backends.body import BodyEncoder
@@ -131,3 +133,36 @@ def read_person(
             reports.append(PhotoReport(path, float(weights[i]), float(confidence[i]), view.face is not None))
     face_model = reader.faces.sha256 if faces else ""
     return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))
+
+
+class BodyReader:
+    """How far the bodies in pictures are from a person's, by the very models that made the person's vector.
+
+    Raises BolidError when the family lacks one of them.
+    """
+
+    def __init__(self, family: Family, device: str = "cpu") -> None:
+        from bolid.backends.body import BodyEncoder
+        from bolid.views import ViewReader
+
+        self.family = family
+        self.encoder = BodyEncoder(family.require("body_encoder"), device)
+        self.reader = ViewReader(family, device)
+
+    def distances(self, pictures: Sequence[np.ndarray], body: torch.Tensor) -> list[float]:
+        """Between c_body as each of the pictures, uint8 [H, W, 3], shows it and `body` [D]: Euclidean, in units of the
+        prior's standard deviation; infinite where no person can be seen.
+        """
+        from bolid.backends.body import fuse_views
+        from bolid.views import View, person_crop
+
+        distances = []
+        for view in self.reader.read(pictures):
+            if not isinstance(view, View):
+                distances.append(math.inf)
+                continue
+            image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
+            features = [view.view_features] if self.encoder.needs_features else None
+            seen, _, _ = fuse_views(*self.encoder.encode([image], [points], features))
+            distances.append(float((seen - body).norm()))
+        return distances

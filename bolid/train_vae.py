@@ -51,9 +51,7 @@ class TrainVaeConfig:
     hide_head: float = field(default=0.0, metadata={"help": "part of the training views with the head hidden"})
     checkpoint_minutes: float = field(default=2.0, metadata={"help": "minutes between checkpoints"})
     init: str = field(default="", metadata={"help": "start from this body encoder, of the same shape"})
-    anchor: str = field(
-        default="", metadata={"help": "stay in the space of this body encoder: what it reads in a person's other photos"}
-    )
+    anchor: str = field(default="", metadata={"help": "stay in the space of this body encoder"})
     anchor_weight: float = field(default=5.0, metadata={"help": "weight of staying there"})
     spoil: float = field(default=0.0, metadata={"help": "part of the training views blurred or half hidden"})
 
@@ -197,6 +195,7 @@ def fit(
     """The training loop: the table's views -> (model, the last steps' mean losses)."""
     import torch
 
+    from bolid.backends.body import BodyEncoder
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
     from bolid.formats.tensors import load_tensors
     from bolid.method import body_vae as bv
@@ -227,7 +226,7 @@ def fit(
         [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
-    anchor = Anchor(config.anchor, table, device) if config.anchor else None
+    anchor = Anchor(BodyEncoder(config.anchor, device).model, table, device) if config.anchor else None
     state = dict(model.state_dict(keep_vars=True))
     step = load_checkpoint(checkpoint_path(out), record, state, optimizer)
 
@@ -284,23 +283,22 @@ class Anchor:
     come from is what that body should be. So it also learns how far to trust few views, and bad ones.
     """
 
-    def __init__(self, path: str | Path, table: ViewTable, device: str) -> None:
+    def __init__(self, model: BodyVAE, table: ViewTable, device: str) -> None:
         import torch
 
-        from bolid.backends.body import BodyEncoder
         from bolid.method.body_vae import view_confidence
 
-        encoder = BodyEncoder(path, device)
+        self.model = model
         means, precisions = [], []
         with torch.no_grad():
             for rows in torch.arange(len(table.views.keypoints)).split(256):
                 views = unpack(table.views, rows).to(device)
-                mean, logvar = encoder.model.encode(views)
+                mean, logvar = model.encode(views)
                 means.append(mean)
                 precisions.append(torch.exp(-logvar) * view_confidence(views.keypoints)[:, None])
         self.precision = torch.cat(precisions)  # [N, D]
         self.weighted = self.precision * torch.cat(means)  # [N, D]
-        self.whole = torch.empty(len(self.precision), 2, self.precision.shape[1], device=device)  # sums of a row's person
+        self.whole = self.precision.new_empty(len(self.precision), 2, self.precision.shape[1])  # of a row's person
         for rows in table.people:
             self.whole[rows] = torch.stack([self.weighted[rows].sum(0), self.precision[rows].sum(0)])
         bodies = torch.stack([self.whole[rows[0], 0] / (1 + self.whole[rows[0], 1]) for rows in table.people])

@@ -64,6 +64,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the family's.")] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
+    best_of: Annotated[
+        int, typer.Option(help="Paint so many of each picture and keep the one whose body is most like the person's.")
+    ] = 1,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.")] = 8,
     grid: Annotated[
         list[str] | None,
@@ -114,9 +117,9 @@ def generate(
         paths = bolid.generate.generate(
             wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
-            few_steps=few_steps, steps=steps, guidance=guidance, negative=negative, n=n, batch_size=batch_size,
-            grid=grid, family=family, base=base, size=size, dtype=dtype, offload=offload, device=device, seed=seed,
-            progress=progress,
+            few_steps=few_steps, steps=steps, guidance=guidance, negative=negative, n=n, best_of=best_of,
+            batch_size=batch_size, grid=grid, family=family, base=base, size=size, dtype=dtype, offload=offload,
+            device=device, seed=seed, progress=progress,
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

@@ -206,6 +206,21 @@ def test_augmenting_is_seeded_and_keeps_unseen_parts_unseen():
     assert ((first.limb == 0).flatten(2).all(-1).sum(1) == 1).all()
 
 
+def test_spoilt_views_are_blurred_or_lack_half_a_person():
+    shape = views(60)
+    spoilt = bv.spoil_views(shape, torch.Generator().manual_seed(1), 1.0)
+    unseen = (spoilt.keypoints[..., 2] == 0).sum(1)
+    assert set(unseen.tolist()) == {0, 6, 8, 11} and 15 < (unseen == 0).sum() < 45
+    blurred = unseen == 0
+    assert spoilt.limb[blurred].diff(dim=-1).abs().mean() < 0.7 * shape.limb[blurred].diff(dim=-1).abs().mean()
+    assert (spoilt.torso[~blurred] == 0).all() and not torch.equal(spoilt.keypoints[blurred], shape.keypoints[blurred])
+    for bone, (start, end) in ((i, bv.BONES[bone]) for i, bone in enumerate(bv.LIMBS)):
+        gone = (spoilt.keypoints[:, [start, end], 2] == 0).any(1)
+        assert ((spoilt.limb[:, bone] == 0).flatten(1).all(1) == gone).all()
+    kept = bv.spoil_views(shape, torch.Generator().manual_seed(1), 1e-9)
+    assert all(torch.equal(a, b) for a, b in zip(kept[:4], shape[:4], strict=True))
+
+
 @pytest.mark.parametrize("view", ["crop", "pooled", "both"])
 def test_every_kind_of_view_trains(view):
     torch.manual_seed(0)

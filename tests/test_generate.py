@@ -13,12 +13,14 @@ from small_base import make_body_encoder, make_family, make_training_shards
 
 import bolid.pose_map
 import bolid.views
-from bolid.backends.base import load_base, remembered_conditions
+from bolid.backends.base import load_base, remembered_conditions, set_sampler
 from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, save_adapter
 from bolid.formats.profile import load_profile, save_profile
-from bolid.generate import generate, read_prompts
+from bolid.generate import _load_adapters, _people, generate, read_prompts
+from bolid.method.body_condition import build_ip_adapter_image_embeds
+from bolid.person import BodyReader
 from bolid.profile import make_profile
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.train_adapter import TrainAdapterConfig, train_adapter
@@ -171,6 +173,43 @@ def test_each_png_carries_its_run(world, tmp_path):
     assert record["inputs"]["body_adapter"] == sha256_file(world[1] / "body.safetensors")
 
 
+def test_the_best_of_several_is_the_nearest_body(tmp_path):
+    """With the tiny family's own models, which can see a person."""
+    prompt = "a full body photo of a man walking, in a red short-sleeved top and black trousers, in a room"
+    options = {"family": "tiny", "device": "cpu", "new_person": 5, "seed": 3, "steps": 6}
+    [best] = generate([prompt], tmp_path / "best", best_of=3, **options)
+    [first] = generate([prompt], tmp_path / "first", **options)
+    family = get_family("tiny")
+    pipe = load_base(family)
+    set_sampler(pipe, family.defaults)
+    person = _people(family, {"body": family.body_adapter}, [], None, 5, "cpu", None)
+    _load_adapters(pipe, family, {"body": family.body_adapter}, ["body"], person)
+    seeds = [derive_seed(3, "generate", 0, 0, *more) for more in ((), ("candidate", 1), ("candidate", 2))]
+    embeds = build_ip_adapter_image_embeds([person[0].vectors["body"]], guidance=True)
+    painted = [
+        np.asarray(
+            pipe(
+                prompt, height=128, width=96, num_inference_steps=6, guidance_scale=family.defaults["guidance"],
+                generator=torch.Generator().manual_seed(seed), ip_adapter_image_embeds=embeds,
+            ).images[0]
+        )
+        for seed in seeds
+    ]  # fmt: skip
+    distances = BodyReader(family).distances(painted, person[0].vectors["body"])
+    nearest = int(np.argmin(distances))
+    assert len(set(distances)) == 3 and read_picture(best)["seed"] == seeds[nearest]
+    for path, picture in ((best, painted[nearest]), (first, painted[0])):
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - picture).max() <= 1
+    assert read_picture(best)["config"]["best_of"] == 3
+    assert BodyReader(family).distances([np.zeros((128, 96, 3), np.uint8)], person[0].vectors["body"]) == [np.inf]
+
+
+def test_the_best_of_several_needs_a_body_of_the_familys_encoder(world, tmp_path):
+    with pytest.raises(BolidError, match="--best-of compares bodies"):
+        generate(PROMPTS, tmp_path / "out", family="tiny", device="cpu", best_of=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_prompt_files_may_have_comments():
     assert read_prompts(["a photo", "", "  # not this", "two "]) == ["a photo", "two"]
 
@@ -180,6 +219,7 @@ def test_prompt_files_may_have_comments():
     [
         ({"steps": 0}, "--steps is 0"),
         ({"n": 0}, "^-n is 0"),
+        ({"best_of": 0}, "--best-of is 0"),
         ({"body_scale": float("nan")}, "--body-scale is nan"),
         ({"guidance": -1.0}, "--guidance is -1"),
         ({"guidance": float("nan")}, "--guidance is nan"),

@@ -8,7 +8,7 @@ from small_base import make_family, make_training_shards
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, read_record
-from bolid.train_vae import TrainVaeConfig, _draw, checkpoint_path, read_views, train_vae
+from bolid.train_vae import Anchor, TrainVaeConfig, _draw, checkpoint_path, read_views, train_vae, unpack
 
 CONFIG = TrainVaeConfig(steps=5, people=3, views=3, body_dim=6, width=4, checkpoint_minutes=0.0)
 
@@ -83,6 +83,37 @@ def test_training_can_start_from_another_encoder(world, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running" not in name and "num_" not in name)
     with pytest.raises(BolidError, match="body encoder of another shape"):
         train_vae(world[1], tmp_path / "c.safetensors", config=dataclasses.replace(still, body_dim=7), device="cpu")
+
+
+def test_an_anchor_keeps_the_space(world, tmp_path):
+    """A new encoder comes near what the anchor reads in a person's other photos; left to itself it does not."""
+    first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")
+    found = {}
+    for weight in (0.0, 100.0):
+        config = dataclasses.replace(CONFIG, steps=40, anchor=str(first.path), anchor_weight=weight, spoil=0.3)
+        found[weight] = train_vae(world[1], tmp_path / f"{weight}.safetensors", config=config, device="cpu", seed=1)
+    assert found[100.0].metrics["anchor"] < 0.7 * found[0.0].metrics["anchor"]
+    assert set(read_record(found[0.0].path)["inputs"]) == {"train", "anchor"}
+
+
+def test_an_anchor_reads_only_the_other_photos(world):
+    """The target of a half is the product of experts of the person's views that are not in it, each counted once."""
+    from bolid.method.body_vae import BodyVAE, fuse, view_confidence
+
+    table = read_views(world[1])
+    torch.manual_seed(0)
+    anchor = Anchor(BodyVAE(6, width=4).eval(), table, "cpu")
+    own = torch.as_tensor(table.people[1])
+    views = unpack(table.views, own)
+    with torch.no_grad():
+        mean, logvar = anchor.model.encode(views)
+    left = torch.ones(len(own), dtype=torch.bool)
+    left[[0, 2]] = False
+    target, _ = fuse(mean[left][None], logvar[left][None], view_confidence(views.keypoints)[left][None])
+    rows = own[[0, 1, 2, 0]]  # one of them twice
+    used = torch.tensor([[True, False, True, True]])
+    assert float(anchor.loss(target, rows, used)) == pytest.approx(0, abs=1e-8)
+    assert float(anchor.loss(target, rows, ~used)) > 1e-4
 
 
 def test_no_photo_is_in_both_halves(world):

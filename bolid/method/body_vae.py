@@ -479,8 +479,8 @@ HALVES = [list(range(11)), list(range(11, 17)), list(range(1, 17, 2)), list(rang
 
 
 def spoil_views(views: Views, generator: torch.Generator, part: float) -> Views:
-    """`part` of the views made as little use as a blurred photo (first half of them), or one that half a person is cut
-    off from or hidden in: what tells the encoder how far to trust such a view.
+    """`part` of the views spoilt: half of these as in a blurred photo, half as in one that half the person is cut off
+    from or hidden in. So the encoder learns how far to trust such views.
     """
     n = len(views.keypoints)
     drawn = torch.rand(n, generator=generator)
@@ -508,4 +508,5 @@ def spoil_views(views: Views, generator: torch.Generator, part: float) -> Views:
                 patch[rows] = F.interpolate(small, sharp.shape[-2:], mode="bilinear").view_as(patch[rows])
         patches.append(patch)
     features = None if views.features is None else views.features * ~gone[..., None]
-    return Views(*patches, keypoints, features)
+    torso, bust, limb = patches
+    return Views(torso, bust, limb, keypoints, features)

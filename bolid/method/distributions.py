@@ -177,8 +177,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """FID (BoLID Eq. 15; Heusel et al., arXiv:1706.08500) between two streamed sets of N, M >= 2 pictures.
 
     |mu_a - mu_b|^2 + Tr S_a + Tr S_b - 2 Tr sqrt(S_a S_b). With S = F^T F the last trace is the nuclear norm of
-    F_a F_b^T: no matrix square root, no product of covariances, and exact for N < D too. Of more than LARGE features and
-    yet more pictures it is the sum of the roots of the eigenvalues of F_a S_b F_a^T, exact to about 1e-8 of the largest.
+    F_a F_b^T: no matrix square root, no product of covariances, and exact for N < D too. Of more than LARGE features
+    and yet more pictures it is the sum of the roots of the eigenvalues of F_a S_b F_a^T, exact to about 1e-8 of the
+    largest.
     """
     if a.features <= LARGE or min(int(a.count), int(b.count)) <= a.features:
         return _frechet(*a.compute(), *b.compute())
@@ -210,8 +211,8 @@ def _roots(gram: torch.Tensor) -> torch.Tensor:
 
 
 def _congruent(factor: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-    """F S F^T for an upper triangular F and a symmetric S, its lower triangle: half of one full product's work, where two
-    would be four times that."""
+    """F S F^T for an upper triangular F and a symmetric S, its lower triangle: half of one full product's work, where
+    two would be four times that."""
     step = max(64, -(-len(factor) // 16))
     result = torch.zeros_like(covariance)
     for j in range(0, len(factor), step):
