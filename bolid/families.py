@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -266,7 +267,24 @@ class Family:
     needs: tuple[str, ...] = ()  # parts that others may lack, but not this family
     defaults: dict[str, Any] = field(default_factory=dict)  # steps, guidance, ...: what generate starts from
     few_steps: dict[str, Any] = field(default_factory=dict)  # what --few-steps starts from; empty: not offered
+    wardrobe: tuple[dict[str, Any], ...] = ()  # what the base must be told to dress people in; see `dressed`
     description: str = ""
+
+    def dressed(self, prompt: str) -> str:
+        """``prompt`` with clothes wherever it names none: a base that was only taught prompts with clothes paints
+        people in the colour of their skin without.
+
+        Each entry of ``wardrobe`` is a kind of clothes: where none of its ``words`` is in the prompt, and none of
+        ``unless`` either, its ``default`` goes behind the first clause.
+        """
+        found = set(re.findall(r"[a-z-]+", prompt.lower()))
+        absent = [
+            kind["default"] for kind in self.wardrobe if not found & {*kind["words"], *kind.get("unless", ())}
+        ]  # fmt: skip
+        if not absent:
+            return prompt
+        first, comma, rest = prompt.partition(",")
+        return f"{first}, in {' and '.join(absent)}{comma}{rest}"
 
     def require(self, part: str) -> Path:
         """The path of ``part`` ("base", "pose", ...), or a BolidError that names the missing file and the way to it."""
@@ -346,6 +364,9 @@ def get_family(name: str | None = None) -> Family:
         steps = 4
         guidance = 0.0
         scheduler = "LCMScheduler"
+        [[wardrobe]]              # a kind of clothes that prompts must name, or the default is added
+        words = ["top"]
+        default = "a white short-sleeved top"
         [paths]                   # any part may live elsewhere; relative to this file
         base = "../my-base"
     """
@@ -394,6 +415,7 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
         needs=tuple(data.get("needs", [])),
         defaults=dict(data.get("defaults", {})),
         few_steps=dict(data.get("few_steps", {})),
+        wardrobe=tuple(_clothes(name, kind) for kind in data.get("wardrobe", [])),
         description=str(data.get("description", "")),
         **located,
     )
@@ -403,6 +425,12 @@ def _size(name: str, key: str, value: Any) -> tuple[int, int]:
     if isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value):
         return value[0], value[1]
     raise BolidError(f"family {name!r}: {key} is {value!r}", "write [height, width] in pixels")
+
+
+def _clothes(name: str, kind: Any) -> dict[str, Any]:
+    if isinstance(kind, dict) and kind.get("words") and isinstance(kind.get("default"), str):
+        return kind
+    raise BolidError(f"family {name!r}: wardrobe has {kind!r}", "give each kind of clothes its words and a default")
 
 
 def chosen_family() -> tuple[str, str]:

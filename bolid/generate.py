@@ -100,7 +100,8 @@ def generate(
     diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16
     on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture
     depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run
-    is in the PNG's text chunk `bolid`.
+    is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some (`Family.dressed`); the
+    record has that as `painted`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -212,7 +213,7 @@ def generate(
             }  # fmt: skip
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
-                texts = [prompts[index] for index, _ in batch]
+                texts = [chosen.dressed(prompts[index]) for index, _ in batch]
                 best: dict[int, tuple[float, int, Image.Image]] = {}  # place in the batch -> distance, seed, picture
                 for candidate in range(best_of):
                     # The first is the one that is painted without `best_of`.
@@ -229,6 +230,8 @@ def generate(
                 for i, (index, number) in enumerate(batch):
                     _, picture_seed, picture = best[i]
                     config = {"prompt": prompts[index], **settings}
+                    if texts[i] != prompts[index]:
+                        config["painted"] = texts[i]
                     record = run_record(
                         KIND, family=chosen, config=config, seed=picture_seed, inputs={**person.inputs, **inputs}
                     )

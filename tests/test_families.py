@@ -84,3 +84,30 @@ def test_an_artefact_of_another_family_is_refused():
     assert families.match_family(None, "tiny", "shards/").name == "tiny"
     with pytest.raises(BolidError, match="shards/ was made with family 'tiny', but --family is 'sdxl'"):
         families.match_family("sdxl", "tiny", "shards/")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "painted"),
+    [
+        ("a man", "a man, in a white short-sleeved top and blue trousers"),
+        ("a woman, on a beach", "a woman, in a white short-sleeved top and blue trousers, on a beach"),
+        ("A portrait of a man, in the snow", "A portrait of a man, in a white short-sleeved top, in the snow"),
+        ("a man in a red long-sleeved top, in a room", "a man in a red long-sleeved top, in blue trousers, in a room"),
+        ("a man in green SHORTS on top", "a man in green SHORTS on top"),
+        ("a woman, in a stopwatch", "a woman, in a white short-sleeved top and blue trousers, in a stopwatch"),
+    ],
+)
+def test_nobody_is_painted_undressed(prompt, painted):
+    assert families.get_family("tiny").dressed(prompt) == painted
+
+
+def test_a_wardrobe_of_ones_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("image_size = [64, 48]\n[[wardrobe]]\nwords = ['coat']\ndefault = 'a coat'\n")
+    assert families.get_family(str(file)).dressed("a man") == "a man, in a coat"
+    assert (
+        families.get_family("sdxl").dressed("a man") == "a man"
+    )  # a base that has seen the world dresses people itself
+    file.write_text("image_size = [64, 48]\n[[wardrobe]]\nwords = ['coat']\n")
+    with pytest.raises(BolidError, match="wardrobe has"):
+        families.get_family(str(file))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -202,6 +203,17 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
         assert np.abs(np.asarray(Image.open(path)).astype(int) - picture).max() <= 1
     assert read_picture(best)["config"]["best_of"] == 3
     assert BodyReader(family).distances([np.zeros((128, 96, 3), np.uint8)], person[0].vectors["body"]) == [np.inf]
+
+
+def test_what_the_family_adds_to_a_prompt_is_recorded(world, tmp_path):
+    own = tmp_path / "family.toml"
+    top, _, tables = Path(world[0]).read_text().partition("\n[")
+    own.write_text(f"{top}\n[[wardrobe]]\nwords = ['coat']\ndefault = 'a coat'\n[{tables}")
+    bare, coated = generate(["a man", "a man in a coat"], tmp_path / "out", family=str(own), device="cpu", steps=1)
+    assert read_picture(bare)["config"]["painted"] == "a man, in a coat"
+    assert read_picture(bare)["config"]["prompt"] == "a man" and "painted" not in read_picture(coated)["config"]
+    [same_words] = generate(["a man, in a coat"], tmp_path / "again", family=world[0], device="cpu", steps=1)
+    assert same([np.asarray(Image.open(bare))], [np.asarray(Image.open(same_words))])
 
 
 def test_the_best_of_several_needs_a_body_of_the_familys_encoder(world, tmp_path):

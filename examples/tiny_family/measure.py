@@ -35,6 +35,7 @@ from bolid.formats.images import read_photo
 from bolid.formats.profile import load_profile
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import build_ip_adapter_image_embeds
+from bolid.person import BodyReader
 from bolid.run import derive_seed
 from bolid.views import View, ViewReader
 
@@ -298,6 +299,35 @@ def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, f
     return {**figures, "people": len(truth), "pictures of each": each}
 
 
+def measure_best_of(val: Path, people: int = 60, each: int = 2, best_of: int = 4) -> dict[str, float]:
+    """The body ratios with the nearest of `best_of` pictures kept, as `bolid generate --best-of` does, beside the first
+    of them. The probe that measures has no part in the choice.
+    """
+    vectors, truth, seeds = profiles(val, people, 4)
+    probe = BodyProbe(get_family("tiny").probe)
+    order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
+    maker, reader = Pictures("face", "body"), BodyReader(get_family("tiny"))
+    kept: dict[str, list[np.ndarray]] = {f"best of {best_of}": [], "the first": []}
+    asked, shown = [], []
+    for profile, seed in zip(vectors, seeds, strict=True):
+        prompts, wanted = person_prompts(seed, "prompt", each, "full body")
+        candidates, distances = [], []
+        for k in range(best_of):
+            noise = [derive_seed(seed, "measure", i, *(("candidate", k) if k else ())) for i in range(each)]
+            candidates.append(maker.make(prompts, noise, *profile))
+            distances.append(reader.distances(candidates[-1], profile[1]))
+        best = [candidates[k][i] for i, k in enumerate(np.argmin(distances, axis=0))]
+        for pictures, readings in zip((best, candidates[0]), kept.values(), strict=True):
+            readings.append(probe.predict(pictures)[:, order].mean(0))
+        shown += best
+        asked += wanted
+    figures: dict[str, float] = {}
+    for name, readings in kept.items():
+        figures |= read_out(truth, readings, name)
+    figures |= {f"{name} as asked, best of {best_of}": value for name, value in as_asked(shown, asked).items()}
+    return {**figures, "people": len(truth), "pictures of each": each}
+
+
 def measure_body_encoder(val: Path, train: Path) -> dict[str, float]:
     from measure_body_encoder import measure
 
@@ -320,11 +350,23 @@ def measure_part(part: str, args: argparse.Namespace) -> dict[str, float]:
         "adapter": functools.partial(measure_adapter, people=args.people, each=args.each),
         "face branch": measure_face_branch,
         "few steps": measure_few_steps,
+        "best of": measure_best_of,
     }
     return measures[part](args.val)
 
 
-PARTS = ("pose", "face", "image-text", "probe", "base", "body encoder", "adapter", "face branch", "few steps")
+PARTS = (
+    "pose",
+    "face",
+    "image-text",
+    "probe",
+    "base",
+    "body encoder",
+    "adapter",
+    "face branch",
+    "few steps",
+    "best of",
+)
 
 
 def main() -> None:
