@@ -38,6 +38,7 @@ class TrainVaeConfig:
     body_dim: int = field(default=64, metadata={"help": "dimensions of the body vector"})
     view: str = field(default="crop", metadata={"help": "what a photo is seen by: crop, pooled or both"})
     width: int = field(default=24, metadata={"help": "channels of the crop network's first layer"})
+    direct: bool = field(default=True, metadata={"help": "a linear way past the network's head"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW"})
     kl_weight: float = field(default=0.005, metadata={"help": "weight of the KL term once warmed up"})
@@ -211,10 +212,15 @@ def fit(
     feature_dim = 0 if table.views.features is None else table.views.features.shape[-1]
     if config.view != "crop" and not feature_dim:
         raise BolidError("the training shards hold no image-text features", "use --view crop, or run extract again")
-    model = bv.BodyVAE(config.body_dim, width=config.width, view=config.view, feature_dim=feature_dim)
+    model = bv.BodyVAE(
+        config.body_dim, width=config.width, view=config.view, feature_dim=feature_dim, direct=config.direct
+    )
     if config.init:
+        first = {name: value.float() for name, value in load_tensors(config.init, KIND)[0].items()}
+        if model.direct is not None:  # one that has no such way starts without, as it were
+            first.setdefault("direct.weight", model.direct.weight.detach())
         try:
-            model.load_state_dict({name: value.float() for name, value in load_tensors(config.init, KIND)[0].items()})
+            model.load_state_dict(first)
         except RuntimeError as error:
             raise BolidError(
                 f"--init {config.init} is a body encoder of another shape", "give its --body-dim, --width and --view"

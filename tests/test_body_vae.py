@@ -221,10 +221,10 @@ def test_spoilt_views_are_blurred_or_lack_half_a_person():
     assert all(torch.equal(a, b) for a, b in zip(kept[:4], shape[:4], strict=True))
 
 
-@pytest.mark.parametrize("view", ["crop", "pooled", "both"])
-def test_every_kind_of_view_trains(view):
+@pytest.mark.parametrize(("view", "direct"), [("crop", False), ("pooled", True), ("both", True)])
+def test_every_kind_of_view_trains(view, direct):
     torch.manual_seed(0)
-    model = bv.BodyVAE(8, width=4, view=view, feature_dim=10)
+    model = bv.BodyVAE(8, width=4, view=view, feature_dim=10, direct=direct)
     shape = bv.augment(views(8)._replace(features=torch.randn(8, 17, 10)), torch.Generator().manual_seed(0))
     mean, logvar = (part.view(4, 2, -1) for part in model.encode(shape))
     confidence = bv.view_confidence(shape.keypoints).view(4, 2)

@@ -81,6 +81,13 @@ def test_training_can_start_from_another_encoder(world, tmp_path):
     second = train_vae(world[1], tmp_path / "b.safetensors", config=still, device="cpu")
     ours, theirs = (load_tensors(result.path, "body-encoder")[0] for result in (first, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running" not in name and "num_" not in name)
+    assert ours["direct.weight"].any()  # that the first one learnt
+    without = dataclasses.replace(CONFIG, direct=False)
+    old = train_vae(world[1], tmp_path / "old.safetensors", config=without, device="cpu")
+    third = train_vae(
+        world[1], tmp_path / "d.safetensors", config=dataclasses.replace(still, init=str(old.path)), device="cpu"
+    )
+    assert not load_tensors(third.path, "body-encoder")[0]["direct.weight"].any()  # it starts from nothing there
     with pytest.raises(BolidError, match="body encoder of another shape"):
         train_vae(world[1], tmp_path / "c.safetensors", config=dataclasses.replace(still, body_dim=7), device="cpu")
 

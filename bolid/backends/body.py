@@ -35,8 +35,9 @@ class BodyEncoder:
         config = self.record.get("config", {})
         try:
             self.model = BodyVAE(
-                config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"]
-            )
+                config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"],
+                direct=config.get("direct", False),
+            )  # fmt: skip
             self.model.load_state_dict({name: value.float() for name, value in tensors.items()})
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BolidError(

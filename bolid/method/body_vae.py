@@ -256,8 +256,9 @@ class BodyVAE(nn.Module):
     """q(z | views) and p(view | z, pose). See the module's docstring; `view` says what a view is represented by."""
 
     def __init__(
-        self, body_dim: int = 64, width: int = 24, hidden_dim: int = 256, view: str = "crop", feature_dim: int = 0
-    ) -> None:
+        self, body_dim: int = 64, width: int = 24, hidden_dim: int = 256, view: str = "crop", feature_dim: int = 0,
+        direct: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if view not in ("crop", "pooled", "both"):
             raise ValueError(f"view is crop, pooled or both, not {view!r}")
@@ -276,6 +277,10 @@ class BodyVAE(nn.Module):
         )  # fmt: skip
         # Normed, so that views start out far apart: else telling people apart begins by calling them all unknown.
         self.mean = nn.Sequential(nn.Linear(hidden_dim, body_dim), nn.BatchNorm1d(body_dim))
+        # What a view tells faintly the head drops, though it adds up over several: a linear way past it.
+        self.direct = nn.Linear(in_dim, body_dim, bias=False) if direct else None
+        if self.direct is not None:
+            nn.init.zeros_(self.direct.weight)
         self.logvar = nn.Linear(hidden_dim, body_dim)
         self.decoder = nn.Sequential(
             nn.Linear(body_dim + pose_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
@@ -295,8 +300,12 @@ class BodyVAE(nn.Module):
             if views.features is None:
                 raise ValueError("this body encoder needs the image-text features of the views")
             parts.append((self.features(views.features.float()) * seen).flatten(1))
-        hidden = self.head(torch.cat(parts, dim=1))
-        return self.mean(hidden), self.logvar(hidden).clamp(-6, 6)
+        normed = self.head[0](torch.cat(parts, dim=1))
+        hidden = self.head[1:](normed)
+        linear = self.mean[0](hidden)
+        if self.direct is not None:
+            linear = linear + self.direct(normed)
+        return self.mean[1](linear), self.logvar(hidden).clamp(-6, 6)
 
     def decode(self, z: torch.Tensor, bones: Skeleton) -> tuple[torch.Tensor, torch.Tensor]:
         """p(view | z, pose): z [N, D] and a view's pose => log-lengths [N, bones], outline [N, OUTLINE_DIM].
