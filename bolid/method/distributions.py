@@ -217,8 +217,8 @@ def _congruent(factor: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
     result = torch.zeros_like(covariance)
     for j in range(0, len(factor), step):
         right = covariance[j:, j:] @ factor[j : j + step, j:].T
-        for i in range(j, len(factor), step):
-            result[i : i + step, j : j + step] = factor[i : i + step, i:] @ right[i - j :]
+        for i in range(j, len(factor), 4 * step):
+            result[i : i + 4 * step, j : j + step] = factor[i : i + 4 * step, i:] @ right[i - j :]
     return result
 
 
