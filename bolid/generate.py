@@ -38,7 +38,7 @@ class Identity:
     """Whom to show. `vectors`: branch -> f32 [dim]; a branch that is not there is not used."""
 
     vectors: dict[str, torch.Tensor]
-    body_encoder: str  # sha256, "" for nobody
+    body_encoder: str  # the sha256 that names its space, "" for nobody
     face_model: str  # sha256 of the recogniser, "" where it is not known
     inputs: dict[str, str]  # for the run record
     name: str
@@ -387,7 +387,7 @@ def _people(
         seen = read_person([reference], encoder, family, device=device, progress=progress)
         vectors = {"body": seen.body_mean} | ({"face": seen.face} if seen.face is not None else {})
         name = f"the photo {Path(reference).name}"
-        return [Identity(vectors, encoder.sha256, seen.face_model, {"reference": seen.sha256[0]}, name)]
+        return [Identity(vectors, encoder.space, seen.face_model, {"reference": seen.sha256[0]}, name)]
     if new_person is not None:
         # c_body drawn from the prior N(0, I): somebody who does not exist, the same in every prompt.
         from bolid.formats.adapter import load_adapter
@@ -410,7 +410,7 @@ def _body_reader(family: Family, people: list[Identity], device: str) -> BodyRea
                 "--best-of compares bodies, but nobody is to be shown",
                 "add --profile, --reference or --new-person, or leave it out",
             )
-        if person.body_encoder != reader.encoder.sha256:
+        if person.body_encoder != reader.encoder.space:
             raise BolidError(
                 f"--best-of: {person.name} was made with another body encoder than that of family '{family.name}'",
                 "make the profile again with: bolid profile",

@@ -57,7 +57,7 @@ def make_profile(
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
     encoder = BodyEncoder(body_encoder or chosen.require("body_encoder"), device)
     person = read_person(_files(photos), encoder, chosen, device=device, progress=progress)
-    inputs = {"body_encoder": encoder.sha256} | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
+    inputs = encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
     if person.face is not None:
         inputs["face_model"] = person.face_model
     record = run_record(KIND, family=chosen, inputs=inputs)

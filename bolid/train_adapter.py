@@ -496,7 +496,7 @@ def train_adapter(
     with quiet_diffusers():
         unet = pipe.unet.to(memory_format=torch.channels_last)
 
-    inputs = {"train": directory_sha256(train), "body_encoder": encoder.sha256, "base": base_sha256(chosen)}
+    inputs = {"train": directory_sha256(train), **encoder.inputs, "base": base_sha256(chosen)}
     if pixels is not None:
         inputs |= pixels.inputs
     if config.init:

@@ -161,7 +161,7 @@ def train_vae(
 
     Raises BolidError for a directory that is no finished shard directory, or one with too few people.
     """
-    from bolid.backends.body import save_body_encoder
+    from bolid.backends.body import BodyEncoder, save_body_encoder
     from bolid.formats.shards import directory_sha256, read_index
 
     config = config or TrainVaeConfig()
@@ -170,6 +170,8 @@ def train_vae(
     others = {name: getattr(config, name) for name in ("init", "anchor") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
+    if config.anchor:
+        record["space"] = BodyEncoder(config.anchor).space
     started = time.monotonic()
     model, metrics = fit(table, config, record, Path(out), device=pick_device(device), seed=seed, progress=progress)
     save_body_encoder(out, model, {**record, "metrics": metrics})

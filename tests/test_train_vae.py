@@ -6,8 +6,10 @@ import pytest
 import torch
 from small_base import make_family, make_training_shards
 
+from bolid.backends.body import BodyEncoder
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, read_record
+from bolid.run import sha256_file
 from bolid.train_vae import Anchor, TrainVaeConfig, _draw, checkpoint_path, read_views, train_vae, unpack
 
 CONFIG = TrainVaeConfig(steps=5, people=3, views=3, body_dim=6, width=4, checkpoint_minutes=0.0)
@@ -66,8 +68,6 @@ def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path):
 
 def test_record_says_how_to_build_the_network_again(world, tmp_path):
     family, train = world
-    from bolid.backends.body import BodyEncoder
-
     result = train_vae(train, tmp_path / "b.safetensors", config=CONFIG, device="cpu")
     assert read_record(result.path)["family"] == family
     encoder = BodyEncoder(result.path)
@@ -101,6 +101,10 @@ def test_an_anchor_keeps_the_space(world, tmp_path):
         found[weight] = train_vae(world[1], tmp_path / f"{weight}.safetensors", config=config, device="cpu", seed=1)
     assert found[100.0].metrics["anchor"] < 0.7 * found[0.0].metrics["anchor"]
     assert set(read_record(found[0.0].path)["inputs"]) == {"train", "anchor"}
+    again = dataclasses.replace(CONFIG, steps=1, anchor=str(found[0.0].path))
+    encoder = BodyEncoder(train_vae(world[1], tmp_path / "b.safetensors", config=again, device="cpu").path)
+    assert encoder.space == sha256_file(first.path) == BodyEncoder(first.path).space  # the anchor's anchor's
+    assert encoder.inputs == {"body_encoder": encoder.space, "body_encoder_file": encoder.sha256}
 
 
 def test_an_anchor_reads_only_the_other_photos(world):

@@ -55,6 +55,19 @@ class BodyEncoder:
         return self.model.body_dim
 
     @property
+    def space(self) -> str:
+        """sha256 of the encoder whose space its vectors lie in: its own, or what it was anchored to in its training.
+        Vectors, adapters and sliders of one space go together.
+        """
+        return self.record.get("space", self.sha256)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What the run record of something that its vectors went into says of it."""
+        found = {"body_encoder": self.space}
+        return found if self.space == self.sha256 else {**found, "body_encoder_file": self.sha256}
+
+    @property
     def needs_features(self) -> bool:
         """Whether it looks at the image-text features of a photo too."""
         return self.model.view != "crop"

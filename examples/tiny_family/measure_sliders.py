@@ -73,7 +73,7 @@ def measure(photos: Path, encoder: BodyEncoder) -> tuple[Sliders, torch.Tensor]:
         "people": len(people),
         "penalty": penalty,
     }
-    record = run_record("body-sliders", family="tiny", config=config, inputs={"body_encoder": encoder.sha256})
+    record = run_record("body-sliders", family="tiny", config=config, inputs=encoder.inputs)
     directions = slider_directions(readout, bodies)
     sliders = Sliders(
         tuple(kept), directions.float(), readout.weight.float(), readout.center.float(),

@@ -140,7 +140,7 @@ def main() -> None:
         family=family,
         config={**settings, "guidance": guidance, "solver_steps": SOLVER_STEPS},
         seed=args.seed,
-        inputs={"train": directory_sha256(args.train), "body_encoder": encoder.sha256}
+        inputs={"train": directory_sha256(args.train), **encoder.inputs}
         | {f"{branch}_adapter": sha256_file(path) for branch, path in adapters.items()},
     )
     checkpoint = args.out / ".checkpoint.safetensors"
