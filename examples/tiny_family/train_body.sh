@@ -15,6 +15,8 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 
 bolid extract "$photos" --out "$work/shards" --family tiny
 bolid shard "$work/shards" --out "$work/train"
+# The shipped encoder went on from such a one, on 1,617 other people (--init and --anchor: the encoder before it):
+# --views 6 --people 48 --steps 2000 --learning-rate 0.0015 --anchor-weight 3 --spoil 0.1. 20 minutes.
 bolid train-vae "$work/train" --out "$work/body-encoder.safetensors"
 bolid train-adapter "$work/train" --body-encoder "$work/body-encoder.safetensors" --out "$work/adapter"
 bolid train-adapter "$work/train" --body-encoder "$work/body-encoder.safetensors" --out "$work/adapter-sampled" \
