@@ -234,7 +234,15 @@ def fit(
         [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
-    anchor = Anchor(BodyEncoder(config.anchor, device).model, table, device) if config.anchor else None
+    anchor = None
+    if config.anchor:
+        space = BodyEncoder(config.anchor, device)
+        if space.body_dim != config.body_dim or space.model.feature_dim not in (0, feature_dim):
+            raise BolidError(
+                f"--anchor {config.anchor} has a space of {space.body_dim} dimensions and looks at {space.model.view}",
+                "give its --body-dim, and shards of the family that it was trained with",
+            )
+        anchor = Anchor(space.model, table, device)
     state = dict(model.state_dict(keep_vars=True))
     step = load_checkpoint(checkpoint_path(out), record, state, optimizer)
 
