@@ -158,7 +158,7 @@ def run_with_ray(command: list[str]) -> str:
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
     }
     for _ in range(3):
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=480)
         if ended.returncode == 0 or not any(name in ended.stderr.lower() for name in ("raylet", "gcs")):
             break
     assert ended.returncode == 0, ended.stderr
