@@ -170,6 +170,7 @@ def test_ray_gives_the_same_results_in_order():
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
     script = RAY_SCRIPT.format(tests=str(Path(__file__).parent))
     told = run_with_ray([sys.executable, "-c", script]).splitlines()
+    told = [line for line in told if "(raylet)" not in line]  # which Ray says now and then of actors that were ended
     assert told == [str(EXPECTED), "[]", "error: no model", "error: a bad batch"]
 
 
