@@ -705,9 +705,10 @@ def test_a_symlink_trap(server, tmp_path, listed):
 def test_kill_and_resume(server, tmp_path):
     """kill -9 and Ctrl-C in the middle: only what was on its way is fetched again, nothing is half-written."""
     current_markup(server, {"Anna Ivanova": 12, "Boris Petrov": 12})
+    # Slower than a busy disk settles photos, or many would be on their way when it is killed.
     slow = {path: page for path, page in server.pages.items() if path.startswith("/img/")}
     for path, page in slow.items():
-        server.pages[path] = lambda handler, page=page: (time.sleep(0.03), page)[1]
+        server.pages[path] = lambda handler, page=page: (time.sleep(0.25), page)[1]
     out = tmp_path / "photos"
     command = [
         sys.executable, "-m", "bolid_cli.main", "scrape", "--site", theplace(server, tmp_path), "--out", str(out),
