@@ -278,9 +278,7 @@ class Family:
         ``unless`` either, its ``default`` goes behind the first clause.
         """
         found = set(re.findall(r"[a-z-]+", prompt.lower()))
-        absent = [
-            kind["default"] for kind in self.wardrobe if not found & {*kind["words"], *kind.get("unless", ())}
-        ]  # fmt: skip
+        absent = [kind["default"] for kind in self.wardrobe if not found & {*kind["words"], *kind.get("unless", ())}]
         if not absent:
             return prompt
         first, comma, rest = prompt.partition(",")

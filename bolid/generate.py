@@ -403,13 +403,13 @@ def _body_reader(family: Family, people: list[Identity], device: str) -> BodyRea
     """What says how near a picture's body is to a person's. BolidError where somebody has no body of its kind."""
     from bolid.person import BodyReader
 
+    if not all("body" in person.vectors for person in people):  # before any model is loaded
+        raise BolidError(
+            "--best-of compares bodies, but nobody is to be shown",
+            "add --profile, --reference or --new-person, or leave it out",
+        )
     reader = BodyReader(family, device)
     for person in people:
-        if "body" not in person.vectors:
-            raise BolidError(
-                "--best-of compares bodies, but nobody is to be shown",
-                "add --profile, --reference or --new-person, or leave it out",
-            )
         if person.body_encoder != reader.encoder.space:
             raise BolidError(
                 f"--best-of: {person.name} was made with another body encoder than that of family '{family.name}'",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.backends.body import BodyEncoder
+    from bolid.views import View
 
 Progress = Callable[[int, int, str], None]
 MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
@@ -67,7 +68,7 @@ def read_person(
 
     from bolid.backends.body import fuse_views
     from bolid.formats.images import decode_image
-    from bolid.views import NOT_RECOGNISED, View, ViewReader, person_crop
+    from bolid.views import NOT_RECOGNISED, ViewReader
 
     paths = [Path(photo) for photo in photos]
     if not paths:
@@ -112,11 +113,7 @@ def read_person(
             else "give photos in which the person can be seen at least to the hips",
         )
 
-    gaussians = []
-    for view in views.values():
-        # Cut as `shard` cuts training photos, so that a person looks here as they looked there.
-        image, _, points = person_crop(view.image, view.box, view.keypoints, family.view_size)
-        gaussians.append(encoder.encode([image], [points], [view.view_features] if encoder.needs_features else None))
+    gaussians = [_encode(view, encoder, family) for view in views.values()]
     mean, logvar, confidence = (torch.cat(parts) for parts in zip(*gaussians, strict=True))
     body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence)
     faces = [torch.from_numpy(view.face) for view in views.values() if view.face is not None]
@@ -133,6 +130,15 @@ def read_person(
             reports.append(PhotoReport(path, float(weights[i]), float(confidence[i]), view.face is not None))
     face_model = reader.faces.sha256 if faces else ""
     return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))
+
+
+def _encode(view: View, encoder: BodyEncoder, family: Family) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mean, logvar [1, D] and confidence [1] of one view."""
+    from bolid.views import person_crop
+
+    # Cut as `shard` cuts training photos, so that a person looks here as they looked there.
+    image, _, points = person_crop(view.image, view.box, view.keypoints, family.view_size)
+    return encoder.encode([image], [points], [view.view_features] if encoder.needs_features else None)
 
 
 class BodyReader:
@@ -154,15 +160,13 @@ class BodyReader:
         prior's standard deviation; infinite where no person can be seen.
         """
         from bolid.backends.body import fuse_views
-        from bolid.views import View, person_crop
+        from bolid.views import View
 
         distances = []
         for view in self.reader.read(pictures):
             if not isinstance(view, View):
                 distances.append(math.inf)
                 continue
-            image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
-            features = [view.view_features] if self.encoder.needs_features else None
-            seen, _, _ = fuse_views(*self.encoder.encode([image], [points], features))
+            seen, _, _ = fuse_views(*_encode(view, self.encoder, self.family))
             distances.append(float((seen - body).norm()))
         return distances

@@ -105,9 +105,8 @@ def test_a_wardrobe_of_ones_own(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("image_size = [64, 48]\n[[wardrobe]]\nwords = ['coat']\ndefault = 'a coat'\n")
     assert families.get_family(str(file)).dressed("a man") == "a man, in a coat"
-    assert (
-        families.get_family("sdxl").dressed("a man") == "a man"
-    )  # a base that has seen the world dresses people itself
+    # A base that has seen the world dresses people itself.
+    assert families.get_family("sdxl").dressed("a man") == "a man"
     file.write_text("image_size = [64, 48]\n[[wardrobe]]\nwords = ['coat']\n")
     with pytest.raises(BolidError, match="wardrobe has"):
         families.get_family(str(file))

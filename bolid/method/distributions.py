@@ -70,8 +70,7 @@ class FeatureStatistics(Metric):
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(mean [D], factor [k, D] with factor^T factor = the unbiased covariance, k <= D), f64. N >= 2."""
-        if self.count < 2:
-            raise ValueError(f"a distribution needs two pictures or more, not {int(self.count)}")
+        self._require_two()
         r = self._folded()
         return r[0, 1:] / r[0, 0], r[1:, 1:] / (self.count - 1).double().sqrt()
 
@@ -128,14 +127,17 @@ class FeatureStatistics(Metric):
         """(mean [D], the unbiased covariance [D, D]), f64. N >= 2. In half the time that its factor takes, and of
         float32 features exact to their own rounding; so it can have eigenvalues a little below 0.
         """
-        if self.count < 2:
-            raise ValueError(f"a distribution needs two pictures or more, not {int(self.count)}")
+        self._require_two()
         n, mean, scatter = self._moments(exact=False)
         for i in range(0, len(scatter), 256):  # in place and by blocks: the whole does not fit into a cache
             block, below = slice(i, i + 256), slice(i + 256, None)
             scatter[block, block] = scatter[block, block].triu() + scatter[block, block].triu(1).T
             scatter[below, block] = scatter[block, below].T
         return mean, scatter.div_(n - 1)
+
+    def _require_two(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"a distribution needs two pictures or more, not {int(self.count)}")
 
     def _moments(self, exact: bool = True) -> tuple[float, torch.Tensor, torch.Tensor]:
         """(N, mean [D], scatter [D, D] around it, of which only the upper triangle counts), f64.
