@@ -154,7 +154,7 @@ def generate(
     import numpy as np
     import torch
 
-    from bolid.backends.base import add_controlnet, choose_dtype, load_base, load_loras, set_sampler
+    from bolid.backends.base import add_controlnet, choose_dtype, load_base, load_loras
     from bolid.backends.base import offload as offload_networks
 
     files = _adapter_files(chosen, adapter)
@@ -173,8 +173,7 @@ def generate(
         few_steps_lora = chosen.require("few_steps_lora")
         loras.insert(0, (few_steps_lora, 1.0))
         inputs["few_steps_lora"] = sha256_file(few_steps_lora)
-    pipe = load_base(chosen, "cpu" if offload else device, choose_dtype(dtype, device))
-    set_sampler(pipe, sampler)
+    pipe = load_base(chosen, "cpu" if offload else device, choose_dtype(dtype, device), sampler)
     _check_sampler(pipe, cells)
     load_loras(pipe, loras, chosen)
     if branches:

@@ -856,7 +856,8 @@ def sample_sheet(
     seed: int,
     steps: int = 12,
 ) -> None:
-    """A contact sheet: three captions down; across: no profile, then three people (their first photo in front).
+    """A contact sheet: three captions down; across: no profile, then three people (their first photo in front). With
+    the family's sampler and guidance, as `generate` paints, but in no more than `steps` steps.
 
     Without a path it is made and not kept: where branches are spread over processes, all of them have to compute.
     """
@@ -865,11 +866,14 @@ def sample_sheet(
     import torch.nn.functional as F
     from PIL import Image
 
-    from bolid.backends.base import decode_latents, quiet_diffusers
+    from bolid.backends.base import decode_latents, quiet_diffusers, set_sampler
     from bolid.method.body_condition import build_ip_adapter_image_embeds
     from bolid.method.body_vae import fuse
     from bolid.run import atomic_path
 
+    trained_with = pipe.scheduler
+    set_sampler(pipe, family.defaults)
+    steps = min(steps, int(family.defaults.get("steps", steps)))
     picks = np.random.default_rng(derive_seed(seed, "sheet")).permutation(len(table.people))[:3]
     captions = [without_build(table.captions[table.people[p][-1]]) for p in picks]
     guidance = float(family.defaults.get("guidance", 5.0))
@@ -905,6 +909,7 @@ def sample_sheet(
         column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
         columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))
     pipe.set_ip_adapter_scale([1.0, 1.0])
+    pipe.scheduler = trained_with
     if path is not None:
         with atomic_path(path) as temporary:
             Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "PNG")

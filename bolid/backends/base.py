@@ -82,12 +82,15 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def load_base(
+    family: Family, device: str = "cpu", dtype: torch.dtype = torch.float32, sampler: Mapping[str, Any] | None = None
+) -> Any:
     """The family's diffusers pipeline, frozen, in eval mode, with no safety checker and no progress bar.
 
     The base is a diffusers directory, or one .safetensors file with the configs of `base_config` (or of another
     directory of the same kind). A `unet` that the family has takes the place of the base's own. The VAE stays float32
-    whatever `dtype` is: in half precision SDXL's overflows, and others lose detail.
+    whatever `dtype` is: in half precision SDXL's overflows, and others lose detail. `sampler`: the family's `defaults`
+    or `few_steps`, whose scheduler (`set_sampler`) takes the place of the base's own, the one that it was trained with.
     Raises BolidError when a file is missing (`Family.require`), damaged, a pickle, or of another kind of base.
     """
     path = family.require("base")
@@ -135,6 +138,8 @@ def load_base(family: Family, device: str = "cpu", dtype: torch.dtype = torch.fl
             pipe.unload_lora_weights()
     if dtype != torch.float32:
         _keep_float32(pipe.vae)
+    if sampler is not None:
+        set_sampler(pipe, sampler)
     with quiet_diffusers():
         return pipe.to(device)
 

@@ -24,8 +24,9 @@ FILE = "probe.safetensors"
 class BodyProbe:
     """The probe read from a directory (`probe.safetensors`), frozen. It knows full bodies and three-quarters.
 
-    `ratio_names`: the R names; `image_size`: height and width of its input; `held_out_error`, from the metadata: its
-    own error on people it has never seen, {"r2": {name: ...}, "rmse": {name: ...}, "mean_r2": ..., "pictures": ...}.
+    `ratio_names`: the R names; `mean`, `std`: of the ratios, f32 [R], in which the network reads them; `image_size`:
+    height and width of its input; `held_out_error`, from the metadata: its own error on people it has never seen,
+    {"r2": {name: ...}, "rmse": {name: ...}, "mean_r2": ..., "pictures": ...}.
     Raises BolidError when the file is missing, damaged or not a probe.
     """
 
@@ -37,7 +38,7 @@ class BodyProbe:
             self.ratio_names: tuple[str, ...] = tuple(self.record["config"]["ratio_names"])
             self.image_size: tuple[int, int] = tuple(self.record["config"]["image_size"])
             self.held_out_error: dict[str, Any] = self.record["config"].get("held_out_error", {})
-            self._mean, self._std = tensors.pop("mean").float().numpy(), tensors.pop("std").float().numpy()
+            self.mean, self.std = tensors.pop("mean").float().numpy(), tensors.pop("std").float().numpy()
             network = ProbeNetwork(len(self.ratio_names), self.image_size)
             network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except (KeyError, TypeError, RuntimeError) as error:
@@ -56,7 +57,7 @@ class BodyProbe:
         with torch.no_grad():
             inputs = [fit(image, self.image_size) for image in images]
             outputs = [self.network(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
-        return torch.cat(outputs).cpu().numpy() * self._std + self._mean
+        return torch.cat(outputs).cpu().numpy() * self.std + self.mean
 
 
 def fit(image: np.ndarray, image_size: tuple[int, int]) -> torch.Tensor:

@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 
 import bolid.synth.people as world
-from bolid.backends.base import load_base, quiet_diffusers, set_sampler
+from bolid.backends.base import load_base, quiet_diffusers
 from bolid.backends.body import BodyEncoder
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
@@ -187,8 +187,7 @@ class Judge:
     ) -> tuple[dict[str, float], np.ndarray]:  # fmt: skip
         """(figures, the ratios [P, R] read off) of `bodies` [D] (and the people's faces) through an adapter folder;
         None: the base alone."""
-        pipe = load_base(self.family)
-        set_sampler(pipe, self.family.defaults)
+        pipe = load_base(self.family, sampler=self.family.defaults)
         if adapter is not None:
             with quiet_diffusers():
                 pipe.load_ip_adapter(

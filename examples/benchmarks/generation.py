@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions, set_sampler
+from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions
 from bolid.families import get_family
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
 
@@ -39,9 +39,7 @@ def main() -> None:
     if args.device == "cpu":
         torch.set_num_threads(1)
     family = get_family(args.family)
-    bare, adapted = load_base(family, args.device), load_base(family, args.device)
-    for pipe in (bare, adapted):
-        set_sampler(pipe, family.defaults)
+    bare, adapted = (load_base(family, args.device, sampler=family.defaults) for _ in range(2))
     with quiet_diffusers():
         adapted.load_ip_adapter(
             [str(family.require(f"{branch}_adapter").parent) for branch in ("face", "body")],

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.base import load_base, quiet_diffusers, set_sampler
+from bolid.backends.base import load_base, quiet_diffusers
 from bolid.errors import BolidError
 from bolid.families import Family, get_family
 from bolid.formats.adapter import nested_state_dict
@@ -234,8 +234,7 @@ class Baseline:
         self.attention = PhotoAttention(self.size).eval() if attention else None
         if self.attention is not None:
             self.attention.load_state_dict(attention)
-        self.pipe: Any = load_base(self.family, "cpu")
-        set_sampler(self.pipe, self.family.defaults)
+        self.pipe: Any = load_base(self.family, sampler=self.family.defaults)
         with quiet_diffusers():
             self.pipe.load_ip_adapter(
                 [nested_state_dict(adapter)], subfolder=[""], weight_name=[""], image_encoder_folder=None

@@ -26,7 +26,7 @@ from truth import r2, read_resized, write_card
 
 import bolid.profile
 import bolid.synth.people as world
-from bolid.backends.base import load_base, load_loras, quiet_diffusers, set_sampler
+from bolid.backends.base import load_base, load_loras, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
@@ -64,8 +64,8 @@ class Pictures:
 
     def __init__(self, *branches: str, few_steps: bool = False) -> None:
         self.family = get_family("tiny")
-        self.pipe = load_base(self.family, "cpu")
         self.settings = self.family.few_steps if few_steps else self.family.defaults
+        self.pipe = load_base(self.family, sampler=self.settings)
         if branches:
             folder = self.family.body_adapter.parent
             with quiet_diffusers():
@@ -75,7 +75,6 @@ class Pictures:
                     weight_name=[f"{branch}.safetensors" for branch in branches],
                     image_encoder_folder=None,
                 )
-        set_sampler(self.pipe, self.settings)
         if few_steps:
             load_loras(self.pipe, [(self.family.require("few_steps_lora"), 1.0)], self.family)
 

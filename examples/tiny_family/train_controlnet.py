@@ -31,7 +31,7 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler
 from PIL import Image
 
-from bolid.backends.base import add_controlnet, encode_prompts, load_base, quiet_diffusers, set_sampler
+from bolid.backends.base import add_controlnet, encode_prompts, load_base, quiet_diffusers
 from bolid.backends.pose import PoseModel
 from bolid.families import Family, get_family
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
@@ -67,8 +67,7 @@ def as_condition(skeletons: np.ndarray) -> torch.Tensor:
 def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, float]:
     """Joints found where they were drawn, with and without out/export, in up to `count` pictures; writes a sheet."""
     _, captions, keypoints, skeletons = read_data(shards, family)
-    pipe = load_base(family)
-    set_sampler(pipe, family.defaults)
+    pipe = load_base(family, sampler=family.defaults)
     controlled = add_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
     pose = PoseModel(family.require("pose"))
     height, width = family.image_size

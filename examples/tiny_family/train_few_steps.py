@@ -235,13 +235,12 @@ def main() -> None:
 
 def sheet(path: Path, family, lora: Path, device: str) -> None:
     """The base with its own steps and guidance above, the few-step sampler below: the same prompts and seeds."""
-    from bolid.backends.base import load_loras, set_sampler
+    from bolid.backends.base import load_loras
 
     height, width = family.image_size
     rows = []
     for settings in (family.defaults, family.few_steps):
-        pipe = load_base(family, device)
-        set_sampler(pipe, settings)
+        pipe = load_base(family, device, sampler=settings)
         if settings is family.few_steps:
             load_loras(pipe, [(lora, 1.0)], family)
         with quiet_diffusers():

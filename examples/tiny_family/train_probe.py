@@ -97,11 +97,17 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
     rows = usable(read_truth(args.photos, people=args.people, seed=args.seed))
     truth = np.array([[row["ratios"][name] for name in RATIO_NAMES] for row in rows], np.float32)
     mean, std = truth.mean(0), truth.std(0)
+    earlier = BodyProbe(args.init) if args.init else None
+    if earlier is not None:
+        mean, std = earlier.mean, earlier.std  # what its last layer's numbers mean
     targets = torch.from_numpy((truth - mean) / std)
     marks = torch.tensor([row["keypoints"] for row in rows], dtype=torch.float32)
     marks[..., :2] = marks[..., :2] / torch.tensor([[[row["width"], row["height"]]] for row in rows]) * 2 - 1
     marks[..., 2] = (marks[..., 2] > 0).float()
     network = ProbeNetwork(len(RATIO_NAMES), SIZE)
+    if earlier is not None:
+        network.load_state_dict(earlier.network.state_dict())
+        network.requires_grad_(True)
     # From ratios alone it learnt nothing in 1500 steps: who does not know where a body's parts are can't measure them.
     # So the network also says where the keypoints are; that head is not kept.
     places = nn.Sequential(nn.Flatten(), nn.LazyLinear(2 * marks.shape[1]))
@@ -207,6 +213,7 @@ def measure(photos: Path) -> dict[str, float]:
 def main() -> None:
     parser = options("probe", __doc__)
     parser.add_argument("--people", type=int, default=None, help="use at most so many people")
+    parser.add_argument("--init", type=Path, help="go on from this probe, say with the photos of other people")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -223,6 +230,7 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     facts = {
         "data": f"{pictures} rendered photos (full bodies and three-quarters) at {SIZE[0]}x{SIZE[1]}",
+        **({"from": "an earlier probe, trained on other people by this script"} if args.init else {}),
         "steps": f"{args.steps} of {args.batch} pictures, AdamW {args.lr}, cosine",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
