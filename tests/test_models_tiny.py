@@ -126,3 +126,33 @@ def test_four_steps_without_guidance_show_people(tmp_path):
         assert json.loads(picture.text["bolid"])["config"]["steps"] == 4
     pictures = [np.asarray(Image.open(path)) for path in paths]
     assert all(PoseModel(get_family("tiny").pose).detect(pictures))
+
+
+def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
+    """The joints stand in the picture where they stand in the photo, and elsewhere without the ControlNet's say."""
+    family = get_family("tiny")
+    if not family.has("controlnet"):
+        pytest.skip("tiny has no ControlNet")
+    pose = PoseModel(family.pose)
+    prompt = "a full body photo of a woman, in a red short-sleeved top and blue trousers, in a studio"
+    misses: dict[float, list[float]] = {1.0: [], 0.0: []}
+    photos = [
+        path.with_suffix(".jpg")
+        for path in sorted(rendered_people.glob("*/*.json"))
+        if json.loads(path.read_text())["attributes"]["framing"] == "full body"
+    ]
+    assert len(photos) >= 3
+    for photo in photos[:4]:
+        (person,) = pose.detect([read_photo(photo)])[0][:1]
+        _, _, asked = views.person_crop(
+            read_photo(photo), views.whole_box(person, (256, 192)), person.keypoints, family.image_size
+        )
+        for scale, found in misses.items():
+            (path,) = generate(
+                [prompt], tmp_path / f"{photo.stem}-{scale}", pose_from=photo, pose_scale=scale, device="cpu"
+            )
+            (shown,) = pose.detect([np.asarray(Image.open(path))])[0][:1]
+            limbs = slice(5, 17)
+            distance = np.linalg.norm(shown.keypoints[limbs, :2] - asked[limbs, :2], axis=1)
+            found.append(float(np.median(distance)) / family.image_size[0])
+    assert np.mean(misses[1.0]) < 0.05 and np.mean(misses[1.0]) < 0.5 * np.mean(misses[0.0]), misses

