@@ -278,13 +278,15 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
 
 
 def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, float]:
-    """The adapter's body ratios with the few-step sampler beside the usual one: same people, prompts and noise."""
+    """The adapter's body ratios with the few-step sampler beside the usual one, in its usual number of steps and in 25:
+    same people, prompts and noise."""
     vectors, truth, seeds = profiles(val, people, 4)
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     figures: dict[str, float] = {}
-    for few in (True, False):
+    for few, more in ((True, {}), (False, {}), (False, {"steps": 25})):
         maker = Pictures("face", "body", few_steps=few)
+        maker.settings = {**maker.settings, **more}
         made, asked, readings = [], [], []
         for profile, seed in zip(vectors, seeds, strict=True):
             prompts, wanted = person_prompts(seed, "prompt", each, "full body")

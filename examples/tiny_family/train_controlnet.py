@@ -145,6 +145,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=2.0,
+        help="what the output layers are multiplied with at the end: they begin at 0",
+    )
     parser.add_argument("--caption-dropout", type=float, default=0.5)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--family", default="tiny")
@@ -175,7 +181,9 @@ def main() -> None:
     parameters = dict(network.named_parameters())
     averages = dict(average.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=args.lr, weight_decay=0.01, fused=True)
-    settings = {name: getattr(args, name) for name in ("steps", "batch", "lr", "caption_dropout", "precision")}
+    settings = {
+        name: getattr(args, name) for name in ("steps", "batch", "lr", "strength", "caption_dropout", "precision")
+    }
     record = run_record(
         "controlnet", family=family, config=settings, seed=args.seed, inputs={"train": directory_sha256(args.train)}
     )
@@ -226,6 +234,10 @@ def main() -> None:
             save_checkpoint(checkpoint, step, record, tensors, optimizer)
             saved = time.monotonic()
 
+    with torch.no_grad():
+        for name, weight in average.named_parameters():
+            if name.startswith(("controlnet_down_blocks.", "controlnet_mid_block.")):
+                weight *= args.strength
     average.half().save_pretrained(args.out / "export")
     store_float8(args.out / "export")
     figures = {"steps": step, "photos": len(captions)}
