@@ -59,12 +59,14 @@ ASKED = {
 class Pictures:
     """Generates many pictures with the shipped base (and adapters of `branches`), through plain diffusers.
 
-    `few_steps`: with the family's few-step LoRA and sampler, without guidance.
+    `few_steps`: with the family's few-step LoRA and sampler, without guidance. `steps`: instead of the usual number.
     """
 
-    def __init__(self, *branches: str, few_steps: bool = False) -> None:
+    def __init__(self, *branches: str, few_steps: bool = False, steps: int | None = None) -> None:
         self.family = get_family("tiny")
-        self.settings = self.family.few_steps if few_steps else self.family.defaults
+        self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
+        if steps is not None:
+            self.settings["steps"] = steps
         self.pipe = load_base(self.family, sampler=self.settings)
         if branches:
             folder = self.family.body_adapter.parent
@@ -284,9 +286,8 @@ def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, f
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     figures: dict[str, float] = {}
-    for few, more in ((True, {}), (False, {}), (False, {"steps": 25})):
-        maker = Pictures("face", "body", few_steps=few)
-        maker.settings = {**maker.settings, **more}
+    for few, steps in ((True, None), (False, None), (False, 25)):
+        maker = Pictures("face", "body", few_steps=few, steps=steps)
         made, asked, readings = [], [], []
         for profile, seed in zip(vectors, seeds, strict=True):
             prompts, wanted = person_prompts(seed, "prompt", each, "full body")

@@ -319,8 +319,8 @@ def main() -> None:
         ["", *captions], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
     ).input_ids.to(device)
     latents = encode_all(vae, read_resized(photos, size), device).to(device)
-    weights = person_weights(photos, size).to(device)
-    weights = torch.stack([weights, weights.flip(3)])  # of the mirror images too
+    places = person_weights(photos, size).to(device)
+    places = torch.stack([places, places.flip(3)])  # of the mirror images too
     if rank == 0:
         longest = int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1
         deviation = latents.float().std()
@@ -396,8 +396,9 @@ def main() -> None:
         with computing(device):
             hidden = text(tokens[torch.where(dropped, 0, variant * len(photos) + index + 1)])[0]
             v = denoise(noisy, t, hidden).sample.float()
-        error = (v - target).pow(2).mean((1, 2, 3))
-        counted = ((v - target).pow(2) * weights[mirrored, index]).mean((1, 2, 3))
+        squared = (v - target).pow(2)
+        error = squared.mean((1, 2, 3))
+        counted = (squared * places[mirrored, index]).mean((1, 2, 3))
         loss = (weight.clamp(min=0.05) * counted).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
