@@ -57,12 +57,12 @@ class Killed(Exception):
     pass
 
 
-def kill_after_a_checkpoint(monkeypatch, module: str) -> None:
+def kill_after_a_checkpoint(monkeypatch) -> None:
     def save_and_die(path, *arguments):
         save_checkpoint(path, *arguments)
         raise Killed
 
-    monkeypatch.setattr(sys.modules[module], "save_checkpoint", save_and_die)
+    monkeypatch.setattr(importlib.import_module("course"), "save_checkpoint", save_and_die)
 
 
 def test_the_few_step_lora(world, script, monkeypatch, tmp_path):
@@ -82,7 +82,7 @@ def test_the_few_step_lora(world, script, monkeypatch, tmp_path):
     assert len(pictures) == 1
     # Killed after its first checkpoint and started again: the same to the bit.
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after_a_checkpoint(patch, "train_few_steps")
+        kill_after_a_checkpoint(patch)
         script("train_few_steps", *options, "--steps", 3, "--out", tmp_path / "b", "--checkpoint-minutes", 0)
     assert (tmp_path / "b" / ".checkpoint.safetensors").exists()
     script("train_few_steps", *options, "--steps", 3, "--out", tmp_path / "b")
@@ -120,7 +120,7 @@ def test_the_controlnet(world, script, monkeypatch, tmp_path):
     assert not np.array_equal(np.asarray(Image.open(posed[0])), np.asarray(Image.open(plain[0])))
     weights = get_family(family).controlnet / "diffusion_pytorch_model.safetensors"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after_a_checkpoint(patch, "train_controlnet")
+        kill_after_a_checkpoint(patch)
         script("train_controlnet", *options, "--out", tmp_path / "b", "--checkpoint-minutes", 0)
     script("train_controlnet", *options, "--out", tmp_path / "b")
     assert (tmp_path / "b" / "export" / weights.name).read_bytes() == weights.read_bytes()

@@ -56,8 +56,12 @@ class BodyProbe:
             return np.empty((0, len(self.ratio_names)), np.float32)
         with torch.no_grad():
             inputs = [fit(image, self.image_size) for image in images]
-            outputs = [self.network(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
+            outputs = [self._read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
         return torch.cat(outputs).cpu().numpy() * self.std + self.mean
+
+    def _read(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Each picture and its mirror image, averaged: the same body, seen twice."""
+        return (self.network(pictures) + self.network(pictures.flip(-1))) / 2
 
 
 def fit(image: np.ndarray, image_size: tuple[int, int]) -> torch.Tensor:

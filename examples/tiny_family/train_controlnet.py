@@ -22,13 +22,13 @@ import dataclasses
 import json
 import math
 import os
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from course import Course
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from truth import store_float8, write_card
@@ -36,7 +36,6 @@ from truth import store_float8, write_card
 from bolid.backends.base import add_controlnet, encode_prompts, load_base, quiet_diffusers
 from bolid.backends.pose import PoseModel
 from bolid.families import Family, get_family
-from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256, read_shards
 from bolid.method import losses
 from bolid.pose_map import draw_openpose
@@ -179,23 +178,21 @@ def main() -> None:
     network.to(device).train().requires_grad_(True)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     parameters = dict(network.named_parameters())
-    averages = dict(average.named_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), lr=args.lr, weight_decay=0.01, fused=True)
     settings = {
         name: getattr(args, name) for name in ("steps", "batch", "lr", "strength", "caption_dropout", "precision")
     }
     record = run_record(
         "controlnet", family=family, config=settings, seed=args.seed, inputs={"train": directory_sha256(args.train)}
     )
-    checkpoint = args.out / ".checkpoint.safetensors"
-    tensors = {**parameters, **{f"average.{name}": value for name, value in averages.items()}}
-    step = load_checkpoint(checkpoint, record, tensors, optimizer)
+    course = Course(
+        parameters, dict(average.named_parameters()), record, args.out / ".checkpoint.safetensors",
+        steps=args.steps, lr=args.lr, weight_decay=0.01, warmup=100, ema=0.999,
+        checkpoint_minutes=args.checkpoint_minutes,
+    )  # fmt: skip
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     prediction_type = schedule.config.prediction_type
-    started = saved = told = time.monotonic()
-    recent: list[float] = []
-    while step < args.steps:
-        generator = torch.Generator().manual_seed(derive_seed(args.seed, "controlnet", step))
+    while course.step < args.steps:
+        generator = torch.Generator().manual_seed(derive_seed(args.seed, "controlnet", course.step))
         rows = torch.randint(0, len(latents), (args.batch,), generator=generator)
         moments = latents[rows].float()
         clean = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 1].shape, generator=generator)
@@ -216,23 +213,7 @@ def main() -> None:
             ).sample
         alphas = losses.alpha_bar(schedule, t)
         loss = losses.loss_diffusion(prediction, target, alphas, prediction_type, 0.0)
-        rate = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        optimizer.param_groups[0]["lr"] = args.lr * rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(0.999, step / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averages.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        recent.append(float(loss.detach()))
-        if time.monotonic() - told > 60 or step == args.steps:
-            told = time.monotonic()
-            print(f"step {step}, {(told - started) / 60:.1f} min, loss {np.mean(recent[-200:]):.4f}", flush=True)
-        if time.monotonic() - saved > 60 * args.checkpoint_minutes:
-            save_checkpoint(checkpoint, step, record, tensors, optimizer)
-            saved = time.monotonic()
+        course.update(loss)
 
     with torch.no_grad():
         for name, weight in average.named_parameters():
@@ -240,11 +221,11 @@ def main() -> None:
                 weight *= args.strength
     average.half().save_pretrained(args.out / "export")
     store_float8(args.out / "export")
-    figures = {"steps": step, "photos": len(captions)}
+    figures = {"steps": course.step, "photos": len(captions)}
     if args.measure:
         figures |= measure(family, args.val or args.train, args.measure, args.out)
     (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
-    checkpoint.unlink(missing_ok=True)
+    course.finished()
     print(json.dumps(figures))
     facts = {"photos": len(captions), "seed": args.seed, **settings}
     shown = {name: value for name, value in figures.items() if name not in ("steps", "photos")}

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,6 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 import torch.nn.functional as F
+from course import Course
 from diffusers import DDPMScheduler, LCMScheduler
 from peft import LoraConfig
 from PIL import Image
@@ -40,7 +39,6 @@ from bolid.backends.base import load_base, quiet_diffusers
 from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, nested_state_dict
-from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256
 from bolid.formats.tensors import save_tensors
 from bolid.method.body_condition import BRANCHES, drop_condition, install
@@ -133,7 +131,6 @@ def main() -> None:
         name.replace(".default.", "."): parameter for name, parameter in unet.named_parameters() if "lora_" in name
     }
     average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=args.lr, weight_decay=1e-3, fused=True)
     settings = {name: getattr(args, name) for name in ("steps", "batch", "rank", "lr", "precision")}
     record = run_record(
         "few-steps-lora",
@@ -143,9 +140,11 @@ def main() -> None:
         inputs={"train": directory_sha256(args.train), **encoder.inputs}
         | {f"{branch}_adapter": sha256_file(path) for branch, path in adapters.items()},
     )
-    checkpoint = args.out / ".checkpoint.safetensors"
-    tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}}
-    step = load_checkpoint(checkpoint, record, tensors, optimizer)
+    course = Course(
+        parameters, average, record, args.out / ".checkpoint.safetensors",
+        steps=args.steps, lr=args.lr, weight_decay=1e-3, warmup=50, ema=0.995,
+        checkpoint_minutes=args.checkpoint_minutes,
+    )  # fmt: skip
 
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     kind = schedule.config.prediction_type
@@ -165,10 +164,8 @@ def main() -> None:
         c_out = (scaled / (scaled**2 + sigma**2).sqrt()).view(-1, 1, 1, 1)
         return c_skip * noisy + c_out * clean_and_noise(prediction, noisy, alphas_of[t], kind)[0]
 
-    started = saved = told = time.monotonic()
-    recent: list[float] = []
-    while step < args.steps:
-        generator = torch.Generator().manual_seed(derive_seed(args.seed, "few-steps", step))
+    while course.step < args.steps:
+        generator = torch.Generator().manual_seed(derive_seed(args.seed, "few-steps", course.step))
         rows = usable[torch.randint(0, len(usable), (args.batch,), generator=generator)].tolist()
         moments = table.latents[rows].float()
         clean = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 1].shape, generator=generator)
@@ -206,31 +203,14 @@ def main() -> None:
                 target = consistency(nearer, t_next, predict(nearer, t_next, hidden, people))
         output = consistency(noisy, t, predict(noisy, t, hidden, people))
         loss = ((output - target).square() + 1e-6).sqrt().sub(1e-3).mean()  # pseudo-Huber, c = 0.001
-
-        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        optimizer.param_groups[0]["lr"] = args.lr * rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(0.995, step / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        recent.append(float(loss.detach()))
-        if time.monotonic() - told > 60 or step == args.steps:
-            told = time.monotonic()
-            print(f"step {step}, {(told - started) / 60:.1f} min, loss {np.mean(recent[-100:]):.4f}", flush=True)
-        if time.monotonic() - saved > 60 * args.checkpoint_minutes:
-            save_checkpoint(checkpoint, step, record, tensors, optimizer)
-            saved = time.monotonic()
+        course.update(loss)
 
     # In the names that diffusers' load_lora_weights takes, of the moving average.
     file = args.out / "few-steps.safetensors"
     save_tensors(file, {f"unet.{name}": value.half() for name, value in average.items()}, record)
     sheet(args.out / "sheet.png", family, file, args.device)
-    checkpoint.unlink(missing_ok=True)
-    print(json.dumps({"steps": step, "photos": len(usable), "bytes": file.stat().st_size}))
+    course.finished()
+    print(json.dumps({"steps": course.step, "photos": len(usable), "bytes": file.stat().st_size}))
 
 
 def sheet(path: Path, family, lora: Path, device: str) -> None:

@@ -63,6 +63,14 @@ def rebuilt(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def shown(rows: list[dict[str, Any]], seed: int) -> np.ndarray:
+    """The pictures to learn from, uint8 [N, *SIZE, 3]: half of them, drawn by the seed, rebuilt."""
+    pixels = read_resized(rows, SIZE)
+    half = np.random.default_rng(seed).permutation(len(pixels))[::2]
+    pixels[half] = rebuilt(pixels[half])
+    return pixels
+
+
 def augment(
     pixels: torch.Tensor, keypoints: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,8 +128,7 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
         both.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    seen = read_resized(rows, SIZE) if first < args.steps else np.empty((0, *SIZE, 3), np.uint8)
-    pixels = torch.from_numpy(np.stack([seen, rebuilt(seen) if len(seen) else seen]))
+    pixels = torch.from_numpy(shown(rows, args.seed)) if first < args.steps else torch.empty(0)
     network.train().to(memory_format=torch.channels_last)
     started = time.time()
     for step in range(first, args.steps):
@@ -130,8 +137,7 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
         for group in optimizer.param_groups:
             group["lr"] = args.lr * scale
         chosen = torch.randperm(len(rows), generator=generator)[: args.batch]
-        decoded = torch.randint(0, 2, (len(chosen),), generator=generator)
-        x, keypoints = augment(pixels[decoded, chosen], marks[chosen], generator)
+        x, keypoints = augment(pixels[chosen], marks[chosen], generator)
         with computing("cpu"):
             maps = network.body(x.to(memory_format=torch.channels_last))
             read, found = network.read(maps).float(), places(maps).float().view_as(keypoints[..., :2])
