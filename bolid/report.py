@@ -70,7 +70,11 @@ def _figures(
     several = len(scored) > 1
     head = ["metric", *(one.name for one in scored)] if several else ["metric", "value", "95 % interval"]
     rows = []
+    missing = []
     for name, metric in evaluations[0].metrics.items():
+        if all(evaluation.metrics[name].value is None for evaluation in evaluations):
+            missing.append(f"{_words(name)}: {escape(metric.note)}")
+            continue
         arrow = "↑" if descriptions[name][0] == HIGHER else "↓"
         cells = [f'<th scope="row">{_words(name)} <span class="quiet">{arrow}</span></th>']
         for one in scored:
@@ -86,10 +90,11 @@ def _figures(
         if not several:
             cells.append(f'<td class="by">{_by(metric)}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head += ["n"] if several else ["n", "measured by"]
+    cells = [f"<th>{escape(text)}</th>" for text in (*head, "n")]
+    if not several:
+        cells.append('<th class="by">measured by</th>')
     table = (
-        f"<div class=scroll><table><thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<div class=scroll><table><thead><tr>{''.join(cells)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
     key = "<p class=quiet>↑ more is better, ↓ less is better. Intervals are 95 % bootstrap intervals."
     if several:
@@ -97,7 +102,14 @@ def _figures(
             f" * differs from {escape(scored[0].name)}: the interval of the differences, paired by person and prompt, "
             "leaves out 0."
         )
-    return table + key + "</p>" + _ratios(scored)
+    key += "</p>"
+    if missing:
+        key += f"<details><summary>Not measured: {len(missing)}</summary><ul>{_items(missing)}</ul></details>"
+    return table + key + _ratios(scored)
+
+
+def _items(texts: Sequence[str]) -> str:
+    return "".join(f"<li>{text}</li>" for text in texts)
 
 
 def _by(metric: Metric) -> str:
@@ -419,17 +431,19 @@ def _how(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]) 
         for reason, names in (one.evaluation.rejected if one.evaluation else {}).items():
             rejected.setdefault(reason, []).extend(name for name in names if name not in rejected.get(reason, []))
     parts = [f"<p>{escape(protocol)}</p>", *(f"<p>{escape(note)}.</p>" for note in notes)]
+    # One method's table says by what, where it is wide enough for that.
+    by = '<span class="narrow">' if len(scored) == 1 else "<span>"
     terms = "".join(
-        f"<dt>{_words(name)}</dt><dd>{escape(descriptions[name][1])}. By: {_by(metric)}</dd>"
+        f"<dt>{_words(name)}</dt><dd>{escape(descriptions[name][1])}. {by}By: {_by(metric)}</span></dd>"
         for name, metric in evaluation.metrics.items()
     )
     parts.append(f"<dl>{terms}</dl>")
     if rejected:
-        items = "".join(
-            f"<li>{escape(reason)}: {escape(', '.join(names[:5]))}{' …' if len(names) > 5 else ''}</li>"
+        items = [
+            f"{escape(reason)}: {escape(', '.join(names[:5]))}{' …' if len(names) > 5 else ''}"
             for reason, names in rejected.items()
-        )
-        parts.append(f"<h3>Left out</h3><ul>{items}</ul>")
+        ]
+        parts.append(f"<h3>Left out</h3><ul>{_items(items)}</ul>")
     return "".join(parts)
 
 
@@ -440,7 +454,7 @@ def _words(name: str) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    digits = 1 if abs(value) >= 100 else 3 if abs(value) >= 0.01 or abs(value) < 0.00005 else 4
+    digits = 1 if abs(value) >= 100 else 3 if abs(value) >= 0.1 or abs(value) < 0.00005 else 4
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
@@ -454,6 +468,8 @@ h2 { font-size: 17px; font-weight: 600; margin: 40px 0 12px; padding-top: 12px; 
 h3 { font-size: 15px; margin: 24px 0 4px; }
 p { margin: 6px 0; max-width: 75ch; }
 .quiet, .by { color: #5b6770; font-size: 13px; }
+.narrow { display: none; }
+details { margin: 6px 0; color: #5b6770; font-size: 13px; } summary { cursor: pointer; }
 .scroll { overflow-x: auto; margin: 14px 0 8px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: left; vertical-align: top; padding: 5px 18px 5px 0; border-bottom: 1px solid #edf0f2; }
@@ -482,7 +498,8 @@ svg .grid { stroke: #e6eaed; stroke-width: 1; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 18px; font-size: 14px; }
 dt { font-weight: 500; } dd { margin: 0; color: #5b6770; }
 @media (max-width: 560px) { body { padding: 18px 14px 40px; } dl { display: block; } dd { margin-bottom: 8px; }
-  td.by { min-width: 240px; } .row { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; } }
+  table .by { display: none; } .narrow { display: inline; } th, td { padding-right: 10px; } td.quiet { white-space: normal; }
+  .row { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; } }
 """
 
 _PAGE = """<!doctype html>
