@@ -498,7 +498,8 @@ svg .grid { stroke: #e6eaed; stroke-width: 1; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 18px; font-size: 14px; }
 dt { font-weight: 500; } dd { margin: 0; color: #5b6770; }
 @media (max-width: 560px) { body { padding: 18px 14px 40px; } dl { display: block; } dd { margin-bottom: 8px; }
-  table .by { display: none; } .narrow { display: inline; } th, td { padding-right: 10px; } td.quiet { white-space: normal; }
+  table .by { display: none; } .narrow { display: inline; }
+  th, td { padding-right: 10px; } td.quiet { white-space: normal; }
   .row { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; } }
 """
 
