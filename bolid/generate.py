@@ -6,6 +6,7 @@ the null body, and the pictures are those of the plain base, bit for bit: no ada
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -17,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from bolid.controls import Scale, parse_grid, parse_lora, parse_scale
 from bolid.errors import BolidError
 from bolid.families import Family, get_family, match_family
-from bolid.person import read_person
+from bolid.person import PersonReader
 from bolid.run import atomic_path, canonical_json, derive_seed, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from bolid.person import BodyReader
 
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
@@ -158,9 +158,10 @@ def generate(
     from bolid.backends.base import offload as offload_networks
 
     files = _adapter_files(chosen, adapter)
-    people = _people(chosen, files, profiles, reference, new_person, device, progress)
+    reader = functools.cache(lambda: PersonReader(chosen, device))
+    people = _people(chosen, files, profiles, reference, new_person, reader, progress)
     branches = _branches(chosen, files, people, cells)
-    body_reader = _body_reader(chosen, people, device) if best_of > 1 else None
+    body_reader = _body_reader(chosen, people, reader) if best_of > 1 else None
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
     extra: dict[str, Any] = {}
     if pose_from is not None:
@@ -367,7 +368,7 @@ def _people(
     profiles: Sequence[PathLike],
     reference: PathLike | None,
     new_person: int | None,
-    device: str,
+    reader: Callable[[], PersonReader],
     progress: Progress | None,
 ) -> list[Identity]:
     import torch
@@ -380,13 +381,10 @@ def _people(
             )
         return [_from_profile(family, path, folder) for path, folder in zip(profiles, folders, strict=True)]
     if reference is not None:
-        from bolid.backends.body import BodyEncoder
-
-        encoder = BodyEncoder(family.require("body_encoder"), device)
-        seen = read_person([reference], encoder, family, device=device, progress=progress)
+        seen = reader().read([reference], progress)
         vectors = {"body": seen.body_mean} | ({"face": seen.face} if seen.face is not None else {})
         name = f"the photo {Path(reference).name}"
-        return [Identity(vectors, encoder.space, seen.face_model, {"reference": seen.sha256[0]}, name)]
+        return [Identity(vectors, reader().encoder.space, seen.face_model, {"reference": seen.sha256[0]}, name)]
     if new_person is not None:
         # c_body drawn from the prior N(0, I): somebody who does not exist, the same in every prompt.
         from bolid.formats.adapter import load_adapter
@@ -398,23 +396,20 @@ def _people(
     return [Identity({}, "", "", {}, "nobody")]
 
 
-def _body_reader(family: Family, people: list[Identity], device: str) -> BodyReader:
+def _body_reader(family: Family, people: list[Identity], reader: Callable[[], PersonReader]) -> PersonReader:
     """What says how near a picture's body is to a person's. BolidError where somebody has no body of its kind."""
-    from bolid.person import BodyReader
-
     if not all("body" in person.vectors for person in people):  # before any model is loaded
         raise BolidError(
             "--best-of compares bodies, but nobody is to be shown",
             "add --profile, --reference or --new-person, or leave it out",
         )
-    reader = BodyReader(family, device)
     for person in people:
-        if person.body_encoder != reader.encoder.space:
+        if person.body_encoder != reader().encoder.space:
             raise BolidError(
                 f"--best-of: {person.name} was made with another body encoder than that of family '{family.name}'",
                 "make the profile again with: bolid profile",
             )
-    return reader
+    return reader()
 
 
 def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.families import get_family, match_family
-from bolid.person import PhotoReport, read_person
+from bolid.person import PersonReader, PhotoReport
 from bolid.run import pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def make_profile(
 
     `body_encoder`: by default the family's. Raises BolidError when no photo can be used.
     """
-    from bolid.backends.body import BodyEncoder
     from bolid.formats.profile import KIND, save_profile
     from bolid.formats.tensors import read_record
 
@@ -55,9 +54,9 @@ def make_profile(
         chosen = get_family(family)
     else:
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
-    encoder = BodyEncoder(body_encoder or chosen.require("body_encoder"), device)
-    person = read_person(_files(photos), encoder, chosen, device=device, progress=progress)
-    inputs = encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
+    reader = PersonReader(chosen, device, body_encoder)
+    person = reader.read(_files(photos), progress)
+    inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
     if person.face is not None:
         inputs["face_model"] = person.face_model
     record = run_record(KIND, family=chosen, inputs=inputs)

@@ -21,7 +21,7 @@ from bolid.formats.adapter import load_adapter, save_adapter
 from bolid.formats.profile import load_profile, save_profile
 from bolid.generate import _load_adapters, _people, generate, read_prompts
 from bolid.method.body_condition import build_ip_adapter_image_embeds
-from bolid.person import BodyReader
+from bolid.person import PersonReader
 from bolid.profile import make_profile
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.train_adapter import TrainAdapterConfig, train_adapter
@@ -196,13 +196,13 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
         )
         for seed in seeds
     ]  # fmt: skip
-    distances = BodyReader(family).distances(painted, person[0].vectors["body"])
+    distances = PersonReader(family).distances(painted, person[0].vectors["body"])
     nearest = int(np.argmin(distances))
     assert len(set(distances)) == 3 and read_picture(best)["seed"] == seeds[nearest]
     for path, picture in ((best, painted[nearest]), (first, painted[0])):
         assert np.abs(np.asarray(Image.open(path)).astype(int) - picture).max() <= 1
     assert read_picture(best)["config"]["best_of"] == 3
-    assert BodyReader(family).distances([np.zeros((128, 96, 3), np.uint8)], person[0].vectors["body"]) == [np.inf]
+    assert PersonReader(family).distances([np.zeros((128, 96, 3), np.uint8)], person[0].vectors["body"]) == [np.inf]
 
 
 def test_what_the_family_adds_to_a_prompt_is_recorded(world, tmp_path):

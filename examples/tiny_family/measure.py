@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import re
-import tempfile
 import time
 from pathlib import Path
 
@@ -24,7 +23,6 @@ import numpy as np
 import torch
 from truth import r2, read_resized, write_card
 
-import bolid.profile
 import bolid.synth.people as world
 from bolid.backends.base import load_base, load_loras, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
@@ -32,12 +30,11 @@ from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
 from bolid.families import get_family
 from bolid.formats.images import read_photo
-from bolid.formats.profile import load_profile
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import build_ip_adapter_image_embeds
-from bolid.person import BodyReader
+from bolid.person import PersonReader
 from bolid.run import derive_seed
-from bolid.views import View, ViewReader
+from bolid.views import View
 
 ROOT = Path(__file__).parents[2]
 ASKED = {
@@ -168,15 +165,13 @@ def profiles(
 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], np.ndarray, list[int]]:
     """Face [512] (zeros where none is seen) and body [D] of held-out people from `photos` photos each, their true
     ratios [P, R], and their seeds."""
+    reader = PersonReader(get_family("tiny"))
     vectors, ratios, seeds = [], [], []
     folders = sorted(path for path in val.iterdir() if path.is_dir())[:people]
     for folder in folders:
         paths = [p for p in sorted(folder.glob("*.jpg")) if truth_beside(p)["attributes"]["framing"] != "portrait"]
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "me.safetensors"
-            bolid.profile.make_profile(paths[:photos], file, family="tiny", device="cpu")
-            profile = load_profile(file)
-        vectors.append((torch.zeros(512) if profile.face is None else profile.face, profile.body_mean))
+        person = reader.read(paths[:photos])  # as `bolid profile` does
+        vectors.append((torch.zeros(512) if person.face is None else person.face, person.body_mean))
         truth = truth_beside(paths[0])
         ratios.append([truth["ratios"][name] for name in world.RATIO_NAMES])
         seeds.append(truth["seed"])
@@ -245,30 +240,27 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
     """
     from train_probe import rebuilt
 
-    reader = ViewReader(get_family("tiny"))
+    reader = PersonReader(get_family("tiny"))
     maker = Pictures("face", "body")
     vectors, kept, portraits = [], [], []
     for folder in sorted(path for path in val.iterdir() if path.is_dir())[:people]:
         files = sorted(folder.glob("*.jpg"))
         portraits += [file for file in files if truth_beside(file)["attributes"]["framing"] == "portrait"]
-        views = reader.read([read_photo(file) for file in files])
+        views = reader.view_reader.read([read_photo(file) for file in files])
         seen = [[v for v in part if isinstance(v, View) and v.face is not None] for part in (views[:4], views[4:])]
         if not all(seen):
             continue
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "me.safetensors"
-            bolid.profile.make_profile(files[:4], file, family="tiny", device="cpu")
-            profile = load_profile(file)
+        person = reader.read(files[:4])
         real = np.mean([[a.face @ b.face for b in seen[1]] for a in seen[0]])
         reference = np.mean([view.face for view in seen[1]], axis=0)
         truth = truth_beside(files[0])
-        vectors.append((profile.face, profile.body_mean))
+        vectors.append((person.face, person.body_mean))
         kept.append((truth["seed"], real, reference / np.linalg.norm(reference)))
     own, other, found = [], [], []
     for index, ((seed, _, reference), pair) in enumerate(zip(kept, vectors, strict=True)):
         prompts, _ = person_prompts(seed, "portrait", each, "portrait")
         for picture in maker.make(prompts, [derive_seed(seed, "face", i) for i in range(each)], *pair):
-            faces = reader.faces.detect(picture)
+            faces = reader.view_reader.faces.detect(picture)
             found.append(bool(faces))
             vector = faces[0].embedding if faces else np.zeros(512, np.float32)
             own.append(float(vector @ reference))
@@ -283,7 +275,7 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
         "nearer to the own than to the other": float(np.mean(np.array(own) > np.array(other))),
         "a face is found": float(np.mean(found)),
         "a face is found in real portraits as the autoencoder rebuilds them": float(
-            np.mean([bool(reader.faces.detect(picture)) for picture in shown])
+            np.mean([bool(reader.view_reader.faces.detect(picture)) for picture in shown])
         ),
         "people": len(kept),
         "pictures of each": each,
@@ -319,7 +311,7 @@ def measure_best_of(val: Path, people: int = 60, each: int = 2, best_of: int = 4
     vectors, truth, seeds = profiles(val, people, 4)
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
-    maker, reader = Pictures("face", "body"), BodyReader(get_family("tiny"))
+    maker, reader = Pictures("face", "body"), PersonReader(get_family("tiny"))
     kept: dict[str, list[np.ndarray]] = {f"best of {best_of}": [], "the first": []}
     asked, shown = [], []
     for profile, seed in zip(vectors, seeds, strict=True):
