@@ -5,13 +5,15 @@
 
 TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
 encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
-found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
-dropped, so that the pose must come from the skeleton. The copy is without the attention, which costs more weights than
-the rest: a skeleton needs no text. bf16 where the hardware has it. About 0.6 of a second a step of 32 on one core;
-2,000 steps. Resumable: the same command goes on from OUT/.checkpoint.safetensors.
+found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Many captions are
+dropped, lose the words for the pose, or name another one, so that the pose must come from the skeleton. The copy is
+without the attention, which costs more weights than the rest: a skeleton needs no text. bf16 where the hardware has it.
+About 0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes on from
+OUT/.checkpoint.safetensors.
 
 At the end, and with `--measure-only`: the share of the drawn joints that the pose model finds again in generated
-pictures, nearer than a twentieth of the person's height, with the ControlNet and without.
+pictures, nearer than a twentieth of the person's height, with the ControlNet (and the photo's caption, the same without
+words for the pose, and with those for another pose) and without it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -40,12 +43,14 @@ from bolid.formats.shards import directory_sha256, read_shards
 from bolid.method import losses
 from bolid.pose_map import draw_openpose
 from bolid.precision import computing
-from bolid.run import derive_seed, run_record
+from bolid.run import derive_seed, run_record, sha256_file
+from bolid.synth.people import POSE_PHRASES
 from bolid.views import SEEN
 
 CHANNELS = (16, 32, 48, 64)
 """Of the layers that shrink the skeleton to the latents' size; the published ones have (16, 32, 96, 256)."""
 
+POSE_WORDS = re.compile(rf"(\b(?:wo)?man) ({'|'.join(POSE_PHRASES.values())}),")
 
 CARD = """
 A ControlNetModel for the base in `../base`, shown a skeleton as OpenPose draws it: `bolid generate --pose-from`. The
@@ -95,6 +100,29 @@ def build(unet: UNet2DConditionModel, shrink: int) -> ControlNetModel:
     return network
 
 
+def with_pose(caption: str, phrase: str = "") -> str:
+    """The caption with other words for the pose, or with none. A portrait's has none to begin with."""
+    return POSE_WORDS.sub(rf"\1{' ' if phrase else ''}{phrase},", caption)
+
+
+def other_pose(caption: str, draw: float) -> str:
+    """The caption with the words for another pose, which one by `draw` in 0..1."""
+    found = POSE_WORDS.search(caption)
+    phrases = [phrase for phrase in POSE_PHRASES.values() if found and phrase != found[2]]
+    return with_pose(caption, phrases[int(draw * len(phrases))]) if phrases else caption
+
+
+def asked_for(caption: str, no_caption: float, no_pose: float, first: float, second: float, third: float) -> str:
+    """What is said of a photo in a step. The last three in 0..1 decide: whether nothing, else whether its pose is left
+    out (two thirds of `no_pose`) or is another's, which one.
+    """
+    if first < no_caption:
+        return ""
+    if second < no_pose * 2 / 3:
+        return with_pose(caption)
+    return other_pose(caption, third) if second < no_pose else caption
+
+
 def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, float]:
     """Joints found where they were drawn, with and without out/export, in up to `count` pictures; writes a sheet."""
     _, captions, keypoints, skeletons = read_data(shards, family)
@@ -103,15 +131,21 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
     pose = PoseModel(family.require("pose"))
     height, width = family.image_size
     rows = np.random.default_rng(7).permutation(len(captions))[:count]
-    found: dict[str, list[float]] = {"with the skeleton": [], "without": []}
-    sheet = []
+    ways = {
+        "with the skeleton": captions,
+        "with the skeleton, no words for the pose": [with_pose(caption) for caption in captions],
+        "with the skeleton, words for another pose": [other_pose(caption, 0.5) for caption in captions],
+        "without": captions,
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    sheet = [np.concatenate(list(skeletons[rows[:8]]), 1)]
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
-        for name in found:
-            extra = {"image": as_condition(skeletons[part])} if name == "with the skeleton" else {}
+        for name, prompts in ways.items():
+            extra = {} if name == "without" else {"image": as_condition(skeletons[part])}
             with quiet_diffusers():
                 pictures = (controlled if extra else pipe)(
-                    [captions[row] for row in part],
+                    [prompts[row] for row in part],
                     height=height,
                     width=width,
                     num_inference_steps=family.defaults["steps"],
@@ -131,8 +165,7 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
                     size = np.ptp(asked[:, 1])
                     near = np.linalg.norm(people[0].keypoints[seen, :2] - asked, axis=1) < 0.05 * size
                 found[name].append(float(near.mean()))
-    sheet.append(np.concatenate(list(skeletons[rows[:8]]), 1))
-    Image.fromarray(np.concatenate([sheet[2], sheet[0], sheet[1]])).save(out / "sheet.png")
+    Image.fromarray(np.concatenate(sheet)).save(out / "sheet.png")
     return {f"joints where they were drawn, {name}": round(float(np.mean(v)), 4) for name, v in found.items()}
 
 
@@ -150,7 +183,9 @@ def main() -> None:
         default=2.0,
         help="what the output layers are multiplied with at the end: they begin at 0",
     )
-    parser.add_argument("--caption-dropout", type=float, default=0.5)
+    parser.add_argument("--caption-dropout", type=float, default=0.3)
+    parser.add_argument("--pose-dropout", type=float, default=0.6, help="part without its pose, a third with another's")
+    parser.add_argument("--init", type=Path, help="go on from this export (with --strength 1)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--family", default="tiny")
     parser.add_argument("--device", default="cpu")
@@ -169,21 +204,22 @@ def main() -> None:
 
     pipe = load_base(family, args.device)
     latents, captions, _, skeletons = read_data(args.train, family)
-    texts = sorted({"", *captions})
-    states = torch.cat([encode_prompts(pipe, texts[i : i + 64])[0] for i in range(0, len(texts), 64)])
-    row_of = {text: row for row, text in enumerate(texts)}
-
     shrink = round(math.log2(family.image_size[0] / latents.shape[-2]))
-    network = build(pipe.unet, shrink)
+    if args.init:
+        network = ControlNetModel.from_pretrained(args.init, torch_dtype=torch.float32)
+    else:
+        network = build(pipe.unet, shrink)
     network.to(device).train().requires_grad_(True)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     parameters = dict(network.named_parameters())
     settings = {
-        name: getattr(args, name) for name in ("steps", "batch", "lr", "strength", "caption_dropout", "precision")
+        name: getattr(args, name)
+        for name in ("steps", "batch", "lr", "strength", "caption_dropout", "pose_dropout", "precision")
     }
-    record = run_record(
-        "controlnet", family=family, config=settings, seed=args.seed, inputs={"train": directory_sha256(args.train)}
-    )
+    inputs = {"train": directory_sha256(args.train)}
+    if args.init:
+        inputs["init"] = sha256_file(args.init / "diffusion_pytorch_model.safetensors")
+    record = run_record("controlnet", family=family, config=settings, seed=args.seed, inputs=inputs)
     course = Course(
         parameters, dict(average.named_parameters()), record, args.out / ".checkpoint.safetensors",
         steps=args.steps, lr=args.lr, weight_decay=0.01, warmup=100, ema=0.999,
@@ -200,11 +236,14 @@ def main() -> None:
         # More noise than not: that is where the layout, and so the pose, is decided.
         t = torch.sigmoid(0.5 + 1.2 * torch.randn(args.batch, generator=generator))
         t = (t * schedule.config.num_train_timesteps).long().clamp(0, schedule.config.num_train_timesteps - 1)
-        dropped = torch.rand(args.batch, generator=generator) < args.caption_dropout
-        texts_of = [row_of["" if drop else captions[row]] for row, drop in zip(rows.tolist(), dropped, strict=True)]
+        coins = torch.rand(args.batch, 3, generator=generator).tolist()
+        texts = [
+            asked_for(captions[row], args.caption_dropout, args.pose_dropout, *three)
+            for row, three in zip(rows.tolist(), coins, strict=True)
+        ]
         noisy = schedule.add_noise(clean, noise, t).to(device)
         target = losses.diffusion_target(schedule, clean, noise, t).to(device)
-        hidden, t = states[texts_of].to(device), t.to(device)
+        hidden, t = encode_prompts(pipe, texts)[0].to(device), t.to(device)
         condition = as_condition(skeletons[rows.numpy()]).to(device)
         with computing(device, args.precision):
             down, mid = network(noisy, t, hidden, condition, return_dict=False)
