@@ -183,7 +183,7 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
     family = get_family("tiny")
     pipe = load_base(family)
     set_sampler(pipe, family.defaults)
-    person = _people(family, {"body": family.body_adapter}, [], None, 5, "cpu", None)
+    person = _people(family, {"body": family.body_adapter}, [], None, 5, None, None)
     _load_adapters(pipe, family, {"body": family.body_adapter}, ["body"], person)
     seeds = [derive_seed(3, "generate", 0, 0, *more) for more in ((), ("candidate", 1), ("candidate", 2))]
     embeds = build_ip_adapter_image_embeds([person[0].vectors["body"]], guidance=True)
