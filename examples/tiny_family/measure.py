@@ -454,6 +454,8 @@ def _settings(path: Path) -> dict[str, object]:
     """What the file's record says of its training."""
     record = read_record(path)
     settings = {name: value for name, value in record["config"].items() if value not in ("", None, False)}
+    # What it started from is told by its content: a path means something on one machine only.
+    settings |= {name: f"sha256 {record['inputs'][name][:16]}" for name in settings if name in record["inputs"]}
     return {**settings, "seed": record["seed"], "sha256 of the training shards": record["inputs"]["train"][:16]}
 
 
