@@ -236,7 +236,7 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     facts = {
         "data": f"{pictures} rendered photos (full bodies and three-quarters) at {SIZE[0]}x{SIZE[1]}",
-        **({"from": "an earlier probe, trained on other people by this script"} if args.init else {}),
+        **({"from": "an earlier probe of this script"} if args.init else {}),
         "steps": f"{args.steps} of {args.batch} pictures, AdamW {args.lr}, cosine",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
