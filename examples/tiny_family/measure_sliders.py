@@ -136,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = args.out or Path(scratch) / "sliders.safetensors"
         save_sliders(file, sliders)
-        sliders = load_sliders(file, encoder.sha256)
+        sliders = load_sliders(file, encoder.space)
     if args.check:
         for name, entry in check(sliders, bodies, args.check, args.each).items():
             figures[name] |= entry

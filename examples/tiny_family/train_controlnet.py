@@ -267,6 +267,8 @@ def main() -> None:
     course.finished()
     print(json.dumps(figures))
     facts = {"photos": len(captions), "seed": args.seed, **settings}
+    if args.init:
+        facts["from"] = "an earlier one of this script"
     shown = {name: value for name, value in figures.items() if name not in ("steps", "photos")}
     write_card(args.out / "export", "Tiny openpose ControlNet", CARD, shown, facts)
 
