@@ -420,8 +420,8 @@ own layout, fp16, for the base in `../base`, the body encoder in `../body-encode
 synthetic people.
 
 What limits the figures: the pictures do not go all the way, torsos and heads about half of it, and those of one person
-differ (docs/design.md takes the mean R2 apart). Better photos or a better encoder do not raise it now; longer training of
-base and adapters might. The base paints faces too softly for a likeness.
+differ (docs/design.md takes the mean R2 apart). More photos or a better encoder do not raise it now; longer training
+of base and adapters might. The base paints faces too softly for a likeness.
 
 {LICENCE}"""
 
