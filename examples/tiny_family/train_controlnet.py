@@ -5,11 +5,11 @@
 
 TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
 encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
-found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Many captions are
-dropped, lose the words for the pose, or name another one, so that the pose must come from the skeleton. The copy is
-without the attention, which costs more weights than the rest: a skeleton needs no text. bf16 where the hardware has it.
-About 0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes on from
-OUT/.checkpoint.safetensors.
+found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
+dropped (with --pose-dropout others lose the words for the pose, or name another), so that the pose must come from the
+skeleton. The copy is without the attention, which costs more weights than the rest: a skeleton needs no text. bf16 where
+the hardware has it. About 0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes on
+from OUT/.checkpoint.safetensors.
 
 At the end, and with `--measure-only`: the share of the drawn joints that the pose model finds again in generated
 pictures, nearer than a twentieth of the person's height, with the ControlNet (and the photo's caption, the same without
@@ -183,8 +183,8 @@ def main() -> None:
         default=2.0,
         help="what the output layers are multiplied with at the end: they begin at 0",
     )
-    parser.add_argument("--caption-dropout", type=float, default=0.3)
-    parser.add_argument("--pose-dropout", type=float, default=0.6, help="part without its pose, a third with another's")
+    parser.add_argument("--caption-dropout", type=float, default=0.5)
+    parser.add_argument("--pose-dropout", type=float, default=0.0, help="part without its pose, a third with another's")
     parser.add_argument("--init", type=Path, help="go on from this export (with --strength 1)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--family", default="tiny")
