@@ -8,8 +8,8 @@ encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo
 found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
 dropped (with --pose-dropout others lose the words for the pose, or name another), so that the pose must come from the
 skeleton. The copy is without the attention, which costs more weights than the rest: a skeleton needs no text. bf16
-where the hardware has it. About 0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes on
-from OUT/.checkpoint.safetensors.
+where the hardware has it. About 0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes
+on from OUT/.checkpoint.safetensors.
 
 At the end, and with `--measure-only`: the share of the drawn joints that the pose model finds again in generated
 pictures, nearer than a twentieth of the person's height, with the ControlNet (and the photo's caption, the same without
