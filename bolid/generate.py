@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
 KIND = "picture"

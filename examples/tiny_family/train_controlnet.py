@@ -6,10 +6,9 @@
 TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
 encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
 found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
-dropped (with --pose-dropout others lose the words for the pose, or name another), so that the pose must come from the
-skeleton. The copy is without the attention, which costs more weights than the rest: a skeleton needs no text. bf16
-where the hardware has it. About 0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes
-on from OUT/.checkpoint.safetensors.
+dropped, so that the pose must come from the skeleton. The copy is without the attention, which costs more weights than
+the rest: a skeleton needs no text. bf16 where the hardware has it. About 0.6 of a second a step of 32 on one core;
+2,000 steps. Resumable: the same command goes on from OUT/.checkpoint.safetensors.
 
 At the end, and with `--measure-only`: the share of the drawn joints that the pose model finds again in generated
 pictures, nearer than a twentieth of the person's height, with the ControlNet (and the photo's caption, the same without
@@ -112,17 +111,6 @@ def other_pose(caption: str, draw: float) -> str:
     return with_pose(caption, phrases[int(draw * len(phrases))]) if phrases else caption
 
 
-def asked_for(caption: str, no_caption: float, no_pose: float, first: float, second: float, third: float) -> str:
-    """What is said of a photo in a step. The last three in 0..1 decide: whether nothing, else whether its pose is left
-    out (two thirds of `no_pose`) or is another's, which one.
-    """
-    if first < no_caption:
-        return ""
-    if second < no_pose * 2 / 3:
-        return with_pose(caption)
-    return other_pose(caption, third) if second < no_pose else caption
-
-
 def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, float]:
     """Joints found where they were drawn, with and without out/export, in up to `count` pictures; writes a sheet."""
     _, captions, keypoints, skeletons = read_data(shards, family)
@@ -184,7 +172,6 @@ def main() -> None:
         help="what the output layers are multiplied with at the end: they begin at 0",
     )
     parser.add_argument("--caption-dropout", type=float, default=0.5)
-    parser.add_argument("--pose-dropout", type=float, default=0.0, help="part without its pose, a third with another's")
     parser.add_argument("--init", type=Path, help="go on from this export (with --strength 1)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--family", default="tiny")
@@ -204,6 +191,10 @@ def main() -> None:
 
     pipe = load_base(family, args.device)
     latents, captions, _, skeletons = read_data(args.train, family)
+    texts = sorted({"", *captions})
+    states = torch.cat([encode_prompts(pipe, texts[i : i + 64])[0] for i in range(0, len(texts), 64)])
+    row_of = {text: row for row, text in enumerate(texts)}
+
     shrink = round(math.log2(family.image_size[0] / latents.shape[-2]))
     if args.init:
         network = ControlNetModel.from_pretrained(args.init, torch_dtype=torch.float32)
@@ -213,8 +204,7 @@ def main() -> None:
     average = copy.deepcopy(network).eval().requires_grad_(False)
     parameters = dict(network.named_parameters())
     settings = {
-        name: getattr(args, name)
-        for name in ("steps", "batch", "lr", "strength", "caption_dropout", "pose_dropout", "precision")
+        name: getattr(args, name) for name in ("steps", "batch", "lr", "strength", "caption_dropout", "precision")
     }
     inputs = {"train": directory_sha256(args.train)}
     if args.init:
@@ -236,14 +226,11 @@ def main() -> None:
         # More noise than not: that is where the layout, and so the pose, is decided.
         t = torch.sigmoid(0.5 + 1.2 * torch.randn(args.batch, generator=generator))
         t = (t * schedule.config.num_train_timesteps).long().clamp(0, schedule.config.num_train_timesteps - 1)
-        coins = torch.rand(args.batch, 3, generator=generator).tolist()
-        texts = [
-            asked_for(captions[row], args.caption_dropout, args.pose_dropout, *three)
-            for row, three in zip(rows.tolist(), coins, strict=True)
-        ]
+        dropped = torch.rand(args.batch, generator=generator) < args.caption_dropout
+        texts_of = [row_of["" if drop else captions[row]] for row, drop in zip(rows.tolist(), dropped, strict=True)]
         noisy = schedule.add_noise(clean, noise, t).to(device)
         target = losses.diffusion_target(schedule, clean, noise, t).to(device)
-        hidden, t = encode_prompts(pipe, texts)[0].to(device), t.to(device)
+        hidden, t = states[texts_of].to(device), t.to(device)
         condition = as_condition(skeletons[rows.numpy()]).to(device)
         with computing(device, args.precision):
             down, mid = network(noisy, t, hidden, condition, return_dict=False)
