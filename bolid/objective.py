@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.families import Family
+from bolid.train_adapter import NO_TARGET, OF_THE_PERSON
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from bolid.train_adapter import AdapterTable, Batch, TextStates, TrainAdapterConfig
 
 WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
+SWAPPED_ALPHA_BAR = (0.003, 0.6)  # where a body's outline is still open, and yet to be seen in x0-hat
 FEW_STEPS = 8  # a base that samples in so few is a distilled one
 
 
@@ -42,6 +45,8 @@ class Objective:
         self, pipe: Any, network: Any, table: AdapterTable, text_states: TextStates, family: Family,
         config: TrainAdapterConfig, device: torch.device, pixels: Any = None,
     ) -> None:  # fmt: skip
+        import torch
+
         self.network, self.unet, self.table, self.config = network, pipe.unet, table, config
         self.device, self.pixels, self.text_states, self.image_size = device, pixels, text_states, family.image_size
         self.schedule = training_schedule(pipe)
@@ -49,11 +54,15 @@ class Objective:
         self.positions = math.prod(table.latents.shape[-2:])
         x_gen = config.x_gen if pixels is not None else ""
         self.few_steps = few_step_sampler(pipe, family) if x_gen == "few-step" else {}
+        self.guidance = float(family.defaults.get("guidance", 5.0))
         if x_gen == "sampled":
             pipe.scheduler.set_timesteps(config.x_gen_steps)
             self.sampling_timesteps = pipe.scheduler.timesteps.long().to(device)
-            self.guidance = float(family.defaults.get("guidance", 5.0))
-        if pixels is not None and config.id_loss == "body":
+        if x_gen == "swapped":
+            low, high = SWAPPED_ALPHA_BAR
+            alphas = self.schedule.alphas_cumprod
+            self.swapped_timesteps = torch.nonzero((alphas >= low) & (alphas <= high))[:, 0]
+        if pixels is not None and config.id_loss in OF_THE_PERSON:
             self.bodies = person_bodies(table)
         if pixels is not None and config.face_weight:
             self.faces = person_faces(table)
@@ -80,13 +89,15 @@ class Objective:
             return {"loss": diffusion}
 
         clear = torch.nonzero(alphas >= self.config.pixel_alpha_bar)[:, 0]
-        if self.config.x_gen == "sampled":
+        if self.config.x_gen in NO_TARGET:
             clear = self._worth_sampling(batch)
         if not len(clear):
             zero = diffusion.new_zeros(())
             return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero} | (
                 {"face": zero} if self.config.face_weight else {}
             )
+        rows = batch.rows[clear.cpu().numpy()]
+        shown = self.table.owner[rows]  # the person that x_gen is to show
         if self.config.x_gen == "one-step":
             x0 = losses.x0_from_prediction(noise_pred[clear], noisy[clear], alphas[clear], self.prediction_type)
         else:
@@ -94,18 +105,20 @@ class Objective:
             generators = [batch.generators[i] for i in clear.tolist()]
             if self.config.x_gen == "few-step":
                 x0 = self._few_steps(noisy[clear], timesteps[clear], conditions, generators)
-            else:
+            elif self.config.x_gen == "sampled":
                 x0 = self._sample(conditions, generators)
-        rows = batch.rows[clear.cpu().numpy()]
+            else:
+                shown, conditions = self._swap(shown, conditions, generators)
+                x0 = self._swapped(latents[clear], conditions, generators)
         photos = self.table.latents[rows, 0].to(self.device, torch.float32)
         bodies = faces = None
-        if self.config.id_loss == "body":
-            bodies = self.bodies[self.table.owner[rows]].to(self.device)
-            if self.config.x_gen == "sampled":
+        if self.config.id_loss in OF_THE_PERSON:
+            bodies = self.bodies[shown].to(self.device)
+            if self.config.x_gen in NO_TARGET:
                 bodies = bodies * self._bodies_to_show(batch).to(self.device)[clear, None]
         if self.config.face_weight:
             known = batch.face_embeds[clear.cpu()].flatten(1).any(1, keepdim=True)
-            faces = (self.faces[self.table.owner[rows]] * known).to(self.device)
+            faces = (self.faces[shown] * known).to(self.device)
         captions = [batch.captions[i] for i in clear.tolist()]
         seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces)
         identity, clip, face = (part.sum() / len(latents) for part in seen)
@@ -213,15 +226,10 @@ class Objective:
         import torch
 
         from bolid.method import losses
-        from bolid.method.body_condition import null_condition
 
         shape = self.table.latents.shape[2:]
         latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
-        nothing, pooled = self.text_states([""])
-        unconditional = {**conditions, "prompt_embeds": nothing.expand_as(conditions["prompt_embeds"])}
-        unconditional |= {name: null_condition(conditions[name]) for name in ("face_embeds", "body_embeds")}
-        if pooled is not None:
-            unconditional["text_embeds"] = pooled.expand_as(conditions["text_embeds"])
+        unconditional = self._unconditional(conditions)
         steps, carried = len(self.sampling_timesteps), self.config.x_gen_grad_steps
         with_gradient = {round(steps - 1 - i * (steps - 1) / max(1, carried - 1)) for i in range(carried)}
         final = torch.ones(len(latents), device=self.device)
@@ -231,15 +239,79 @@ class Objective:
             later = self.sampling_timesteps[i + 1].expand_as(now) if i + 1 < steps else None
             shown = latents.detach()
             with torch.set_grad_enabled(i in with_gradient):
-                noise_pred = self._predict(self.unet, shown, now, conditions)
-            if self.guidance > 1:
-                with torch.no_grad():
-                    without = self._predict(self.unet, shown, now, unconditional)
-                noise_pred = without + self.guidance * (noise_pred - without)
+                noise_pred = self._guided(shown, now, conditions, unconditional)
             x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
             noise = losses.noise_from_x0(x0, latents, alphas)
             latents = losses.noise_level(x0, noise, final if later is None else losses.alpha_bar(self.schedule, later))
         return x0
+
+    def _unconditional(self, conditions: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same conditions for the other side of guidance: no text and nobody."""
+        from bolid.method.body_condition import null_condition
+
+        nothing, pooled = self.text_states([""])
+        unconditional = {**conditions, "prompt_embeds": nothing.expand_as(conditions["prompt_embeds"])}
+        unconditional |= {name: null_condition(conditions[name]) for name in ("face_embeds", "body_embeds")}
+        if pooled is not None:
+            unconditional["text_embeds"] = pooled.expand_as(conditions["text_embeds"])
+        return unconditional
+
+    def _guided(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor],
+        unconditional: dict[str, torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
+        """The prediction with guidance (BoLID Eq. 8); its unconditional side carries no gradient."""
+        import torch
+
+        noise_pred = self._predict(self.unet, noisy, timesteps, conditions)
+        if self.guidance > 1:
+            with torch.no_grad():
+                without = self._predict(self.unet, noisy, timesteps, unconditional)
+            noise_pred = without + self.guidance * (noise_pred - without)
+        return noise_pred
+
+    def _swap(
+        self, owners: np.ndarray, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]
+    ) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+        """Somebody else for each of the people `owners` [B'], whom the caption fits too, and the conditions with their
+        body and, where one was given, face. Made of some of their photos, as always."""
+        import numpy as np
+        import torch
+
+        from bolid.train_adapter import draw_context, fuse_context
+
+        chosen = np.empty_like(owners)
+        for i, (owner, generator) in enumerate(zip(owners, generators, strict=True)):
+            others = self.table.lookalikes[owner]
+            others = others[others != owner] if len(others) > 1 else others
+            chosen[i] = others[int(torch.randint(len(others), (), generator=generator))]
+        photos = [self.table.people[person] for person in chosen]
+        context = draw_context(self.table, photos, self.config, generators)
+        body, _, face = (part.to(self.device)[:, None] for part in fuse_context(self.table, *context))
+        given = conditions["face_embeds"].flatten(1).any(1)[:, None, None]
+        told = conditions["body_embeds"].flatten(1).any(1)[:, None, None]
+        return chosen, {**conditions, "body_embeds": body * told, "face_embeds": face * given}
+
+    def _swapped(
+        self, latents: torch.Tensor, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        """x0-hat, with guidance, of the photos `latents` under noise, the conditions being somebody else's.
+
+        While it samples, the network is shown a body that it began itself, not yet the person's, and has to make it
+        theirs. L_diff never shows it that: its noised photos are of the very person. This does, at a fraction of what
+        sampling costs.
+        """
+        import torch
+
+        from bolid.method import losses
+
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)
+        places = [int(torch.randint(len(self.swapped_timesteps), (), generator=g)) for g in generators]
+        timesteps = self.swapped_timesteps[places].to(self.device)
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        noise_pred = self._guided(noisy, timesteps, conditions, self._unconditional(conditions))
+        alphas = losses.alpha_bar(self.schedule, timesteps)
+        return losses.x0_from_prediction(noise_pred, noisy, alphas, self.prediction_type)
 
 
 def person_bodies(table: AdapterTable) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 x_gen's latents are decoded, and the family's pose and image-text models read the picture. Its target is the photo that
 was to be denoised, read the same way from its own latents, so that a perfect prediction costs exactly nothing. With
-`id_loss` "body" the body encoder reads it too, and the target is what it says of the person.
+`id_loss` "body" or "sliders" the body encoder reads it too, and the target is what it says of the person.
 
 Shapes: B photos, C latent channels, (h, w) latent positions, D body dimension, E embedding dimension.
 """
@@ -26,8 +26,9 @@ TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's 
 
 
 class PixelLosses:
-    """The losses or some of them: `id_loss` is "keypoints", "bone-ratios", "body" or ""; `clip_target` "text", "image",
-    "both" or ""; `face`: L_face too. "body" needs the `body_encoder`.
+    """The losses or some of them: `id_loss` is "keypoints", "bone-ratios", "body", "sliders" or ""; `clip_target`
+    "text", "image", "both" or ""; `face`: L_face too. "body" and "sliders" need the `body_encoder`, "sliders" also the
+    file `sliders` (by default the family's), measured for it.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -36,17 +37,20 @@ class PixelLosses:
 
     def __init__(
         self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu",
-        body_encoder: Any = None, face: bool = False,
+        body_encoder: Any = None, sliders: str = "", face: bool = False,
     ) -> None:  # fmt: skip
+        import torch
+
         from bolid.backends.face import DifferentiableFaces
         from bolid.backends.image_text import WEIGHTS, ImageTextModel
         from bolid.backends.pose import PoseModel, weights_file
+        from bolid.formats.sliders import load_sliders
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
         self.body_encoder = body_encoder
-        if id_loss == "body" and body_encoder.needs_features:
+        if id_loss in ("body", "sliders") and body_encoder.needs_features:
             raise BolidError(
-                f"--id-loss body: {body_encoder.path} looks at image-text features, which no gradient goes through",
+                f"--id-loss {id_loss}: {body_encoder.path} looks at image-text features, which pass no gradient",
                 "give a body encoder trained with --view crop",
             )
         self.inputs: dict[str, str] = {}
@@ -63,6 +67,10 @@ class PixelLosses:
                     "take one in safetensors: bolid models convert yolo11n-pose.pt",
                 )
             self.inputs["pose"] = sha256_file(weights_file(path))
+        if id_loss == "sliders":
+            file = Path(sliders) if sliders else family.require("body_sliders")
+            self.readout = load_sliders(file, body_encoder.space).readout.to(device)
+            self.inputs["body_sliders"] = sha256_file(file)
         if clip_target:
             path = family.require("image_text")
             self.image_text = ImageTextModel(path, device)
@@ -71,6 +79,7 @@ class PixelLosses:
         if face:
             self.faces = DifferentiableFaces(family.require("face"), device)
             self.inputs["face"] = self.faces.sha256
+        self.vae.to(memory_format=torch.channels_last)  # a third less time for most of what these losses cost
         self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
         self._texts: dict[str, torch.Tensor] = {}
 
@@ -82,8 +91,9 @@ class PixelLosses:
         what is off.
 
         `rows` name the photos: what is seen in a target is remembered. `bodies` [B, D]: what x_gen's body is to be
-        like, for "body"; `faces` [B, 512], L2-normed: and its face. Zeros are for nobody. A photo with an empty caption
-        has no text to be like, and what is not recognised as a person counts little: L_id is weighted by the scores.
+        like, for "body" and "sliders"; `faces` [B, 512], L2-normed: and its face. Zeros are for nobody. A photo with
+        an empty caption has no text to be like, and what is not recognised as a person counts little: L_id is weighted
+        by the scores.
         """
         import torch
 
@@ -95,12 +105,12 @@ class PixelLosses:
         pixels = self._decode(latents)
         seen = self._read(pixels)
         target: list[torch.Tensor] = []
-        if self.id_loss not in ("", "body") or self.clip_target not in ("", "text"):
+        if self.id_loss not in ("", "body", "sliders") or self.clip_target not in ("", "text"):
             target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
         identity, clip, face = zero, zero, zero
         if self.id_loss:
             keypoints, _box, score = seen[:3]
-            if self.id_loss == "body":
+            if self.id_loss in ("body", "sliders"):
                 error, seen_well = self._body_distance(pixels, keypoints, bodies)
             elif self.id_loss == "keypoints":
                 error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
@@ -142,13 +152,17 @@ class PixelLosses:
         import torch.nn.functional as F
 
         from bolid.method.body_vae import body_distance, view_confidence
+        from bolid.method.sliders import reading_distance
 
         scale = self.view_size[0] / pixels.shape[2]
         if scale != 1:
             pixels = F.interpolate(pixels, self.view_size, mode="bilinear", antialias=scale < 1)
         keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
         mean, views = self.body_encoder.encode_pixels(pixels, keypoints)
-        distance = body_distance(self.body_encoder.model, mean, bodies, views)
+        if self.id_loss == "sliders":
+            distance = reading_distance(self.readout, mean, bodies)
+        else:
+            distance = body_distance(self.body_encoder.model, mean, bodies, views)
         return distance, view_confidence(views.keypoints).detach() * bodies.any(1)
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
-    "id_loss": ("keypoints", "bone-ratios", "body"),
+    "id_loss": ("keypoints", "bone-ratios", "body", "sliders"),
     "clip_target": ("text", "image", "both"),
-    "x_gen": ("one-step", "few-step", "sampled"),
+    "x_gen": ("one-step", "few-step", "sampled", "swapped"),
 }
+OF_THE_PERSON = ("body", "sliders")  # kinds of L_id that compare with the person and not with one photo
+NO_TARGET = ("sampled", "swapped")  # ways to make an x_gen that no photo shows
 
 # Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
 BUILD_WORDS = (
@@ -72,8 +74,12 @@ class TrainAdapterConfig:
     id_weight: float = field(default=0.0, metadata={"help": "weight of the body identity loss L_id; 0: none"})
     id_loss: str = field(
         default="keypoints",
-        metadata={"help": "what L_id compares: keypoints, bone-ratios, or what the body encoder sees: body"},
+        metadata={
+            "help": "what L_id compares: keypoints, bone-ratios, or what the body encoder sees: body, as its decoder "
+            "draws it, or sliders, as the body sliders read it"
+        },
     )
+    sliders: str = field(default="", metadata={"help": "file of the sliders; by default the family's"})
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
     face_weight: float = field(
@@ -82,8 +88,9 @@ class TrainAdapterConfig:
     x_gen: str = field(
         default="one-step",
         metadata={
-            "help": "the picture that these losses look at: one-step, few-step where the base can, or sampled: "
-            "made from the caption and pure noise, with guidance; L_id must be --id-loss body then"
+            "help": "the picture that these losses look at: one-step, few-step where the base can, sampled: "
+            "made from the caption and pure noise, with guidance, or swapped: from a noised photo that is told to be "
+            "of somebody else; L_id must be body or sliders for the last two"
         },
     )
     x_gen_steps: int = field(default=4, metadata={"help": "steps of --x-gen few-step and sampled"})
@@ -158,16 +165,16 @@ class TrainAdapterConfig:
                 f"--shard-branches and {'--compile' if self.compile else '--precision fp16'} do not go together",
                 "leave out one of the two" if self.compile else "give --precision bf16",
             )
-        if self.x_gen_grad_steps > self.x_gen_steps and self.x_gen != "one-step":
+        if self.x_gen_grad_steps > self.x_gen_steps and self.x_gen in ("few-step", "sampled"):
             raise BolidError(
                 f"--x-gen-grad-steps is {self.x_gen_grad_steps}, of {self.x_gen_steps} steps", "give at most as many"
             )
-        if self.x_gen == "sampled" and (
-            (self.id_weight and self.id_loss != "body") or (self.clip_weight and self.clip_target != "text")
+        if self.x_gen in NO_TARGET and (
+            (self.id_weight and self.id_loss not in OF_THE_PERSON) or (self.clip_weight and self.clip_target != "text")
         ):
             raise BolidError(
-                "--x-gen sampled is a new picture: there is no photo for it to be like",
-                "give --id-loss body and --clip-target text, which compare with the person and the caption",
+                f"--x-gen {self.x_gen} is a new picture: there is no photo for it to be like",
+                "give --id-loss body or sliders and --clip-target text, which compare with the person and the caption",
             )
         if self.x_gen == "few-step" and self.gradient_checkpointing:
             raise BolidError(
@@ -203,6 +210,17 @@ class AdapterTable:
         for person, rows in enumerate(self.people):
             owner[rows] = person
         return owner
+
+    @functools.cached_property
+    def lookalikes(self) -> list[np.ndarray]:
+        """For each person those, themselves among them, whom their captions' "woman" or "man" fits as well."""
+        import numpy as np
+
+        words = []
+        for rows in self.people:
+            found = [word for row in rows for word in re.findall(r"\b(wom[ae]n|m[ae]n)\b", self.captions[row].lower())]
+            words.append(max(sorted(set(found)), key=found.count).replace("men", "man") if found else "")
+        return [np.array([i for i, other in enumerate(words) if other == word]) for word in words]
 
 
 @dataclass(frozen=True)
@@ -349,31 +367,22 @@ def draw_batch(
 ) -> Batch:
     """Conditions for the photos `rows`, each from other photos of its person only (leave-one-out)."""
     import torch
-    import torch.nn.functional as F
 
     from bolid.method.body_condition import drop_condition
-    from bolid.method.body_vae import fuse
 
-    n, most = len(rows), min(config.max_context, max(map(len, table.people)) - 1)
-    context = torch.zeros(n, most, dtype=torch.long)
-    present = torch.zeros(n, most, dtype=torch.bool)
-    noise = torch.empty(n, table.body_mean.shape[1])
-    coins = torch.empty(n, 6)
-    for i, (row, generator) in enumerate(zip(rows, generators, strict=True)):
-        mates = table.people[table.owner[row]]
-        others = mates[mates != row]
-        count = int(torch.randint(1, min(most, len(others)) + 1, (1,), generator=generator))
-        chosen = others[torch.randperm(len(others), generator=generator)[:count].numpy()]
-        context[i, :count] = torch.from_numpy(chosen)
-        present[i, :count] = True
+    mates = [table.people[table.owner[row]] for row in rows]
+    context, present = draw_context(
+        table, [own[own != row] for own, row in zip(mates, rows, strict=True)], config, generators
+    )
+    noise = torch.empty(len(rows), table.body_mean.shape[1])
+    coins = torch.empty(len(rows), 6)
+    for i, generator in enumerate(generators):
         torch.randn(noise.shape[1:], generator=generator, out=noise[i])
         torch.rand(coins.shape[1:], generator=generator, out=coins[i])
 
-    mean, logvar = fuse(table.body_mean[context], table.body_logvar[context], table.confidence[context] * present)
+    mean, logvar, face = fuse_context(table, context, present)
     sampled = coins[:, :1] < config.body_sampling
     body = torch.where(sampled, mean + (0.5 * logvar).exp() * noise, mean)
-    # The mean of unit vectors, unit length again; stays zero, the null condition, where no photo shows the face.
-    face = F.normalize((table.face[context] * present[..., None]).sum(1), dim=-1)
 
     drop_all = coins[:, 1] < config.all_dropout
     drop_text = drop_all | (coins[:, 2] < config.text_dropout)
@@ -388,6 +397,37 @@ def draw_batch(
         rows, context, present, captions,
         drop_condition(body[:, None], drop_body), drop_condition(face[:, None], drop_face), generators,
     )  # fmt: skip
+
+
+def draw_context(
+    table: AdapterTable, photos: Sequence[np.ndarray], config: TrainAdapterConfig,
+    generators: Sequence[torch.Generator],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """One photo or more of each of the sets of rows `photos`: (rows of the table [B, M], bool [B, M] which count)."""
+    import torch
+
+    most = min(config.max_context, max(map(len, table.people)) - 1)
+    context = torch.zeros(len(photos), most, dtype=torch.long)
+    present = torch.zeros(len(photos), most, dtype=torch.bool)
+    for i, (rows, generator) in enumerate(zip(photos, generators, strict=True)):
+        count = int(torch.randint(1, min(most, len(rows)) + 1, (1,), generator=generator))
+        chosen = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
+        context[i, :count] = torch.from_numpy(chosen)
+        present[i, :count] = True
+    return context, present
+
+
+def fuse_context(
+    table: AdapterTable, context: torch.Tensor, present: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The bodies' Gaussians, mean and logvar [B, D], and the faces [B, 512] of photos [B, M] of the table."""
+    import torch.nn.functional as F
+
+    from bolid.method.body_vae import fuse
+
+    mean, logvar = fuse(table.body_mean[context], table.body_logvar[context], table.confidence[context] * present)
+    # The mean of unit vectors, unit length again; stays zero, the null condition, where no photo shows the face.
+    return mean, logvar, F.normalize((table.face[context] * present[..., None]).sum(1), dim=-1)
 
 
 def photo_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
@@ -477,7 +517,7 @@ def train_adapter(
         pixels = PixelLosses(
             chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
             clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
-            body_encoder=encoder, face=bool(config.face_weight),
+            body_encoder=encoder, sliders=config.sliders, face=bool(config.face_weight),
         )  # fmt: skip
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels

@@ -19,14 +19,17 @@ from bolid.backends.body import BodyEncoder
 from bolid.backends.face import DifferentiableFaces
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
+from bolid.formats.sliders import Sliders, save_sliders
 from bolid.method.body_condition import BRANCHES, null_condition
-from bolid.objective import Objective, few_step_sampler, person_bodies
+from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies
 from bolid.precision import choose_precision, computing, store_frozen
+from bolid.run import run_record
 from bolid.train_adapter import (
     TextStates,
     TrainAdapterConfig,
     batch_rows,
     draw_batch,
+    fuse_context,
     photo_generators,
     plan_training,
     read_table,
@@ -195,6 +198,7 @@ VARIANTS = {
         "id_weight": 1.0, "id_loss": "body", "clip_weight": 0.1, "x_gen": "sampled", "x_gen_grad_steps": 2,
         "pixel_every": 1,
     },
+    "swapped": {"id_weight": 1.0, "id_loss": "body", "x_gen": "swapped", "pixel_every": 1},
     "face": {"face_weight": 1.0, "x_gen": "sampled", "pixel_every": 2},
     "low rank": {"precision": "bf16", "kv_rank": 4, "text_cache": 0.0},
     "compiled": {"precision": "bf16", "compile": True},
@@ -224,6 +228,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
         "all three losses": [1, 3],
         "few steps": [1, 2, 3, 4],
         "sampled": [1, 2, 3, 4],
+        "swapped": [1, 2, 3, 4],
         "face": [1, 3],
     }.get(variant, [])
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
@@ -457,6 +462,16 @@ EYES_NOSE_MOUTH = np.array([[20, 20], [30, 20], [25, 26], [21, 31], [29, 31]], n
 # ---- the joint objective ------------------------------------------------------------------------------------------
 
 
+def make_sliders(encoder: Path) -> Path:
+    """Two sliders of a random body encoder: its first two numbers."""
+    path, body_encoder = encoder.with_name("sliders.safetensors"), BodyEncoder(encoder)
+    readout = torch.eye(2, body_encoder.body_dim)
+    record = run_record("body-sliders", family="tiny", inputs=body_encoder.inputs)
+    nothing = torch.zeros(body_encoder.body_dim)
+    save_sliders(path, Sliders(("legs", "build"), readout.clone(), readout, nothing, (0.9, 0.9), record))
+    return path
+
+
 @contextlib.contextmanager
 def joint(world, **settings):
     """(objective, a batch of four photos, the branches' parameters by name) with branches that do something."""
@@ -471,7 +486,7 @@ def joint(world, **settings):
     pixels = PixelLosses(
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
         clip_target=config.clip_target if config.clip_weight else "", body_encoder=BodyEncoder(world.encoder),
-        face=bool(config.face_weight),
+        sliders=str(make_sliders(world.encoder)), face=bool(config.face_weight),
     )  # fmt: skip
     objective = Objective(
         pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
@@ -500,6 +515,8 @@ def joint(world, **settings):
         ("id", {"id_weight": 1.0, "id_loss": "body"}),
         ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "sampled"}),
         ("clip", {"clip_weight": 1.0, "x_gen": "sampled", "x_gen_grad_steps": 4}),
+        ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "swapped"}),
+        ("id", {"id_weight": 1.0, "id_loss": "sliders", "x_gen": "swapped"}),
         ("face", {"face_weight": 2.0}),
         ("face", {"face_weight": 2.0, "x_gen": "sampled"}),
     ],
@@ -606,6 +623,78 @@ def test_gradient_goes_through_the_steps_asked_for(seeing):
             gradients.append(torch.cat([p.grad.flatten() for p in parameters.values()]))
             assert sum(shown) == carried and len(shown) == 8, "every step once with and once without the conditions"
     assert float((gradients[0] - gradients[2]).norm()) > 0.1 * float(gradients[2].norm())
+
+
+def test_a_swapped_photo_is_told_to_be_of_somebody_else_whom_the_caption_fits(seeing):
+    with joint(seeing, id_weight=1.0, id_loss="body", face_weight=1.0, x_gen="swapped") as (objective, batch, _):
+        table, owners = objective.table, objective.table.owner[batch.rows]
+        told = objective._conditions(batch)
+        chosen, conditions = objective._swap(owners, told, photo_generators(0, 0, 4))
+        again, _ = objective._swap(owners[2:], {k: v[2:] for k, v in told.items()}, photo_generators(0, 2, 2))
+        assert (chosen != owners).all() and (again == chosen[2:]).all(), "whatever shares the batch"
+        for other, owner, body in zip(chosen, owners, conditions["body_embeds"], strict=True):
+            assert other in table.lookalikes[owner]
+            theirs = table.people[other]
+            fused = [fuse_context(table, torch.tensor([[row]]), torch.tensor([[True]]))[0] for row in theirs]
+            reach = max(float(vector.norm()) for vector in fused) + 1e-4
+            assert 0 < float(body.norm()) < 3 * reach
+        assert not torch.allclose(conditions["body_embeds"], told["body_embeds"])
+        assert torch.equal(conditions["prompt_embeds"], told["prompt_embeds"])
+        faceless = {**told, "face_embeds": torch.zeros_like(told["face_embeds"])}
+        assert not objective._swap(owners, faceless, photo_generators(0, 0, 4))[1]["face_embeds"].any()
+
+        asked = {}
+        objective.pixels = lambda x0, photos, rows, captions, bodies, faces: (
+            asked.update(bodies=bodies, faces=faces), (x0.mean((1, 2, 3)),) * 3
+        )[1]  # fmt: skip
+        objective.table.confidence[:] = 1.0
+        objective(batch, with_pixels=True)
+        whose = [(objective.bodies - body).norm(dim=1).argmin().item() for body in asked["bodies"]]
+        assert len(whose) == 4 and all(a != b for a, b in zip(whose, owners, strict=True)), "and is to look like them"
+
+
+def test_without_noise_to_remove_a_swapped_photo_stays_as_it_is(seeing):
+    """x0-hat comes from the photo itself: with hardly any noise it is that photo, whoever it is said to be."""
+    with joint(seeing, id_weight=1.0, id_loss="body", x_gen="swapped") as (objective, batch, _):
+        low, high = SWAPPED_ALPHA_BAR
+        alphas = objective.schedule.alphas_cumprod[objective.swapped_timesteps]
+        assert low <= float(alphas.min()) and float(alphas.max()) <= high and len(alphas) > 100
+        latents = objective.table.latents[batch.rows, 0].float()
+        errors = []
+        for timestep in (0, 600):
+            objective.swapped_timesteps = torch.tensor([timestep])
+            with torch.no_grad():
+                x0 = objective._swapped(latents, objective._conditions(batch), photo_generators(0, 0, 4))
+            errors.append(float((x0 - latents).norm() / latents.norm()))
+        assert errors[0] < 0.1 * errors[1]
+
+
+def test_lookalikes_are_those_whom_the_captions_words_fit(table):
+    captions = ["a photo of a woman"] * len(table.captions)
+    for row in table.people[0]:
+        captions[row] = "a tall man"
+    named = dataclasses.replace(table, captions=captions)
+    assert named.lookalikes[0].tolist() == [0]
+    assert named.lookalikes[1].tolist() == list(range(1, len(table.people)))
+    unnamed = dataclasses.replace(table, captions=["a photo"] * len(captions))
+    assert unnamed.lookalikes[0].tolist() == list(range(len(table.people)))
+
+
+def test_l_id_by_the_sliders_counts_what_they_read_and_nothing_else(seeing):
+    with joint(seeing, id_weight=1.0, id_loss="sliders", x_gen="swapped") as (objective, batch, _):
+        pixels, shown = objective.pixels, objective.table.latents[batch.rows, 0].float()
+        told = objective.bodies[objective.table.owner[batch.rows]]
+
+        def l_id(bodies):
+            with torch.no_grad():
+                return pixels(shown, shown, batch.rows.tolist(), batch.captions, bodies)[0]
+
+        assert l_id(told).any() and not l_id(torch.zeros_like(told)).any(), "nobody is nothing to be like"
+        elsewhere = told.clone()
+        elsewhere[:, 2:] += 3
+        assert torch.allclose(l_id(elsewhere), l_id(told))
+        assert not torch.allclose(l_id(told + 1), l_id(told))
+        assert "body_sliders" in pixels.inputs
 
 
 def test_bodies_are_the_mean_of_all_photos_by_confidence(table):
@@ -834,6 +923,7 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"x_gen": "no-step"}, "--x-gen is 'no-step'"),
         ({"x_gen": "sampled", "id_weight": 1.0}, "--x-gen sampled is a new picture"),
         ({"x_gen": "sampled", "clip_weight": 1.0, "clip_target": "both"}, "--x-gen sampled is a new picture"),
+        ({"x_gen": "swapped", "id_weight": 1.0}, "--x-gen swapped is a new picture"),
         ({"x_gen": "few-step", "x_gen_grad_steps": 5}, "--x-gen-grad-steps is 5, of 4 steps"),
         ({"id_weight": float("nan")}, "--id-weight is nan"),
         ({"clip_weight": -1.0}, "--clip-weight is -1.0"),

@@ -41,6 +41,12 @@ def standardised(readout: Readout, bodies: torch.Tensor) -> Readout:
     return Readout(readout.weight / readout(bodies).std(0)[:, None], readout.center)
 
 
+def reading_distance(weight: torch.Tensor, bodies: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean squared difference of the readings of `bodies` and `target` [B, D] by a read-out's `weight` [R, D], in
+    standard deviations of its readings, [B]: L_id by the sliders."""
+    return ((bodies - target) @ weight.T).square().mean(-1)
+
+
 def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:
     """Directions [R, D] with `readout.weight @ directions.T` the identity.
 
@@ -54,6 +60,25 @@ def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:
     covariance = torch.cov(bodies.to(weight).T)
     spread = covariance @ weight.T  # [D, R]
     return torch.linalg.solve(weight @ spread, spread.T)
+
+
+def calibrated(
+    directions: torch.Tensor, response: torch.Tensor, bodies: torch.Tensor, reach: float = 2.0
+) -> torch.Tensor:
+    """The combinations of `directions` [R, D] that move each its own ratio alone in the *pictures*, [R, D].
+
+    `response` [R, R]: how far reading j of the pictures moves for 1 along direction i. What adapter and base do not
+    show in full, or show beside something else, is asked for the more, so that the own reading moves by 1; but no
+    combination is more than `reach` times as far out, in the Mahalanobis distance of `bodies` [P, D], as its direction
+    was: it is shortened to that. Raises ValueError for pictures that do not follow (a response without an inverse).
+    """
+    directions, response = directions.double(), response.double()
+    if torch.linalg.matrix_rank(response) < len(response):
+        raise ValueError("the pictures do not follow every slider")
+    precision = torch.linalg.pinv(torch.cov(bodies.double().T))
+    combined = torch.linalg.solve(response, directions)
+    length, before = ((d @ precision * d).sum(1).sqrt() for d in (combined, directions))
+    return combined * (reach * before / length).clamp_max(1)[:, None]
 
 
 def cross_validated_r2(bodies: torch.Tensor, ratios: torch.Tensor, penalty: float, folds: int = 5) -> torch.Tensor:

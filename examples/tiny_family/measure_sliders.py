@@ -1,6 +1,7 @@
 """Measure the body sliders: how a body vector must change so that the legs get longer and nothing else does.
 
     python examples/tiny_family/measure_sliders.py photos/val --out bolid/tiny/body-sliders.safetensors
+    python examples/tiny_family/measure_sliders.py photos/cal --calibrate 16 --out bolid/tiny/body-sliders.safetensors
     python examples/tiny_family/measure_sliders.py photos/val --check 12     # do generated bodies follow?
 
 People come as photos with their truth beside them, and go the way of `bolid profile` through the real body encoder.
@@ -12,6 +13,10 @@ over people, and its R2 is stored; what has less than MIN_R2 becomes no slider. 
 bolid/method/sliders.py. Girths are no sliders of their own: they follow the build (their correlation with it is 0.8 to
 0.9), and torso follows the legs (-0.8).
 
+`--calibrate N` makes pictures of N of these people at -1 and 1 on every slider, and the body encoder reads from them as
+from photos how far each slider moves every ratio. The directions are combined so that each moves its own alone
+(`calibrated`). Adapter and base are part of it, then: run it again whenever they change.
+
 `--check N` makes pictures of N of these people at -2 to 2 on every slider, same prompts and noise, and lets the probe
 read them: per slider the mean reading of its own ratio at each value, whether that grows all the way, and the largest
 change of another slider's ratio as a part of its own. The probe is not the pose model, and it has errors of its own
@@ -21,6 +26,7 @@ change of another slider's ratio as a part of its own. The probe is not the pose
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -31,15 +37,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from measure_body_encoder import encode_people
+from measure_body_encoder import encode_people, encode_views
 
+import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder
 from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.method.body_vae import fuse
-from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised
+from bolid.method.sliders import calibrated, cross_validated_r2, fit_readout, slider_directions, standardised
 from bolid.run import run_record
+from bolid.views import View, ViewReader
 
 SLIDERS = {"legs": "leg", "arms": "arm", "head": "head", "shoulders": "shoulder_breadth", "build": "volume"}
 """Slider -> the ratio that it moves."""
@@ -49,37 +57,64 @@ MIN_R2 = 0.2
 VALUES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
-def measure(photos: Path, encoder: BodyEncoder) -> tuple[Sliders, torch.Tensor]:
-    """The sliders, and the body vectors [P, D] that they were measured from."""
+def measure(photos: Path, encoder: BodyEncoder, wanted: dict[str, str]) -> tuple[Sliders, torch.Tensor]:
+    """The sliders `wanted` (name -> ratio), and the body vectors [P, D] that they were measured from."""
     people, ratios, names = encode_people(photos, encoder)
     bodies = torch.stack([fuse(mean[None], logvar[None], conf[None])[0][0] for mean, logvar, conf in people])
-    ratios = ratios[:, [names.index(ratio) for ratio in SLIDERS.values()]]
+    return fit(bodies, ratios[:, [names.index(ratio) for ratio in wanted.values()]], encoder, wanted), bodies
+
+
+def fit(bodies: torch.Tensor, ratios: np.ndarray, encoder: BodyEncoder, wanted: dict[str, str]) -> Sliders:
+    """The sliders `wanted` from bodies [P, D] and their true ratios [P, R]."""
     target = torch.from_numpy(ratios)
     scores = {penalty: cross_validated_r2(bodies, target, penalty) for penalty in PENALTIES}
     penalty = max(scores, key=lambda p: float(scores[p].mean()))
-    r2 = dict(zip(SLIDERS, scores[penalty].tolist(), strict=True))
-    kept = [name for name in SLIDERS if r2[name] >= MIN_R2]
-    for name in SLIDERS:
+    r2 = dict(zip(wanted, scores[penalty].tolist(), strict=True))
+    kept = [name for name in wanted if r2[name] >= MIN_R2]
+    for name in wanted:
         if name not in kept:
             print(f"no slider for {name}: R2 {r2[name]:.2f} is below {MIN_R2}", file=sys.stderr)
     if not kept:
         raise BolidError("this body encoder knows no ratio well enough for a slider", "train it longer")
-    ratios = ratios[:, [list(SLIDERS).index(name) for name in kept]]
+    ratios = ratios[:, [list(wanted).index(name) for name in kept]]
     readout = standardised(fit_readout(bodies, torch.from_numpy(ratios), penalty), bodies)
     config = {
-        "ratios": [SLIDERS[name] for name in kept],
+        "ratios": [wanted[name] for name in kept],
         "mean": ratios.mean(0).tolist(),
         "std": ratios.std(0, ddof=1).tolist(),
-        "people": len(people),
+        "people": len(bodies),
         "penalty": penalty,
     }
     record = run_record("body-sliders", family="tiny", config=config, inputs=encoder.inputs)
     directions = slider_directions(readout, bodies)
-    sliders = Sliders(
+    return Sliders(
         tuple(kept), directions.float(), readout.weight.float(), readout.center.float(),
         tuple(round(r2[name], 4) for name in kept), record,
     )  # fmt: skip
-    return sliders, bodies
+
+
+def respond(
+    sliders: Sliders, bodies: torch.Tensor, encoder: BodyEncoder, people: int, each: int, step: float = 1.0
+) -> torch.Tensor:
+    """How far each reading moves in pictures for 1 along each direction, [R, R], in the mean of people."""
+    from measure import Pictures, random_prompt
+
+    maker, reader = Pictures("body"), ViewReader(get_family("tiny"))
+
+    def read(slider: int, value: float) -> torch.Tensor:
+        readings = []
+        for index, body in enumerate(bodies[:people]):
+            # Everybody is asked for in other clothes and poses, alike on both sides of a slider.
+            asked = range(151_000 + index * each, 151_000 + (index + 1) * each)
+            prompts = [random_prompt(seed, framing="full body")[0] for seed in asked]
+            made = maker.make(prompts, list(range(each)), body + value * sliders.directions[slider])
+            views = [view for view in reader.read(made) if isinstance(view, View)]
+            if views:
+                fused = fuse(*(part[None] for part in encode_views(encoder, views)))[0][0]
+                readings.append(torch.tensor(list(sliders.read(fused).values())))
+        return torch.stack(readings).mean(0)
+
+    return torch.stack([(read(i, step) - read(i, -step)) / (2 * step) for i in range(len(sliders.names))])
 
 
 def check(sliders: Sliders, bodies: torch.Tensor, people: int, each: int) -> dict[str, dict]:
@@ -120,12 +155,21 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
     parser.add_argument("--out", type=Path, help="write the sliders here")
+    parser.add_argument("--every-ratio", action="store_true", help="one for each ratio, as --id-loss sliders wants")
+    parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="on pictures of N people")
     parser.add_argument("--check", type=int, default=0, metavar="N", help="make pictures of N people")
     parser.add_argument("--each", type=int, default=4, help="pictures of each of them at each value")
     args = parser.parse_args()
     torch.set_num_threads(1)
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
-    sliders, bodies = measure(args.photos, encoder)
+    wanted = {name: name for name in world.RATIO_NAMES} if args.every_ratio else SLIDERS
+    sliders, bodies = measure(args.photos, encoder, wanted)
+    if args.calibrate:
+        response = respond(sliders, bodies, encoder, args.calibrate, args.each)
+        print("what the pictures showed of each slider, before:", response.numpy().round(2).tolist(), file=sys.stderr)
+        record = {**sliders.record, "config": {**sliders.record["config"], "calibrated": args.calibrate}}
+        directions = calibrated(sliders.directions, response, bodies).float()
+        sliders = dataclasses.replace(sliders, directions=directions, record=record)
     # Standing at 1 on one slider and at 0 on the others is rarer than 1 on one: how far out that is.
     directions, covariance = sliders.directions.double(), torch.cov(bodies.double().T)
     out = torch.einsum("rd,de,re->r", directions, torch.linalg.pinv(covariance), directions).sqrt()
