@@ -112,8 +112,8 @@ def main() -> None:
         config = read_record(file)["config"]
         photos = config["batch_size"] * config.get("gradient_accumulation_steps", 1) * config.get("processes", 1)
         trained[name] = f"{config['steps']} steps of {photos}"
-        if config.get("x_gen") == "sampled":
-            trained[name] += " on sampled pictures"
+        made = {"sampled": " on sampled pictures", "swapped": " on photos told to be of somebody else"}
+        trained[name] += made.get(config.get("x_gen"), "")
         if config.get("init"):
             trained[name] += ", after earlier trainings"
     text = markdown(compared, protocol, trained)

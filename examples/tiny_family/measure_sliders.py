@@ -166,7 +166,8 @@ def main() -> None:
     sliders, bodies = measure(args.photos, encoder, wanted)
     if args.calibrate:
         response = respond(sliders, bodies, encoder, args.calibrate, args.each)
-        print("what the pictures showed of each slider, before:", response.numpy().round(2).tolist(), file=sys.stderr)
+        shown = np.array2string(response.numpy(), precision=2, suppress_small=True)
+        print(f"what the pictures showed of each slider, before:\n{shown}", file=sys.stderr)
         record = {**sliders.record, "config": {**sliders.record["config"], "calibrated": args.calibrate}}
         directions = calibrated(sliders.directions, response, bodies).float()
         sliders = dataclasses.replace(sliders, directions=directions, record=record)
