@@ -16,7 +16,7 @@ from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.sliders import calibrated, cross_validated_r2, fit_readout, slider_directions, standardised
+from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
@@ -239,22 +239,6 @@ def test_a_slider_moves_its_own_ratio_and_no_other():
     assert (distance[0] <= distance[1] + 1e-9).all() and (distance[0] < distance[1]).any()
     with pytest.raises(ValueError, match="3 sliders need as many body dimensions, there are 2"):
         slider_directions(fit_readout(bodies[:, :2], ratios), bodies[:, :2])
-
-
-def test_sliders_are_calibrated_on_what_pictures_show_of_them():
-    bodies, ratios, _ = population()
-    readout = standardised(fit_readout(bodies, ratios, penalty=1.0), bodies)
-    directions = slider_directions(readout, bodies)
-    # Pictures in which the second ratio also moves with the first slider and the third is shown by half.
-    shown = torch.tensor([[1.0, 0.4, 0.0], [0.0, 0.8, -0.2], [0.0, 0.0, 0.5]], dtype=torch.float64)
-    combined = calibrated(directions, shown, bodies, reach=10.0)
-    asked = combined @ readout.weight.T  # what the combinations are in terms of the directions
-    assert torch.allclose(asked @ shown, torch.eye(3, dtype=torch.float64), atol=1e-9)
-    near = calibrated(directions, shown, bodies, reach=1.0) @ readout.weight.T @ shown
-    own = near.diagonal()
-    assert torch.allclose(near, torch.diag(own), atol=1e-9) and (own <= 1 + 1e-9).all() and 0.3 < own.min() < 0.6
-    with pytest.raises(ValueError, match="do not follow every slider"):
-        calibrated(directions, torch.zeros(3, 3), bodies)
 
 
 @pytest.fixture

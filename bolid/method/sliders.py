@@ -62,25 +62,6 @@ def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve(weight @ spread, spread.T)
 
 
-def calibrated(
-    directions: torch.Tensor, response: torch.Tensor, bodies: torch.Tensor, reach: float = 2.0
-) -> torch.Tensor:
-    """The combinations of `directions` [R, D] that move each its own ratio alone in the *pictures*, [R, D].
-
-    `response` [R, R]: how far reading j of the pictures moves for 1 along direction i. What adapter and base do not
-    show in full, or show beside something else, is asked for the more, so that the own reading moves by 1; but no
-    combination is more than `reach` times as far out, in the Mahalanobis distance of `bodies` [P, D], as its direction
-    was: it is shortened to that. Raises ValueError for pictures that do not follow (a response without an inverse).
-    """
-    directions, response = directions.double(), response.double()
-    if torch.linalg.matrix_rank(response) < len(response):
-        raise ValueError("the pictures do not follow every slider")
-    precision = torch.linalg.pinv(torch.cov(bodies.double().T))
-    combined = torch.linalg.solve(response, directions)
-    length, before = ((d @ precision * d).sum(1).sqrt() for d in (combined, directions))
-    return combined * (reach * before / length).clamp_max(1)[:, None]
-
-
 def cross_validated_r2(bodies: torch.Tensor, ratios: torch.Tensor, penalty: float, folds: int = 5) -> torch.Tensor:
     """R2 [R] of the read-out on people that it was not fitted to."""
     fold = torch.arange(len(bodies)) % folds

@@ -35,19 +35,12 @@ DRAWS = 20
 READ_OUT_PEOPLE = 600  # training people that the read-out is learnt on
 
 
-def encode_views(encoder: BodyEncoder, views: list[View]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the encoder says of each view: mean [M, D], logvar [M, D], confidence [M]."""
-    size = get_family("tiny").view_size
-    cut = [person_crop(view.image, view.box, view.keypoints, size) for view in views]
-    features = [view.view_features for view in views] if encoder.needs_features else None
-    return encoder.encode([image for image, _, _ in cut], [points for _, _, points in cut], features)
-
-
 def encode_people(
     photos: Path, encoder: BodyEncoder, limit: int | None = None
 ) -> tuple[list[tuple[torch.Tensor, ...]], np.ndarray, list[str]]:
     """Each person's views (mean [M, D], logvar [M, D], confidence [M]), the true ratios [people, R] and their names."""
-    reader = ViewReader(get_family("tiny"))
+    family = get_family("tiny")
+    reader = ViewReader(family)
     people, ratios, names = [], [], []
     for folder in sorted(path for path in photos.iterdir() if path.is_dir())[:limit]:
         files = sorted(folder.glob("*.jpg"))
@@ -55,7 +48,9 @@ def encode_people(
         views = [view for view in read if isinstance(view, View)]
         if len(views) < 2:
             continue
-        people.append(encode_views(encoder, views))
+        cut = [person_crop(view.image, view.box, view.keypoints, family.view_size) for view in views]
+        features = [view.view_features for view in views] if encoder.needs_features else None
+        people.append(encoder.encode([image for image, _, _ in cut], [points for _, _, points in cut], features))
         truth = json.loads(files[0].with_suffix(".json").read_text())["ratios"]
         names = list(truth)
         ratios.append([truth[name] for name in names])

@@ -1,7 +1,6 @@
 """Measure the body sliders: how a body vector must change so that the legs get longer and nothing else does.
 
     python examples/tiny_family/measure_sliders.py photos/val --out bolid/tiny/body-sliders.safetensors
-    python examples/tiny_family/measure_sliders.py photos/cal --calibrate 16 --out bolid/tiny/body-sliders.safetensors
     python examples/tiny_family/measure_sliders.py photos/val --check 12     # do generated bodies follow?
 
 People come as photos with their truth beside them, and go the way of `bolid profile` through the real body encoder.
@@ -13,10 +12,6 @@ over people, and its R2 is stored; what has less than MIN_R2 becomes no slider. 
 bolid/method/sliders.py. Girths are no sliders of their own: they follow the build (their correlation with it is 0.8 to
 0.9), and torso follows the legs (-0.8).
 
-`--calibrate N` makes pictures of N of these people at -1 and 1 on every slider, and the body encoder reads from them as
-from photos how far each slider moves every ratio. The directions are combined so that each moves its own alone
-(`calibrated`). Adapter and base are part of it, then: run it again whenever they change.
-
 `--check N` makes pictures of N of these people at -2 to 2 on every slider, same prompts and noise, and lets the probe
 read them: per slider the mean reading of its own ratio at each value, whether that grows all the way, and the largest
 change of another slider's ratio as a part of its own. The probe is not the pose model, and it has errors of its own
@@ -26,7 +21,6 @@ change of another slider's ratio as a part of its own. The probe is not the pose
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -37,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from measure_body_encoder import encode_people, encode_views
+from measure_body_encoder import encode_people
 
 import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder
@@ -45,9 +39,8 @@ from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.method.body_vae import fuse
-from bolid.method.sliders import calibrated, cross_validated_r2, fit_readout, slider_directions, standardised
+from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised
 from bolid.run import run_record
-from bolid.views import View, ViewReader
 
 SLIDERS = {"legs": "leg", "arms": "arm", "head": "head", "shoulders": "shoulder_breadth", "build": "volume"}
 """Slider -> the ratio that it moves."""
@@ -93,30 +86,6 @@ def fit(bodies: torch.Tensor, ratios: np.ndarray, encoder: BodyEncoder, wanted: 
     )  # fmt: skip
 
 
-def respond(
-    sliders: Sliders, bodies: torch.Tensor, encoder: BodyEncoder, people: int, each: int, step: float = 1.0
-) -> torch.Tensor:
-    """How far each reading moves in pictures for 1 along each direction, [R, R], in the mean of people."""
-    from measure import Pictures, random_prompt
-
-    maker, reader = Pictures("body"), ViewReader(get_family("tiny"))
-
-    def read(slider: int, value: float) -> torch.Tensor:
-        readings = []
-        for index, body in enumerate(bodies[:people]):
-            # Everybody is asked for in other clothes and poses, alike on both sides of a slider.
-            asked = range(151_000 + index * each, 151_000 + (index + 1) * each)
-            prompts = [random_prompt(seed, framing="full body")[0] for seed in asked]
-            made = maker.make(prompts, list(range(each)), body + value * sliders.directions[slider])
-            views = [view for view in reader.read(made) if isinstance(view, View)]
-            if views:
-                fused = fuse(*(part[None] for part in encode_views(encoder, views)))[0][0]
-                readings.append(torch.tensor(list(sliders.read(fused).values())))
-        return torch.stack(readings).mean(0)
-
-    return torch.stack([(read(i, step) - read(i, -step)) / (2 * step) for i in range(len(sliders.names))])
-
-
 def check(sliders: Sliders, bodies: torch.Tensor, people: int, each: int) -> dict[str, dict]:
     """Per slider: the readings of its ratio at VALUES (standard deviations, mean over pictures), and of the others."""
     from measure import Pictures, random_prompt
@@ -156,7 +125,6 @@ def main() -> None:
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
     parser.add_argument("--out", type=Path, help="write the sliders here")
     parser.add_argument("--every-ratio", action="store_true", help="one for each ratio, as --id-loss sliders wants")
-    parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="on pictures of N people")
     parser.add_argument("--check", type=int, default=0, metavar="N", help="make pictures of N people")
     parser.add_argument("--each", type=int, default=4, help="pictures of each of them at each value")
     args = parser.parse_args()
@@ -164,13 +132,6 @@ def main() -> None:
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
     wanted = {name: name for name in world.RATIO_NAMES} if args.every_ratio else SLIDERS
     sliders, bodies = measure(args.photos, encoder, wanted)
-    if args.calibrate:
-        response = respond(sliders, bodies, encoder, args.calibrate, args.each)
-        shown = np.array2string(response.numpy(), precision=2, suppress_small=True)
-        print(f"what the pictures showed of each slider, before:\n{shown}", file=sys.stderr)
-        record = {**sliders.record, "config": {**sliders.record["config"], "calibrated": args.calibrate}}
-        directions = calibrated(sliders.directions, response, bodies).float()
-        sliders = dataclasses.replace(sliders, directions=directions, record=record)
     # Standing at 1 on one slider and at 0 on the others is rarer than 1 on one: how far out that is.
     directions, covariance = sliders.directions.double(), torch.cov(bodies.double().T)
     out = torch.einsum("rd,de,re->r", directions, torch.linalg.pinv(covariance), directions).sqrt()
