@@ -10,7 +10,7 @@ changes, since the file is refused with any other. 160 people with 8 photos: 3 m
 A ridge regression reads the ratios of SLIDERS off the vectors; its penalty is the best of PENALTIES by cross-validation
 over people, and its R2 is stored; what has less than MIN_R2 becomes no slider. What makes a direction of it:
 bolid/method/sliders.py. Girths are no sliders of their own: they follow the build (their correlation with it is 0.8 to
-0.9), and torso follows the legs (-0.8).
+0.9), and torso follows the legs (-0.8). `--every-ratio` reads them all, for `train-adapter --id-loss sliders`.
 
 `--check N` makes pictures of N of these people at -2 to 2 on every slider, same prompts and noise, and lets the probe
 read them: per slider the mean reading of its own ratio at each value, whether that grows all the way, and the largest
