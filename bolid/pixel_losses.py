@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bolid.errors import BolidError
 from bolid.families import Family
 from bolid.run import sha256_file
+from bolid.train_adapter import OF_THE_PERSON
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ class PixelLosses:
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
         self.body_encoder = body_encoder
-        if id_loss in ("body", "sliders") and body_encoder.needs_features:
+        if id_loss in OF_THE_PERSON and body_encoder.needs_features:
             raise BolidError(
                 f"--id-loss {id_loss}: {body_encoder.path} looks at image-text features, which pass no gradient",
                 "give a body encoder trained with --view crop",
@@ -105,12 +106,12 @@ class PixelLosses:
         pixels = self._decode(latents)
         seen = self._read(pixels)
         target: list[torch.Tensor] = []
-        if self.id_loss not in ("", "body", "sliders") or self.clip_target not in ("", "text"):
+        if self.id_loss not in ("", *OF_THE_PERSON) or self.clip_target not in ("", "text"):
             target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
         identity, clip, face = zero, zero, zero
         if self.id_loss:
             keypoints, _box, score = seen[:3]
-            if self.id_loss in ("body", "sliders"):
+            if self.id_loss in OF_THE_PERSON:
                 error, seen_well = self._body_distance(pixels, keypoints, bodies)
             elif self.id_loss == "keypoints":
                 error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
