@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.families import Family
-from bolid.train_adapter import NO_TARGET, OF_THE_PERSON
+from bolid.train_adapter import NO_TARGET, OF_THE_PERSON, draw_context, fuse_context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +45,6 @@ class Objective:
         self, pipe: Any, network: Any, table: AdapterTable, text_states: TextStates, family: Family,
         config: TrainAdapterConfig, device: torch.device, pixels: Any = None,
     ) -> None:  # fmt: skip
-        import torch
-
         self.network, self.unet, self.table, self.config = network, pipe.unet, table, config
         self.device, self.pixels, self.text_states, self.image_size = device, pixels, text_states, family.image_size
         self.schedule = training_schedule(pipe)
@@ -61,7 +59,7 @@ class Objective:
         if x_gen == "swapped":
             low, high = SWAPPED_ALPHA_BAR
             alphas = self.schedule.alphas_cumprod
-            self.swapped_timesteps = torch.nonzero((alphas >= low) & (alphas <= high))[:, 0]
+            self.swapped_timesteps = ((alphas >= low) & (alphas <= high)).nonzero()[:, 0]
         if pixels is not None and config.id_loss in OF_THE_PERSON:
             self.bodies = person_bodies(table)
         if pixels is not None and config.face_weight:
@@ -194,7 +192,7 @@ class Objective:
                     noise_pred = self._predict(self.unet, latents, now, conditions)
                     x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
                     if self.few_steps["fresh_noise"]:
-                        noise = torch.stack([torch.randn(x0.shape[1:], generator=g) for g in generators]).to(x0)
+                        noise = fresh_noise(x0.shape[1:], generators).to(x0)
                     else:
                         noise = losses.noise_from_x0(x0, latents, alphas)
                     latents = losses.noise_level(x0, noise, losses.alpha_bar(self.schedule, later))
@@ -227,8 +225,7 @@ class Objective:
 
         from bolid.method import losses
 
-        shape = self.table.latents.shape[2:]
-        latents = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        latents = fresh_noise(self.table.latents.shape[2:], generators).to(self.device)
         unconditional = self._unconditional(conditions)
         steps, carried = len(self.sampling_timesteps), self.config.x_gen_grad_steps
         with_gradient = {round(steps - 1 - i * (steps - 1) / max(1, carried - 1)) for i in range(carried)}
@@ -278,8 +275,6 @@ class Objective:
         import numpy as np
         import torch
 
-        from bolid.train_adapter import draw_context, fuse_context
-
         chosen = np.empty_like(owners)
         for i, (owner, generator) in enumerate(zip(owners, generators, strict=True)):
             others = self.table.lookalikes[owner]
@@ -305,13 +300,20 @@ class Objective:
 
         from bolid.method import losses
 
-        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]).to(latents)
+        noise = fresh_noise(latents.shape[1:], generators).to(latents)
         places = [int(torch.randint(len(self.swapped_timesteps), (), generator=g)) for g in generators]
         timesteps = self.swapped_timesteps[places].to(self.device)
         noisy = self.schedule.add_noise(latents, noise, timesteps)
         noise_pred = self._guided(noisy, timesteps, conditions, self._unconditional(conditions))
         alphas = losses.alpha_bar(self.schedule, timesteps)
         return losses.x0_from_prediction(noise_pred, noisy, alphas, self.prediction_type)
+
+
+def fresh_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Normal noise, each photo's from its own generator, [B, *shape] on the CPU."""
+    import torch
+
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
 
 
 def person_bodies(table: AdapterTable) -> torch.Tensor:

@@ -220,7 +220,8 @@ class AdapterTable:
         for rows in self.people:
             found = [word for row in rows for word in re.findall(r"\b(wom[ae]n|m[ae]n)\b", self.captions[row].lower())]
             words.append(max(sorted(set(found)), key=found.count).replace("men", "man") if found else "")
-        return [np.array([i for i, other in enumerate(words) if other == word]) for word in words]
+        alike = {word: np.array([i for i, other in enumerate(words) if other == word]) for word in set(words)}
+        return [alike[word] for word in words]  # shared by all of a word: people times people would not fit
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,7 @@ def measure(photos: Path, encoder: BodyEncoder, wanted: dict[str, str]) -> tuple
     """The sliders `wanted` (name -> ratio), and the body vectors [P, D] that they were measured from."""
     people, ratios, names = encode_people(photos, encoder)
     bodies = torch.stack([fuse(mean[None], logvar[None], conf[None])[0][0] for mean, logvar, conf in people])
-    return fit(bodies, ratios[:, [names.index(ratio) for ratio in wanted.values()]], encoder, wanted), bodies
-
-
-def fit(bodies: torch.Tensor, ratios: np.ndarray, encoder: BodyEncoder, wanted: dict[str, str]) -> Sliders:
-    """The sliders `wanted` from bodies [P, D] and their true ratios [P, R]."""
+    ratios = ratios[:, [names.index(ratio) for ratio in wanted.values()]]
     target = torch.from_numpy(ratios)
     scores = {penalty: cross_validated_r2(bodies, target, penalty) for penalty in PENALTIES}
     penalty = max(scores, key=lambda p: float(scores[p].mean()))
@@ -75,15 +71,16 @@ def fit(bodies: torch.Tensor, ratios: np.ndarray, encoder: BodyEncoder, wanted: 
         "ratios": [wanted[name] for name in kept],
         "mean": ratios.mean(0).tolist(),
         "std": ratios.std(0, ddof=1).tolist(),
-        "people": len(bodies),
+        "people": len(people),
         "penalty": penalty,
     }
     record = run_record("body-sliders", family="tiny", config=config, inputs=encoder.inputs)
     directions = slider_directions(readout, bodies)
-    return Sliders(
+    sliders = Sliders(
         tuple(kept), directions.float(), readout.weight.float(), readout.center.float(),
         tuple(round(r2[name], 4) for name in kept), record,
     )  # fmt: skip
+    return sliders, bodies
 
 
 def check(sliders: Sliders, bodies: torch.Tensor, people: int, each: int) -> dict[str, dict]:
