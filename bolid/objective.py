@@ -54,8 +54,14 @@ class Objective:
         self.few_steps = few_step_sampler(pipe, family) if x_gen == "few-step" else {}
         self.guidance = float(family.defaults.get("guidance", 5.0))
         if x_gen == "sampled":
-            pipe.scheduler.set_timesteps(config.x_gen_steps)
-            self.sampling_timesteps = pipe.scheduler.timesteps.long().to(device)
+            from diffusers import LCMScheduler
+
+            from bolid.backends.base import sampler
+
+            scheduler = sampler(pipe.scheduler, family.defaults)
+            scheduler.set_timesteps(config.x_gen_steps)
+            self.sampling_timesteps = scheduler.timesteps.long().to(device)
+            self.consistency = isinstance(scheduler, LCMScheduler)
         if x_gen == "swapped":
             low, high = SWAPPED_ALPHA_BAR
             alphas = self.schedule.alphas_cumprod
@@ -214,12 +220,13 @@ class Objective:
         return batch.body_embeds.flatten(1).any(1) & (self.table.confidence[batch.rows] >= WHOLE_BODY)
 
     def _sample(self, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """x_gen's latents from pure noise, as `generate` makes them: DDIM (Song et al. 2021, Eq. 12) with guidance
-        (BoLID Eq. 8) and the base's own spacing of the steps.
+        """x_gen's latents from pure noise, with guidance (BoLID Eq. 8) and the steps of the family's own sampler: by
+        consistency sampling (Song et al. 2023, Algorithm 1) where that is LCM's, else DDIM (Song et al. 2021, Eq. 12).
 
         `x_gen_grad_steps` of the steps carry the gradient, evenly spaced, the last one always; it goes through what the
         network says in them and not through what it is shown, so it neither explodes nor vanishes over many steps
-        (DRTune, Wu et al. 2024).
+        (DRTune, Wu et al. 2024). In consistency sampling each step's x0-hat, noised anew, is where the next one begins:
+        every one counts for the picture as the last does.
         """
         import torch
 
@@ -229,17 +236,24 @@ class Objective:
         unconditional = self._unconditional(conditions)
         steps, carried = len(self.sampling_timesteps), self.config.x_gen_grad_steps
         with_gradient = {round(steps - 1 - i * (steps - 1) / max(1, carried - 1)) for i in range(carried)}
-        final = torch.ones(len(latents), device=self.device)
+        path = torch.zeros_like(latents)  # zero, and carries the gradient to the steps before
         for i, timestep in enumerate(self.sampling_timesteps):
             now = timestep.expand(len(latents))
             alphas = losses.alpha_bar(self.schedule, now)
-            later = self.sampling_timesteps[i + 1].expand_as(now) if i + 1 < steps else None
             shown = latents.detach()
             with torch.set_grad_enabled(i in with_gradient):
                 noise_pred = self._guided(shown, now, conditions, unconditional)
             x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
-            noise = losses.noise_from_x0(x0, latents, alphas)
-            latents = losses.noise_level(x0, noise, final if later is None else losses.alpha_bar(self.schedule, later))
+            if self.consistency:
+                x0 = x0 + path
+                path = x0 - x0.detach()
+            if i + 1 == steps:
+                break
+            later = losses.alpha_bar(self.schedule, self.sampling_timesteps[i + 1].expand_as(now))
+            if self.consistency:
+                latents = losses.noise_level(x0.detach(), fresh_noise(x0.shape[1:], generators).to(x0), later)
+            else:
+                latents = losses.noise_level(x0, losses.noise_from_x0(x0, latents, alphas), later)
         return x0
 
     def _unconditional(self, conditions: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -472,9 +472,15 @@ def make_sliders(encoder: Path) -> Path:
     return path
 
 
+LCM = {"scheduler": "LCMScheduler", "original_inference_steps": 1000}  # consistency sampling
+
+
 @contextlib.contextmanager
-def joint(world, **settings):
-    """(objective, a batch of four photos, the branches' parameters by name) with branches that do something."""
+def joint(world, defaults=None, **settings):
+    """(objective, a batch of four photos, the branches' parameters by name) with branches that do something.
+
+    `defaults`: those of the family beside its own.
+    """
     from bolid.backends.base import load_base
     from bolid.families import get_family
     from bolid.method.body_condition import initial_state, install
@@ -482,6 +488,7 @@ def joint(world, **settings):
 
     config = dataclasses.replace(CONFIG, precision="fp32", pixel_alpha_bar=0.0, **settings)
     family = get_family(world.family)
+    family = dataclasses.replace(family, defaults={**family.defaults, **(defaults or {})})
     pipe, table = load_base(family), read_table(world.train, BodyEncoder(world.encoder))
     pixels = PixelLosses(
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
@@ -515,6 +522,7 @@ def joint(world, **settings):
         ("id", {"id_weight": 1.0, "id_loss": "body"}),
         ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "sampled"}),
         ("clip", {"clip_weight": 1.0, "x_gen": "sampled", "x_gen_grad_steps": 4}),
+        ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "sampled", "defaults": LCM}),
         ("id", {"id_weight": 1.0, "id_loss": "body", "x_gen": "swapped"}),
         ("id", {"id_weight": 1.0, "id_loss": "sliders", "x_gen": "swapped"}),
         ("face", {"face_weight": 2.0}),
@@ -561,35 +569,27 @@ def test_photos_under_too_much_noise_are_left_out(seeing):
         none["loss"].backward()
 
 
-def sampled(objective, batch):
-    """x_gen's latents with `--x-gen sampled`, without gradient, and the noise that they are made from."""
-    generators = photo_generators(0, 0, len(batch.rows))
-    shape = objective.table.latents.shape[2:]
-    noise = torch.stack([torch.randn(shape, generator=g) for g in photo_generators(0, 0, len(batch.rows))])
-    with torch.no_grad():
-        return objective._sample(objective._conditions(batch), generators), noise
-
-
-def test_sampled_pictures_are_those_that_generate_makes(seeing):
-    """A stock pipeline with the same noise, captions and people ends at the same latents."""
-    from diffusers import DDIMScheduler
-
+@pytest.mark.parametrize("defaults", [{}, LCM])
+def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
+    """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
     from bolid.backends.base import encode_prompts, load_base
     from bolid.families import get_family
 
-    with joint(seeing, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
-        ours, noise = sampled(objective, batch)
-        pipe = load_base(get_family(seeing.family))
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with joint(seeing, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
+        with torch.no_grad():
+            ours = objective._sample(objective._conditions(batch), photo_generators(0, 0, 4))
+        pipe = load_base(get_family(seeing.family), sampler=defaults)
         pipe.unet = objective.unet
+        generator = photo_generators(0, 0, 1)[0]
+        noise = torch.randn(1, *objective.table.latents.shape[2:], generator=generator)
         embeds = [torch.cat([torch.zeros_like(part), part]) for part in (batch.face_embeds[:1], batch.body_embeds[:1])]
         theirs = pipe(
             prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
             negative_prompt_embeds=encode_prompts(pipe, [""])[0],
-            latents=noise[:1], num_inference_steps=4, guidance_scale=objective.guidance, height=noise.shape[2] * 8,
-            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent",
+            latents=noise, num_inference_steps=4, guidance_scale=objective.guidance, height=noise.shape[2] * 8,
+            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
         ).images  # fmt: skip
-    assert objective.guidance > 1
+    assert objective.guidance > 1 and objective.consistency == bool(defaults)
     assert torch.allclose(ours[:1], theirs, atol=1e-3 * float(theirs.std()))
 
 
@@ -606,12 +606,13 @@ def test_only_photos_of_a_body_with_a_caption_and_a_condition_are_sampled(seeing
     assert float(nothing["id"]) == 0 and float(nothing["loss"].detach()) == float(nothing["diffusion"].detach())
 
 
-def test_gradient_goes_through_the_steps_asked_for(seeing):
+@pytest.mark.parametrize("defaults", [{}, LCM])
+def test_gradient_goes_through_the_steps_asked_for(seeing, defaults):
     """Through the last step alone it is what one step from there gives; through more it is another."""
     gradients = []
     for carried in (1, 2, 4):
         with joint(
-            seeing, id_weight=1.0, id_loss="body", x_gen="sampled", x_gen_grad_steps=carried
+            seeing, defaults, id_weight=1.0, id_loss="body", x_gen="sampled", x_gen_grad_steps=carried
         ) as (objective, batch, parameters):  # fmt: skip
             shown = []
             predict = objective._predict

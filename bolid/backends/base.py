@@ -236,7 +236,12 @@ def _load_unet(family: Family, path: Path, config: Path, dtype: torch.dtype) -> 
 
 
 def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
-    """Give `pipe` the diffusers scheduler that a family's `defaults` or `few_steps` name, with the base's own schedule.
+    """Give `pipe` the `sampler` that a family's `defaults` or `few_steps` name."""
+    pipe.scheduler = sampler(pipe.scheduler, settings)
+
+
+def sampler(own: Any, settings: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler that a family's `defaults` or `few_steps` name, with the schedule of the base's `own`.
 
     `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides "steps" and
     "guidance" goes to it, like "timestep_spacing".
@@ -245,15 +250,15 @@ def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
 
     chosen = {key: value for key, value in settings.items() if key not in ("steps", "guidance", "scheduler")}
     if "scheduler" not in settings and not chosen:
-        return
-    scheduler_class = getattr(diffusers, settings.get("scheduler", type(pipe.scheduler).__name__), None)
+        return own
+    scheduler_class = getattr(diffusers, settings.get("scheduler", type(own).__name__), None)
     if scheduler_class is None:
         raise BolidError(
             f"the family names the scheduler {settings['scheduler']!r}, which diffusers does not have",
             "name a class of diffusers.schedulers, like LCMScheduler or EulerDiscreteScheduler",
         )
     with quiet_diffusers():
-        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **chosen)
+        return scheduler_class.from_config(own.config, **chosen)
 
 
 def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -> None:
