@@ -176,6 +176,11 @@ class TrainAdapterConfig:
                 f"--x-gen {self.x_gen} is a new picture: there is no photo for it to be like",
                 "give --id-loss body or sliders and --clip-target text, which compare with the person and the caption",
             )
+        if self.sliders and not (self.id_weight and self.id_loss == "sliders"):
+            raise BolidError(
+                f"--sliders {self.sliders}: nothing reads them",
+                "give --id-weight and --id-loss sliders, or leave it out",
+            )
         if self.x_gen == "few-step" and self.gradient_checkpointing:
             raise BolidError(
                 "--x-gen few-step and --gradient-checkpointing do not go together",

@@ -281,7 +281,7 @@ def test_what_cannot_be_edited(tmp_path, sliders):
             edit_profile(me, tmp_path / "x.safetensors", changes=changes, sliders=sliders)
         assert error.value.hint
     other = save(tmp_path / "other.safetensors", 1, body_encoder="0" * 64)
-    with pytest.raises(BolidError, match="were measured for another body encoder than the profile's") as error:
+    with pytest.raises(BolidError, match="were measured for another body encoder") as error:
         edit_profile(other, tmp_path / "x.safetensors", changes={"legs": 1.0}, sliders=sliders)
     assert "make the profile again" in error.value.hint
     tensors, record = load_tensors(sliders, "body-sliders")

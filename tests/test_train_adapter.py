@@ -925,6 +925,7 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"x_gen": "sampled", "id_weight": 1.0}, "--x-gen sampled is a new picture"),
         ({"x_gen": "sampled", "clip_weight": 1.0, "clip_target": "both"}, "--x-gen sampled is a new picture"),
         ({"x_gen": "swapped", "id_weight": 1.0}, "--x-gen swapped is a new picture"),
+        ({"sliders": "mine.safetensors", "id_weight": 1.0}, "mine.safetensors: nothing reads them"),
         ({"x_gen": "few-step", "x_gen_grad_steps": 5}, "--x-gen-grad-steps is 5, of 4 steps"),
         ({"id_weight": float("nan")}, "--id-weight is nan"),
         ({"clip_weight": -1.0}, "--clip-weight is -1.0"),

@@ -58,7 +58,7 @@ def load_sliders(path: str | os.PathLike[str], body_encoder: str) -> Sliders:
         raise BolidError(f"{path}: the sliders' tensors do not fit each other", "measure them again")
     if measured_for != body_encoder:
         raise BolidError(
-            f"the sliders {path} were measured for another body encoder than the profile's",
-            "make the profile again with this family, or give --sliders measured for its body encoder",
+            f"the sliders {path} were measured for another body encoder",
+            "give --sliders measured for this one, or make the profile again with this family",
         )
     return sliders
