@@ -419,9 +419,11 @@ own layout, fp16, for the base in `../base`, the body encoder in `../body-encode
 `../face`. Made by `bolid train-adapter`. Plain diffusers loads both with `load_ip_adapter`. They know only rendered
 synthetic people.
 
-What limits the figures: the pictures do not go all the way, torsos and heads about half of it, and those of one person
-differ (docs/design.md takes the mean R2 apart). More photos or a better encoder do not raise it now; longer training
-of base and adapters might. The base paints faces too softly for a likeness.
+In its last trainings a loss compares bodies by a linear read-out of ten body ratios, learnt on measured training people
+(`--id-loss sliders`; the body encoder itself knows nothing of measures).
+
+What limits the figures: the pictures do not go all the way, heads and torsos least; those of one person differ, and all
+come out a little broad (docs/design.md takes the mean R2 apart). The base paints faces too softly for a likeness.
 
 {LICENCE}"""
 
