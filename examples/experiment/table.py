@@ -38,10 +38,11 @@ def markdown(compared: Comparison, protocol: Protocol, trained: dict[str, str]) 
     """The tables, every figure in them from `compared`."""
     methods = list(compared.methods)
     first = compared.methods[methods[0]]
+    some = "" if methods == list(METHODS) else f" --methods {' '.join(methods)}"
     lines = [
         "# The experiment: who keeps the body?",
         "",
-        "Made by `python examples/experiment/table.py`; nothing in it is typed by hand.",
+        f"Made by `python examples/experiment/table.py{some}`; nothing in it is typed by hand.",
         f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
         f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
         "The protocol is `examples/experiment/protocol.json`.",
