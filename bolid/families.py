@@ -32,6 +32,12 @@ _LAYOUT = {
 
 PARTS = tuple(_LAYOUT)
 
+
+def path_of(part: str, folder: Path) -> Path:
+    """Where a family whose directory is `folder` has this part."""
+    return folder / _LAYOUT[part][0]
+
+
 # What a family may have besides. Nothing but the options that ask for it needs it.
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),

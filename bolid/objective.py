@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
 SWAPPED_ALPHA_BAR = (0.003, 0.6)  # where a body's outline is still open, and yet to be seen in x0-hat
+CALIBRATION_PEOPLE = 600  # who say what a reader sees in photos; their mean is then known to 0.04 of its deviations
 FEW_STEPS = 8  # a base that samples in so few is a distilled one
 
 
@@ -68,6 +69,10 @@ class Objective:
             self.swapped_timesteps = ((alphas >= low) & (alphas <= high)).nonzero()[:, 0]
         if pixels is not None and config.id_loss in OF_THE_PERSON:
             self.bodies = person_bodies(table)
+            if config.id_loss == "sliders":
+                rows = photos_of_bodies(table, CALIBRATION_PEOPLE)
+                latents = table.latents[rows, 0].to(device).float()
+                pixels.calibrate(latents, self.bodies[table.owner[rows]].to(device))
         if pixels is not None and config.face_weight:
             self.faces = person_faces(table)
 
@@ -124,7 +129,8 @@ class Objective:
             known = batch.face_embeds[clear.cpu()].flatten(1).any(1, keepdim=True)
             faces = (self.faces[shown] * known).to(self.device)
         captions = [batch.captions[i] for i in clear.tolist()]
-        seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces)
+        windows = [batch.generators[i] for i in clear.tolist()] if self.config.x_gen in NO_TARGET else ()
+        seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces, windows)
         identity, clip, face = (part.sum() / len(latents) for part in seen)
         loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
         values = {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
@@ -343,6 +349,18 @@ def person_bodies(table: AdapterTable) -> torch.Tensor:
         weight = table.confidence[rows] + 1e-6
         bodies.append((weight[:, None] * table.body_mean[rows]).sum(0) / weight.sum())
     return torch.stack(bodies)
+
+
+def photos_of_bodies(table: AdapterTable, most: int) -> np.ndarray:
+    """A photo that shows most of the body of each of at most so many people, evenly spaced; the rows. Any photo, unless
+    somebody has one that does."""
+    import numpy as np
+
+    photos = [rows[table.confidence[rows].numpy() >= WHOLE_BODY][:1] for rows in table.people]
+    chosen = np.concatenate(photos)
+    if not len(chosen):
+        chosen = np.array([rows[0] for rows in table.people])
+    return chosen[np.linspace(0, len(chosen) - 1, min(most, len(chosen))).round().astype(int)]
 
 
 def person_faces(table: AdapterTable) -> torch.Tensor:

@@ -2,14 +2,15 @@
 
 x_gen's latents are decoded, and the family's pose and image-text models read the picture. Its target is the photo that
 was to be denoised, read the same way from its own latents, so that a perfect prediction costs exactly nothing. With
-`id_loss` "body" or "sliders" the body encoder reads it too, and the target is what it says of the person.
+`id_loss` "body" or "sliders" a body encoder reads it, or several do, and the target is what is said of the person.
 
-Shapes: B photos, C latent channels, (h, w) latent positions, D body dimension, E embedding dimension.
+Shapes: B photos, C latent channels, (h, w) latent positions, D body dimension, E embedding dimension, R sliders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,27 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.backends.face import DifferentiableFaces
+    from bolid.method.sliders import Expectation
 
 TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
+_CHUNK = 20  # pictures looked at together without gradient
+
+
+@dataclass
+class Reader:
+    """Two networks that say what a body is like: one finds the keypoints, the other reads there."""
+
+    pose: Any
+    body_encoder: Any
+    expectation: Expectation | None = None  # of its readings, see `PixelLosses.calibrate`
 
 
 class PixelLosses:
     """The losses or some of them: `id_loss` is "keypoints", "bone-ratios", "body", "sliders" or ""; `clip_target`
     "text", "image", "both" or ""; `face`: L_face too. "body" and "sliders" need the `body_encoder`, "sliders" also the
-    file `sliders` (by default the family's), measured for it.
+    file `sliders` (by default the family's), measured for it. `readers`: folders, separated by commas, each with a pose
+    model or a body encoder or both, in files named like a family's, that look at the body instead; L_id is the mean.
+    What only pleases one network rarely pleases another.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -38,36 +52,34 @@ class PixelLosses:
 
     def __init__(
         self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu",
-        body_encoder: Any = None, sliders: str = "", face: bool = False,
+        body_encoder: Any = None, sliders: str = "", readers: str = "", face: bool = False,
     ) -> None:  # fmt: skip
         import torch
 
         from bolid.backends.face import DifferentiableFaces
         from bolid.backends.image_text import WEIGHTS, ImageTextModel
-        from bolid.backends.pose import PoseModel, weights_file
         from bolid.formats.sliders import load_sliders
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
-        self.body_encoder = body_encoder
-        if id_loss in OF_THE_PERSON and body_encoder.needs_features:
-            raise BolidError(
-                f"--id-loss {id_loss}: {body_encoder.path} looks at image-text features, which pass no gradient",
-                "give a body encoder trained with --view crop",
-            )
         self.inputs: dict[str, str] = {}
         self.vae = vae
         if folder := find_decoder(family, decoder):
             self.vae = _load_decoder(folder, vae, device)
             self.inputs["decoder"] = sha256_file(sorted(folder.glob("*.safetensors"))[0])
         if id_loss:
-            path = family.require("pose")
-            self.pose = PoseModel(path, device)
-            if not self.pose.differentiable:
+            self.pose = self._pose_model(family.require("pose"), device, "pose")
+        self.readers: list[Reader] = []
+        if id_loss in OF_THE_PERSON:
+            folders = [Path(folder) for folder in readers.split(",") if folder]
+            self.readers = [self._reader(folder, body_encoder, device, i) for i, folder in enumerate(folders, start=1)]
+            self.readers = self.readers or [Reader(self.pose, body_encoder)]
+        for reader in self.readers:
+            if reader.body_encoder.needs_features:
                 raise BolidError(
-                    f"L_id needs a gradient, which a pose model in ONNX has not ({path})",
-                    "take one in safetensors: bolid models convert yolo11n-pose.pt",
+                    f"--id-loss {id_loss}: {reader.body_encoder.path} looks at image-text features, which pass no "
+                    "gradient",
+                    "give a body encoder trained with --view crop",
                 )
-            self.inputs["pose"] = sha256_file(weights_file(path))
         if id_loss == "sliders":
             file = Path(sliders) if sliders else family.require("body_sliders")
             self.readout = load_sliders(file, body_encoder.space).readout.to(device)
@@ -84,17 +96,76 @@ class PixelLosses:
         self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
         self._texts: dict[str, torch.Tensor] = {}
 
+    def _pose_model(self, path: Path, device: str, name: str) -> Any:
+        """The pose model at `path`, which is one of the inputs by this `name`."""
+        from bolid.backends.pose import PoseModel, weights_file
+
+        pose = PoseModel(path, device)
+        if not pose.differentiable:
+            raise BolidError(
+                f"L_id needs a gradient, which a pose model in ONNX has not ({path})",
+                "take one in safetensors: bolid models convert yolo11n-pose.pt",
+            )
+        self.inputs[name] = sha256_file(weights_file(path))
+        return pose
+
+    def _reader(self, folder: Path, own: Any, device: str, number: int) -> Reader:
+        """Reader `number`, from 1 on; what `folder` lacks is the family's pose model or the `own` body encoder."""
+        from bolid.backends.body import BodyEncoder
+        from bolid.families import path_of
+
+        pose_path, encoder_path = (path_of(part, folder) for part in ("pose", "body_encoder"))
+        if not (pose_path.exists() or encoder_path.exists()):
+            raise BolidError(
+                f"--readers: {folder} holds neither {pose_path.name}/ nor {encoder_path.name}",
+                "give folders with a pose model or a body encoder, or both, in files named like a family's",
+            )
+        pose, encoder = self.pose, own
+        if pose_path.exists():
+            pose = self._pose_model(pose_path, device, f"reader_{number}_pose")
+        if encoder_path.exists():
+            encoder = BodyEncoder(encoder_path, device)
+            if encoder.space != own.space:
+                raise BolidError(
+                    f"--readers: what {encoder_path} says is not comparable with what {own.path} says",
+                    "give one that was trained with --anchor and that one",
+                )
+            self.inputs[f"reader_{number}_body_encoder"] = encoder.sha256
+        return Reader(pose, encoder)
+
+    def calibrate(self, latents: torch.Tensor, bodies: torch.Tensor) -> None:
+        """Find out what each reader says, by the sliders, of pictures of people like `bodies` [N, D]: photos of theirs,
+        of which `latents` [N,C,h,w] are. From then on that is what it is to say of x_gen.
+
+        So neither a reader's own bias nor what the VAE does to a photo is asked of x_gen.
+        """
+        import torch
+
+        from bolid.method.body_vae import view_confidence
+        from bolid.method.sliders import expect
+
+        told = bodies @ self.readout.T
+        for reader in self.readers:
+            parts = []
+            with torch.no_grad():
+                for start in range(0, len(latents), _CHUNK):
+                    mean, views, score = self._read_body(reader, self._decode(latents[start : start + _CHUNK]))
+                    parts.append((mean @ self.readout.T, score * view_confidence(views.keypoints)))
+            said, weight = (torch.cat(part) for part in zip(*parts, strict=True))
+            reader.expectation = expect(told, said, weight)
+
     def __call__(
         self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str],
         bodies: torch.Tensor | None = None, faces: torch.Tensor | None = None,
+        generators: Sequence[torch.Generator] = (),
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """(L_id [B], L_CLIP [B], L_face [B]) of x_gen's `latents` [B,C,h,w] against the photos' own, `targets`; 0 for
         what is off.
 
         `rows` name the photos: what is seen in a target is remembered. `bodies` [B, D]: what x_gen's body is to be
-        like, for "body" and "sliders"; `faces` [B, 512], L2-normed: and its face. Zeros are for nobody. A photo with
-        an empty caption has no text to be like, and what is not recognised as a person counts little: L_id is weighted
-        by the scores.
+        like, for "body" and "sliders"; `faces` [B, 512], L2-normed: and its face. Zeros are for nobody. With
+        `generators` [B] the body is looked at through windows drawn from them. A photo with an empty caption has no
+        text to be like, and what is not recognised as a person counts little: L_id is weighted by the scores.
         """
         import torch
 
@@ -109,16 +180,16 @@ class PixelLosses:
         if self.id_loss not in ("", *OF_THE_PERSON) or self.clip_target not in ("", "text"):
             target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
         identity, clip, face = zero, zero, zero
-        if self.id_loss:
+        if self.id_loss in OF_THE_PERSON:
+            unlike = [self._unlike(reader, pixels, bodies, generators) for reader in self.readers]
+            identity = torch.stack(unlike).mean(0)
+        elif self.id_loss:
             keypoints, _box, score = seen[:3]
-            if self.id_loss in OF_THE_PERSON:
-                error, seen_well = self._body_distance(pixels, keypoints, bodies)
-            elif self.id_loss == "keypoints":
+            if self.id_loss == "keypoints":
                 error = losses.loss_keypoints(keypoints, target[0], target[1][:, 3] - target[1][:, 1])
-                seen_well = target[2]
             else:
-                error, seen_well = losses.loss_bone_ratios(keypoints, target[0]), target[2]
-            identity = error * score.detach() * seen_well
+                error = losses.loss_bone_ratios(keypoints, target[0])
+            identity = error * score.detach() * target[2]
         if self.clip_target:
             parts = []
             if self.clip_target != "image":
@@ -139,32 +210,39 @@ class PixelLosses:
         return self.vae.decode(latents).sample.float().clamp(-1, 1)
 
     def _read(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Keypoints, box and score for L_id, then the embedding for L_CLIP."""
-        seen = self.pose.best_person(pixels) if self.id_loss else ()
+        """Keypoints, box and score for L_id of a photo, then the embedding for L_CLIP."""
+        seen = self.pose.best_person(pixels) if self.id_loss not in ("", *OF_THE_PERSON) else ()
         return (*seen, self.image_text.encode_pixels(pixels)) if self.clip_target else seen
 
-    def _body_distance(
-        self, pixels: torch.Tensor, keypoints: torch.Tensor, bodies: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """How far the pictures' bodies are from `bodies` [B, D], and how well they can be seen, 0 for nobody, both [B].
-
-        The body encoder is shown the pictures as finely as it is shown photos.
-        """
-        import torch.nn.functional as F
-
+    def _unlike(
+        self, reader: Reader, pixels: torch.Tensor, bodies: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        """How far the pictures' bodies are from `bodies` [B, D], as far as they can be seen, 0 for nobody, [B]."""
         from bolid.method.body_vae import body_distance, view_confidence
         from bolid.method.sliders import reading_distance
 
+        if generators:
+            pixels = through_windows(pixels, generators)
+        mean, views, score = self._read_body(reader, pixels)
+        if self.id_loss == "sliders":
+            distance = reading_distance(self.readout, mean, bodies, reader.expectation)
+        else:
+            distance = body_distance(reader.body_encoder.model, mean, bodies, views)
+        return distance * (score * view_confidence(views.keypoints)).detach() * bodies.any(1)
+
+    def _read_body(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """(the body encoder's mean [B, D], its views, the pose model's scores [B]) of pictures [B,3,H,W].
+
+        The encoder is shown them as finely as it is shown photos.
+        """
+        import torch.nn.functional as F
+
+        keypoints, _box, score = reader.pose.best_person(pixels)
         scale = self.view_size[0] / pixels.shape[2]
         if scale != 1:
             pixels = F.interpolate(pixels, self.view_size, mode="bilinear", antialias=scale < 1)
         keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
-        mean, views = self.body_encoder.encode_pixels(pixels, keypoints)
-        if self.id_loss == "sliders":
-            distance = reading_distance(self.readout, mean, bodies)
-        else:
-            distance = body_distance(self.body_encoder.model, mean, bodies, views)
-        return distance, view_confidence(views.keypoints).detach() * bodies.any(1)
+        return *reader.body_encoder.encode_pixels(pixels, keypoints), score
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Read one at a time: the numbers must not depend on what shares the batch, or a resumed run would differ."""
@@ -179,6 +257,28 @@ class PixelLosses:
         if caption not in self._texts:
             self._texts[caption] = self.image_text.encode_text([caption])[0]
         return self._texts[caption]
+
+
+SMALLEST, FARTHEST = 0.75, 0.05  # of a picture in its window; how far its middle is moved, in parts of the window
+
+
+def through_windows(pixels: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Each of the pictures [B,3,H,W] mirrored or not, a little smaller and a little aside, its edge repeated outside.
+
+    None of this changes a body; what pleases a network only from one place it takes away (expectation over
+    transformation, Athalye et al. 2018).
+    """
+    import torch
+    import torch.nn.functional as F
+
+    drawn = torch.stack([torch.rand(4, generator=generator) for generator in generators]).to(pixels)
+    shrink = 1 / (SMALLEST + (1 - SMALLEST) * drawn[:, 0])
+    window = pixels.new_zeros(len(pixels), 2, 3)
+    window[:, 0, 0] = torch.where(drawn[:, 1] < 0.5, shrink, -shrink)
+    window[:, 1, 1] = shrink
+    window[:, :, 2] = 2 * FARTHEST * (2 * drawn[:, 2:] - 1)
+    grid = F.affine_grid(window, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
 def find_decoder(family: Family, decoder: str) -> Path | None:

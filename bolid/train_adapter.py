@@ -80,6 +80,14 @@ class TrainAdapterConfig:
         },
     )
     sliders: str = field(default="", metadata={"help": "file of the sliders; by default the family's"})
+    readers: str = field(
+        default="",
+        metadata={
+            "help": "folders, separated by commas, each with another pose model (pose/) or body encoder "
+            "(body-encoder.safetensors), or both, that look at the body instead of the family's for --id-loss body and "
+            "sliders; L_id is the mean"
+        },
+    )
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
     face_weight: float = field(
@@ -180,6 +188,11 @@ class TrainAdapterConfig:
             raise BolidError(
                 f"--sliders {self.sliders}: nothing reads them",
                 "give --id-weight and --id-loss sliders, or leave it out",
+            )
+        if self.readers and not (self.id_weight and self.id_loss in OF_THE_PERSON):
+            raise BolidError(
+                f"--readers {self.readers}: nobody asks them",
+                "give --id-weight and --id-loss body or sliders, or leave it out",
             )
         if self.x_gen == "few-step" and self.gradient_checkpointing:
             raise BolidError(
@@ -523,7 +536,7 @@ def train_adapter(
         pixels = PixelLosses(
             chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
             clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
-            body_encoder=encoder, sliders=config.sliders, face=bool(config.face_weight),
+            body_encoder=encoder, sliders=config.sliders, readers=config.readers, face=bool(config.face_weight),
         )  # fmt: skip
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels

@@ -93,7 +93,7 @@ def make_family(root: Path, sdxl: bool = False) -> str:
     return str(file)
 
 
-def make_body_encoder(path: Path, family: str, body_dim: int = 8) -> Path:
+def make_body_encoder(path: Path, family: str, body_dim: int = 8, seed: int = 1) -> Path:
     """A random body encoder."""
     import torch
 
@@ -102,7 +102,7 @@ def make_body_encoder(path: Path, family: str, body_dim: int = 8) -> Path:
     from bolid.run import run_record
     from bolid.train_vae import TrainVaeConfig
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = TrainVaeConfig(body_dim=body_dim, width=4)
     model = BodyVAE(body_dim, config.width, direct=config.direct).eval()
     save_body_encoder(path, model, run_record("body-encoder", family=family, config=config, seed=0))

@@ -21,7 +21,8 @@ from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
 from bolid.formats.sliders import Sliders, save_sliders
 from bolid.method.body_condition import BRANCHES, null_condition
-from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies
+from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies, photos_of_bodies
+from bolid.pixel_losses import through_windows
 from bolid.precision import choose_precision, computing, store_frozen
 from bolid.run import run_record
 from bolid.train_adapter import (
@@ -645,7 +646,7 @@ def test_a_swapped_photo_is_told_to_be_of_somebody_else_whom_the_caption_fits(se
         assert not objective._swap(owners, faceless, photo_generators(0, 0, 4))[1]["face_embeds"].any()
 
         asked = {}
-        objective.pixels = lambda x0, photos, rows, captions, bodies, faces: (
+        objective.pixels = lambda x0, photos, rows, captions, bodies, faces, generators: (
             asked.update(bodies=bodies, faces=faces), (x0.mean((1, 2, 3)),) * 3
         )[1]  # fmt: skip
         objective.table.confidence[:] = 1.0
@@ -696,6 +697,99 @@ def test_l_id_by_the_sliders_counts_what_they_read_and_nothing_else(seeing):
         assert torch.allclose(l_id(elsewhere), l_id(told))
         assert not torch.allclose(l_id(told + 1), l_id(told))
         assert "body_sliders" in pixels.inputs
+
+
+def looked_at(seeing, tmp_path, shift):
+    """(PixelLosses with two readers, the second of which says `shift` more of the first slider, objective, batch)"""
+    from bolid.backends.body import save_body_encoder
+    from bolid.families import get_family
+    from bolid.pixel_losses import PixelLosses
+
+    encoder, folders = BodyEncoder(seeing.encoder), []
+    record = {**encoder.record, "space": encoder.space}
+    for i in range(2):
+        folders.append(tmp_path / str(i))
+        folders[i].mkdir()
+        with torch.no_grad():
+            encoder.model.mean[1].bias[0] += shift * i
+        save_body_encoder(folders[i] / "body-encoder.safetensors", encoder.model, record)
+    with joint(seeing, id_weight=1.0, id_loss="sliders", x_gen="swapped") as (objective, batch, _):
+        pixels = PixelLosses(
+            get_family(seeing.family), objective.pixels.vae, id_loss="sliders", clip_target="",
+            body_encoder=BodyEncoder(seeing.encoder), sliders=str(make_sliders(seeing.encoder)),
+            readers=",".join(map(str, folders)),
+        )  # fmt: skip
+    return pixels, objective, batch
+
+
+def test_l_id_is_the_mean_of_what_all_readers_say(seeing, tmp_path):
+    pixels, objective, batch = looked_at(seeing, tmp_path, shift=2.0)
+    shown = objective.table.latents[batch.rows, 0].float()
+    told = objective.bodies[objective.table.owner[batch.rows]]
+
+    def l_id(readers):
+        pixels.readers = readers
+        with torch.no_grad():
+            return pixels(shown, shown, batch.rows.tolist(), batch.captions, told)[0]
+
+    one, two = pixels.readers
+    assert torch.allclose(l_id([one, two]), (l_id([one]) + l_id([two])) / 2)
+    assert not torch.allclose(l_id([one]), l_id([two]))
+    assert {"reader_1_body_encoder", "reader_2_body_encoder"} <= set(pixels.inputs)
+    assert "reader_1_pose" not in pixels.inputs
+
+
+def test_a_readers_own_bias_is_not_asked_of_the_picture(seeing, tmp_path):
+    """Two readers, one of which sees everybody 2 larger, expect what they see in photos, and so they agree."""
+    pixels, objective, _ = looked_at(seeing, tmp_path, shift=2.0)
+    rows = photos_of_bodies(objective.table, 600)
+    shown, told = objective.table.latents[rows, 0].float(), objective.bodies[objective.table.owner[rows]]
+    pixels.calibrate(shown, told)
+    one, two = (reader.expectation for reader in pixels.readers)
+    assert torch.allclose(two.shift - one.shift, torch.tensor([2.0, 0.0]), atol=0.02)
+    with torch.no_grad():
+        first, second = (pixels._unlike(reader, pixels._decode(shown), told, ()) for reader in pixels.readers)
+    assert torch.allclose(first, second, atol=0.05 * float(first.max())) and float(first.max()) > 0
+
+
+def test_readers_that_cannot_read(seeing, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    make_body_encoder(tmp_path / "other" / "body-encoder.safetensors", seeing.family, seed=9)
+    sliders, config = str(make_sliders(seeing.encoder)), dataclasses.replace(CONFIG, id_weight=1.0, id_loss="sliders")
+    for name, message in (("empty", "holds neither pose/ nor body-encoder.safetensors"), ("other", "not comparable")):
+        asked = dataclasses.replace(config, sliders=sliders, readers=str(tmp_path / name))
+        with pytest.raises(BolidError, match=message):
+            run(seeing, tmp_path / "out", asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_of_bodies_show_them(table):
+    confidence = torch.zeros(len(table.captions))
+    confidence[[table.people[0][1], table.people[2][0], table.people[2][1]]] = 0.8
+    seen = dataclasses.replace(table, confidence=confidence)
+    assert photos_of_bodies(seen, 9).tolist() == [table.people[0][1], table.people[2][0]]
+    assert photos_of_bodies(seen, 1).tolist() == [table.people[0][1]]
+    nobody = photos_of_bodies(dataclasses.replace(table, confidence=0 * confidence), 99)
+    assert nobody.tolist() == [rows[0] for rows in table.people]
+
+
+def test_a_window_moves_and_shrinks_a_picture_and_keeps_its_proportions():
+    picture = torch.full((1, 1, 96, 64), -1.0)
+    picture[..., 40:60, 20:30] = 1.0  # twice as high as wide, left of the middle
+    sides, heights = set(), []
+    for seed in range(20):
+        seen = through_windows(picture, photo_generators(seed, 0, 1))
+        again = through_windows(picture.repeat(2, 1, 1, 1), photo_generators(seed, 0, 2))
+        assert torch.allclose(seen[0], again[0], atol=1e-6), "whatever shares the batch"
+        mass = (seen[0, 0] + 1) / 2
+        high, wide = mass.sum(0).max(), mass.sum(1).max()
+        assert float(high / wide) == pytest.approx(2, rel=0.1)
+        heights.append(float(high))
+        sides.add(float(mass.sum(0).argmax()) < 32)
+    assert sides == {True, False} and 14 < min(heights) < 16.5 and 18.5 < max(heights) <= 20.1
+    flat = torch.full_like(picture, 0.5)
+    assert torch.allclose(through_windows(flat, photo_generators(0, 0, 1)), flat, atol=1e-6)
 
 
 def test_bodies_are_the_mean_of_all_photos_by_confidence(table):
@@ -926,6 +1020,7 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"x_gen": "sampled", "clip_weight": 1.0, "clip_target": "both"}, "--x-gen sampled is a new picture"),
         ({"x_gen": "swapped", "id_weight": 1.0}, "--x-gen swapped is a new picture"),
         ({"sliders": "mine.safetensors", "id_weight": 1.0}, "mine.safetensors: nothing reads them"),
+        ({"readers": "second", "id_weight": 1.0}, "--readers second: nobody asks them"),
         ({"x_gen": "few-step", "x_gen_grad_steps": 5}, "--x-gen-grad-steps is 5, of 4 steps"),
         ({"id_weight": float("nan")}, "--id-weight is nan"),
         ({"clip_weight": -1.0}, "--clip-weight is -1.0"),
