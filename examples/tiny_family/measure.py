@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from truth import r2, read_resized, write_card
+from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
 from bolid.backends.base import load_base, load_loras, quiet_diffusers
@@ -238,8 +238,6 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
     similarity of two real photos of a person, one from each part. Cosines; without a found face, 0. A face can be found
     in a picture no more often than in a real portrait of that size as the base's autoencoder rebuilds it.
     """
-    from train_probe import rebuilt
-
     reader = PersonReader(get_family("tiny"))
     maker = Pictures("face", "body")
     vectors, kept, portraits = [], [], []

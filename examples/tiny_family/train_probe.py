@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from truth import FLIP_KEYPOINTS, options, parse, r2, read_resized, read_truth, write_card
+from truth import FLIP_KEYPOINTS, options, parse, r2, read_resized, read_truth, rebuilt, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
 from bolid.families import get_family
@@ -46,21 +46,6 @@ Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shap
 def usable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A portrait does not show the body."""
     return [row for row in rows if row["attributes"]["framing"] != "portrait"]
-
-
-def rebuilt(pixels: np.ndarray) -> np.ndarray:
-    """The pictures, uint8 [N, *SIZE, 3], as the tiny base's autoencoder shows them."""
-    from diffusers import AutoencoderTiny
-
-    vae = AutoencoderTiny.from_pretrained(get_family("tiny").require("base") / "vae").eval()
-    vae.to(memory_format=torch.channels_last)
-    parts = []
-    for start in range(0, len(pixels), 64):
-        x = torch.from_numpy(pixels[start : start + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad(), computing("cpu"):
-            y = vae(x.to(memory_format=torch.channels_last)).sample.float().clamp(-1, 1)
-        parts.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(parts)
 
 
 def shown(rows: list[dict[str, Any]], seed: int) -> np.ndarray:

@@ -6,6 +6,7 @@ A photo directory is what `bolid synth` writes: `<person>/<name>.jpg`, `.txt` (c
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import shutil
@@ -85,6 +86,32 @@ def read_resized(rows: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
     for image, row in zip(stack, rows, strict=True):
         image[:] = cv2.resize(read_image(row["path"]), size[::-1], interpolation=cv2.INTER_AREA)
     return stack
+
+
+def rebuilt(pixels: np.ndarray) -> np.ndarray:
+    """The pictures, uint8 [N,h,w,3] of the size that the tiny base paints, as its autoencoder shows them."""
+    import torch
+
+    from bolid.precision import computing
+
+    vae, parts = _autoencoder(), []
+    for start in range(0, len(pixels), 64):
+        x = torch.from_numpy(pixels[start : start + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad(), computing("cpu"):
+            y = vae(x.to(memory_format=torch.channels_last)).sample.float().clamp(-1, 1)
+        parts.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)
+
+
+@functools.cache
+def _autoencoder() -> Any:
+    import torch
+    from diffusers import AutoencoderTiny
+
+    from bolid.families import get_family
+
+    vae = AutoencoderTiny.from_pretrained(get_family("tiny").require("base") / "vae").eval()
+    return vae.to(memory_format=torch.channels_last)
 
 
 def r2(truth: np.ndarray, predicted: np.ndarray) -> list[float]:
