@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=7, help=f"epochs on pictures of {IMAGE_SIZE} pixels")
     parser.add_argument("--init", type=Path, help="start from this pose model instead of from nothing")
     parser.add_argument(
-        "--painted", type=float, default=0.4, help="part of the pictures that the base's autoencoder rebuilds"
+        "--painted", type=float, default=0.0, help="part of the pictures that the base's autoencoder rebuilds"
     )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
