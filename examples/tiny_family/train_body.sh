@@ -22,7 +22,8 @@ bolid train-vae "$work/train" --out "$encoder"
 bolid train-adapter "$work/train" --body-encoder "$encoder" --out "$work/adapter"
 
 # From here on the pictures' bodies are compared with the person's (docs/design.md says what each stage gave). The shipped
-# ones came here in more parts, on 4,369 people, and their first 200 swapped steps were with --id-loss body.
+# ones came here in more parts, on 4,369 people, and their first 200 swapped steps were with --id-loss body; L_id did not yet
+# look through windows, nor ask for what is expected of photos (docs/design.md).
 on_pictures() {  # on_pictures OUT INIT OPTIONS...: one step of 24 photos, 12 for each of two processes
     out=$1 init=$2
     shift 2
