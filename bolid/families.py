@@ -32,12 +32,6 @@ _LAYOUT = {
 
 PARTS = tuple(_LAYOUT)
 
-
-def path_of(part: str, folder: Path) -> Path:
-    """Where a family whose directory is `folder` has this part."""
-    return folder / _LAYOUT[part][0]
-
-
 # What a family may have besides. Nothing but the options that ask for it needs it.
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
@@ -47,6 +41,13 @@ _OPTIONAL = {
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
     "caption": ("caption", "a captioning model in transformers' layout"),
 }
+
+
+def path_of(part: str, folder: Path) -> Path:
+    """Where a family whose directory is `folder` has this part."""
+    return folder / (_LAYOUT | _OPTIONAL)[part][0]
+
+
 _WORDS = {
     "controlnet": "ControlNet",
     "few_steps_lora": "few-step LoRA",
@@ -297,7 +298,7 @@ class Family:
             if commercial_use():
                 refuse_non_commercial(part, path, self.name)
             return path
-        location = path if path is not None else self.root / (_LAYOUT | _OPTIONAL)[part][0]
+        location = path if path is not None else path_of(part, self.root)
         raise BolidError(
             f"family {self.name!r} has no {_WORDS.get(part, part.replace('_', ' ') + ' model')}: looked for {location}",
             _how_to_get(self.name, part),

@@ -107,11 +107,11 @@ class Objective:
             )
         rows = batch.rows[clear.cpu().numpy()]
         shown = self.table.owner[rows]  # the person that x_gen is to show
+        generators = [batch.generators[i] for i in clear.tolist()]
         if self.config.x_gen == "one-step":
             x0 = losses.x0_from_prediction(noise_pred[clear], noisy[clear], alphas[clear], self.prediction_type)
         else:
             conditions = {name: value[clear] for name, value in conditions.items()}
-            generators = [batch.generators[i] for i in clear.tolist()]
             if self.config.x_gen == "few-step":
                 x0 = self._few_steps(noisy[clear], timesteps[clear], conditions, generators)
             elif self.config.x_gen == "sampled":
@@ -129,7 +129,7 @@ class Objective:
             known = batch.face_embeds[clear.cpu()].flatten(1).any(1, keepdim=True)
             faces = (self.faces[shown] * known).to(self.device)
         captions = [batch.captions[i] for i in clear.tolist()]
-        windows = [batch.generators[i] for i in clear.tolist()] if self.config.x_gen in NO_TARGET else ()
+        windows = generators if self.config.x_gen in NO_TARGET else ()
         seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces, windows)
         identity, clip, face = (part.sum() / len(latents) for part in seen)
         loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip

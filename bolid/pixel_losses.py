@@ -22,7 +22,9 @@ from bolid.train_adapter import OF_THE_PERSON
 if TYPE_CHECKING:
     import torch
 
+    from bolid.backends.body import BodyEncoder
     from bolid.backends.face import DifferentiableFaces
+    from bolid.backends.pose import PoseModel
     from bolid.method.sliders import Expectation
 
 TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
@@ -33,8 +35,8 @@ _CHUNK = 20  # pictures looked at together without gradient
 class Reader:
     """Two networks that say what a body is like: one finds the keypoints, the other reads there."""
 
-    pose: Any
-    body_encoder: Any
+    pose: PoseModel
+    body_encoder: BodyEncoder
     expectation: Expectation | None = None  # of its readings, see `PixelLosses.calibrate`
 
 
@@ -96,7 +98,7 @@ class PixelLosses:
         self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
         self._texts: dict[str, torch.Tensor] = {}
 
-    def _pose_model(self, path: Path, device: str, name: str) -> Any:
+    def _pose_model(self, path: Path, device: str, name: str) -> PoseModel:
         """The pose model at `path`, which is one of the inputs by this `name`."""
         from bolid.backends.pose import PoseModel, weights_file
 
@@ -109,7 +111,7 @@ class PixelLosses:
         self.inputs[name] = sha256_file(weights_file(path))
         return pose
 
-    def _reader(self, folder: Path, own: Any, device: str, number: int) -> Reader:
+    def _reader(self, folder: Path, own: BodyEncoder, device: str, number: int) -> Reader:
         """Reader `number`, from 1 on; what `folder` lacks is the family's pose model or the `own` body encoder."""
         from bolid.backends.body import BodyEncoder
         from bolid.families import path_of

@@ -494,7 +494,7 @@ def joint(world, defaults=None, **settings):
     pixels = PixelLosses(
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
         clip_target=config.clip_target if config.clip_weight else "", body_encoder=BodyEncoder(world.encoder),
-        sliders=str(make_sliders(world.encoder)), face=bool(config.face_weight),
+        sliders=str(make_sliders(world.encoder)), readers=config.readers, face=bool(config.face_weight),
     )  # fmt: skip
     objective = Objective(
         pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
@@ -699,31 +699,27 @@ def test_l_id_by_the_sliders_counts_what_they_read_and_nothing_else(seeing):
         assert "body_sliders" in pixels.inputs
 
 
-def looked_at(seeing, tmp_path, shift):
-    """(PixelLosses with two readers, the second of which says `shift` more of the first slider, objective, batch)"""
+def two_readers(seeing, tmp_path, shift):
+    """Folders of two readers, as --readers takes them; the second says `shift` more of the first slider."""
     from bolid.backends.body import save_body_encoder
-    from bolid.families import get_family
-    from bolid.pixel_losses import PixelLosses
 
-    encoder, folders = BodyEncoder(seeing.encoder), []
-    record = {**encoder.record, "space": encoder.space}
-    for i in range(2):
-        folders.append(tmp_path / str(i))
-        folders[i].mkdir()
+    encoder, folders = BodyEncoder(seeing.encoder), [tmp_path / "0", tmp_path / "1"]
+    for i, folder in enumerate(folders):
+        folder.mkdir()
         with torch.no_grad():
             encoder.model.mean[1].bias[0] += shift * i
-        save_body_encoder(folders[i] / "body-encoder.safetensors", encoder.model, record)
-    with joint(seeing, id_weight=1.0, id_loss="sliders", x_gen="swapped") as (objective, batch, _):
-        pixels = PixelLosses(
-            get_family(seeing.family), objective.pixels.vae, id_loss="sliders", clip_target="",
-            body_encoder=BodyEncoder(seeing.encoder), sliders=str(make_sliders(seeing.encoder)),
-            readers=",".join(map(str, folders)),
-        )  # fmt: skip
-    return pixels, objective, batch
+        save_body_encoder(
+            folder / "body-encoder.safetensors", encoder.model, {**encoder.record, "space": encoder.space}
+        )
+    return ",".join(map(str, folders))
 
 
 def test_l_id_is_the_mean_of_what_all_readers_say(seeing, tmp_path):
-    pixels, objective, batch = looked_at(seeing, tmp_path, shift=2.0)
+    readers = two_readers(seeing, tmp_path, shift=2.0)
+    with joint(seeing, id_weight=1.0, id_loss="sliders", x_gen="swapped", readers=readers) as (objective, batch, _):
+        pixels = objective.pixels
+    for reader in pixels.readers:
+        reader.expectation = None
     shown = objective.table.latents[batch.rows, 0].float()
     told = objective.bodies[objective.table.owner[batch.rows]]
 
@@ -741,10 +737,11 @@ def test_l_id_is_the_mean_of_what_all_readers_say(seeing, tmp_path):
 
 def test_a_readers_own_bias_is_not_asked_of_the_picture(seeing, tmp_path):
     """Two readers, one of which sees everybody 2 larger, expect what they see in photos, and so they agree."""
-    pixels, objective, _ = looked_at(seeing, tmp_path, shift=2.0)
+    readers = two_readers(seeing, tmp_path, shift=2.0)
+    with joint(seeing, id_weight=1.0, id_loss="sliders", x_gen="swapped", readers=readers) as (objective, _, _):
+        pixels = objective.pixels
     rows = photos_of_bodies(objective.table, 600)
     shown, told = objective.table.latents[rows, 0].float(), objective.bodies[objective.table.owner[rows]]
-    pixels.calibrate(shown, told)
     one, two = (reader.expectation for reader in pixels.readers)
     assert torch.allclose(two.shift - one.shift, torch.tensor([2.0, 0.0]), atol=0.02)
     with torch.no_grad():

@@ -60,7 +60,8 @@ def expect(readings: torch.Tensor, said: torch.Tensor, confidence: torch.Tensor,
     """
     weight = (confidence / confidence.mean().clamp_min(1e-12))[:, None]
     center, middle = ((weight * part).mean(0) for part in (readings, said))
-    x, y = readings - center, (said - middle) - (readings - center)
+    x = readings - center
+    y = said - middle - x
     gram = x.T @ (weight * x) + penalty * torch.eye(x.shape[1]).to(x)
     return Expectation(torch.linalg.solve(gram, x.T @ (weight * y)).T, center, middle - center)
 

@@ -72,11 +72,12 @@ def write_dataset(photos: Path, val: Path, directory: Path, *, pictures: int, pa
             image, people = _two_people(rng, row, rng.choice(rows))
         elif kind < 0.20:
             image, people = _background(rng, rows, image.shape[:2]), []
-        if rng.random() < painted:
+        look = rng.random()
+        if look < painted:
             height, width = image.shape[:2]
             small = cv2.resize(image, get_family("tiny").image_size[::-1], interpolation=cv2.INTER_AREA)
             image = cv2.resize(rebuilt(small[None])[0], (width, height), interpolation=cv2.INTER_LINEAR)
-        elif rng.random() < 0.25:  # generated pictures are less sharp
+        elif look < painted + 0.25 * (1 - painted):  # generated pictures are less sharp
             sharpness = rng.uniform(0.375, 0.6)
             small = cv2.resize(image, None, fx=sharpness, fy=sharpness, interpolation=cv2.INTER_AREA)
             image = cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
