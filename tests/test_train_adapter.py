@@ -241,7 +241,7 @@ def test_kill_9_and_the_same_command_go_on_to_the_same_bytes(world, tmp_path):
 
     def command_to(out: Path) -> list[str]:
         words = [sys.executable, "-m", "bolid_cli.main", *command(world, out, "--quiet")]
-        words[words.index("--steps") + 1] = "80"
+        words[words.index("--steps") + 1] = "40"
         return words
 
     subprocess.run(command_to(tmp_path / "whole"), check=True)
@@ -281,7 +281,7 @@ def test_a_batch_taken_in_parts_is_the_whole_batch(seeing, tmp_path):
 def test_two_processes_are_one_with_twice_the_batch(world, tmp_path, extra):
     """`accelerate launch --multi_gpu --num_processes 2 ... --device cpu`: over gloo. (Its own --cpu would need MPI.)"""
     config = dataclasses.replace(CONFIG, precision="fp32", learning_rate=0.01)
-    run(world, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1))
+    run(world, tmp_path / "start", dataclasses.replace(config, learning_rate=0.0, batch_size=1, steps=1))
     one = run(world, tmp_path / "one", dataclasses.replace(config, batch_size=6))
     words = [*command(world, tmp_path / "two", "--quiet"), *extra]
     words[words.index("--precision") + 1] = "fp32"

@@ -5,8 +5,8 @@
 
 Four questions, one section of the table each:
 
-- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, and L_id by the body
-  encoder on pictures sampled from pure noise;
+- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, L_id by the body encoder
+  on pictures sampled from pure noise, and with `--sliders` L_id by what those read on photos told to be others;
 - photos: 1, 2, 4 or 8 photos in the profile;
 - fusion: product of experts, plain mean of the views' means, best single view;
 - bad photos: half of them cut off, blurred or half hidden, with and without the confidence weights.
@@ -15,16 +15,16 @@ Every row of the first section is a training by `bolid train-adapter`'s own code
 as the plain one does in `--minutes` (measured once, kept in plan.json), or `--steps`; from nothing, or from the trained
 adapters of `--init`, where a loss is to say what it adds to them. The weights of L_id and L_CLIP are chosen so that at
 the end of the plain training each one's gradient is `--share` of L_diff's; all other settings are the defaults, but
-for the last row's, which are those of train_body.sh. The other sections use the adapters of `--adapter`, or of the row
-with the best body R2.
+for the last two rows', which are those of train_body.sh. The other sections use the adapters of `--adapter`, or of the
+row with the best body R2.
 
 "gain" is the body R2 beyond that of the section's row named in BESIDE, with the standard error of that difference over
 the choice of people: the same people, prompts and noise are in both rows, so it is smaller than the R2's own.
 
 Run it again after an interruption: rows that are in ablation.json are not done again, and an unfinished training goes
-on. Expected: `--minutes` for each of the seven trainings (those with pixel losses up to a quarter more; the last row,
-ten times as long), then two minutes a row on one core for 60 people. Writes ablation.json and ablation.md into
-`--results`, and what was read off the pictures into `--out`.
+on. Expected: `--minutes` for each of the trainings (those with pixel losses up to a quarter more; sampled pictures, ten
+times as long; swapped photos, four times), then two minutes a row on one core for 60 people. Writes ablation.json and
+ablation.md into `--results`, and what was read off the pictures into `--out`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ BESIDE = {
 }  # fmt: skip
 SAMPLED = {
     "id_loss": "body", "id_weight": 0.3, "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 6, "pixel_every": 1,
+    "face_dropout": 0.6, "build_word_dropout": 1.0, "learning_rate": 0.001,
+}  # fmt: skip
+SWAPPED = {
+    "id_loss": "sliders", "id_weight": 0.4, "clip_weight": 0.3, "x_gen": "swapped", "pixel_every": 1,
     "face_dropout": 0.6, "build_word_dropout": 1.0, "learning_rate": 0.001,
 }  # fmt: skip
 SHOWN = (
@@ -457,6 +461,7 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=60, help="held-out people")
     parser.add_argument("--each", type=int, default=2, help="pictures of each of them, and as many portraits")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sliders", type=Path, help="measure_sliders.py --every-ratio, training people: one more row")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; losses first")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -487,7 +492,7 @@ def main() -> None:
 
     sections = args.only or SECTIONS
     if "losses" in sections:
-        losses_section(rows, table, judge, people)
+        losses_section(rows, table, judge, people, args.sliders)
     adapter, branches = args.adapter, BRANCHES
     if adapter is None:
         done = {row: figures for row, figures in table.rows.get("losses", {}).items() if "folder" in figures}
@@ -520,7 +525,7 @@ def main() -> None:
         measure("bad photos", "2 of 4 bad, plain mean", bad, photos=4, fusion="plain mean")
 
 
-def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person]) -> None:
+def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person], sliders: Path | None) -> None:
     """Trains and measures the rows of the first section."""
     bodies = [body_of(person, 4)[0] for person in people]
 
@@ -550,6 +555,8 @@ def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person])
         **on(name, weights[name]), **on("clip", weights["clip"]),
     )  # fmt: skip
     row("+ face + L_id body, sampled pictures", "sampled", BRANCHES, **SAMPLED)
+    if sliders:
+        row("+ face + L_id sliders + L_CLIP, swapped photos", "swapped", BRANCHES, **SWAPPED, sliders=str(sliders))
 
 
 if __name__ == "__main__":
