@@ -268,10 +268,14 @@ def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
     ]
     for similarity, off, number, label in found:
         x, y = across(similarity), up(off)
-        end = ' class="left"' if x > 230 else ""
+        face, body = label.split(", ", 1)
+        half = 3.8 * max(len(face), len(body))  # of the wider line, at most, in any system's sans-serif
+        middle = min(max(x, half), 340 - half)
+        above = y - 21 if y > 32 else y + 17
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{COLOURS[number % len(COLOURS)]}"/>'
-            f'<text{end} x="{x + (-8 if end else 8):.1f}" y="{y - 5:.1f}">{escape(label)}</text>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{COLOURS[number % len(COLOURS)]}"/><text class="middle">'
+            f'<tspan x="{middle:.1f}" y="{above:.1f}">{escape(face)}, </tspan>'
+            f'<tspan x="{middle:.1f}" y="{above + 13:.1f}">{escape(body)}</tspan></text>'
         )
     parts.append('<text class="tick" x="186" y="246">face similarity</text>')
     return _svg(340, 252, "".join(parts))
@@ -486,6 +490,7 @@ svg { display: block; width: 100%; max-width: 380px; height: auto; }
 svg text { font: 11.5px system-ui, "Helvetica Neue", Arial, sans-serif; fill: #1d2327; }
 svg text.tick { fill: #5b6770; text-anchor: middle; font-size: 11px; }
 svg text.left { text-anchor: end; }
+svg text.middle { text-anchor: middle; }
 svg .grid { stroke: #e6eaed; stroke-width: 1; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; margin-bottom: 4px; }
 .legend i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 5px; }

@@ -17,6 +17,11 @@ from bolid.formats.shards import Sample, sample_key
 from bolid.run import run_record
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than cores: some tests wait for processes of their own. No more than four: each holds some gigabytes."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(autouse=True)
 def away_from_home(tmp_path_factory, monkeypatch):
     """No remembered family, no family from the environment."""

@@ -190,6 +190,6 @@ def test_extract_writes_the_same_bytes_on_ranks_and_on_ray(rendered_people, tmp_
     assert (first, second) == (str(tmp_path / "ranks"), "")
     assert contents(tmp_path / "ranks") == contents(tmp_path / "alone")
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
-    ray_command = [*command, "--engine", "ray", "--workers", "2", "--out", str(tmp_path / "ray")]
+    ray_command = [*command, "--engine", "ray", "--workers", "1", "--out", str(tmp_path / "ray")]
     run_with_ray(ray_command)
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")

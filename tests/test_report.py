@@ -67,7 +67,8 @@ def world(tmp_path_factory):
             n, 3, 3, metrics, {"waist_girth": {"true": 0.5, "pictures": 0.55}}, {"excluded": 2, "checked": True},
             ["a note on sizes"], {"it is damaged": ["x.png"] * 8},
         )  # fmt: skip
-        scores = {name: torch.rand(n, dtype=torch.float64) for name in ("bone_error", "body_error", "face_similarity")}
+        names = ("bone_error", "body_error", "face_similarity")
+        scores = {name: torch.from_numpy(rng.uniform(0, 1, n)) for name in names}
         scored.append(
             Scored(method, folder, folder.pictures, [p.person for p in folder.pictures], scores, {}, evaluation)
         )
