@@ -11,6 +11,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each its share of 
 
 import numpy as np
 import pytest
+import torch
 
 from bolid.formats.images import encode_jpeg
 from bolid.formats.shards import Sample, sample_key
@@ -24,7 +25,8 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.fixture(autouse=True)
 def away_from_home(tmp_path_factory, monkeypatch):
-    """No remembered family, no family from the environment."""
+    """No remembered family, no family from the environment; the same random numbers whatever ran before."""
+    torch.manual_seed(0)
     monkeypatch.setenv("BOLID_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("BOLID_FAMILY", raising=False)
     monkeypatch.delenv("BOLID_COMMERCIAL", raising=False)
