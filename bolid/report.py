@@ -241,18 +241,18 @@ def _dots(rows: Sequence[tuple[object, Sequence[tuple[int, Point]]]]) -> str:
 
 def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
     """Mean face similarity against mean body error, a point for every setting of the scales; None below two."""
-    found: list[tuple[float, float, int, str]] = []
+    found: list[tuple[float, float, int, str, str]] = []
     for number, one in enumerate(scored):
-        settings: dict[str, list[int]] = {}
+        settings: dict[tuple[str, str], list[int]] = {}
         for i, picture in enumerate(one.pictures):
             scales = picture.scales
             if scales.keys() & {"face", "body"}:  # another's adapter has neither
-                label = ", ".join(f"{name} {_scale(scales.get(name, 0.0))}" for name in ("face", "body"))
-                settings.setdefault(label, []).append(i)
-        for label, rows in sorted(settings.items()):
+                face, body = (f"{name} {_scale(scales.get(name, 0.0))}" for name in ("face", "body"))
+                settings.setdefault((face, body), []).append(i)
+        for (face, body), rows in sorted(settings.items()):
             similarity, off = one.scores["face_similarity"][rows].nanmean(), one.scores[error][rows].nanmean()
             if not (math.isnan(similarity) or math.isnan(off)):
-                found.append((float(similarity), float(off), number, label))
+                found.append((float(similarity), float(off), number, face, body))
     if len(found) < 2:
         return None
     across, ticks_x = _axis(min(f[0] for f in found), max(f[0] for f in found), 52, 320)
@@ -266,9 +266,8 @@ def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
         f'<text class="tick left" x="44" y="{y + 4:.1f}">{t}</text>'
         for y, t in ticks_y
     ]
-    for similarity, off, number, label in found:
+    for similarity, off, number, face, body in found:
         x, y = across(similarity), up(off)
-        face, body = label.split(", ", 1)
         half = 3.8 * max(len(face), len(body))  # of the wider line, at most, in any system's sans-serif
         middle = min(max(x, half), 340 - half)
         above = y - 21 if y > 32 else y + 17

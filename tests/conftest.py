@@ -25,12 +25,17 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.fixture(autouse=True)
 def away_from_home(tmp_path_factory, monkeypatch):
-    """No remembered family, no family from the environment; the same random numbers whatever ran before."""
-    torch.manual_seed(0)
+    """No remembered family, no family from the environment."""
     monkeypatch.setenv("BOLID_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("BOLID_FAMILY", raising=False)
     monkeypatch.delenv("BOLID_COMMERCIAL", raising=False)
     monkeypatch.delenv("BOLID_DEBUG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Whatever ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

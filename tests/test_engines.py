@@ -140,7 +140,7 @@ from test_engines import BATCHES, Doubling
 
 print(list(engines.on_ray(Doubling(), [], workers=2)))
 try:
-    for results in engines.on_ray(Doubling(fails_at=5), BATCHES, workers=1):
+    for results in engines.on_ray(Doubling(fails_at=20), BATCHES, workers=2):
         print(results)
 except BolidError as error:
     print("error:", error.message)
@@ -170,7 +170,7 @@ def test_ray_gives_results_in_order_up_to_an_error():
     script = RAY_SCRIPT.format(tests=str(Path(__file__).parent))
     told = run_with_ray([sys.executable, "-c", script]).splitlines()
     told = [line for line in told if "(raylet)" not in line]  # which Ray says now and then of actors that were ended
-    assert told == ["[]", *map(str, EXPECTED[:5]), "error: a bad batch"]
+    assert told == ["[]", *map(str, EXPECTED[:20]), "error: a bad batch"]
 
 
 def test_an_actor_without_its_model_says_so():
@@ -190,6 +190,6 @@ def test_extract_writes_the_same_bytes_on_ranks_and_on_ray(rendered_people, tmp_
     assert (first, second) == (str(tmp_path / "ranks"), "")
     assert contents(tmp_path / "ranks") == contents(tmp_path / "alone")
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
-    ray_command = [*command, "--engine", "ray", "--workers", "1", "--out", str(tmp_path / "ray")]
+    ray_command = [*command, "--engine", "ray", "--workers", "2", "--out", str(tmp_path / "ray")]
     run_with_ray(ray_command)
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")

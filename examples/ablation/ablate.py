@@ -77,14 +77,11 @@ BESIDE = {
     "losses": "+ body", "photos": "8 photos", "fusion": "product of experts",
     "bad photos": "4 good photos, confidence weights",
 }  # fmt: skip
-SAMPLED = {
-    "id_loss": "body", "id_weight": 0.3, "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 6, "pixel_every": 1,
-    "face_dropout": 0.6, "build_word_dropout": 1.0, "learning_rate": 0.001,
+ON_PICTURES = {"pixel_every": 1, "face_dropout": 0.6, "build_word_dropout": 1.0, "learning_rate": 0.001}
+SAMPLED = ON_PICTURES | {
+    "id_loss": "body", "id_weight": 0.3, "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 6,
 }  # fmt: skip
-SWAPPED = {
-    "id_loss": "sliders", "id_weight": 0.4, "clip_weight": 0.3, "x_gen": "swapped", "pixel_every": 1,
-    "face_dropout": 0.6, "build_word_dropout": 1.0, "learning_rate": 0.001,
-}  # fmt: skip
+SWAPPED = ON_PICTURES | {"id_loss": "sliders", "id_weight": 0.4, "clip_weight": 0.3, "x_gen": "swapped"}
 SHOWN = (
     "body R2", "body R2, standard error", "gain", "gain, standard error", "body correlation",
     "right person of all, percentile", "face, own", "face, another's", "image-text cosine", "uncertainty",
