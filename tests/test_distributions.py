@@ -64,6 +64,19 @@ def test_many_float32_features_far_off_zero():
     assert exact == pytest.approx(whole, rel=1e-7) and few == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.parametrize("repeated", [0, 40, 512])
+def test_large_float32_features_that_repeat_themselves(repeated, monkeypatch):
+    """Cholesky's factor of float32 products ends where the features repeat: what is left is made up for."""
+    monkeypatch.setattr(distributions, "PANEL", 250)
+    d = distributions.LARGE + 89
+    a, b = ((normal(2 * d, d, seed) / d**0.5 + 3).float() for seed in (0, 1))
+    a, b = (torch.cat([x, x[:, :repeated]], 1) for x in (a, b * 1.1))
+    factor, failed = distributions._cholesky(statistics(a).covariance()[1])
+    assert (failed > d - 9) if repeated else failed == 0
+    exact = frechet_distance(statistics(a.double()), statistics(b.double()))
+    assert frechet_distance(statistics(a, 100), statistics(b, 70)) == pytest.approx(exact, rel=1e-4)
+
+
 def test_memory_does_not_grow_and_the_kept_rows_are_a_fair_sample(monkeypatch):
     monkeypatch.setattr(distributions, "KEPT", 400)
     stats = FeatureStatistics(4)
