@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _GAP = 6
+_LABEL = 188  # rows' labels are wrapped at this width, in pixels
 _HEIGHTS = (192, 512)  # pictures are shown no lower and no higher than this, in pixels
 
 
@@ -25,9 +26,10 @@ def contact_sheet(
     font = ImageFont.load_default(15)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     block = across * size[0] + (across - 1) * 2
-    margin = 200 if any(rows) else 0
+    wrapped = [_wrap(label, measure, font, _LABEL) for label in rows]
+    longest = max(measure.textlength(line, font=font) for label in wrapped for line in label.split("\n"))
+    margin = round(longest) + 2 * _GAP if any(rows) else 0
     head = 26 if any(columns) else 0
-    wrapped = [_wrap(label, measure, font, margin - 2 * _GAP) for label in rows]
     tall = [max(size[1], 20 * (label.count("\n") + 1)) + _GAP for label in wrapped]
     sheet = Image.new("RGB", (margin + len(columns) * (block + _GAP) + _GAP, head + sum(tall) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.linalg import blas, eigvalsh, lapack
 from torchmetrics import Metric
@@ -148,7 +149,7 @@ class FeatureStatistics(Metric):
         for part in self.rows:
             sums += part.sum(0, dtype=torch.float64)
         mean = sums / n
-        scatter = mean.new_zeros(len(mean), len(mean))
+        scatter = torch.from_numpy(np.zeros((len(mean), len(mean)))).to(mean)  # NumPy asks for large pages of memory
         if len(self.factor):
             cross = torch.outer(seen[1:, 0], mean)
             scatter += seen[1:, 1:] - cross - cross.T + seen[0, 0] * torch.outer(mean, mean)
@@ -164,7 +165,7 @@ class FeatureStatistics(Metric):
 
 def _panels(parts: Sequence[torch.Tensor], centre: torch.Tensor) -> Iterator[torch.Tensor]:
     """The rows of all parts less their centre [D], PANEL at a time, each time in the same memory."""
-    panel, filled = centre.new_empty(PANEL, len(centre)), 0
+    panel, filled = torch.from_numpy(np.empty((PANEL, len(centre)), np.float32)).to(centre), 0
     for part in parts:
         while len(part):
             fits = part[: PANEL - filled]

@@ -1,11 +1,11 @@
 """How fast FID is, next to torchmetrics and torch-fidelity, from the same features.
 
-    python examples/benchmarks/evaluate.py                # 5,000 x 2,048 features on each side: about a minute
+    python examples/benchmarks/evaluate.py                # 5,000 x 2,048 features on each side: about two minutes
     python examples/benchmarks/evaluate.py 500 2048       # fewer pictures than features
 
 Each takes the feature matrices in batches of 250, as they would come from an extractor, and ends with the figure; the
 others' way is their own, update and compute or features, statistics and metric. One thread for all, set before any of
-them loads. Prints the figures, the times (medians of three rounds), and how many times as long the others take: for
+them loads. Prints the figures, the times (medians of five rounds), and how many times as long the others take: for
 everything, and with the statistics of the reference kept from an earlier time, as all three can.
 """
 
@@ -31,7 +31,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from bolid.method.distributions import FeatureStatistics, frechet_distance
 
 BATCH = 250
-ROUNDS = 3
+ROUNDS = 5
 
 
 class Ours:
