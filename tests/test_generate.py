@@ -378,13 +378,14 @@ def test_a_grid_is_one_sheet_of_pictures_that_are_the_same_alone(world, tmp_path
     assert record["kind"] == "grid" and record["config"]["grid"] == grid
     with Image.open(sheet) as image:
         shown = np.asarray(image.convert("RGB"))
+    assert 6 + 3 * 150 < shown.shape[1] <= 206 + 3 * 150
     # Three columns, and for each prompt a row a guidance: every picture is there, enlarged to 192 pixels.
     for row, (guidance, index) in enumerate(((2, 0), (4, 0), (2, 1), (4, 1))):
         for column, scale in enumerate(("0", "1", "0..0.5")):
             folder = tmp_path / "g" / f"body-scale={scale}" / f"guidance={guidance}"
             with Image.open(sorted(folder.glob("*.png"))[index]) as picture:
                 large = np.asarray(picture.resize((144, 192), Image.Resampling.BICUBIC))
-            top, left = 26 + 6 + row * 198, 200 + 6 + column * 150
+            top, left = 26 + 6 + row * 198, shown.shape[1] - (3 - column) * 150  # the labels are as wide as they need
             assert np.array_equal(shown[top : top + 192, left : left + 144], large)
 
 
