@@ -67,8 +67,8 @@ def test_many_float32_features_far_off_zero():
 @pytest.mark.parametrize("repeated", [0, 40, 512])
 def test_large_float32_features_that_repeat_themselves(repeated, monkeypatch):
     """Cholesky's factor of float32 products ends where the features repeat: what is left is made up for."""
-    monkeypatch.setattr(distributions, "PANEL", 250)
     d = distributions.LARGE + 89
+    monkeypatch.setattr(distributions, "PANEL", d)  # so that the last panel is full
     a, b = ((normal(2 * d, d, seed) / d**0.5 + 3).float() for seed in (0, 1))
     a, b = (torch.cat([x, x[:, :repeated]], 1) for x in (a, b * 1.1))
     factor, failed = distributions._cholesky(statistics(a).covariance()[1])

@@ -174,7 +174,8 @@ def _panels(parts: Sequence[torch.Tensor], centre: torch.Tensor) -> Iterator[tor
             if filled == PANEL:
                 yield panel
                 filled = 0
-    yield panel[:filled]
+    if filled:
+        yield panel[:filled]
 
 
 def _add_gram(gram: torch.Tensor, x: torch.Tensor) -> None:
