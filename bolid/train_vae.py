@@ -38,6 +38,7 @@ class TrainVaeConfig:
     body_dim: int = field(default=64, metadata={"help": "dimensions of the body vector"})
     view: str = field(default="crop", metadata={"help": "what a photo is seen by: crop, pooled or both"})
     width: int = field(default=24, metadata={"help": "channels of the crop network's first layer"})
+    detail: float = field(default=1.0, metadata={"help": "how finely a photo's parts are sampled: 1, 1.5 or 2"})
     direct: bool = field(default=True, metadata={"help": "a linear way past the network's head"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of AdamW"})
     weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW"})
@@ -63,13 +64,15 @@ class TrainVaeConfig:
             raise BolidError(f"--people is {self.people}", "telling people apart needs at least 2 of them in a step")
         if self.view not in ("crop", "pooled", "both"):
             raise BolidError(f"--view is {self.view!r}", "choose crop, pooled or both")
+        if self.detail not in (1.0, 1.5, 2.0):
+            raise BolidError(f"--detail is {self.detail}", "choose 1, 1.5 or 2")
         if self.steps < 1:
             raise BolidError(f"--steps is {self.steps}", "give at least 1")
 
 
 @dataclass(frozen=True)
 class ViewTable:
-    """All training views in memory, the patches as uint8: about 8 KB each. N views, sorted by person."""
+    """All training views in memory, the patches as uint8: about 8 KB each (at detail 1). N views, sorted by person."""
 
     views: Views
     people: list[np.ndarray]  # rows of each person
@@ -85,7 +88,7 @@ class TrainVaeResult:
     metrics: dict[str, float]
 
 
-def read_views(train: str | Path) -> ViewTable:
+def read_views(train: str | Path, detail: float = 1.0) -> ViewTable:
     """Training shards -> the patches and keypoints of every view."""
     import numpy as np
     import torch
@@ -98,7 +101,8 @@ def read_views(train: str | Path) -> ViewTable:
     for _person, samples in group_by_person(read_shards(train)):
         people.append(np.arange(count, count + len(samples)))
         count += len(samples)
-        cut = [view_crop(decode_image(sample.image), sample.tensors["keypoints"]) for sample in samples]
+        pictures = ((decode_image(sample.image), sample.tensors["keypoints"]) for sample in samples)
+        cut = [view_crop(image, keypoints, detail=detail) for image, keypoints in pictures]
         features = [sample.tensors[name] for sample in samples if (name := "view_features") in sample.tensors]
         parts.append(
             pack(
@@ -166,14 +170,20 @@ def train_vae(
 
     config = config or TrainVaeConfig()
     chosen = match_family(family, read_index(train)["record"]["family"], train)
-    table = read_views(train)
+    table = read_views(train, config.detail)
     others = {name: getattr(config, name) for name in ("init", "anchor") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
+    anchor = None
     if config.anchor:
-        record["space"] = BodyEncoder(config.anchor).space
+        anchor = BodyEncoder(config.anchor)
+        record["space"] = anchor.space
+    anchor_table = read_views(train, anchor.model.detail) if anchor and anchor.model.detail != config.detail else table
     started = time.monotonic()
-    model, metrics = fit(table, config, record, Path(out), device=pick_device(device), seed=seed, progress=progress)
+    model, metrics = fit(
+        table, config, record, Path(out),
+        device=pick_device(device), seed=seed, progress=progress, anchor_table=anchor_table,
+    )  # fmt: skip
     save_body_encoder(out, model, {**record, "metrics": metrics})
     checkpoint_path(Path(out)).unlink(missing_ok=True)
     return TrainVaeResult(
@@ -194,8 +204,12 @@ def fit(
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
+    anchor_table: ViewTable | None = None,
 ) -> tuple[BodyVAE, dict[str, float]]:
-    """The training loop: the table's views -> (model, the last steps' mean losses)."""
+    """The training loop: the table's views -> (model, the last steps' mean losses).
+
+    `anchor_table`: the same photos as the anchor sees them, where it sees them at another detail.
+    """
     import torch
 
     from bolid.backends.body import BodyEncoder
@@ -215,10 +229,13 @@ def fit(
     if config.view != "crop" and not feature_dim:
         raise BolidError("the training shards hold no image-text features", "use --view crop, or run extract again")
     model = bv.BodyVAE(
-        config.body_dim, width=config.width, view=config.view, feature_dim=feature_dim, direct=config.direct
-    )
+        config.body_dim, width=config.width, view=config.view, feature_dim=feature_dim, direct=config.direct,
+        detail=config.detail,
+    )  # fmt: skip
     if config.init:
-        first = {name: value.float() for name, value in load_tensors(config.init, KIND)[0].items()}
+        tensors, told = load_tensors(config.init, KIND)
+        first = {name: value.float() for name, value in tensors.items()}
+        first = bv.at_detail(first, told["config"].get("detail", 1.0), config.detail)
         if model.direct is not None:  # one that has no such way starts without, as it were
             first.setdefault("direct.weight", model.direct.weight.detach())
         try:
@@ -242,7 +259,7 @@ def fit(
                 f"--anchor {config.anchor} has a space of {space.body_dim} dimensions and looks at {space.model.view}",
                 "give its --body-dim, and shards of the family that it was trained with",
             )
-        anchor = Anchor(space.model, table, device)
+        anchor = Anchor(space.model, anchor_table or table, device)
     state = dict(model.state_dict(keep_vars=True))
     step = load_checkpoint(checkpoint_path(out), record, state, optimizer)
 

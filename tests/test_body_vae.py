@@ -110,6 +110,36 @@ def test_skeleton_ignores_scale_and_unseen_keypoints():
     assert (cut.log_lengths[0, [11, 12, 13, 14]] == 0).all() and (cut.confidence[0, [11, 12, 13, 14]] == 0).all()
 
 
+def test_finer_patches_show_the_same_parts():
+    rng = np.random.default_rng(3)
+    noise = torch.from_numpy(rng.normal(size=(1, 3, 16, 12))).float()
+    smooth = torch.nn.functional.interpolate(noise, (256, 192), mode="bicubic").clamp(-1, 1)
+    points = torch.from_numpy(keypoints() * np.float32([2, 2, 1]))[None]
+    coarse, fine = (bv.make_views(*bv.crop_views(smooth, points, detail=detail)) for detail in (1.0, 2.0))
+    for name, (h, w) in bv.PATCHES.items():
+        few, many = getattr(coarse, name)[0], getattr(fine, name)[0]
+        assert many.shape[-2:] == (2 * h, 2 * w) == bv.patch_sizes(2)[name]
+        again = torch.nn.functional.interpolate(many, (h, w), mode="bilinear", align_corners=True)
+        assert (again - few).abs().mean() < 0.3 * few.std()
+    model = bv.BodyVAE(6, width=4, detail=2.0).eval()
+    assert model.encode(fine)[0].shape == (1, 6)
+    assert [part.shape for part in bv.outline_target(fine)] == [part.shape for part in bv.outline_target(coarse)]
+
+
+def test_weights_for_finer_patches_read_the_means_of_finer_maps():
+    torch.manual_seed(0)
+    coarse, fine = bv.CropEncoder(4, 1.0).state_dict(), bv.CropEncoder(4, 1.5)
+    state = bv.at_detail({f"crop_encoder.{name}": value for name, value in coarse.items()}, 1.0, 1.5)
+    fine.load_state_dict({name.removeprefix("crop_encoder."): value for name, value in state.items()})
+    for name, size in bv.patch_sizes(1.5).items():
+        before, after = coarse[f"{name}.weight"], state[f"crop_encoder.{name}.weight"]
+        h, w = bv._strided(size)
+        maps = torch.rand(before.shape[0], after.shape[1] // (h * w), h, w)
+        means = torch.nn.functional.adaptive_avg_pool2d(maps, bv._strided(bv.PATCHES[name]))
+        read = torch.einsum("pf,pfo->po", means.flatten(1), before)
+        torch.testing.assert_close(torch.einsum("pf,pfo->po", maps.flatten(1), after), read)
+
+
 def test_patches_turn_with_the_body():
     """A picture turned by 90 degrees shows the same torso."""
     rng = np.random.default_rng(1)

@@ -110,6 +110,18 @@ def test_an_anchor_keeps_the_space(world, tmp_path):
     assert encoder.inputs == {"body_encoder": encoder.space, "body_encoder_file": encoder.sha256}
 
 
+def test_finer_patches_go_on_from_coarser_ones(world, tmp_path):
+    """--detail with an --init and an --anchor of another one."""
+    first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")
+    config = dataclasses.replace(CONFIG, detail=1.5, init=str(first.path), anchor=str(first.path))
+    encoder = BodyEncoder(train_vae(world[1], tmp_path / "b.safetensors", config=config, device="cpu").path)
+    assert encoder.model.detail == 1.5 and encoder.space == sha256_file(first.path)
+    finer, coarser = read_views(world[1], 1.5).views.torso.shape, read_views(world[1]).views.torso.shape
+    assert finer[-2:] == (36, 30) and coarser[-2:] == (24, 20)
+    with pytest.raises(BolidError, match="--detail is 3"):
+        dataclasses.replace(CONFIG, detail=3)
+
+
 def test_an_anchor_reads_only_the_other_photos(world):
     """The target of a half is the product of experts of the person's views that are not in it, each counted once."""
     from bolid.method.body_vae import BodyVAE, fuse, view_confidence

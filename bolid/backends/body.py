@@ -36,7 +36,7 @@ class BodyEncoder:
         try:
             self.model = BodyVAE(
                 config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"],
-                direct=config.get("direct", False),
+                direct=config.get("direct", False), detail=config.get("detail", 1.0),
             )  # fmt: skip
             self.model.load_state_dict({name: value.float() for name, value in tensors.items()})
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -83,7 +83,8 @@ class BodyEncoder:
         means, logvars, confidences = [], [], []
         for start in range(0, len(images), _BATCH):
             part = slice(start, start + _BATCH)
-            cut = [view_crop(image, points) for image, points in zip(images[part], keypoints[part], strict=True)]
+            pairs = zip(images[part], keypoints[part], strict=True)
+            cut = [view_crop(image, points, detail=self.model.detail) for image, points in pairs]
             crops = torch.from_numpy(np.stack([crop for crop, _ in cut])).to(self.device)
             inside = torch.from_numpy(np.stack([points for _, points in cut])).to(self.device)
             pooled = None
@@ -101,7 +102,7 @@ class BodyEncoder:
         """Mean [B, D] of each of the pictures [B, 3, h, w] in -1..1 with keypoints [B, 17, 3] in their pixels, and what
         of them was looked at. Differentiable in both; for encoders that look at the picture alone.
         """
-        views = make_views(*crop_views(pixel_values, keypoints))
+        views = make_views(*crop_views(pixel_values, keypoints, detail=self.model.detail))
         return self.model.encode(views)[0], views
 
 

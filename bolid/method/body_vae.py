@@ -4,8 +4,8 @@ Every view gives a Gaussian over z; the views are fused by a product of experts;
 held-out view *given that view's pose*, so z keeps what the pose does not tell: proportions and build.
 
 Shapes: B people, M views of one person, N = views in a flat batch, K = 17 COCO keypoints, D body dimension,
-(H, W) = CROP_SIZE. Crops are float NCHW -1..1 (uint8 HWC in files). Keypoints are (x, y, confidence): pixels of the
-stored picture in files, and -1..1 over the crop once a view is made of them.
+(H, W) = CROP_SIZE times the detail. Crops are float NCHW -1..1 (uint8 HWC in files). Keypoints are (x, y, confidence):
+pixels of the stored picture in files, and -1..1 over the crop once a view is made of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CROP_SIZE = (96, 72)
+CROP_SIZE = (96, 72)  # at a detail of 1; also what the pixels of a `Skeleton` are
 KEYPOINTS = 17
 FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # left <-> right in COCO's order
 MID_SHOULDER, MID_HIP = 17, 18  # two points that COCO lacks, appended by `bones`
@@ -68,7 +68,13 @@ def gaussian_keypoint_weight(keypoints: torch.Tensor, size: tuple[int, int], sig
     return weight / weight.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
 
 
-def view_crop(image: np.ndarray, keypoints: np.ndarray, margin: float = 0.18) -> tuple[np.ndarray, np.ndarray]:
+def crop_size(detail: float) -> tuple[int, int]:
+    return round(CROP_SIZE[0] * detail), round(CROP_SIZE[1] * detail)
+
+
+def view_crop(
+    image: np.ndarray, keypoints: np.ndarray, margin: float = 0.18, detail: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut the person out, scale-normalised: the box of the seen keypoints plus `margin`, in CROP_SIZE's proportions.
 
     `image` uint8 [h, w, 3]; `keypoints` [K, 3] in its pixels. => uint8 crop [H, W, 3] and the keypoints [K, 3] in
@@ -76,7 +82,7 @@ def view_crop(image: np.ndarray, keypoints: np.ndarray, margin: float = 0.18) ->
     """
     from PIL import Image
 
-    crop_h, crop_w = CROP_SIZE
+    crop_h, crop_w = crop_size(detail)
     seen = keypoints[:, 2] >= MIN_CONFIDENCE
     xy = keypoints[seen, :2] if seen.any() else keypoints[:, :2]
     low, high = xy.min(axis=0), xy.max(axis=0)
@@ -97,14 +103,14 @@ def view_crop(image: np.ndarray, keypoints: np.ndarray, margin: float = 0.18) ->
 
 
 def crop_views(
-    pixel_values: torch.Tensor, keypoints: torch.Tensor, margin: float = 0.18
+    pixel_values: torch.Tensor, keypoints: torch.Tensor, margin: float = 0.18, detail: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`view_crop` of a batch, differentiable in the pictures and in the keypoints' places; the window itself is fixed.
 
     `pixel_values` float [N, 3, h, w]; `keypoints` [N, K, 3] in its pixels. => crops [N, 3, H, W] and keypoints
     [N, K, 3] in -1..1 over them.
     """
-    crop_h, crop_w = CROP_SIZE
+    crop_h, crop_w = crop_size(detail)
     seen = keypoints[..., 2] >= MIN_CONFIDENCE
     counted = (seen | ~seen.any(1, keepdim=True))[..., None]
     xy = keypoints[..., :2].detach()
@@ -157,7 +163,11 @@ def skeleton(keypoints: torch.Tensor) -> Skeleton:
     return Skeleton(points, vector / length[..., None] * (confidence[..., None] > 0), log_lengths, confidence, scale)
 
 
-PATCHES = {"torso": (24, 20), "bust": (16, 20), "limb": (16, 10)}  # (along, across), samples
+PATCHES = {"torso": (24, 20), "bust": (16, 20), "limb": (16, 10)}  # (along, across), samples at a detail of 1
+
+
+def patch_sizes(detail: float) -> dict[str, tuple[int, int]]:
+    return {part: (round(along * detail), round(across * detail)) for part, (along, across) in PATCHES.items()}
 
 
 def body_patches(crops: torch.Tensor, bones: Skeleton) -> dict[str, torch.Tensor]:
@@ -165,9 +175,10 @@ def body_patches(crops: torch.Tensor, bones: Skeleton) -> dict[str, torch.Tensor
 
     In these frames a body's outline does not move with the pose: how wide someone is stands in the same place in every
     photo. Extents are parts of the stature, never of the bone, so that foreshortening does not stretch a patch.
-    crops [N, c, H, W] => {"torso": [N, 1, c, h, w], "bust": [N, 1, c, h, w], "limb": [N, 8, c, h, w]}; a part that is
-    not seen is zero.
+    crops [N, c, H, W] => {"torso": [N, 1, c, h, w], "bust": [N, 1, c, h, w], "limb": [N, 8, c, h, w]}, of the crops'
+    detail; a part that is not seen is zero.
     """
+    sizes = patch_sizes(crops.shape[2] / CROP_SIZE[0])
     points, scale = bones.points, bones.scale[:, None, None]
     shoulder, hip = points[:, MID_SHOULDER : MID_SHOULDER + 1], points[:, MID_HIP : MID_HIP + 1]
     head = points[:, :5]
@@ -187,7 +198,7 @@ def body_patches(crops: torch.Tensor, bones: Skeleton) -> dict[str, torch.Tensor
     }  # fmt: skip
     patches = {}
     for part, (centre, along, half_along, half_across, seen) in frames.items():
-        h, w = PATCHES[part]
+        h, w = sizes[part]
         u = torch.linspace(-1, 1, h, device=crops.device)[:, None, None]
         v = torch.linspace(-1, 1, w, device=crops.device)[None, :, None]
         across = torch.stack([-along[..., 1], along[..., 0]], dim=-1) * half_across
@@ -207,7 +218,7 @@ def make_views(
     or float [N, 3, H, W] in -1..1, as `crop_views` does.
     """
     pixels = crops if crops.is_floating_point() else crops.permute(0, 3, 1, 2).float() / 127.5 - 1
-    weight = gaussian_keypoint_weight(keypoints, CROP_SIZE, sigma)[:, None]
+    weight = gaussian_keypoint_weight(keypoints, tuple(pixels.shape[2:]), sigma)[:, None]
     patches = body_patches(torch.cat([pixels, 2 * weight - 1], dim=1), skeleton(keypoints))
     return Views(patches["torso"], patches["bust"], patches["limb"], keypoints, features)
 
@@ -221,13 +232,18 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential
     )
 
 
+def _strided(size: tuple[int, int]) -> tuple[int, int]:
+    """What two convolutions of stride 2 leave of a patch."""
+    return -(-size[0] // 4), -(-size[1] // 4)
+
+
 class PatchEncoder(nn.Module):
     """The patches of one kind -> `out_dim` numbers each."""
 
     def __init__(self, size: tuple[int, int], width: int, parts: int, out_dim: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(_conv(4, width), _conv(width, 2 * width, 2), _conv(2 * width, 3 * width, 2))
-        flat = 3 * width * (-(-size[0] // 4)) * (-(-size[1] // 4))
+        flat = 3 * width * math.prod(_strided(size))
         # One read-out for each part: an arm and a leg share the filters, not what they mean.
         self.weight = nn.Parameter(torch.randn(parts, flat, out_dim) / math.sqrt(flat))
 
@@ -241,32 +257,52 @@ class PatchEncoder(nn.Module):
 class CropEncoder(nn.Module):
     """The Gaussian-weighted crop, read along the bones -> one vector."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, detail: float) -> None:
         super().__init__()
-        self.torso = PatchEncoder(PATCHES["torso"], width, 1, 96)
-        self.bust = PatchEncoder(PATCHES["bust"], width, 1, 64)
-        self.limb = PatchEncoder(PATCHES["limb"], width // 2, len(LIMBS), 16)
+        sizes = patch_sizes(detail)
+        self.torso = PatchEncoder(sizes["torso"], width, 1, 96)
+        self.bust = PatchEncoder(sizes["bust"], width, 1, 64)
+        self.limb = PatchEncoder(sizes["limb"], width // 2, len(LIMBS), 16)
         self.out_dim = 96 + 64 + 16 * len(LIMBS)
 
     def forward(self, views: Views) -> torch.Tensor:
         return torch.cat([self.torso(views.torso), self.bust(views.bust), self.limb(views.limb)], dim=1)
 
 
+def at_detail(state: dict[str, torch.Tensor], before: float, now: float) -> dict[str, torch.Tensor]:
+    """A BodyVAE's weights for patches of another detail, to train on from: they read a finer map's means."""
+    state = dict(state)
+    for part in PATCHES:
+        name = f"crop_encoder.{part}.weight"
+        if before == now or name not in state:
+            continue
+        coarse, fine = (_strided(patch_sizes(detail)[part]) for detail in (before, now))
+        places = math.prod(fine)
+        pooling = F.adaptive_avg_pool2d(torch.eye(places).view(places, 1, *fine), coarse).flatten(1)
+        parts, flat, out_dim = state[name].shape
+        weight = state[name].view(parts, flat // math.prod(coarse), math.prod(coarse), out_dim)
+        state[name] = torch.einsum("yx,pcxo->pcyo", pooling, weight).flatten(1, 2)
+    return state
+
+
 class BodyVAE(nn.Module):
-    """q(z | views) and p(view | z, pose). See the module's docstring; `view` says what a view is represented by."""
+    """q(z | views) and p(view | z, pose). See the module's docstring; `view` says what a view is represented by,
+    `detail` how finely its patches are sampled.
+    """
 
     def __init__(
         self, body_dim: int = 64, width: int = 24, hidden_dim: int = 256, view: str = "crop", feature_dim: int = 0,
-        direct: bool = False,
+        direct: bool = False, detail: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if view not in ("crop", "pooled", "both"):
             raise ValueError(f"view is crop, pooled or both, not {view!r}")
         self.body_dim, self.view, self.feature_dim = body_dim, view, 0 if view == "crop" else feature_dim
+        self.detail = detail
         pose_dim = len(BONES) * 3
         in_dim = KEYPOINTS * 3 + pose_dim + len(BONES)
         if view != "pooled":
-            self.crop_encoder = CropEncoder(width)
+            self.crop_encoder = CropEncoder(width, detail)
             in_dim += self.crop_encoder.out_dim
         if view != "crop":
             self.features = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, 24))
@@ -330,11 +366,12 @@ def outline_target(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
     Edges, not colours: clothes change their colour from photo to photo, the outline of the body under them less.
     """
     values, weights = [], []
-    for patch in (views.torso, views.bust, views.limb):
+    for part, patch in (("torso", views.torso), ("bust", views.bust), ("limb", views.limb)):
         grey = patch[:, :, :3].mean(dim=2)
         dx = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
         dy = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
-        edges = F.avg_pool2d((dx**2 + dy**2 + 1e-4).sqrt(), 2)
+        # As many places whatever the detail, so that a reconstruction weighs as much.
+        edges = F.adaptive_avg_pool2d((dx**2 + dy**2 + 1e-4).sqrt(), OUTLINE_SIZES[part])
         edges = edges / edges.mean(dim=(-2, -1), keepdim=True)
         values.append(edges.sqrt().flatten(1))
         weights.append(seen_patches(patch).flatten(2).expand(*edges.shape[:2], edges[0, 0].numel()).flatten(1))
@@ -459,8 +496,9 @@ def augment(
     offset = torch.zeros(n, 1, 4, 1, 1)
     offset[:, 0, :3] = uniform(n, 1, 1, 1, low=-0.3, high=0.3)
     # Hide the head: everything of the bust beyond the shoulders (its rows run from the chest up).
-    visible = torch.ones(n, 1, 1, PATCHES["bust"][0], 1)
-    visible[:, :, :, PATCHES["bust"][0] * 5 // 16 :] = (uniform(n) >= hide_head).view(-1, 1, 1, 1, 1).float()
+    rows = views.bust.shape[-2]
+    visible = torch.ones(n, 1, 1, rows, 1)
+    visible[:, :, :, rows * 5 // 16 :] = (uniform(n) >= hide_head).view(-1, 1, 1, 1, 1).float()
 
     def recolour(patch: torch.Tensor) -> torch.Tensor:
         mixed = torch.einsum("nij,npjhw->npihw", mix4, patch) + offset
@@ -495,6 +533,7 @@ def spoil_views(views: Views, generator: torch.Generator, part: float) -> Views:
     drawn = torch.rand(n, generator=generator)
     blurred, hidden = drawn < part / 2, (drawn >= part / 2) & (drawn < part)
     factor = torch.randint(2, 5, (n,), generator=generator)
+    detail = views.bust.shape[-2] / PATCHES["bust"][0]
     half = torch.randint(len(HALVES), (n,), generator=generator)
     gone = torch.zeros(len(HALVES), KEYPOINTS, dtype=torch.bool)
     for i, points in enumerate(HALVES):
@@ -513,7 +552,7 @@ def spoil_views(views: Views, generator: torch.Generator, part: float) -> Views:
             rows = blurred & (factor == times)
             if rows.any():
                 sharp = patch[rows].flatten(0, 1)
-                small = F.interpolate(sharp, scale_factor=1 / times, mode="area")
+                small = F.interpolate(sharp, scale_factor=1 / (times * detail), mode="area")
                 patch[rows] = F.interpolate(small, sharp.shape[-2:], mode="bilinear").view_as(patch[rows])
         patches.append(patch)
     features = None if views.features is None else views.features * ~gone[..., None]
