@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.backends.body import BodyEncoder
     from bolid.method.body_vae import BodyVAE, Views
 
 Progress = Callable[[int, int, str], None]
@@ -174,16 +175,14 @@ def train_vae(
     others = {name: getattr(config, name) for name in ("init", "anchor") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
-    anchor = None
+    device, anchor = pick_device(device), None
     if config.anchor:
-        anchor = BodyEncoder(config.anchor)
-        record["space"] = anchor.space
-    anchor_table = read_views(train, anchor.model.detail) if anchor and anchor.model.detail != config.detail else table
+        space = BodyEncoder(config.anchor, device)
+        record["space"] = space.space
+        seen = space.model.detail
+        anchor = space, table if seen == config.detail else read_views(train, seen)
     started = time.monotonic()
-    model, metrics = fit(
-        table, config, record, Path(out),
-        device=pick_device(device), seed=seed, progress=progress, anchor_table=anchor_table,
-    )  # fmt: skip
+    model, metrics = fit(table, config, record, Path(out), anchor, device=device, seed=seed, progress=progress)
     save_body_encoder(out, model, {**record, "metrics": metrics})
     checkpoint_path(Path(out)).unlink(missing_ok=True)
     return TrainVaeResult(
@@ -200,19 +199,18 @@ def fit(
     config: TrainVaeConfig,
     record: dict[str, Any],
     out: Path,
+    anchored: tuple[BodyEncoder, ViewTable] | None = None,
     *,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
-    anchor_table: ViewTable | None = None,
 ) -> tuple[BodyVAE, dict[str, float]]:
     """The training loop: the table's views -> (model, the last steps' mean losses).
 
-    `anchor_table`: the same photos as the anchor sees them, where it sees them at another detail.
+    `anchored`: the encoder whose space is to be kept, on `device`, and the same photos as it sees them.
     """
     import torch
 
-    from bolid.backends.body import BodyEncoder
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
     from bolid.formats.tensors import load_tensors
     from bolid.method import body_vae as bv
@@ -235,11 +233,11 @@ def fit(
     if config.init:
         tensors, told = load_tensors(config.init, KIND)
         first = {name: value.float() for name, value in tensors.items()}
-        first = bv.at_detail(first, told["config"].get("detail", 1.0), config.detail)
         if model.direct is not None:  # one that has no such way starts without, as it were
             first.setdefault("direct.weight", model.direct.weight.detach())
         try:
-            model.load_state_dict(first)
+            detail = told.get("config", {}).get("detail", 1.0)
+            model.load_state_dict(bv.at_detail(first, detail, config.detail))
         except RuntimeError as error:
             raise BolidError(
                 f"--init {config.init} is a body encoder of another shape", "give its --body-dim, --width and --view"
@@ -252,14 +250,14 @@ def fit(
         lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True,
     )  # fmt: skip
     anchor = None
-    if config.anchor:
-        space = BodyEncoder(config.anchor, device)
+    if anchored:
+        space, seen = anchored
         if space.body_dim != config.body_dim or space.model.feature_dim not in (0, feature_dim):
             raise BolidError(
                 f"--anchor {config.anchor} has a space of {space.body_dim} dimensions and looks at {space.model.view}",
                 "give its --body-dim, and shards of the family that it was trained with",
             )
-        anchor = Anchor(space.model, anchor_table or table, device)
+        anchor = Anchor(space.model, seen, device)
     state = dict(model.state_dict(keep_vars=True))
     step = load_checkpoint(checkpoint_path(out), record, state, optimizer)
 

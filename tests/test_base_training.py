@@ -36,18 +36,14 @@ def test_remarkable_ratios_are_named_and_others_are_not():
 def test_a_portrait_says_nothing_of_the_body():
     ratios = [dict.fromkeys(train_base.SHAPE_WORDS, value) for value in (0.1, 0.2, 0.3)]
     photos = [
-        {
-            "caption": f"a {framing} of a man, in a red long-sleeved top, in a room",
-            "ratios": row,
-            "attributes": {"framing": framing},
-        }
+        {"caption": f"a {framing} of a man", "ratios": row, "attributes": {"framing": framing}}
         for framing, row in zip(("portrait", "full body", "portrait"), ratios, strict=True)
     ]
     photos[1]["ratios"] = dict.fromkeys(train_base.SHAPE_WORDS, 0.9)
     captions = train_base.name_shapes(photos, seed=0)
     assert len(captions) == 3 * train_base.VARIANTS
-    assert not any("with" in caption for caption in captions[0::3] + captions[2::3])
-    assert all("man with " in caption for caption in captions[1::3])
+    assert set(captions[0::3]) == {"a portrait of a man"} == set(captions[2::3])
+    assert all("a full body of a man with " in caption for caption in captions[1::3])
 
 
 def test_a_part_of_the_caption_is_left_out():
@@ -65,7 +61,7 @@ def test_a_part_of_the_caption_is_left_out():
     }
     portrait = "a portrait of a man, in an orange long-sleeved top, in a room"
     assert "a man, in an orange long-sleeved top, in a room" in {train_base.leave_out(portrait, rng) for _ in range(60)}
-    assert train_base._article("orange") == "an" and train_base._article("red") == "a"
+    assert train_base.article("orange") == "an" and train_base.article("red") == "a"
 
 
 def test_a_vocabulary_is_kept_where_it_knows_the_words(tmp_path):

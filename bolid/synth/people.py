@@ -288,16 +288,19 @@ def caption(identity: Identity, plan: PhotoPlan) -> str:
         who = [word for word in (words["height_word"], words["weight_word"]) if word] + who
     pose = "" if plan.framing == "portrait" else f" {POSE_PHRASES[plan.pose]}"
     low = "" if plan.framing == "portrait" else f" and {bottom_phrase(plan.bottom_color, plan.bottom)}"
-    article = "an" if plan.top_color[0] in "aeiou" else "a"
     return (
-        f"a {plan.framing}{' photo' if plan.framing != 'portrait' else ''} of a {' '.join(who)}{pose}, in {article} "
-        f"{plan.top_color} {plan.sleeves}-sleeved top{low}, {SCENE_PHRASES[plan.scene]}"
+        f"a {plan.framing}{' photo' if plan.framing != 'portrait' else ''} of a {' '.join(who)}{pose}, in "
+        f"{article(plan.top_color)} {plan.top_color} {plan.sleeves}-sleeved top{low}, {SCENE_PHRASES[plan.scene]}"
     )
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def bottom_phrase(color: str, bottom: str) -> str:
     if bottom == "skirt":
-        return f"{'an' if color[0] in 'aeiou' else 'a'} {color} skirt"
+        return f"{article(color)} {color} skirt"
     return f"{color} {bottom}"
 
 

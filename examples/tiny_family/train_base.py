@@ -9,7 +9,8 @@ with v-prediction, min-SNR weighting (gamma 5, arXiv:2303.09556), noise levels d
 (arXiv:2403.03206) and half uniform, captions dropped 10 % of the time for classifier-free guidance, and an exponential
 moving average, which is exported.
 The error counts more where the person is, and most at the face (`person_weights`); portraits are drawn more often.
-Half of the captions also say in words how the body differs from the mean (`name_shape`), or leave something out.
+Half of the captions also say in words how the body differs from the mean (`name_shape`); half of these leave something
+out (`leave_out`).
 Resumable: the same command goes on from OUT/checkpoint.pt; the learning rate falls over the last half of --minutes.
 """
 
@@ -34,7 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from truth import read_resized, read_truth, store_float8
 
 from bolid.precision import computing
-from bolid.synth.people import POSE_PHRASES
+from bolid.synth.people import POSE_PHRASES, article
 
 TOKENS, WIDTH = 40, 128  # longest prompt, and the channels of its states
 SHEET = [
@@ -98,7 +99,7 @@ def leave_out(caption: str, rng: np.random.Generator) -> str:
     part = rng.choice(["sleeves", "framing", "pose", "clothes", "scene"], p=[0.5, 0.125, 0.125, 0.125, 0.125])
     who, clothes, scene = caption.rsplit(", ", 2)
     if part == "sleeves":
-        clothes = re.sub(r"an? (\w+) (?:long|short)-sleeved", lambda m: f"{_article(m[1])} {m[1]}", clothes)
+        clothes = re.sub(r"an? (\w+) (?:long|short)-sleeved", lambda m: f"{article(m[1])} {m[1]}", clothes)
     elif part == "framing":
         who = re.sub(r"^.*?(?: photo|portrait) of ", "", who)
     elif part == "pose":
@@ -110,24 +111,18 @@ def leave_out(caption: str, rng: np.random.Generator) -> str:
     return f"{who}, {clothes}, {scene}"
 
 
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
-
-
 def name_shapes(photos: list[dict[str, Any]], seed: int) -> list[str]:
-    """VARIANTS * N captions, variant by variant: the shape in words where the photo shows a body, and of half of them
-    something left out."""
+    """VARIANTS * N captions of the photos that show a body, variant by variant (a portrait's stay as they are)."""
     ratios = np.array([[photo["ratios"][name] for name in SHAPE_WORDS] for photo in photos])
     deviations = (ratios - ratios.mean(0)) / ratios.std(0)
     rng = np.random.default_rng([seed, 1])
-    captions = [
+    return [
         photo["caption"]
         if photo["attributes"]["framing"] == "portrait"
         else name_shape(photo["caption"], dict(zip(SHAPE_WORDS, row, strict=True)), rng)
         for _ in range(VARIANTS)
         for photo, row in zip(photos, deviations, strict=True)
     ]
-    return [leave_out(caption, rng) if rng.random() < 0.5 else caption for caption in captions]
 
 
 def person_weights(photos: list[dict[str, Any]], size: tuple[int, int]) -> torch.Tensor:
@@ -344,7 +339,9 @@ def main() -> None:
     size, device = tuple(args.size), args.device
     vae = AutoencoderTiny.from_pretrained(args.vae).eval().to(device, memory_format=torch.channels_last)
     photos = read_truth(args.photos)[: args.limit]
-    captions = [photo["caption"] for photo in photos] + name_shapes(photos, args.seed)
+    rng = np.random.default_rng([args.seed, 2])
+    named = [leave_out(told, rng) if rng.random() < 0.5 else told for told in name_shapes(photos, args.seed)]
+    captions = [photo["caption"] for photo in photos] + named
     if rank == 0 and not (args.out / "tokenizer" / "tokenizer.json").exists():
         known = CLIPTokenizer.from_pretrained(args.init / "tokenizer") if args.init else None
         if known is None or not knows(known, captions):
@@ -360,8 +357,7 @@ def main() -> None:
     places = person_weights(photos, size).to(device)
     places = torch.stack([places, places.flip(3)])  # of the mirror images too
     often = np.array([PORTRAIT if photo["attributes"]["framing"] == "portrait" else 1.0 for photo in photos])
-    drawn = np.cumsum(often / often.sum())
-    drawn[-1] = 1.0
+    often /= often.sum()
     if rank == 0:
         longest = int((tokens != tokenizer.pad_token_id).sum(1).max()) + 1
         deviation = latents.float().std()
@@ -417,14 +413,14 @@ def main() -> None:
         optimizer.param_groups[0]["lr"] = (
             args.lr * min(1.0, (step + 1) / 300) * min(1.0, max(0.02, (total - spent) / (0.5 * total)))
         )
-        index = torch.from_numpy(np.searchsorted(drawn, rng.random(args.batch))).to(device)
+        index = torch.from_numpy(rng.choice(len(photos), args.batch, p=often)).to(device)
         mirrored = torch.from_numpy(rng.integers(0, 2, args.batch)).to(device)
         dropped = torch.from_numpy(rng.random(args.batch) < 0.1).to(device)
         # Half of the time the photo's own caption, else one of those that name the body's shape.
         named = rng.random(args.batch) < 0.5
         variant = torch.from_numpy(rng.integers(1, VARIANTS + 1, args.batch) * named).to(device)
-        # Logit-normal with its mode a little towards noise: that is where the layout is decided.
-        # Half of them: without the others the first and the last steps of a sampler would hardly be learnt.
+        # Half of them logit-normal, its mode a little towards noise, where the layout is decided. Half uniform:
+        # otherwise a sampler's first and last steps would hardly be learnt.
         t = 1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(args.batch))))
         t = np.where(rng.random(args.batch) < 0.5, t, 1000 * rng.random(args.batch))
         t = torch.from_numpy(t.astype(np.int64).clip(0, 999)).to(device)

@@ -36,6 +36,7 @@ from bolid.synth.people import (
     POSE_PHRASES,
     SCENE_PHRASES,
     SLEEVES,
+    article,
     bottom_phrase,
 )
 
@@ -80,8 +81,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 WEIGHTS = {"pose": 3.0, "height": 0.3}
 
 PROMPTS: dict[str, dict[str, list[str]]] = {
-    "top_color": {c: [f"{_a} {c} top", f"a photo of a person in {_a} {c} top"]
-                  for c in COLORS for _a in ["an" if c[0] in "aeiou" else "a"]},
+    "top_color": {c: [f"{article(c)} {c} top", f"a photo of a person in {article(c)} {c} top"] for c in COLORS},
     "bottom_color": {c: [bottom_phrase(c, kind) for kind in BOTTOMS] for c in COLORS},
     "pose": {name: [phrase, f"a person {phrase}"] for name, phrase in POSE_PHRASES.items()},
     "scene": {name: [phrase, f"a photo {phrase}"] for name, phrase in SCENE_PHRASES.items()},
@@ -102,10 +102,6 @@ def truth_of(row: dict[str, Any]) -> dict[str, str]:
     return truth
 
 
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
-
-
 def compose(said: dict[str, str], rng: random.Random) -> str:
     """A caption that says just these attributes, in one of many wordings."""
     framing = said.get("framing")
@@ -116,7 +112,7 @@ def compose(said: dict[str, str], rng: random.Random) -> str:
         None: ["", "", "a photo of ", "a picture of "],
     }[framing]
     who = [said[name] for name in ("height", "weight") if name in said] + [said.get("gender", "person")]
-    subject = f"{_article(who[0])} {' '.join(who)}"
+    subject = f"{article(who[0])} {' '.join(who)}"
     if "pose" in said:
         subject += f" {POSE_PHRASES[said['pose']]}"
     clothes = []
@@ -124,7 +120,7 @@ def compose(said: dict[str, str], rng: random.Random) -> str:
         words = [said[name] for name in ("top_color",) if name in said]
         words += [f"{said['sleeves']}-sleeved"] if "sleeves" in said else []
         words.append(rng.choice(["top", "top", "top", "shirt"]))
-        clothes.append(f"{_article(words[0])} {' '.join(words)}")
+        clothes.append(f"{article(words[0])} {' '.join(words)}")
     if "bottom_color" in said and "bottom" in said:
         clothes.append(bottom_phrase(said["bottom_color"], said["bottom"]))
     elif "bottom" in said:
