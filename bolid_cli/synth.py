@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,10 @@ def synth(
     photos: Annotated[int, typer.Option(help="Photos of each person.", min=1)] = 8,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <person>/*.jpg, .txt, .json.")] = Path("photos"),
     size: Annotated[str, typer.Option(help="Height x width in pixels.", metavar="HxW")] = "512x384",
+    framing: Annotated[
+        str | None,
+        typer.Option(help="Only photos of this kind: full-body, three-quarter or portrait.", show_default="all"),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -28,13 +32,19 @@ def synth(
     """
     seeds = _seeds(people)
     pixels = _size(size)
+    from bolid.synth.people import FRAMINGS
     from bolid.synth.render import write_photos
+
+    framings = {name.replace(" ", "-"): name for name in FRAMINGS}
+    if framing and framing not in framings:
+        raise BolidError(f"--framing {framing!r} is no kind of photo", "one of full-body, three-quarter or portrait")
+    fixed: dict[str, Any] = {"framing": framings[framing]} if framing else {}
 
     paths: list[Path] = []
     with progress_bar(quiet) as progress:
         for done, seed in enumerate(seeds):
             progress(done, len(seeds), "rendering people")
-            paths += write_photos(out, seed, photos, size=pixels)
+            paths += write_photos(out, seed, photos, size=pixels, **fixed)
     if as_json:
         emit_json({"people": len(seeds), "photos": paths})
     else:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from bolid.errors import BolidError
 from bolid.synth.people import (
@@ -21,6 +22,7 @@ from bolid.synth.people import (
     sample_identity,
     sample_plan,
 )
+from bolid_cli.main import app
 from bolid_cli.synth import _seeds, _size
 
 SIZE = (128, 96)
@@ -160,3 +162,13 @@ def test_people_and_sizes():
     for bad in ("512", "10x10", "511x384", "9000x100"):
         with pytest.raises(BolidError, match="is no picture size"):
             _size(bad)
+
+
+def test_one_kind_of_photo(tmp_path):
+    command = ["synth", "--people", "5", "--photos", "2", "--size", "128x96", "--framing"]
+    assert CliRunner().invoke(app, [*command, "portrait", "-o", str(tmp_path)]).exit_code == 0
+    captions = [path.read_text() for path in sorted(tmp_path.glob("*/*.txt"))]
+    assert len(captions) == 2 and all(caption.startswith("a portrait of") for caption in captions)
+    refused = CliRunner().invoke(app, [*command, "close-up", "-o", str(tmp_path / "none")])
+    assert refused.exit_code == 1 and "full-body, three-quarter or portrait" in refused.stderr
+    assert not (tmp_path / "none").exists()
