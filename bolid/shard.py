@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ class ShardResult:
 
 
 def shard(
-    shards: str | os.PathLike[str] = "shards",
+    shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = "shards",
     out: str | os.PathLike[str] = "train",
     *,
     family: str | None = None,
@@ -57,24 +58,32 @@ def shard(
 ) -> ShardResult:
     """Group the samples of ``shards`` by person, cut them to the family's format and cache their latents.
 
-    People with fewer than ``min_photos`` photos (near-duplicates not counted) are left out. One person's samples lie
-    together in one tar. With ``val_fraction`` that share of the people, chosen by ``seed``, goes to ``out/val`` and the
+    Several directories count as one: a person's photos may lie in more than one of them, and the same photo counts
+    once. People with fewer than ``min_photos`` photos (near-duplicates not counted) are left out. One person's samples
+    lie together in one tar. With ``val_fraction`` that share of the people, chosen by ``seed``, goes to ``out/val`` and the
     others to ``out/train``; else all go to ``out``. The same call after a kill goes on where it stopped.
 
-    Raises BolidError for a directory that is not one of finished feature shards, and when nobody is left.
+    Raises BolidError for a directory that is not one of finished feature shards, for directories of different families,
+    and when nobody is left.
     """
     if min_photos < 2:
         raise BolidError(f"--min-photos is {min_photos}", "give at least 2: a photo is learnt from the others")
     if not 0 <= val_fraction < 1:
         raise BolidError(f"--val-fraction is {val_fraction}", "give a share from 0 to below 1")
-    index = read_index(shards)
-    chosen = match_family(family, index["record"]["family"], shards)
-    people, rejected = _select(read_shards(shards, kind="shards"), min_photos, index["samples"], progress)
-    reader = ShardReader(shards)
+    directories = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
+    indices = [read_index(directory) for directory in directories]
+    families = [index["record"]["family"] for index in indices]
+    if len(set(families)) > 1:
+        told = ", ".join(f"{directory} with {name!r}" for directory, name in zip(directories, families, strict=True))
+        raise BolidError(f"these were made with different families: {told}", "give shards of one family")
+    chosen = match_family(family, families[0], directories[0])
+    photos = sum(index["samples"] for index in indices)
+    read = chain.from_iterable(read_shards(directory, kind="shards") for directory in directories)
+    people, rejected = _select(read, min_photos, photos, progress)
+    reader = ShardReader(*directories)
     if not people:
         raise BolidError(
-            f"nobody in {shards} has {min_photos} photos that differ ({index['persons']} people, "
-            f"{index['samples']} photos)",
+            f"nobody in {' and '.join(map(str, directories))} has {min_photos} photos that differ ({photos} photos)",
             "collect more photos of each, or lower --min-photos",
         )
     parts = _split(sorted(people), val_fraction, seed)
@@ -84,7 +93,10 @@ def shard(
     outs: list[Path] = []
     for name, members in parts.items():
         config = {"min_photos": min_photos, "val_fraction": val_fraction, "max_bytes": max_bytes, "part": name}
-        inputs = {"shards": directory_sha256(shards)}
+        inputs = {
+            f"shards_{number}" if number > 1 else "shards": directory_sha256(directory)
+            for number, directory in enumerate(directories, start=1)
+        }
         record = run_record("training-shards", family=chosen, config=config, seed=seed, inputs=inputs)
         writer = ShardWriter(place(out) / name, record, max_bytes)
         outs.append(writer.directory)
@@ -119,7 +131,11 @@ def _select(
     people: dict[str, list[str]] = {}
     hashes: dict[str, list[int]] = {}
     rejected: dict[str, str] = {}
+    known: set[str] = set()
     for number, sample in enumerate(samples):
+        if sample.key in known:
+            continue  # the very same photo in another directory
+        known.add(sample.key)
         seen = hashes.setdefault(sample.person, [])
         fingerprint = difference_hash(decode_image(sample.image, name=sample.key))
         if any((fingerprint ^ other).bit_count() <= DUPLICATE_BITS for other in seen):

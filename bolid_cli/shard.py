@@ -21,8 +21,11 @@ from bolid_cli._render import (
 
 def shard(
     shards: Annotated[
-        str, typer.Argument(help="Shard directory that `bolid extract` has written, or its s3:// URL.")
-    ] = "shards",
+        list[str] | None,
+        typer.Argument(
+            help="Shard directories that `bolid extract` has written, or their s3:// URLs.", show_default="shards"
+        ),
+    ] = None,
     out: Annotated[
         str, typer.Option("--out", "-o", help="Directory of training shards to write, or its s3:// URL.")
     ] = "train",
@@ -38,13 +41,13 @@ def shard(
 ) -> None:
     """Make training shards: by person, cut to the family's format, latents cached.
 
-    Near-duplicate photos of a person are dropped. After an interruption the same command goes on where it stopped.
+    Several shard directories count as one. Near-duplicate photos of a person are dropped. After an interruption the same command goes on where it stopped.
     """
     import bolid.shard
 
     with progress_bar(quiet) as progress:
         result = bolid.shard.shard(
-            shards,
+            shards or "shards",
             out,
             family=family,
             min_photos=min_photos,

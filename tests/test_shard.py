@@ -112,6 +112,33 @@ def test_split_is_by_person_and_by_seed(shards, tmp_path):
     assert frozenset(val) in others and len(others) > 1
 
 
+def test_several_directories_count_as_one(shards, tmp_path, make_sample, record):
+    """Photos 3 to 6 of two people and five of a new one: two photos are in both, and one person is in one alone."""
+    more = ShardWriter(tmp_path / "more", record())
+    for person, numbers in (("p0", range(3, 7)), ("p6", range(3, 7)), ("p9", range(5))):
+        for number in numbers:
+            more.write(make_sample(person, number, size=(80, 80)))
+    more.close()
+    result = shard([shards, tmp_path / "more"], tmp_path / "train")
+    people = dict(group_by_person(read_shards(tmp_path / "train", kind="training-shards")))
+    assert {person: len(photos) for person, photos in people.items()} == {
+        "p0": 7, **{f"p{n}": 5 for n in range(1, 6)}, "p6": 7, "p9": 5,
+    }  # fmt: skip
+    assert result.samples == 44 and not result.rejected
+    alone, both = (json.loads((tmp_path / name / "index.json").read_text()) for name in ("more", "train"))
+    assert set(both["record"]["inputs"]) == {"shards", "shards_2"} and alone["samples"] == 13
+    words = [str(shards), str(tmp_path / "more"), "--out", str(tmp_path / "train"), "--json"]
+    shown = CliRunner().invoke(app, ["shard", *words])
+    assert shown.exit_code == 0 and json.loads(shown.stdout)["samples"] == 44
+
+    other = ShardWriter(tmp_path / "other", {**record(), "family": "sdxl"})
+    other.write(make_sample("p1", 9, size=(80, 80)))
+    other.close()
+    with pytest.raises(BolidError, match="different families: .*shards with 'tiny', .*other with 'sdxl'") as error:
+        shard([shards, tmp_path / "other"], tmp_path / "x")
+    assert "one family" in error.value.hint and not (tmp_path / "x").exists()
+
+
 def test_near_duplicates_are_dropped(tmp_path, make_sample, record):
     smooth = np.asarray(
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)).resize((192, 256))

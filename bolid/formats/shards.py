@@ -467,12 +467,16 @@ def read_shards(directory: str | os.PathLike[str], kind: str | None = None) -> I
 
 
 class ShardReader:
-    """Samples by key, in any order, one in memory at a time. Every tar is checked once, at the start."""
+    """Samples of one or several directories by key, in any order, one in memory at a time; of two with one key the
+    first. Every tar is checked once, at the start.
+    """
 
-    def __init__(self, directory: str | os.PathLike[str], kind: str | None = None) -> None:
+    def __init__(self, *directories: str | os.PathLike[str], kind: str | None = None) -> None:
         self._where: dict[str, tuple[Path, _Layout]] = {}
-        for path, layout in _tars(place(directory), kind):
-            self._where.update((key, (path, {key: members})) for key, members in layout.items())
+        for directory in directories:
+            for path, layout in _tars(place(directory), kind):
+                for key, members in layout.items():
+                    self._where.setdefault(key, (path, {key: members}))
 
     @property
     def keys(self) -> list[str]:
