@@ -60,8 +60,8 @@ def shard(
 
     Several directories count as one: a person's photos may lie in more than one of them, and the same photo counts
     once. People with fewer than ``min_photos`` photos (near-duplicates not counted) are left out. One person's samples
-    lie together in one tar. With ``val_fraction`` that share of the people, chosen by ``seed``, goes to ``out/val`` and the
-    others to ``out/train``; else all go to ``out``. The same call after a kill goes on where it stopped.
+    lie together in one tar. With ``val_fraction`` that share of the people, chosen by ``seed``, goes to ``out/val`` and
+    the others to ``out/train``; else all go to ``out``. The same call after a kill goes on where it stopped.
 
     Raises BolidError for a directory that is not one of finished feature shards, for directories of different families,
     and when nobody is left.

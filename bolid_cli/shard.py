@@ -41,7 +41,8 @@ def shard(
 ) -> None:
     """Make training shards: by person, cut to the family's format, latents cached.
 
-    Several shard directories count as one. Near-duplicate photos of a person are dropped. After an interruption the same command goes on where it stopped.
+    Several shard directories count as one. Near-duplicate photos of a person are dropped. After an interruption the
+    same command goes on where it stopped.
     """
     import bolid.shard
 
