@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from bolid.formats.shards import (
     ShardWriter,
     directory_sha256,
     read_index,
-    read_shards,
 )
 from bolid.run import derive_seed, pick_device, run_record
 from bolid.views import person_crop
@@ -71,16 +69,14 @@ def shard(
     if not 0 <= val_fraction < 1:
         raise BolidError(f"--val-fraction is {val_fraction}", "give a share from 0 to below 1")
     directories = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
-    indices = [read_index(directory) for directory in directories]
-    families = [index["record"]["family"] for index in indices]
+    families = [read_index(directory)["record"]["family"] for directory in directories]
     if len(set(families)) > 1:
         told = ", ".join(f"{directory} with {name!r}" for directory, name in zip(directories, families, strict=True))
         raise BolidError(f"these were made with different families: {told}", "give shards of one family")
     chosen = match_family(family, families[0], directories[0])
-    photos = sum(index["samples"] for index in indices)
-    read = chain.from_iterable(read_shards(directory, kind="shards") for directory in directories)
-    people, rejected = _select(read, min_photos, photos, progress)
-    reader = ShardReader(*directories)
+    reader = ShardReader(*directories, kind="shards")
+    photos = len(reader.keys)
+    people, rejected = _select(reader.read(reader.keys), min_photos, photos, progress)
     if not people:
         raise BolidError(
             f"nobody in {' and '.join(map(str, directories))} has {min_photos} photos that differ ({photos} photos)",
@@ -131,11 +127,7 @@ def _select(
     people: dict[str, list[str]] = {}
     hashes: dict[str, list[int]] = {}
     rejected: dict[str, str] = {}
-    known: set[str] = set()
     for number, sample in enumerate(samples):
-        if sample.key in known:
-            continue  # the very same photo in another directory
-        known.add(sample.key)
         seen = hashes.setdefault(sample.person, [])
         fingerprint = difference_hash(decode_image(sample.image, name=sample.key))
         if any((fingerprint ^ other).bit_count() <= DUPLICATE_BITS for other in seen):
