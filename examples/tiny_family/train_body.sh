@@ -21,9 +21,9 @@ encoder=$work/body-encoder.safetensors
 bolid train-vae "$work/train" --out "$encoder"
 bolid train-adapter "$work/train" --body-encoder "$encoder" --out "$work/adapter"
 
-# From here on the pictures' bodies are compared with the person's (docs/design.md says what each stage gave). The shipped
+# From here on the pictures' bodies are compared with the person's (docs/tiny-training.md says what each stage gave). The shipped
 # ones came here in more parts, on 4,369 people, and their first 200 swapped steps were with --id-loss body; L_id did not yet
-# look through windows, nor ask for what is expected of photos (docs/design.md).
+# look through windows, nor ask for what is expected of photos (docs/tiny-training.md).
 on_pictures() {  # on_pictures OUT INIT OPTIONS...: one step of 24 photos, 12 for each of two processes
     out=$1 init=$2
     shift 2
@@ -45,6 +45,6 @@ on_pictures "$work/adapter-last" "$work/both" --steps 470 --learning-rate 0.0007
 
 mkdir -p "$here/bolid/tiny/adapter"
 cp "$encoder" "$here/bolid/tiny/"
-# At full strength the branches override the text: the pose is as asked less often (docs/design.md has the figures).
+# At full strength the branches override the text: the pose is as asked less often (docs/tiny-training.md has the figures).
 python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-last/face.safetensors" 0.5 "$here/bolid/tiny/adapter/face.safetensors"
 python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-last/body.safetensors" 0.8 "$here/bolid/tiny/adapter/body.safetensors"
