@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,15 +13,18 @@ from bolid.errors import BolidError
 from bolid_cli._render import JsonOption, QuietOption, emit_json, emit_paths, progress_bar
 
 
+class Framing(StrEnum):
+    full_body = "full-body"
+    three_quarter = "three-quarter"
+    portrait = "portrait"
+
+
 def synth(
     people: Annotated[str, typer.Option(help="Seeds of the people: one (7), or a range (0:100).")] = "200000",
     photos: Annotated[int, typer.Option(help="Photos of each person.", min=1)] = 8,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <person>/*.jpg, .txt, .json.")] = Path("photos"),
     size: Annotated[str, typer.Option(help="Height x width in pixels.", metavar="HxW")] = "512x384",
-    framing: Annotated[
-        str | None,
-        typer.Option(help="Only photos of this kind: full-body, three-quarter or portrait.", show_default="all"),
-    ] = None,
+    framing: Annotated[Framing | None, typer.Option(help="Only photos of this kind.", show_default="all")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -35,11 +39,7 @@ def synth(
     from bolid.synth.people import FRAMINGS
     from bolid.synth.render import write_photos
 
-    framings = {name.replace(" ", "-"): name for name in FRAMINGS}
-    if framing and framing not in framings:
-        raise BolidError(f"--framing {framing!r} is no kind of photo", "one of full-body, three-quarter or portrait")
-    fixed: dict[str, Any] = {"framing": framings[framing]} if framing else {}
-
+    fixed: dict[str, Any] = {"framing": dict(zip(Framing, FRAMINGS, strict=True))[framing]} if framing else {}
     paths: list[Path] = []
     with progress_bar(quiet) as progress:
         for done, seed in enumerate(seeds):

@@ -170,5 +170,5 @@ def test_one_kind_of_photo(tmp_path):
     captions = [path.read_text() for path in sorted(tmp_path.glob("*/*.txt"))]
     assert len(captions) == 2 and all(caption.startswith("a portrait of") for caption in captions)
     refused = CliRunner().invoke(app, [*command, "close-up", "-o", str(tmp_path / "none")])
-    assert refused.exit_code == 1 and "full-body, three-quarter or portrait" in refused.stderr
+    assert refused.exit_code == 2 and "'full-body', 'three-quarter', 'portrait'" in refused.stderr
     assert not (tmp_path / "none").exists()
