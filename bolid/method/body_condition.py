@@ -104,6 +104,36 @@ def initial_state(
     return {"image_proj": image_proj, "ip_adapter": ip_adapter}
 
 
+def keep_length(state: State, vectors: torch.Tensor, strength: float = 4.0) -> State:
+    """A body branch whose tokens grow with the vector's length, where those of `state` all but take the length out.
+
+    Tokens are LayerNorm(W z + b). How far z is from 0 says how far the body is from the average and how sure the
+    encoder is, so a vector from one photo is shorter than one from eight; the norm makes both equally long. A large
+    bias along a direction u that W z hardly ever takes makes the norm divide by all but the same number every time:
+
+        LayerNorm(x + k s sqrt(C) u) = (x + k s sqrt(C) u) / (s sqrt(k^2 + |x|^2 / (C s^2))),    x = W z + b, centred
+
+    is x / (k s) and a constant as k = `strength` grows. The norm's own weight is multiplied by what brings x to its
+    usual length, its bias takes the constant out again: for vectors of usual length nothing much changes, and the
+    file keeps the basic layout. `vectors` [N, D]: what is usual, s is their tokens' root mean square.
+    """
+    proj = {name: tensor.float() for name, tensor in state["image_proj"].items()}
+    bias = proj["proj.bias"].view(BODY_TOKENS, -1)
+    tokens = (vectors @ proj["proj.weight"].T).view(len(vectors), *bias.shape) + bias
+    tokens = tokens - tokens.mean(-1, keepdim=True)
+    usual = tokens.square().mean(-1).sqrt().mean(0)[:, None]  # [S, 1]
+    relative = (tokens / usual).flatten(0, 1)
+    scatter = relative.T @ relative / len(relative)
+    scatter += 1e3 * torch.ones_like(scatter)  # the norm takes the mean out: not along (1, ..., 1)
+    constant = math.sqrt(len(scatter)) * torch.linalg.eigh(scatter).eigenvectors[:, 0]
+    weight = proj["norm.weight"] * math.sqrt(strength**2 + 1)
+    proj["proj.bias"] = (bias + strength * usual * constant).flatten()
+    proj["norm.bias"] = proj["norm.bias"] - weight * constant * strength / math.sqrt(strength**2 + 1)
+    proj["norm.weight"] = weight
+    dtypes = {name: tensor.dtype for name, tensor in state["image_proj"].items()}
+    return {**state, "image_proj": {name: tensor.to(dtypes[name]) for name, tensor in proj.items()}}
+
+
 # ---- keys and values of low rank ----------------------------------------------------------------------------------
 
 

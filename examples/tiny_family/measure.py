@@ -421,7 +421,7 @@ In its last trainings a loss compares bodies by a linear read-out of ten body ra
 (`--id-loss sliders`; the body encoder itself knows nothing of measures).
 
 What limits the figures: the pictures do not go all the way, heads and torsos least; those of one person differ, and all
-come out a little broad (docs/tiny-training.md says more). The base paints faces too softly for a likeness.
+come out a little broad (docs/tiny-training.md says more). Faces are soft, dark ones most, and hardly the person's.
 
 {LICENCE}"""
 

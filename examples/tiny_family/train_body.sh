@@ -6,17 +6,19 @@
 # PHOTOS: rendered training people (make_photos.sh); WORK: where shards and results go. For 2,000 people with 8 photos on
 # one core: extract 8 minutes, shard 5, train-vae 14, train-adapter 40 (100 steps a minute). What follows looks at pictures
 # that the base makes, with two processes, 24 photos a step: 2.7 hours (6 steps a minute), 50 minutes (16 steps a minute) and
-# 65 minutes (7 steps a minute). Run it again after an interruption and it goes on where it stopped. Needs the family's base,
-# pose, face and image-text models.
+# 65 minutes (7 steps a minute), 20 minutes without pictures, 65 minutes (11 steps a minute). Run it again after an interruption
+# and it goes on where it stopped. Needs the family's base, pose, face and image-text models.
 set -eu
 photos=$1
 work=$2
 here=$(cd "$(dirname "$0")/../.." && pwd)
+tiny=$here/examples/tiny_family
 
 bolid extract "$photos" --out "$work/shards" --family tiny
 bolid shard "$work/shards" --out "$work/train"
 # The shipped encoder went on from such a one three times, on ever more people (--init and --anchor: the one before it),
-# last on 4,369: --views 6 --people 48 --steps 3000 --learning-rate 0.002 --anchor-weight 2 --spoil 0.1. 28 minutes.
+# on 4,369: --views 6 --people 48 --steps 3000 --learning-rate 0.002 --anchor-weight 2 --spoil 0.1, 28 minutes. Then on 3,000
+# others, anchored to that: --steps 5000 --learning-rate 0.003 --anchor-weight 0.5, and 3,000 of 40 people at --detail 1.5.
 encoder=$work/body-encoder.safetensors
 bolid train-vae "$work/train" --out "$encoder"
 bolid train-adapter "$work/train" --body-encoder "$encoder" --out "$work/adapter"
@@ -33,7 +35,7 @@ on_pictures() {  # on_pictures OUT INIT OPTIONS...: one step of 24 photos, 12 fo
 }
 on_pictures "$work/adapter-sampled" "$work/adapter" --steps 1000 --learning-rate 0.001 --ema 0.99 \
     --id-loss body --id-weight 0.3 --x-gen sampled --x-gen-steps 6 --x-gen-grad-steps 6
-python "$here/examples/tiny_family/measure_sliders.py" "$photos" --every-ratio --out "$work/readout.safetensors"
+python "$tiny/measure_sliders.py" "$photos" --every-ratio --out "$work/readout.safetensors"
 on_pictures "$work/adapter-swapped" "$work/adapter-sampled" --steps 840 --learning-rate 0.001 --ema 0.98 \
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 --x-gen swapped
 # The face branch goes on from before: what it learnt while photos were swapped makes everybody broader.
@@ -43,8 +45,23 @@ on_pictures "$work/adapter-last" "$work/both" --steps 470 --learning-rate 0.0007
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 \
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
 
+# At full strength these branches override the text: the pose is as asked less often (docs/tiny-training.md has the figures).
+mkdir -p "$work/weighed" "$work/longer"
+python "$tiny/weigh_adapter.py" "$work/adapter-last/face.safetensors" 0.5 "$work/weighed/face.safetensors"
+python "$tiny/weigh_adapter.py" "$work/adapter-last/body.safetensors" 0.72 "$work/weighed/body.safetensors"
+# The shipped body branch changed to a finer encoder and a longer trained base here, and learnt 220 steps more of the kind above.
+
+# How long the body's vector is counts from here on. The face branch learns portraits beside a body branch that is left
+# behind; then both see their pictures, and the face is compared too. The shipped ones did 595 of the last 720 steps.
+accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
+    -m bolid_cli.main train-adapter "$work/train" --body-encoder "$encoder" --out "$work/faces" --init "$work/weighed" --batch-size 24 \
+    --device cpu --face-dropout 0.2 --build-word-dropout 1 --steps 1600 --ema 0.99
+cp "$work/faces/face.safetensors" "$work/longer/"
+python "$tiny/keep_length.py" "$work/weighed/body.safetensors" "$work/train" "$work/longer/body.safetensors"
+on_pictures "$work/adapter-both" "$work/longer" --steps 720 --learning-rate 0.0007 --ema 0.97 --face-dropout 0.3 \
+    --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 --face-weight 0.5 \
+    --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
+
 mkdir -p "$here/bolid/tiny/adapter"
 cp "$encoder" "$here/bolid/tiny/"
-# At full strength the branches override the text: the pose is as asked less often (docs/tiny-training.md has the figures).
-python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-last/face.safetensors" 0.5 "$here/bolid/tiny/adapter/face.safetensors"
-python "$here/examples/tiny_family/weigh_adapter.py" "$work/adapter-last/body.safetensors" 0.8 "$here/bolid/tiny/adapter/body.safetensors"
+cp "$work/adapter-both/face.safetensors" "$work/adapter-both/body.safetensors" "$here/bolid/tiny/adapter/"
