@@ -11,9 +11,9 @@ LCMScheduler samples it, with the family's `original_inference_steps` = SOLVER_S
 TRAIN: the shards that `bolid shard` writes. The adapters take part: each photo is conditioned on its person's other
 photos as in `train-adapter`, because guidance strengthens the profile as it strengthens the text (Eq. 13), and a
 student of the text alone would lose that. In a third of the steps they are off, for the plain base. So run this after
-`train-adapter`, and again when adapters or base change. `--adapter none` leaves them out. The shipped one's teacher had
-`--guidance 2.5`, more than the family paints with: the body ratios' mean R2 in four steps is 0.43; it was 0.40 with 1.75
-(and 9,000 portraits among the photos).
+`train-adapter`, and again when adapters or base change. `--adapter none` leaves them out. The shipped one had a teacher
+with `--guidance 2.5`, more than the family paints with: the body ratios' mean R2 in four steps is 0.43; it was 0.40
+with 1.75 (and 9,000 portraits among the photos).
 
 About 2 seconds a step of 32 on one core, 600 steps. Resumable: the same command goes on from
 OUT/.checkpoint.safetensors. At the end OUT/sheet.png: the teacher's pictures above, the student's below.
