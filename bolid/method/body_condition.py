@@ -126,10 +126,9 @@ def keep_length(state: State, vectors: torch.Tensor, strength: float = 4.0) -> S
     scatter = relative.T @ relative / len(relative)
     scatter += 1e3 * torch.ones_like(scatter)  # the norm takes the mean out: not along (1, ..., 1)
     constant = math.sqrt(len(scatter)) * torch.linalg.eigh(scatter).eigenvectors[:, 0]
-    weight = proj["norm.weight"] * math.sqrt(strength**2 + 1)
     proj["proj.bias"] = (bias + strength * usual * constant).flatten()
-    proj["norm.bias"] = proj["norm.bias"] - weight * constant * strength / math.sqrt(strength**2 + 1)
-    proj["norm.weight"] = weight
+    proj["norm.bias"] = proj["norm.bias"] - strength * proj["norm.weight"] * constant
+    proj["norm.weight"] = proj["norm.weight"] * math.sqrt(strength**2 + 1)
     dtypes = {name: tensor.dtype for name, tensor in state["image_proj"].items()}
     return {**state, "image_proj": {name: tensor.to(dtypes[name]) for name, tensor in proj.items()}}
 

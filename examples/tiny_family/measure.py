@@ -420,7 +420,7 @@ synthetic people.
 In its last trainings a loss compares bodies by a linear read-out of ten body ratios, learnt on measured training people
 (`--id-loss sliders`; the body encoder itself knows nothing of measures).
 
-What limits the figures: the pictures do not go all the way, heads and torsos least; those of one person differ, and all
+What limits the figures: the pictures do not go all the way, arms and torsos least; those of one person differ, and all
 come out a little broad (docs/tiny-training.md says more). Faces are soft, dark ones most, and hardly the person's.
 
 {LICENCE}"""

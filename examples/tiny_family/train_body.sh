@@ -26,22 +26,22 @@ bolid train-adapter "$work/train" --body-encoder "$encoder" --out "$work/adapter
 # From here on the pictures' bodies are compared with the person's (docs/tiny-training.md says what each stage gave). The shipped
 # ones came here in more parts, on 4,369 people, and their first 200 swapped steps were with --id-loss body; L_id did not yet
 # look through windows, nor ask for what is expected of photos (docs/tiny-training.md).
-on_pictures() {  # on_pictures OUT INIT OPTIONS...: one step of 24 photos, 12 for each of two processes
+go_on() {  # go_on OUT INIT OPTIONS...: a step of 24 photos, 12 for each of two processes; later options win
     out=$1 init=$2
     shift 2
     accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
         -m bolid_cli.main train-adapter "$work/train" --body-encoder "$encoder" --out "$out" --init "$init" --batch-size 12 \
         --device cpu --face-dropout 0.6 --build-word-dropout 1 --pixel-every 1 "$@"
 }
-on_pictures "$work/adapter-sampled" "$work/adapter" --steps 1000 --learning-rate 0.001 --ema 0.99 \
+go_on "$work/adapter-sampled" "$work/adapter" --steps 1000 --learning-rate 0.001 --ema 0.99 \
     --id-loss body --id-weight 0.3 --x-gen sampled --x-gen-steps 6 --x-gen-grad-steps 6
 python "$tiny/measure_sliders.py" "$photos" --every-ratio --out "$work/readout.safetensors"
-on_pictures "$work/adapter-swapped" "$work/adapter-sampled" --steps 840 --learning-rate 0.001 --ema 0.98 \
+go_on "$work/adapter-swapped" "$work/adapter-sampled" --steps 840 --learning-rate 0.001 --ema 0.98 \
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 --x-gen swapped
 # The face branch goes on from before: what it learnt while photos were swapped makes everybody broader.
 mkdir -p "$work/both"
 cp "$work/adapter-swapped/body.safetensors" "$work/adapter-sampled/face.safetensors" "$work/both/"
-on_pictures "$work/adapter-last" "$work/both" --steps 470 --learning-rate 0.0007 --ema 0.97 \
+go_on "$work/adapter-last" "$work/both" --steps 470 --learning-rate 0.0007 --ema 0.97 \
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 \
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
 
@@ -53,12 +53,10 @@ python "$tiny/weigh_adapter.py" "$work/adapter-last/body.safetensors" 0.72 "$wor
 
 # How long the body's vector is counts from here on. The face branch learns portraits beside a body branch that is left
 # behind; then both see their pictures, and the face is compared too. The shipped ones did 595 of the last 720 steps.
-accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
-    -m bolid_cli.main train-adapter "$work/train" --body-encoder "$encoder" --out "$work/faces" --init "$work/weighed" --batch-size 24 \
-    --device cpu --face-dropout 0.2 --build-word-dropout 1 --steps 1600 --ema 0.99
+go_on "$work/faces" "$work/weighed" --batch-size 24 --steps 1600 --ema 0.99 --face-dropout 0.2
 cp "$work/faces/face.safetensors" "$work/longer/"
 python "$tiny/keep_length.py" "$work/weighed/body.safetensors" "$work/train" "$work/longer/body.safetensors"
-on_pictures "$work/adapter-both" "$work/longer" --steps 720 --learning-rate 0.0007 --ema 0.97 --face-dropout 0.3 \
+go_on "$work/adapter-both" "$work/longer" --steps 720 --learning-rate 0.0007 --ema 0.97 --face-dropout 0.3 \
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 --face-weight 0.5 \
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
 
