@@ -5,6 +5,8 @@
     0.2..0.8              1, but only from 20 % to 80 % of the denoising (0: pure noise, 1: the finished picture)
     down=0.5,up=1@0..0.5  both
 
+Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75.
+
 Standard library only.
 """
 
@@ -90,6 +92,14 @@ def parse_scale(value: float | str | Scale, option: str) -> Scale:
                 "it is a part of the denoising: two numbers from 0 to 1, the smaller first",
             )
     return Scale(**numbers, start=start, end=end)
+
+
+def parse_guidance(value: float | str | Scale, option: str = "--guidance") -> Scale:
+    """Guidance as written: a number, or one with the stretch of the denoising in which it counts."""
+    text = str(value)
+    if not isinstance(value, Scale) and ("=" in text or ("@" not in text and ".." in text)):
+        raise BolidError(f"{option} is {value}", "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75")
+    return parse_scale(value, option)
 
 
 def _number(text: str, error: BolidError) -> float:

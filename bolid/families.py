@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bolid.controls import Scale, parse_guidance
 from bolid.errors import BolidError
 from bolid.run import home, write_atomic
 
@@ -277,6 +278,11 @@ class Family:
     wardrobe: tuple[dict[str, Any], ...] = ()  # what the base must be told to dress people in; see `dressed`
     description: str = ""
 
+    @property
+    def guidance(self) -> Scale:
+        """How strongly, and in which stretch of the steps, guidance counts by default."""
+        return parse_guidance(self.defaults.get("guidance", 5.0), f"the guidance of family {self.name!r}")
+
     def dressed(self, prompt: str) -> str:
         """``prompt`` with clothes wherever it names none: a base that was only taught prompts with clothes paints
         people in the colour of their skin without.
@@ -365,6 +371,7 @@ def get_family(name: str | None = None) -> Family:
         description = "mine"
         [defaults]
         steps = 30
+        guidance = 5.0            # or "5@0..0.75": in the first three quarters of the steps
         [few_steps]               # what --few-steps uses, with the LoRA few-steps.safetensors
         steps = 4
         guidance = 0.0

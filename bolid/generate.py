@@ -7,7 +7,6 @@ the null body, and the pictures are those of the plain base, bit for bit: no ada
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid.controls import Scale, parse_grid, parse_lora, parse_scale
+from bolid.controls import Scale, parse_grid, parse_guidance, parse_lora, parse_scale
 from bolid.errors import BolidError
 from bolid.families import Family, get_family, match_family
 from bolid.person import PersonReader
@@ -50,7 +49,7 @@ class Cell:
 
     scales: dict[str, Scale]
     steps: int
-    guidance: float
+    guidance: Scale
     seed: int
     values: dict[str, str]  # axis of the grid -> the value as written
 
@@ -70,7 +69,7 @@ def generate(
     pose_scale: float | str = 1.0,
     few_steps: bool = False,
     steps: int | None = None,
-    guidance: float | None = None,
+    guidance: float | str | None = None,
     negative: str = "",
     n: int = 1,
     best_of: int = 1,
@@ -92,15 +91,15 @@ def generate(
     face.safetensors, body.safetensors or both, by default the family's. `face_scale`, `body_scale`: numbers, or texts
     as in `bolid.controls`; by default 1 for every branch that the person and the adapter have. `lora`: FILE or
     FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `few_steps`: with
-    the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the family's. `grid`: texts like
-    "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the last path returned is
-    one sheet of all. `best_of`: so many are painted of each picture, and the one is written whose body looks most like
-    the person's to the family's own models. `base`: another base of the family's kind, a .safetensors checkpoint or a
-    diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16
-    on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture
-    depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run
-    is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some (`Family.dressed`); the
-    record has that as `painted`.
+    the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the family's; guidance may have a
+    stretch, as in "2.5@0..0.75". `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a
+    folder of their own, and the last path returned is one sheet of all. `best_of`: so many are painted of each picture,
+    and the one is written whose body looks most like the person's to the family's own models. `base`: another base of
+    the family's kind, a .safetensors checkpoint or a diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was
+    trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE stays in fp32. `offload`: networks leave the
+    accelerator while they do not compute. A picture depends on the seed and its place in the list of prompts, not on
+    `batch_size`, the other people or the grid; its run is in the PNG's text chunk `bolid`. Where a prompt names no
+    clothes the family may add some (`Family.dressed`); the record has that as `painted`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -132,7 +131,7 @@ def generate(
             if value is not None
         },
         steps=int(sampler.get("steps", 30)) if steps is None else steps,
-        guidance=float(sampler.get("guidance", 5.0)) if guidance is None else guidance,
+        guidance=parse_guidance(sampler.get("guidance", 5.0) if guidance is None else guidance),
         seed=seed,
         values={},
     )
@@ -208,7 +207,8 @@ def generate(
             vectors = [person.vectors.get(branch, nulls[branch]) for branch in branches]
             shown = {b: scale.plain() for b, scale in zip(branches, scales, strict=True) if not scale.is_zero}
             settings = {
-                "steps": cell.steps, "guidance": cell.guidance, "scales": shown, "person": person.name, **asked,
+                "steps": cell.steps, "guidance": cell.guidance.plain(), "scales": shown, "person": person.name,
+                **asked,
             }  # fmt: skip
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
@@ -284,20 +284,20 @@ def _paint(
     extra: dict[str, Any],
 ) -> list[Image.Image]:
     """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading."""
-    from bolid.backends.base import quiet_diffusers, remembered_conditions
+    from bolid.backends.base import guidance_during, quiet_diffusers, remembered_conditions
     from bolid.method.body_condition import build_ip_adapter_image_embeds
 
     # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
-    guided = cell.guidance > 1
+    guided = cell.guidance.up > 1
     extra = dict(extra)
     if vectors:
         embeds = build_ip_adapter_image_embeds(vectors, guidance=guided)
         extra["ip_adapter_image_embeds"] = [e.to(pipe.device, pipe.unet.dtype) for e in embeds]
         extra["callback_on_step_end"] = _follow_scales(pipe, scales)
     height, width = family.image_size
-    with quiet_diffusers(), remembered_conditions(pipe):
+    with quiet_diffusers(), remembered_conditions(pipe), guidance_during(pipe, cell.guidance):
         return pipe(
-            prompts, height=height, width=width, num_inference_steps=cell.steps, guidance_scale=cell.guidance,
+            prompts, height=height, width=width, num_inference_steps=cell.steps, guidance_scale=cell.guidance.up,
             negative_prompt=[negative] * len(prompts) if guided else None, generator=_generators(seeds),
             output_type="pil", **extra,
         ).images  # fmt: skip
@@ -545,39 +545,40 @@ def _check_belongs(person: Identity, branch: str, path: Path, record: dict[str, 
 
 def _cell(base: Cell, values: dict[str, str]) -> Cell:
     """A cell of the grid: `base` but for what `values` say."""
-    scales, numbers = dict(base.scales), {"steps": base.steps, "guidance": base.guidance, "seed": base.seed}
+    scales, guidance, numbers = dict(base.scales), base.guidance, {"steps": base.steps, "seed": base.seed}
     for axis, value in values.items():
         if axis.endswith("-scale"):
             scales[axis.removesuffix("-scale")] = parse_scale(value, f"--grid {axis}")
             continue
+        if axis == "guidance":
+            guidance = parse_guidance(value, "--grid guidance")
+            continue
         try:
-            numbers[axis] = float(value) if axis == "guidance" else int(value)
+            numbers[axis] = int(value)
         except ValueError:
-            kind = "a number" if axis == "guidance" else "a whole number"
-            raise BolidError(f"--grid {axis} has the value {value!r}", f"give {kind}") from None
-    return Cell(scales, int(numbers["steps"]), float(numbers["guidance"]), int(numbers["seed"]), values)
+            raise BolidError(f"--grid {axis} has the value {value!r}", "give a whole number") from None
+    return Cell(scales, numbers["steps"], guidance, numbers["seed"], values)
 
 
 def _check_cell(cell: Cell, negative: str, few_steps: bool) -> None:
     _check_numbers(steps=cell.steps)
-    if not (math.isfinite(cell.guidance) and cell.guidance >= 0):
-        raise BolidError(f"--guidance is {cell.guidance}", "give a number of 0 or more")
     if cell.seed < 0:
         raise BolidError(f"--seed is {cell.seed}", "give 0 or more")
-    if few_steps and cell.guidance > 1:
+    if few_steps and cell.guidance.up > 1:
         raise BolidError(
-            f"--guidance is {cell.guidance:g} with --few-steps",
+            f"--guidance is {cell.guidance.up:g} with --few-steps",
             "the few-step sampler has its guidance built in: leave one of the two out",
         )
-    if negative and cell.guidance <= 1:
+    if negative and cell.guidance.up <= 1:
         raise BolidError(
-            f"--negative has no effect at guidance {cell.guidance:g}",
+            f"--negative has no effect at guidance {cell.guidance.up:g}",
             "leave it out, or give a --guidance above 1" if not few_steps else "leave it out with --few-steps",
         )
-    for branch, scale in cell.scales.items():
+    stretches = {f"{branch}-scale": scale for branch, scale in cell.scales.items()} | {"guidance": cell.guidance}
+    for name, scale in stretches.items():
         if not scale.is_zero and not scale.steps(cell.steps):
             raise BolidError(
-                f"--{branch}-scale {scale.plain()} covers none of the {cell.steps} steps",
+                f"--{name} {scale.plain()} covers none of the {cell.steps} steps",
                 "give a longer stretch, or more --steps",
             )
 

@@ -53,7 +53,7 @@ class Objective:
         self.positions = math.prod(table.latents.shape[-2:])
         x_gen = config.x_gen if pixels is not None else ""
         self.few_steps = few_step_sampler(pipe, family) if x_gen == "few-step" else {}
-        self.guidance = float(family.defaults.get("guidance", 5.0))
+        self.guidance = family.guidance
         if x_gen == "sampled":
             from diffusers import LCMScheduler
 
@@ -226,7 +226,7 @@ class Objective:
         return batch.body_embeds.flatten(1).any(1) & (self.table.confidence[batch.rows] >= WHOLE_BODY)
 
     def _sample(self, conditions: dict[str, torch.Tensor], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """x_gen's latents from pure noise, with guidance (BoLID Eq. 8) and the steps of the family's own sampler: by
+        """x_gen's latents from pure noise, with the family's guidance (BoLID Eq. 8) and the steps of its sampler: by
         consistency sampling (Song et al. 2023, Algorithm 1) where that is LCM's, else DDIM (Song et al. 2021, Eq. 12).
 
         `x_gen_grad_steps` of the steps carry the gradient, evenly spaced, the last one always; it goes through what the
@@ -248,7 +248,10 @@ class Objective:
             alphas = losses.alpha_bar(self.schedule, now)
             shown = latents.detach()
             with torch.set_grad_enabled(i in with_gradient):
-                noise_pred = self._guided(shown, now, conditions, unconditional)
+                if i in self.guidance.steps(steps):
+                    noise_pred = self._guided(shown, now, conditions, unconditional)
+                else:
+                    noise_pred = self._predict(self.unet, shown, now, conditions)
             x0 = losses.x0_from_prediction(noise_pred, latents, alphas, self.prediction_type)
             if self.consistency:
                 x0 = x0 + path
@@ -281,10 +284,10 @@ class Objective:
         import torch
 
         noise_pred = self._predict(self.unet, noisy, timesteps, conditions)
-        if self.guidance > 1:
+        if self.guidance.up > 1:
             with torch.no_grad():
                 without = self._predict(self.unet, noisy, timesteps, unconditional)
-            noise_pred = without + self.guidance * (noise_pred - without)
+            noise_pred = without + self.guidance.up * (noise_pred - without)
         return noise_pred
 
     def _swap(

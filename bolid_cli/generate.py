@@ -61,7 +61,13 @@ def generate(
         bool, typer.Option("--few-steps", help="Use the family's few-step sampler: quicker, and without guidance.")
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the family's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the family's.")] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE",
+            help="Guidance scale: 2.5, or 2.5@0..0.75 (in the first 75 % of the denoising). Default: the family's.",
+        ),
+    ] = None,
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
     best_of: Annotated[

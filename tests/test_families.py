@@ -14,6 +14,18 @@ def test_tiny_is_the_default():
     assert {"steps", "guidance"} <= set(family.defaults)
 
 
+def test_guidance_may_have_a_stretch(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('image_size = [64, 48]\n[defaults]\nguidance = "3@0..0.5"\n')
+    guidance = families.get_family(str(file)).guidance
+    assert guidance.up == 3 and list(guidance.steps(4)) == [0, 1]
+    file.write_text("image_size = [64, 48]\n")
+    assert families.get_family(str(file)).guidance.plain() == 5.0
+    file.write_text('image_size = [64, 48]\n[defaults]\nguidance = "much"\n')
+    with pytest.raises(BolidError, match="the guidance of family '.*mine.toml' is much"):
+        _ = families.get_family(str(file)).guidance
+
+
 def test_order_of_choice(monkeypatch):
     families.remember_family("sd15")
     assert families.get_family().name == "sd15"

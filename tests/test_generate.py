@@ -14,7 +14,8 @@ from small_base import make_body_encoder, make_family, make_training_shards
 
 import bolid.pose_map
 import bolid.views
-from bolid.backends.base import load_base, remembered_conditions, set_sampler
+from bolid.backends.base import guidance_during, load_base, remembered_conditions, set_sampler
+from bolid.controls import parse_guidance
 from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, save_adapter
@@ -235,6 +236,10 @@ def test_prompt_files_may_have_comments():
         ({"body_scale": float("nan")}, "--body-scale is nan"),
         ({"guidance": -1.0}, "--guidance is -1"),
         ({"guidance": float("nan")}, "--guidance is nan"),
+        ({"guidance": "0.2..0.8"}, "--guidance is 0.2..0.8"),
+        ({"guidance": "2@0.8..0.2"}, "--guidance is 2@0.8..0.2: the stretch"),
+        ({"guidance": "down=2"}, "--guidance is down=2"),
+        ({"guidance": "2@0.1..0.2", "steps": 2}, "--guidance 2@0.1..0.2 covers none of the 2 steps"),
         ({"body_scale": "down=1,side=2"}, "--body-scale is down=1,side=2"),
         ({"body_scale": "0.8..0.2"}, "--body-scale is 0.8..0.2: the stretch 0.8..0.2 is none"),
         ({"new_person": 1, "body_scale": "0.6..0.9"}, "--body-scale 1@0.6..0.9 covers none of the 2 steps"),
@@ -244,7 +249,7 @@ def test_prompt_files_may_have_comments():
         ({"grid": ["height=1,2"]}, "'height' is no axis"),
         ({"grid": ["steps=1,x"]}, "--grid steps has the value 'x'"),
         ({"grid": ["steps=1,0"]}, "--steps is 0"),
-        ({"grid": ["guidance=1,nan"]}, "--guidance is nan"),
+        ({"grid": ["guidance=1,nan"]}, "--grid guidance is nan"),
         ({"grid": ["body-scale=1,inf"]}, "--grid body-scale is inf"),
         ({"grid": ["seed=1", "seed=2"]}, "--grid seed is given twice"),
         ({"lora": ["absent.safetensors:2"]}, "there is no LoRA absent.safetensors"),
@@ -336,6 +341,52 @@ def test_a_scale_for_a_stretch_of_the_denoising(world, tmp_path):
     assert np.array_equal(painted("0..0.6")[0], np.asarray(expected))
     assert not same(painted("0..0.6"), painted("1")) and not same(painted("0..0.6"), painted("0.6..1"))
     assert same(painted("1@0..1"), painted(1.0))
+
+
+@pytest.mark.parametrize("pose", [False, True])
+def test_guidance_for_a_stretch_of_the_denoising(world, pose):
+    """As diffusers alone does it with a callback that sets the scale to 1, but for half the rows in those steps."""
+    pipe, extra = with_adapters(world), {}
+    if pose:
+        unet = load_base(get_family(world[0])).unet
+        controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in controlnet.named_parameters():
+            if "controlnet_" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        pipe = diffusers.AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
+        extra["image"] = Image.fromarray(np.full((64, 48, 3), 90, np.uint8))
+    rows = []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+
+    def callback(pipe, step, timestep, arguments):
+        pipe._guidance_scale = 3.0 if step < 2 else 1 + 1e-9
+        return arguments
+
+    whole = plain_picture(pipe, PROMPTS[0], **extra)
+    expected = plain_picture(pipe, PROMPTS[0], callback_on_step_end=callback, **extra)
+    assert not np.allclose(whole, expected, atol=0.01)
+    rows.clear()
+    with remembered_conditions(pipe), guidance_during(pipe, parse_guidance("3@0..0.6")):
+        got = plain_picture(pipe, PROMPTS[0], **extra)
+    assert rows == [2, 2, 2, 1, 1] and np.allclose(got, expected, atol=1e-4)
+    rows.clear()
+    with guidance_during(pipe, parse_guidance("3@0.2..0.6")):
+        other = plain_picture(pipe, PROMPTS[0], **extra)
+    assert rows == [1, 2, 2, 1, 1] and not np.allclose(other, expected, atol=1e-3)
+    with guidance_during(pipe, parse_guidance(3)):
+        assert np.array_equal(plain_picture(pipe, PROMPTS[0], **extra), whole)
+    hook.remove()
+
+
+def test_guidance_with_a_stretch_is_asked_for_and_recorded(world, tmp_path):
+    whole = paint(world, tmp_path / "a", profile=world[2], guidance="3")
+    part = paint(world, tmp_path / "b", profile=world[2], guidance="3@0..0.5")
+    assert not same(whole, part) and same(whole, paint(world, tmp_path / "c", profile=world[2]))
+    records = [read_picture(next((tmp_path / name).glob("*.png")))["config"]["guidance"] for name in ("a", "b")]
+    assert records == [3.0, "3@0..0.5"]
+    grid = paint(world, tmp_path / "g", profile=world[2], grid=["guidance=1,3@0..0.5"])
+    assert same(grid[2:4], part)
 
 
 def test_a_scale_for_each_part_of_the_network(world, tmp_path):

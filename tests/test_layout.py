@@ -45,7 +45,7 @@ def test_who_may_import_whom(path):
     elif name.startswith("bolid.formats"):
         assert all(other in FOUNDATION or other.startswith("bolid.formats") for other in imported)
     elif name.startswith("bolid.backends"):
-        allowed = ("bolid.formats", "bolid.method", "bolid.backends", "bolid.families")
+        allowed = ("bolid.formats", "bolid.method", "bolid.backends", "bolid.families", "bolid.controls")
         assert all(other in FOUNDATION or other.startswith(allowed) for other in imported)
     elif name in FOUNDATION:
         assert all(other in FOUNDATION or other.startswith("bolid.run.") for other in imported)

@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 
 import bolid.synth.people as world
-from bolid.backends.base import load_base, quiet_diffusers
+from bolid.backends.base import guidance_during, load_base, quiet_diffusers
 from bolid.backends.body import BodyEncoder
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
@@ -246,17 +246,17 @@ class Judge:
     ) -> list[np.ndarray]:  # fmt: skip
         """The same prompts and noise of a person in every row."""
         height, width = self.family.image_size
-        guidance = float(self.family.defaults["guidance"])
+        guidance = self.family.guidance
         extra = {}
         if adapter is not None:
-            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds([face, body], guidance=guidance > 1)
+            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
         generators = [
             torch.Generator().manual_seed(derive_seed(person.seed, "ablation", purpose, i)) for i in range(len(prompts))
         ]
-        with quiet_diffusers(), torch.no_grad():
+        with quiet_diffusers(), torch.no_grad(), guidance_during(pipe, guidance):
             pictures = pipe(
                 prompts, height=height, width=width, num_inference_steps=int(self.family.defaults["steps"]),
-                guidance_scale=guidance, generator=generators, output_type="np", **extra,
+                guidance_scale=guidance.up, generator=generators, output_type="np", **extra,
             ).images  # fmt: skip
         return [(picture * 255).round().astype(np.uint8) for picture in pictures]
 

@@ -50,8 +50,8 @@ def main() -> None:
     layers = adapted.unet.encoder_hid_proj.image_projection_layers
     body_dim = layers[1].image_embeds.in_features
     vectors = [torch.nn.functional.normalize(torch.randn(FACE_DIM), dim=0), torch.randn(body_dim)]
-    guidance = float(family.defaults["guidance"])
-    embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance > 1)
+    guidance = family.guidance
+    embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance.up > 1)
     embeds = [embed.to(args.device, adapted.unet.dtype) for embed in embeds]
 
     def paint(pipe, remember: bool) -> tuple[float, torch.Tensor]:
@@ -65,7 +65,7 @@ def main() -> None:
                 height=height,
                 width=width,
                 num_inference_steps=args.steps or family.defaults["steps"],
-                guidance_scale=guidance,
+                guidance_scale=guidance.up,
                 generator=[torch.Generator().manual_seed(seed) for seed in range(args.batch)],
                 output_type="latent",
                 **extra,

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.base import load_base, quiet_diffusers
+from bolid.backends.base import guidance_during, load_base, quiet_diffusers
 from bolid.errors import BolidError
 from bolid.families import Family, get_family
 from bolid.formats.adapter import nested_state_dict
@@ -253,19 +253,25 @@ class Baseline:
         name: str,
     ) -> list[Path]:  # fmt: skip
         """`n` pictures of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
-        steps, guidance = int(self.family.defaults.get("steps", 30)), float(self.family.defaults.get("guidance", 5.0))
+        steps, guidance = int(self.family.defaults.get("steps", 30)), self.family.guidance
         height, width = self.family.image_size
         jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
         seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
-        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance > 1)
-        with quiet_diffusers():
+        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance.up > 1)
+        with quiet_diffusers(), guidance_during(self.pipe, guidance):
             pictures = self.pipe(
                 [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
-                guidance_scale=guidance, negative_prompt=[""] * len(jobs) if guidance > 1 else None,
+                guidance_scale=guidance.up, negative_prompt=[""] * len(jobs) if guidance.up > 1 else None,
                 generator=[torch.Generator().manual_seed(s) for s in seeds], ip_adapter_image_embeds=embeds,
             ).images  # fmt: skip
         paths = []
-        settings = {"steps": steps, "guidance": guidance, "negative": "", "scales": {"image": 1.0}, "person": name}
+        settings = {
+            "steps": steps,
+            "guidance": guidance.plain(),
+            "negative": "",
+            "scales": {"image": 1.0},
+            "person": name,
+        }
         for (index, number), picture_seed, picture in zip(jobs, seeds, pictures, strict=True):
             config = {"prompt": prompts[index], **settings}
             record = run_record("picture", family=self.family, config=config, seed=picture_seed, inputs=photos)

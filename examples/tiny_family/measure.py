@@ -24,10 +24,11 @@ import torch
 from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
-from bolid.backends.base import load_base, load_loras, quiet_diffusers
+from bolid.backends.base import guidance_during, load_base, load_loras, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
+from bolid.controls import parse_guidance
 from bolid.families import get_family
 from bolid.formats.images import read_photo
 from bolid.formats.tensors import read_record
@@ -82,19 +83,19 @@ class Pictures:
         """Pictures uint8 [h, w, 3], one a prompt; `vectors` [D] of one person, one for each branch; scale 1."""
         pictures: list[np.ndarray] = []
         height, width = self.family.image_size
+        guidance = parse_guidance(self.settings["guidance"])
         extra = {}
         if vectors:
             self.pipe.set_ip_adapter_scale([1.0] * len(vectors))
-            guided = self.settings["guidance"] > 1
-            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guided)
+            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guidance.up > 1)
         for start in range(0, len(prompts), 16):
-            with quiet_diffusers():
+            with quiet_diffusers(), guidance_during(self.pipe, guidance):
                 made = self.pipe(
                     prompts[start : start + 16],
                     height=height,
                     width=width,
                     num_inference_steps=self.settings["steps"],
-                    guidance_scale=self.settings["guidance"],
+                    guidance_scale=guidance.up,
                     output_type="np",
                     generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
                     **extra,
