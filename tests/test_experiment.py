@@ -159,6 +159,7 @@ def test_the_table_says_what_was_measured():
         }
         return Evaluation(10, 4, 2, metrics, {}, {}, [], {})
 
+    no_difference = Difference(None, None, None, 0, "picture")
     compared = Comparison(
         "base", {"base": evaluation(0.5, 0.4), "bolid-8": evaluation(0.7, 0.6)},
         {"bolid-8": {"text_score": Difference(0.2, 0.1, 0.3, 10, "picture")}},
@@ -166,4 +167,15 @@ def test_the_table_says_what_was_measured():
     text = table.markdown(compared, protocol.read_protocol(), {"bolid-8": "4 steps of 2"})
     assert "| text score ↑ | 0.500 (0.400 to 0.600) | **0.700** (0.600 to 0.800) | 10 |" in text
     assert "| kid ↓ | – | – | 1 |" in text and "| bolid-8 | BoLID, 8 photos | 4 steps of 2 |" in text
+    assert "How much more" not in text
+    against = Comparison(
+        "ip-adapter-attention", {},
+        {
+            "bolid-8-equal": {"text_score": Difference(0.1, -0.1, 0.3, 10, "picture"), "kid": no_difference},
+            "bolid-8": {"text_score": Difference(0.2, 0.1, 0.3, 10, "picture"), "kid": no_difference},
+        },
+    )  # fmt: skip
+    more = table.markdown(compared, protocol.read_protocol(), {}, against)
+    assert "How much more than ip-adapter-attention" in more and more.count("| kid ↓") == text.count("| kid ↓")
+    assert "| text score ↑ | +0.100 (-0.100 to +0.300) | **+0.200** (+0.100 to +0.300) |" in more
     assert "the tower (a note)" in text and "5 prompts each, 2 pictures of each" in text

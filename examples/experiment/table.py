@@ -34,8 +34,13 @@ WHAT = {
 }
 
 
-def markdown(compared: Comparison, protocol: Protocol, trained: dict[str, str]) -> str:
-    """The tables, every figure in them from `compared`."""
+PEER = "ip-adapter-attention"  # the strongest of what came before
+
+
+def markdown(
+    compared: Comparison, protocol: Protocol, trained: dict[str, str], against: Comparison | None = None
+) -> str:
+    """The tables, every figure in them from `compared` and, for the differences from its first method, `against`."""
     methods = list(compared.methods)
     first = compared.methods[methods[0]]
     some = "" if methods == list(METHODS) else f" --methods {' '.join(methods)}"
@@ -62,6 +67,8 @@ def markdown(compared: Comparison, protocol: Protocol, trained: dict[str, str]) 
         cells = [_cell(compared, method, name) for method in methods]
         counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
         lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} | {counts} |")
+    if against is not None:
+        lines += ["", *_differences(against)]
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
 
@@ -74,6 +81,31 @@ def _cell(compared: Comparison, method: str, name: str) -> str:
     difference = compared.differences.get(method, {}).get(name)
     differs = difference is not None and difference.low is not None and (difference.low > 0 or difference.high < 0)
     return (f"**{metric.value:.3f}**" if differs else f"{metric.value:.3f}") + interval
+
+
+def _differences(against: Comparison) -> list[str]:
+    """What the other methods have more than the first, pair by pair, and the interval."""
+    methods = list(against.differences)
+    lines = [
+        f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: the interval "
+        "leaves out 0.",
+        "",
+        f"| figure | {' | '.join(methods)} |",
+        f"|---|{'---|' * len(methods)}",
+    ]
+    for name in against.differences[methods[0]]:
+        cells = []
+        for method in methods:
+            value, low, high = (getattr(against.differences[method][name], part) for part in ("value", "low", "high"))
+            if value is None or low is None:
+                cells.append("–")
+                continue
+            mark = "**" if low > 0 or high < 0 else ""
+            cells.append(f"{mark}{value:+.3f}{mark} ({low:+.3f} to {high:+.3f})")
+        if set(cells) != {"–"}:
+            arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
+            lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} |")
+    return lines
 
 
 def _notes(compared: Comparison) -> list[str]:
@@ -105,6 +137,10 @@ def main() -> None:
         folders, bench.work / "photos", base=bench.work / "pictures" / "base" if "base" in args.methods else None,
         html=bench.work / "report.html", family=bench.family.name,
     )  # fmt: skip
+    made = dict(zip(args.methods, folders, strict=True))
+    rivals, against = [made[method] for method in (EQUAL, "bolid-8") if method in made], None
+    if PEER in made and rivals:
+        against = compare([made[PEER], *rivals], bench.work / "photos", family=bench.family.name)
     trained = {}
     for name in args.methods:
         if name == "base":
@@ -112,14 +148,18 @@ def main() -> None:
         file = bench.baseline_file(name) if name in BASELINES else bench.adapter_of(name) / "body.safetensors"
         config = read_record(file)["config"]
         photos = config["batch_size"] * config.get("gradient_accumulation_steps", 1) * config.get("processes", 1)
-        trained[name] = f"{config['steps']} steps of {photos}"
-        made = {"sampled": " on sampled pictures", "swapped": " on photos told to be of somebody else"}
-        trained[name] += made.get(config.get("x_gen"), "")
+        # Adapters may have been taken from a training before its end.
+        trained[name] = f"{config.get('steps_done', config['steps'])} steps of {photos}"
+        seen = {"sampled": " on sampled pictures", "swapped": " on photos told to be of somebody else"}
+        trained[name] += seen.get(config.get("x_gen"), "")
         if config.get("init"):
             trained[name] += ", after earlier trainings"
-    text = markdown(compared, protocol, trained)
+    text = markdown(compared, protocol, trained, against)
+    figures = json.loads(canonical_json(compared))
+    if against is not None:
+        figures["against"] = {against.baseline: json.loads(canonical_json(against))["differences"]}
     write_atomic(out / "experiment.md", text)
-    write_atomic(out / "experiment.json", json.dumps(json.loads(canonical_json(compared)), indent=1) + "\n")
+    write_atomic(out / "experiment.json", json.dumps(figures, indent=1) + "\n")
     print(out / "experiment.md")
 
 
