@@ -482,11 +482,14 @@ def train_adapter(
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    stop_after: int | None = None,
     progress: Progress | None = None,
 ) -> TrainAdapterResult:
     """Train both branches on `train`'s shards and write them to `out`. The same call after a kill goes on.
 
-    Also in `out`: log.jsonl and loss.png (the losses), samples/ (sheets of pictures), and while it runs a checkpoint.
+    `stop_after`: write them as they are after so many of the steps (their records have that as "steps_done") and stop;
+    a call without it goes on from there. Also in `out`: log.jsonl and loss.png (the losses), samples/ (sheets of
+    pictures), and while it runs a checkpoint.
     Several processes that `accelerate launch` starts share the work; the main one writes.
     Raises BolidError when shards, body encoder and family do not belong together.
     """
@@ -515,6 +518,8 @@ def train_adapter(
     from bolid.sharding import shard_branches
 
     config, out = config or TrainAdapterConfig(), Path(out)
+    if stop_after is not None and stop_after < 1:
+        raise BolidError(f"--stop-after is {stop_after}", "give at least 1")
     chosen = match_family(family, read_index(train)["record"]["family"], train)
     encoder = BodyEncoder(body_encoder or chosen.require("body_encoder"))
     match_family(chosen.name, encoder.record["family"], encoder.path)
@@ -597,6 +602,9 @@ def train_adapter(
     checkpoint, record = out / ".checkpoint.safetensors", {**records["face"], "kind": "adapter"}
     tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}, "scaler": scaler.state}
     step = load_checkpoint(checkpoint, record, tensors, optimizer)
+    last = config.steps if stop_after is None else min(stop_after, config.steps)
+    if step > last:
+        raise BolidError(f"--stop-after is {stop_after}, and {out} is at step {step}", "give more, or leave it out")
     scaler.restore()
     network = unet if sharded else accelerator.prepare(unet)
     objective.network = torch.compile(network) if config.compile else network
@@ -605,7 +613,7 @@ def train_adapter(
     started = saved = time.monotonic()
     recent = float("nan")
     log = _Log(out, step, config.tensorboard) if main else None
-    while step < config.steps:
+    while step < last:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
         optimizer.zero_grad(set_to_none=True)
@@ -643,7 +651,7 @@ def train_adapter(
                 progress(step, config.steps, f"loss {recent:.4f}")
         if log is None and not sharded:
             continue
-        if config.sample_every and (step % config.sample_every == 0 or step == config.steps):
+        if config.sample_every and (step % config.sample_every == 0 or step == last):
             sheet = out / "samples" / f"step-{step:06d}.png" if log is not None else None
             with computing(to, config.precision, objective.positions), swapped(parameters, average):
                 sample_sheet(pipe, chosen, table, text_states, sheet, seed)
@@ -656,6 +664,10 @@ def train_adapter(
             save_checkpoint(checkpoint, step, record, tensors, optimizer, write=main)
             saved = time.monotonic()
 
+    if step < config.steps:
+        scaler.remember()
+        save_checkpoint(checkpoint, step, record, tensors, optimizer, write=main)
+        records = {b: {**r, "config": {**r["config"], "steps_done": step}} for b, r in records.items()}
     paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
     average = {name: whole(tensor) for name, tensor in average.items()}
     if log is not None:
@@ -663,10 +675,11 @@ def train_adapter(
         for branch in BRANCHES:
             flat = merge_kv({name: average[f"{branch}.{name}"] for name in branches[branch]})
             save_adapter(paths[branch], {name: tensor.half() for name, tensor in flat.items()}, records[branch])
-        checkpoint.unlink(missing_ok=True)
+        if step == config.steps:
+            checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return TrainAdapterResult(
-        paths["face"], paths["body"], config.steps, time.monotonic() - started, len(table.people),
+        paths["face"], paths["body"], step, time.monotonic() - started, len(table.people),
         len(table.captions), recent,
     )  # fmt: skip
 

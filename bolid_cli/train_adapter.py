@@ -38,6 +38,12 @@ def train_adapter(
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            help="Write the adapters as they are after so many steps, and stop. Without it the training goes on."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the training would do and need, and train nothing.")
     ] = False,
@@ -68,7 +74,7 @@ def train_adapter(
     with progress_bar(quiet) as progress:
         result = bolid.train_adapter.train_adapter(
             train, out, config=config, body_encoder=body_encoder, family=family, device=device, seed=seed,
-            progress=progress,
+            stop_after=stop_after, progress=progress,
         )  # fmt: skip
     note(
         f"{result.steps} steps on {result.photos} photos of {result.people} people in {result.seconds:.0f} s, "

@@ -20,6 +20,7 @@ from bolid.backends.face import DifferentiableFaces
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
 from bolid.formats.sliders import Sliders, save_sliders
+from bolid.formats.tensors import read_record
 from bolid.method.body_condition import BRANCHES, null_condition
 from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies, photos_of_bodies
 from bolid.pixel_losses import through_windows
@@ -233,6 +234,23 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
         "face": [1, 3],
     }.get(variant, [])
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
+
+
+def test_a_training_that_is_stopped_early_gives_what_there_is_and_goes_on(world, tmp_path):
+    whole, out = run(world, tmp_path / "whole"), tmp_path / "out"
+    assert run(world, out, stop_after=2).steps == 2
+    early = adapters(out)
+    assert read_record(out / "body.safetensors")["config"]["steps_done"] == 2
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2 and (out / "loss.png").exists()
+    assert run(world, out, stop_after=2).steps == 2 and torch.equal(adapters(out), early)
+    with pytest.raises(BolidError, match="--stop-after is 1, and .*out is at step 2"):
+        run(world, out, stop_after=1)
+    with pytest.raises(BolidError, match="--stop-after is 0"):
+        run(world, out, stop_after=0)
+    assert run(world, out).steps == whole.steps == 4
+    for name in ("face.safetensors", "body.safetensors", "log.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (out / name).read_bytes()
+    assert not torch.equal(adapters(out), early) and not list(out.glob(".*"))
 
 
 @pytest.mark.slow

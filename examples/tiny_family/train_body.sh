@@ -56,7 +56,7 @@ python "$tiny/weigh_adapter.py" "$work/adapter-last/body.safetensors" 0.72 "$wor
 go_on "$work/faces" "$work/weighed" --batch-size 24 --steps 1600 --ema 0.99 --face-dropout 0.2
 cp "$work/faces/face.safetensors" "$work/longer/"
 python "$tiny/keep_length.py" "$work/weighed/body.safetensors" "$work/train" "$work/longer/body.safetensors"
-go_on "$work/adapter-both" "$work/longer" --steps 720 --learning-rate 0.0007 --ema 0.97 --face-dropout 0.3 \
+go_on "$work/adapter-both" "$work/longer" --steps 720 --stop-after 595 --learning-rate 0.0007 --ema 0.97 --face-dropout 0.3 \
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 --face-weight 0.5 \
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
 
