@@ -7,6 +7,7 @@ program runs them (bolid_cli/demo.py) just as if they had been typed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from bolid.run import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from bolid.synth.people import Identity
 
 FIRST_UNSEEN = 200_000
 PHOTOS, PICTURES = 8, 2
@@ -53,8 +56,8 @@ def plan(
 ) -> Plan:
     """What the demo does for the person with the seed `person`.
 
-    `other` is by default, of the next 24 people with the same gender word, the one whose build differs most, so that
-    the sheet can show whether the body follows the profile.
+    `other` is by default, of the next 24 people with the same gender word, the one whose body ratios differ most (their
+    logarithms, summed), so that the sheet can show whether the body follows the profile.
     """
     from bolid.synth.people import build_words, sample_identity
 
@@ -68,8 +71,14 @@ def plan(
     if other is None:
         candidates = [sample_identity(person + i) for i in range(1, 25)]
         alike = [c for c in candidates if build_words(c)["gender_word"] == who] or candidates
-        traits = ("weight", "height", "muscle")
-        other = max(alike, key=lambda c: sum(abs(c.phenotypes[t] - me.phenotypes[t]) for t in traits)).seed
+        from bolid.synth.render import body_ratios
+
+        own = body_ratios(me)
+
+        def unlike(candidate: Identity) -> float:
+            return sum(abs(math.log(ratio / own[name])) for name, ratio in body_ratios(candidate).items())
+
+        other = max(alike, key=unlike).seed
     names = [sample_identity(s).person for s in (person, other)]
     photos = str(out / "photos")
     prompts = tuple(prompt.format(who=who) for prompt in _PROMPTS)

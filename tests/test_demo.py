@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 import bolid.demo
 from bolid.errors import BolidError
-from bolid.synth.people import build_words, sample_identity
+from bolid.synth.people import RATIO_NAMES, build_words, sample_identity
+from bolid.synth.render import body_ratios
 from bolid_cli.main import COMMANDS, app
 
 
@@ -20,7 +22,8 @@ def test_plan_takes_an_unseen_person_and_one_of_another_build():
     me, other = (sample_identity(int(name[1:])) for name in (plan.person, plan.other))
     assert me.seed >= bolid.demo.FIRST_UNSEEN and other.seed >= bolid.demo.FIRST_UNSEEN and me != other
     assert build_words(me)["gender_word"] == build_words(other)["gender_word"]
-    assert sum(abs(me.phenotypes[t] - other.phenotypes[t]) for t in ("weight", "height", "muscle")) > 0.5
+    mine, theirs = body_ratios(me), body_ratios(other)
+    assert sum(abs(math.log(theirs[name] / mine[name])) for name in RATIO_NAMES) > 1.5
 
 
 def test_plan_refuses_the_same_person_twice(tmp_path):

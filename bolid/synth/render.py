@@ -380,6 +380,12 @@ def _joint_rotations(plan: PhotoPlan) -> dict[str, np.ndarray]:
     return rotations
 
 
+def body_ratios(identity: Identity) -> dict[str, float]:
+    """The scale-free body ratios (RATIO_NAMES) of a person."""
+    body = _anny()
+    return body.ratios(body.rest(identity.phenotypes, identity.local_changes)[0])
+
+
 class Renderer:
     """Renders photos of one identity (its body is built once).
 
