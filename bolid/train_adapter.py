@@ -938,7 +938,7 @@ def sample_sheet(
     import torch.nn.functional as F
     from PIL import Image
 
-    from bolid.backends.base import decode_latents, quiet_diffusers, set_sampler
+    from bolid.backends.base import decode_latents, guidance_during, quiet_diffusers, set_sampler
     from bolid.method.body_condition import build_ip_adapter_image_embeds
     from bolid.method.body_vae import fuse
     from bolid.run import atomic_path
@@ -948,7 +948,7 @@ def sample_sheet(
     steps = min(steps, int(family.defaults.get("steps", steps)))
     picks = np.random.default_rng(derive_seed(seed, "sheet")).permutation(len(table.people))[:3]
     captions = [without_build(table.captions[table.people[p][-1]]) for p in picks]
-    guidance = float(family.defaults.get("guidance", 5.0))
+    guidance = family.guidance
     height, width = family.image_size
     pipe.vae.enable_slicing()  # decodes one picture at a time: a large one takes gigabytes
     # Told what the texts say and what the noise is, the pipeline needs no text encoder and rounds no latents.
@@ -969,12 +969,12 @@ def sample_sheet(
             face = F.normalize(table.face[rows].sum(0), dim=-1)
             front = decode_latents(pipe, table.latents[rows[:1], 0].float())[0]
             pipe.set_ip_adapter_scale([1.0, 1.0])
-        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance > 1)
+        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
-        with quiet_diffusers(), torch.no_grad():
+        with quiet_diffusers(), torch.no_grad(), guidance_during(pipe, guidance):
             pictures = pipe(
-                **texts, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance,
+                **texts, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance.up,
                 generator=generators, latents=noise.to(pipe.device),
                 ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
             ).images  # fmt: skip

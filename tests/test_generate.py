@@ -188,15 +188,14 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
     _load_adapters(pipe, family, {"body": family.body_adapter}, ["body"], person)
     seeds = [derive_seed(3, "generate", 0, 0, *more) for more in ((), ("candidate", 1), ("candidate", 2))]
     embeds = build_ip_adapter_image_embeds([person[0].vectors["body"]], guidance=True)
-    painted = [
-        np.asarray(
-            pipe(
-                prompt, height=128, width=96, num_inference_steps=6, guidance_scale=family.defaults["guidance"],
+    painted = []
+    for seed in seeds:
+        with guidance_during(pipe, family.guidance):
+            picture = pipe(
+                prompt, height=128, width=96, num_inference_steps=6, guidance_scale=family.guidance.up,
                 generator=torch.Generator().manual_seed(seed), ip_adapter_image_embeds=embeds,
-            ).images[0]
-        )
-        for seed in seeds
-    ]  # fmt: skip
+            ).images[0]  # fmt: skip
+        painted.append(np.asarray(picture))
     distances = PersonReader(family).distances(painted, person[0].vectors["body"])
     nearest = int(np.argmin(distances))
     assert len(set(distances)) == 3 and read_picture(best)["seed"] == seeds[nearest]

@@ -588,10 +588,10 @@ def test_photos_under_too_much_noise_are_left_out(seeing):
         none["loss"].backward()
 
 
-@pytest.mark.parametrize("defaults", [{}, LCM])
+@pytest.mark.parametrize("defaults", [{}, LCM, LCM | {"guidance": "3@0.5..1"}])
 def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
     """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
-    from bolid.backends.base import encode_prompts, load_base
+    from bolid.backends.base import encode_prompts, guidance_during, load_base
     from bolid.families import get_family
 
     with joint(seeing, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
@@ -602,12 +602,13 @@ def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
         generator = photo_generators(0, 0, 1)[0]
         noise = torch.randn(1, *objective.table.latents.shape[2:], generator=generator)
         embeds = [torch.cat([torch.zeros_like(part), part]) for part in (batch.face_embeds[:1], batch.body_embeds[:1])]
-        theirs = pipe(
-            prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
-            negative_prompt_embeds=encode_prompts(pipe, [""])[0],
-            latents=noise, num_inference_steps=4, guidance_scale=objective.guidance.up, height=noise.shape[2] * 8,
-            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
-        ).images  # fmt: skip
+        with guidance_during(pipe, objective.guidance):
+            theirs = pipe(
+                prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
+                negative_prompt_embeds=encode_prompts(pipe, [""])[0],
+                latents=noise, num_inference_steps=4, guidance_scale=objective.guidance.up, height=noise.shape[2] * 8,
+                width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
+            ).images  # fmt: skip
     assert objective.guidance.up > 1 and objective.consistency == bool(defaults)
     assert torch.allclose(ours[:1], theirs, atol=1e-3 * float(theirs.std()))
 
@@ -939,12 +940,20 @@ def test_training_can_start_from_other_adapters(world, tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_sheet_of_samples_is_painted(world, tmp_path):
+def test_a_sheet_of_samples_is_painted_with_the_familys_guidance(world, tmp_path, monkeypatch):
     from PIL import Image
 
-    run(world, tmp_path / "a", dataclasses.replace(CONFIG, steps=1, sample_every=1))
-    with Image.open(tmp_path / "a" / "samples" / "step-000001.png") as sheet:
-        assert sheet.size == (4 * 48, 4 * 64)
+    from bolid.controls import parse_guidance
+    from bolid.families import Family
+
+    config, sheets = dataclasses.replace(CONFIG, steps=1, sample_every=1), []
+    for guidance in (3.0, "3@0..0.5"):
+        monkeypatch.setattr(Family, "guidance", property(lambda self, text=guidance: parse_guidance(text)))
+        run(world, tmp_path / str(guidance), config)
+        with Image.open(tmp_path / str(guidance) / "samples" / "step-000001.png") as sheet:
+            assert sheet.size == (4 * 48, 4 * 64)
+            sheets.append(np.asarray(sheet))
+    assert not np.array_equal(*sheets)
 
 
 # ---- the files are stock diffusers files ---------------------------------------------------------------------------
