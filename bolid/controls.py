@@ -94,10 +94,10 @@ def parse_scale(value: float | str | Scale, option: str) -> Scale:
     return Scale(**numbers, start=start, end=end)
 
 
-def parse_guidance(value: float | str | Scale, option: str = "--guidance") -> Scale:
+def parse_guidance(value: float | str, option: str = "--guidance") -> Scale:
     """Guidance as written: a number, or one with the stretch of the denoising in which it counts."""
     text = str(value)
-    if not isinstance(value, Scale) and ("=" in text or ("@" not in text and ".." in text)):
+    if "=" in text or ("@" not in text and ".." in text):
         raise BolidError(f"{option} is {value}", "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75")
     return parse_scale(value, option)
 

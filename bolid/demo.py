@@ -69,10 +69,10 @@ def plan(
     me = sample_identity(person)
     who = build_words(me)["gender_word"]
     if other is None:
-        candidates = [sample_identity(person + i) for i in range(1, 25)]
-        alike = [c for c in candidates if build_words(c)["gender_word"] == who] or candidates
         from bolid.synth.render import body_ratios
 
+        candidates = [sample_identity(person + i) for i in range(1, 25)]
+        alike = [c for c in candidates if build_words(c)["gender_word"] == who] or candidates
         own = body_ratios(me)
 
         def unlike(candidate: Identity) -> float:

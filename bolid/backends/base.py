@@ -9,6 +9,7 @@ Shapes: N pictures, C latent channels, (h, w) latent positions, L tokens, E chan
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -380,7 +381,7 @@ def guidance_during(pipe: Any, guidance: Scale) -> Iterator[None]:
     if guidance.up <= 1 or (guidance.start, guidance.end) == (0.0, 1.0):
         yield
         return
-    forward, halves, done = pipe.unet.forward, {}, 0
+    forward, halves, steps = pipe.unet.forward, {}, itertools.count()
 
     def half(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -394,9 +395,7 @@ def guidance_during(pipe: Any, guidance: Scale) -> Iterator[None]:
         return halves[id(value)][1]
 
     def conditional(sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any, **others: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done - 1 in guidance.steps(pipe.num_timesteps):
+        if next(steps) in guidance.steps(pipe.num_timesteps):
             return forward(sample, timestep, encoder_hidden_states, **others)
         if added := others.get("added_cond_kwargs"):
             others["added_cond_kwargs"] = {name: half_once(value) for name, value in added.items()}

@@ -18,7 +18,7 @@ from protocol import Protocol, read_protocol
 from run import EQUAL, METHODS, Bench, arguments, run
 
 from bolid.errors import BolidError
-from bolid.evaluate import Comparison, Metric, compare
+from bolid.evaluate import Comparison, Difference, Metric, compare
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
 from bolid.scores import DESCRIPTIONS, HIGHER
@@ -63,14 +63,22 @@ def markdown(
         f"|---|{'---|' * len(methods)}---|",
     ]
     for name in first.metrics:
-        arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
         cells = [_cell(compared, method, name) for method in methods]
         counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
-        lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} | {counts} |")
+        lines.append(f"| {_label(name)} | {' | '.join(cells)} | {counts} |")
     if against is not None:
         lines += ["", *_differences(against)]
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
+
+
+def _label(name: str) -> str:
+    return f"{name.replace('_', ' ')} {'↑' if DESCRIPTIONS[name][0] == HIGHER else '↓'}"
+
+
+def _differs(difference: Difference | None) -> bool:
+    """Whether the interval leaves out 0."""
+    return difference is not None and difference.low is not None and (difference.low > 0 or difference.high < 0)
 
 
 def _cell(compared: Comparison, method: str, name: str) -> str:
@@ -78,8 +86,7 @@ def _cell(compared: Comparison, method: str, name: str) -> str:
     if metric.value is None:
         return "–"
     interval = "" if metric.low is None else f" ({metric.low:.3f} to {metric.high:.3f})"
-    difference = compared.differences.get(method, {}).get(name)
-    differs = difference is not None and difference.low is not None and (difference.low > 0 or difference.high < 0)
+    differs = _differs(compared.differences.get(method, {}).get(name))
     return (f"**{metric.value:.3f}**" if differs else f"{metric.value:.3f}") + interval
 
 
@@ -96,15 +103,14 @@ def _differences(against: Comparison) -> list[str]:
     for name in against.differences[methods[0]]:
         cells = []
         for method in methods:
-            value, low, high = (getattr(against.differences[method][name], part) for part in ("value", "low", "high"))
-            if value is None or low is None:
+            one = against.differences[method].get(name)
+            if one is None or one.value is None or one.low is None:
                 cells.append("–")
                 continue
-            mark = "**" if low > 0 or high < 0 else ""
-            cells.append(f"{mark}{value:+.3f}{mark} ({low:+.3f} to {high:+.3f})")
+            mark = "**" if _differs(one) else ""
+            cells.append(f"{mark}{one.value:+.3f}{mark} ({one.low:+.3f} to {one.high:+.3f})")
         if set(cells) != {"–"}:
-            arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
-            lines.append(f"| {name.replace('_', ' ')} {arrow} | {' | '.join(cells)} |")
+            lines.append(f"| {_label(name)} | {' | '.join(cells)} |")
     return lines
 
 
