@@ -284,7 +284,7 @@ def _paint(
     extra: dict[str, Any],
 ) -> list[Image.Image]:
     """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading."""
-    from bolid.backends.base import guidance_during, quiet_diffusers, remembered_conditions
+    from bolid.backends.base import paint, remembered_conditions
     from bolid.method.body_condition import build_ip_adapter_image_embeds
 
     # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
@@ -295,12 +295,12 @@ def _paint(
         extra["ip_adapter_image_embeds"] = [e.to(pipe.device, pipe.unet.dtype) for e in embeds]
         extra["callback_on_step_end"] = _follow_scales(pipe, scales)
     height, width = family.image_size
-    with quiet_diffusers(), remembered_conditions(pipe), guidance_during(pipe, cell.guidance):
-        return pipe(
-            prompts, height=height, width=width, num_inference_steps=cell.steps, guidance_scale=cell.guidance.up,
+    with remembered_conditions(pipe):
+        return paint(
+            pipe, prompts, height=height, width=width, num_inference_steps=cell.steps, guidance=cell.guidance,
             negative_prompt=[negative] * len(prompts) if guided else None, generator=_generators(seeds),
             output_type="pil", **extra,
-        ).images  # fmt: skip
+        )  # fmt: skip
 
 
 def _follow_scales(pipe: Any, scales: list[Scale]) -> Callable[..., dict[str, Any]]:

@@ -938,7 +938,7 @@ def sample_sheet(
     import torch.nn.functional as F
     from PIL import Image
 
-    from bolid.backends.base import decode_latents, guidance_during, quiet_diffusers, set_sampler
+    from bolid.backends.base import decode_latents, paint, set_sampler
     from bolid.method.body_condition import build_ip_adapter_image_embeds
     from bolid.method.body_vae import fuse
     from bolid.run import atomic_path
@@ -972,12 +972,11 @@ def sample_sheet(
         embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
-        with quiet_diffusers(), torch.no_grad(), guidance_during(pipe, guidance):
-            pictures = pipe(
-                **texts, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance.up,
-                generator=generators, latents=noise.to(pipe.device),
-                ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
-            ).images  # fmt: skip
+        pictures = paint(
+            pipe, **texts, height=height, width=width, num_inference_steps=steps, guidance=guidance,
+            generator=generators, latents=noise.to(pipe.device),
+            ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
+        )  # fmt: skip
         column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
         columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))
     pipe.set_ip_adapter_scale([1.0, 1.0])

@@ -591,7 +591,7 @@ def test_photos_under_too_much_noise_are_left_out(seeing):
 @pytest.mark.parametrize("defaults", [{}, LCM, LCM | {"guidance": "3@0.5..1"}])
 def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
     """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
-    from bolid.backends.base import encode_prompts, guidance_during, load_base
+    from bolid.backends.base import encode_prompts, load_base, paint
     from bolid.families import get_family
 
     with joint(seeing, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
@@ -602,13 +602,12 @@ def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
         generator = photo_generators(0, 0, 1)[0]
         noise = torch.randn(1, *objective.table.latents.shape[2:], generator=generator)
         embeds = [torch.cat([torch.zeros_like(part), part]) for part in (batch.face_embeds[:1], batch.body_embeds[:1])]
-        with guidance_during(pipe, objective.guidance):
-            theirs = pipe(
-                prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
-                negative_prompt_embeds=encode_prompts(pipe, [""])[0],
-                latents=noise, num_inference_steps=4, guidance_scale=objective.guidance.up, height=noise.shape[2] * 8,
-                width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
-            ).images  # fmt: skip
+        theirs = paint(
+            pipe, prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
+            negative_prompt_embeds=encode_prompts(pipe, [""])[0], guidance=objective.guidance,
+            latents=noise, num_inference_steps=4, height=noise.shape[2] * 8,
+            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
+        )  # fmt: skip
     assert objective.guidance.up > 1 and objective.consistency == bool(defaults)
     assert torch.allclose(ours[:1], theirs, atol=1e-3 * float(theirs.std()))
 

@@ -411,6 +411,15 @@ def guidance_during(pipe: Any, guidance: Scale) -> Iterator[None]:
         pipe.unet.forward = forward
 
 
+def paint(pipe: Any, *prompts: Sequence[str], guidance: Scale, **options: Any) -> Any:
+    """The pictures of one call of `pipe`, without progress bars or gradient, `guidance` in its stretch of the steps.
+
+    `options` are the pipeline's own. Whoever hands over null embeddings does so exactly when `guidance.up > 1`.
+    """
+    with quiet_diffusers(), torch.no_grad(), guidance_during(pipe, guidance):
+        return pipe(*prompts, guidance_scale=guidance.up, **options).images
+
+
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """c_tau = Gamma_tau(tau) (BoLID section 3): text states [N, L, E] and SDXL's pooled state [N, P] (else None).

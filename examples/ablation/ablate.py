@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 
 import bolid.synth.people as world
-from bolid.backends.base import guidance_during, load_base, quiet_diffusers
+from bolid.backends.base import load_base, paint, quiet_diffusers
 from bolid.backends.body import BodyEncoder
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
@@ -253,11 +253,10 @@ class Judge:
         generators = [
             torch.Generator().manual_seed(derive_seed(person.seed, "ablation", purpose, i)) for i in range(len(prompts))
         ]
-        with quiet_diffusers(), torch.no_grad(), guidance_during(pipe, guidance):
-            pictures = pipe(
-                prompts, height=height, width=width, num_inference_steps=int(self.family.defaults["steps"]),
-                guidance_scale=guidance.up, generator=generators, output_type="np", **extra,
-            ).images  # fmt: skip
+        pictures = paint(
+            pipe, prompts, guidance=guidance, height=height, width=width,
+            num_inference_steps=int(self.family.defaults["steps"]), generator=generators, output_type="np", **extra,
+        )  # fmt: skip
         return [(picture * 255).round().astype(np.uint8) for picture in pictures]
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.base import guidance_during, load_base, quiet_diffusers
+from bolid.backends.base import load_base, paint, quiet_diffusers
 from bolid.errors import BolidError
 from bolid.families import Family, get_family
 from bolid.formats.adapter import nested_state_dict
@@ -258,12 +258,11 @@ class Baseline:
         jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
         seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
         embeds = build_ip_adapter_image_embeds([condition], guidance=guidance.up > 1)
-        with quiet_diffusers(), guidance_during(self.pipe, guidance):
-            pictures = self.pipe(
-                [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
-                guidance_scale=guidance.up, negative_prompt=[""] * len(jobs) if guidance.up > 1 else None,
-                generator=[torch.Generator().manual_seed(s) for s in seeds], ip_adapter_image_embeds=embeds,
-            ).images  # fmt: skip
+        pictures = paint(
+            self.pipe, [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
+            guidance=guidance, negative_prompt=[""] * len(jobs) if guidance.up > 1 else None,
+            generator=[torch.Generator().manual_seed(s) for s in seeds], ip_adapter_image_embeds=embeds,
+        )  # fmt: skip
         paths = []
         settings = {
             "steps": steps,

@@ -24,7 +24,7 @@ import torch
 from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
-from bolid.backends.base import guidance_during, load_base, load_loras, quiet_diffusers
+from bolid.backends.base import load_base, load_loras, paint, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
@@ -89,17 +89,17 @@ class Pictures:
             self.pipe.set_ip_adapter_scale([1.0] * len(vectors))
             extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guidance.up > 1)
         for start in range(0, len(prompts), 16):
-            with quiet_diffusers(), guidance_during(self.pipe, guidance):
-                made = self.pipe(
-                    prompts[start : start + 16],
-                    height=height,
-                    width=width,
-                    num_inference_steps=self.settings["steps"],
-                    guidance_scale=guidance.up,
-                    output_type="np",
-                    generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
-                    **extra,
-                ).images
+            made = paint(
+                self.pipe,
+                prompts[start : start + 16],
+                guidance=guidance,
+                height=height,
+                width=width,
+                num_inference_steps=self.settings["steps"],
+                output_type="np",
+                generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
+                **extra,
+            )
             pictures += [(picture * 255).round().astype(np.uint8) for picture in made]
         return pictures
 

@@ -35,7 +35,7 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from truth import store_float8, write_card
 
-from bolid.backends.base import add_controlnet, encode_prompts, guidance_during, load_base, quiet_diffusers
+from bolid.backends.base import add_controlnet, encode_prompts, load_base, paint
 from bolid.backends.pose import PoseModel
 from bolid.families import Family, get_family
 from bolid.formats.shards import directory_sha256, read_shards
@@ -132,17 +132,17 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
         for name, prompts in ways.items():
             extra = {} if name == "without" else {"image": as_condition(skeletons[part])}
             painter = controlled if extra else pipe
-            with quiet_diffusers(), guidance_during(painter, family.guidance):
-                pictures = painter(
-                    [prompts[row] for row in part],
-                    height=height,
-                    width=width,
-                    num_inference_steps=family.defaults["steps"],
-                    guidance_scale=family.guidance.up,
-                    generator=[torch.Generator().manual_seed(int(row)) for row in part],
-                    output_type="np",
-                    **extra,
-                ).images
+            pictures = paint(
+                painter,
+                [prompts[row] for row in part],
+                guidance=family.guidance,
+                height=height,
+                width=width,
+                num_inference_steps=family.defaults["steps"],
+                generator=[torch.Generator().manual_seed(int(row)) for row in part],
+                output_type="np",
+                **extra,
+            )
             images = [(picture * 255).round().astype(np.uint8) for picture in pictures]
             if start == 0:
                 sheet.append(np.concatenate(images[:8], 1))

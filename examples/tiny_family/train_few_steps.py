@@ -40,7 +40,7 @@ from peft import LoraConfig
 from PIL import Image
 from train_base import SHEET
 
-from bolid.backends.base import guidance_during, load_base, quiet_diffusers
+from bolid.backends.base import load_base, paint
 from bolid.backends.body import BodyEncoder
 from bolid.controls import parse_guidance
 from bolid.families import get_family
@@ -254,17 +254,16 @@ def sheet(path: Path, family, lora: Path, device: str) -> None:
         pipe = load_base(family, device, sampler=settings)
         if settings is family.few_steps:
             load_loras(pipe, [(lora, 1.0)], family)
-        guidance = parse_guidance(settings["guidance"])
-        with quiet_diffusers(), guidance_during(pipe, guidance):
-            pictures = pipe(
-                SHEET,
-                height=height,
-                width=width,
-                num_inference_steps=settings["steps"],
-                guidance_scale=guidance.up,
-                generator=[torch.Generator().manual_seed(i) for i in range(len(SHEET))],
-                output_type="np",
-            ).images
+        pictures = paint(
+            pipe,
+            SHEET,
+            guidance=parse_guidance(settings["guidance"]),
+            height=height,
+            width=width,
+            num_inference_steps=settings["steps"],
+            generator=[torch.Generator().manual_seed(i) for i in range(len(SHEET))],
+            output_type="np",
+        )
         rows.append(np.concatenate(list(pictures), 1))
     Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(path)
 
