@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bolid.method.body_condition import FACE_DIM, initial_state, install
+from bolid.method.body_condition import BRANCHES, FACE_DIM, initial_state, install
 from bolid.precision import computing, store_frozen
 
 
@@ -80,9 +80,9 @@ def computing_like(device: str, network: torch.nn.Module, precision: str, positi
 
 def adapted_network(
     settings: dict[str, Any], body_dim: int, *, face_tokens: int, kv_rank: int = 0, precision: str = "fp32",
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool = False, learns: Callable[[str], bool] = lambda branch: True,
 ) -> tuple[Any, list[torch.nn.Parameter]]:  # fmt: skip
-    """(UNet of these settings with both branches, as in training; the branches' parameters), on the meta device."""
+    """(UNet of these settings with both branches, as in training; the parameters that learn), on the meta device."""
     from diffusers import UNet2DConditionModel
 
     from bolid.backends.base import quiet_diffusers
@@ -93,10 +93,13 @@ def adapted_network(
             initial_state(unet, "face", FACE_DIM, tokens=face_tokens, kv_rank=kv_rank),
             initial_state(unet, "body", body_dim, kv_rank=kv_rank),
         ]
-        for branch in install(unet, states):
-            for parameter in branch.values():
-                parameter.requires_grad_(True)
+        branches = dict(zip(BRANCHES, install(unet, states), strict=True))
+        for parameter in [parameter for branch in branches.values() for parameter in branch.values()]:
+            parameter.requires_grad_(True)
         store_frozen(unet, precision)
+        for name, branch in branches.items():
+            for parameter in branch.values():
+                parameter.requires_grad_(learns(name))
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet, [parameter for parameter in unet.parameters() if parameter.requires_grad]

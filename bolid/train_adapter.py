@@ -38,6 +38,7 @@ CHOICES = {
     "id_loss": ("keypoints", "bone-ratios", "body", "sliders"),
     "clip_target": ("text", "image", "both"),
     "x_gen": ("one-step", "few-step", "sampled", "swapped"),
+    "branches": ("both", "face", "body"),
 }
 OF_THE_PERSON = ("body", "sliders")  # kinds of L_id that compare with the person and not with one photo
 NO_TARGET = ("sampled", "swapped")  # ways to make an x_gen that no photo shows
@@ -144,6 +145,9 @@ class TrainAdapterConfig:
     sample_every: int = field(default=1000, metadata={"help": "steps between sample sheets; 0: none"})
     tensorboard: bool = field(default=False, metadata={"help": "also write the losses for TensorBoard"})
     init: str = field(default="", metadata={"help": "start from the adapters in this directory"})
+    branches: str = field(
+        default="both", metadata={"help": "which learn: both, or with --init face or body alone, the other one stays"}
+    )
 
     def __post_init__(self) -> None:
         for name in ("text", "face", "body", "all", "build_word"):
@@ -168,6 +172,11 @@ class TrainAdapterConfig:
                 raise BolidError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)!r}", f"choose one of {', '.join(choices)}"
                 )
+        if self.branches != "both" and not self.init:
+            raise BolidError(
+                f"--branches {self.branches}: there is no other branch that could stay as it is",
+                "give --init, a directory with both adapters, or leave it out",
+            )
         if self.shard_branches and (self.compile or self.precision == "fp16"):
             raise BolidError(
                 f"--shard-branches and {'--compile' if self.compile else '--precision fp16'} do not go together",
@@ -199,6 +208,10 @@ class TrainAdapterConfig:
                 "--x-gen few-step and --gradient-checkpointing do not go together",
                 "the few-step LoRA is only on for some of the passes; leave out one of the two",
             )
+
+    def learns(self, branch: str) -> bool:
+        """Whether "face" or "body" is trained."""
+        return self.branches in ("both", branch)
 
     @property
     def pixels(self) -> bool:
@@ -263,7 +276,7 @@ class TrainAdapterPlan:
     photos_per_step: int
     steps_per_epoch: float
     epochs: float
-    parameters: int  # trained, both branches
+    parameters: int  # trained, of the branches that learn
     precision: str
     device: str
     memory: dict[str, int]  # what -> bytes on the device; "total" last
@@ -485,7 +498,7 @@ def train_adapter(
     stop_after: int | None = None,
     progress: Progress | None = None,
 ) -> TrainAdapterResult:
-    """Train both branches on `train`'s shards and write them to `out`. The same call after a kill goes on.
+    """Train both branches, or one, on `train`'s shards and write both to `out`. The same call after a kill goes on.
 
     `stop_after`: write them as they are after so many of the steps (their records have that as "steps_done") and stop;
     a call without it goes on from there. Also in `out`: log.jsonl and loss.png (the losses), samples/ (sheets of
@@ -574,7 +587,9 @@ def train_adapter(
     if config.init:
         states = [nested_state_dict(load_adapter(Path(config.init) / f"{b}.safetensors", b)[0]) for b in BRANCHES]
         states = [{part: {k: v.float() for k, v in values.items()} for part, values in s.items()} for s in states]
-        states = [factorise_kv(state, config.kv_rank) for state in states] if config.kv_rank else states
+        if config.kv_rank:
+            learns = map(config.learns, BRANCHES)
+            states = [factorise_kv(s, config.kv_rank) if learn else s for s, learn in zip(states, learns, strict=True)]
     else:
         start = functools.partial(initial_state, unet, kv_rank=config.kv_rank)
         states = [
@@ -583,10 +598,10 @@ def train_adapter(
         ]
     with quiet_diffusers():
         branches = dict(zip(BRANCHES, install(unet, states), strict=True))
-    for trained in branches.values():
-        for parameter in trained.values():
+    for of_branch in branches.values():
+        for parameter in of_branch.values():
             parameter.requires_grad_(True)
-    store_frozen(unet, config.precision)
+    store_frozen(unet, config.precision)  # the base alone: a branch that does not learn is saved as exactly as it came
     sharded = config.shard_branches and processes > 1
     if sharded:
         shard_branches(unet, to.type)
@@ -594,9 +609,12 @@ def train_adapter(
     parameters = {f"{branch}.{name}": p for branch, ps in branches.items() for name, p in ps.items()}
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(config.learns(name.partition(".")[0]))
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
     average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
     scaler = LossScaler(to.type, config.precision)
     checkpoint, record = out / ".checkpoint.safetensors", {**records["face"], "kind": "adapter"}
@@ -632,7 +650,7 @@ def train_adapter(
                 scaler.backward(values["loss"] / parts)
             for name, value in values.items():
                 terms[name] = terms.get(name, 0) + value.detach() / parts
-        scaler.step(optimizer, list(parameters.values()), config.max_grad_norm)
+        scaler.step(optimizer, trained, config.max_grad_norm)
         step += 1
         decay = min(config.ema, step / (step + 10))
         with torch.no_grad():
@@ -735,7 +753,7 @@ def plan_training(
     settings, length = UNet2DConditionModel.load_config(str(base), subfolder="unet"), _text_length(base)
     unet, branches = adapted_network(
         settings, record["config"]["body_dim"], face_tokens=config.face_tokens, kv_rank=config.kv_rank,
-        precision=config.precision, gradient_checkpointing=config.gradient_checkpointing,
+        precision=config.precision, gradient_checkpointing=config.gradient_checkpointing, learns=config.learns,
     )  # fmt: skip
     check_kv_rank(unet, config, chosen)
     cost = step_cost(unet, shape[1:], length, config.batch_size, config.precision, device)

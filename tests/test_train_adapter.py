@@ -939,6 +939,26 @@ def test_training_can_start_from_other_adapters(world, tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("kv_rank", [0, 4])
+def test_one_branch_learns_and_the_other_stays(world, tmp_path, branch, kv_rank):
+    run(world, tmp_path / "first")
+    alone = dataclasses.replace(CONFIG, init=str(tmp_path / "first"), branches=branch, kv_rank=kv_rank)
+    run(world, tmp_path / "second", alone)
+    for name in BRANCHES:
+        before, after = (load_adapter(tmp_path / run / f"{name}.safetensors", name)[0] for run in ("first", "second"))
+        learnt = [not torch.equal(before[key], after[key]) for key in before]
+        assert any(learnt) == (name == branch)
+    plans = [
+        plan_training(world.train, config=config, body_encoder=world.encoder, device="cpu")
+        for config in (alone, dataclasses.replace(alone, branches="both"))
+    ]
+    assert plans[0].parameters < plans[1].parameters and plans[0].memory["total"] < plans[1].memory["total"]
+    with pytest.raises(BolidError, match=f"--branches {branch}") as error:
+        dataclasses.replace(alone, init="")
+    assert "give --init" in error.value.hint
+
+
 def test_a_sheet_of_samples_is_painted_with_the_familys_guidance(world, tmp_path, monkeypatch):
     from PIL import Image
 
