@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bolid.backends.body import BodyEncoder
     from bolid.backends.face import DifferentiableFaces
     from bolid.backends.pose import PoseModel
+    from bolid.backends.probe import BodyProbe
     from bolid.method.sliders import Expectation
 
 TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
@@ -33,10 +34,12 @@ _CHUNK = 20  # pictures looked at together without gradient
 
 @dataclass
 class Reader:
-    """Two networks that say what a body is like: one finds the keypoints, the other reads there."""
+    """What says what a body is like: a pose model that finds the keypoints and a body encoder that reads there, or a
+    probe, which reads the ratios off the picture by itself."""
 
     pose: PoseModel
     body_encoder: BodyEncoder
+    probe: BodyProbe | None = None
     expectation: Expectation | None = None  # of its readings, see `PixelLosses.calibrate`
 
 
@@ -44,8 +47,9 @@ class PixelLosses:
     """The losses or some of them: `id_loss` is "keypoints", "bone-ratios", "body", "sliders" or ""; `clip_target`
     "text", "image", "both" or ""; `face`: L_face too. "body" and "sliders" need the `body_encoder`, "sliders" also the
     file `sliders` (by default the family's), measured for it. `readers`: folders, separated by commas, each with a pose
-    model or a body encoder or both, in files named like a family's, that look at the body instead; L_id is the mean.
-    What only pleases one network rarely pleases another.
+    model or a body encoder or both, or with a probe, in files named like a family's, that look at the body instead;
+    L_id is the mean. What only pleases one network rarely pleases another. A probe knows nothing of body vectors: it
+    is asked for the ratios that the sliders are named after, and must not be the one that measures the family.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -64,13 +68,18 @@ class PixelLosses:
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
         self.inputs: dict[str, str] = {}
-        self.vae = vae
+        self.vae, self.judge = vae, family.probe
         if folder := find_decoder(family, decoder):
             self.vae = _load_decoder(folder, vae, device)
             self.inputs["decoder"] = sha256_file(sorted(folder.glob("*.safetensors"))[0])
         if id_loss:
             self.pose = self._pose_model(family.require("pose"), device, "pose")
         self.readers: list[Reader] = []
+        if id_loss == "sliders":
+            file = Path(sliders) if sliders else family.require("body_sliders")
+            self.sliders = load_sliders(file, body_encoder.space)
+            self.readout = self.sliders.readout.to(device)
+            self.inputs["body_sliders"] = sha256_file(file)
         if id_loss in OF_THE_PERSON:
             folders = [Path(folder) for folder in readers.split(",") if folder]
             self.readers = [self._reader(folder, body_encoder, device, i) for i, folder in enumerate(folders, start=1)]
@@ -82,10 +91,6 @@ class PixelLosses:
                     "gradient",
                     "give a body encoder trained with --view crop",
                 )
-        if id_loss == "sliders":
-            file = Path(sliders) if sliders else family.require("body_sliders")
-            self.readout = load_sliders(file, body_encoder.space).readout.to(device)
-            self.inputs["body_sliders"] = sha256_file(file)
         if clip_target:
             path = family.require("image_text")
             self.image_text = ImageTextModel(path, device)
@@ -116,13 +121,17 @@ class PixelLosses:
         from bolid.backends.body import BodyEncoder
         from bolid.families import path_of
 
-        pose_path, encoder_path = (path_of(part, folder) for part in ("pose", "body_encoder"))
-        if not (pose_path.exists() or encoder_path.exists()):
+        pose_path, encoder_path, probe_path = (path_of(part, folder) for part in ("pose", "body_encoder", "probe"))
+        if not (pose_path.exists() or encoder_path.exists() or probe_path.exists()):
             raise BolidError(
-                f"--readers: {folder} holds neither {pose_path.name}/ nor {encoder_path.name}",
-                "give folders with a pose model or a body encoder, or both, in files named like a family's",
+                f"--readers: {folder} holds neither {pose_path.name}/ nor {encoder_path.name} nor {probe_path.name}/",
+                "give folders with a pose model or a body encoder, or both, or a probe, in files named like a family's",
             )
         pose, encoder = self.pose, own
+        if probe_path.exists():
+            probe = self._probe(probe_path, device)
+            self.inputs[f"reader_{number}_probe"] = probe.sha256
+            return Reader(pose, encoder, probe)
         if pose_path.exists():
             pose = self._pose_model(pose_path, device, f"reader_{number}_pose")
         if encoder_path.exists():
@@ -135,6 +144,26 @@ class PixelLosses:
             self.inputs[f"reader_{number}_body_encoder"] = encoder.sha256
         return Reader(pose, encoder)
 
+    def _probe(self, path: Path, device: str) -> BodyProbe:
+        """The probe at `path`, for the ratios of the sliders."""
+        from bolid.backends.probe import FILE, BodyProbe
+
+        probe = BodyProbe(path, device)
+        if self.judge and (self.judge / FILE).is_file() and sha256_file(self.judge / FILE) == probe.sha256:
+            raise BolidError(
+                f"--readers: {path} is the probe that measures this family's pictures; nothing may be trained by it",
+                "train another: examples/tiny_family/train_probe.py --seed N",
+            )
+        if self.id_loss != "sliders":
+            raise BolidError(f"--readers: {path} reads ratios and no body vector", "give --id-loss sliders")
+        missing = [name for name in self.sliders.names if name not in probe.ratio_names]
+        if missing:
+            raise BolidError(
+                f"--readers: the probe {path} does not read the slider {missing[0]!r}",
+                f"give sliders (measure_sliders.py --every-ratio) of what it reads: {', '.join(probe.ratio_names)}",
+            )
+        return probe
+
     def calibrate(self, latents: torch.Tensor, bodies: torch.Tensor) -> None:
         """Find out what each reader says, by the sliders, of pictures of people like `bodies` [N, D]: photos of theirs,
         of which `latents` [N,C,h,w] are. From then on that is what it is to say of x_gen.
@@ -143,7 +172,6 @@ class PixelLosses:
         """
         import torch
 
-        from bolid.method.body_vae import view_confidence
         from bolid.method.sliders import expect
 
         told = bodies @ self.readout.T
@@ -151,8 +179,7 @@ class PixelLosses:
             parts = []
             with torch.no_grad():
                 for start in range(0, len(latents), _CHUNK):
-                    mean, views, score = self._read_body(reader, self._decode(latents[start : start + _CHUNK]))
-                    parts.append((mean @ self.readout.T, score * view_confidence(views.keypoints)))
+                    parts.append(self._said(reader, self._decode(latents[start : start + _CHUNK])))
             said, weight = (torch.cat(part) for part in zip(*parts, strict=True))
             reader.expectation = expect(told, said, weight)
 
@@ -225,12 +252,24 @@ class PixelLosses:
 
         if generators:
             pixels = through_windows(pixels, generators)
-        mean, views, score = self._read_body(reader, pixels)
         if self.id_loss == "sliders":
-            distance = reading_distance(self.readout, mean, bodies, reader.expectation)
+            said, weight = self._said(reader, pixels)
+            distance = reading_distance(said, bodies @ self.readout.T, reader.expectation)
         else:
+            mean, views, score = self._read_body(reader, pixels)
             distance = body_distance(reader.body_encoder.model, mean, bodies, views)
-        return distance * (score * view_confidence(views.keypoints)).detach() * bodies.any(1)
+            weight = score * view_confidence(views.keypoints)
+        return distance * weight.detach() * bodies.any(1)
+
+    def _said(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what a reader says of pictures [B,3,H,W] by the sliders [B, R], how far that is to be believed [B])."""
+        from bolid.method.body_vae import view_confidence
+
+        if reader.probe is not None:
+            columns = [reader.probe.ratio_names.index(name) for name in self.sliders.names]
+            return reader.probe.read(pixels)[:, columns], pixels.new_ones(len(pixels))
+        mean, views, score = self._read_body(reader, pixels)
+        return mean @ self.readout.T, score * view_confidence(views.keypoints)
 
     def _read_body(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """(the body encoder's mean [B, D], its views, the pose model's scores [B]) of pictures [B,3,H,W].

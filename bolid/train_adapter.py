@@ -85,8 +85,8 @@ class TrainAdapterConfig:
         default="",
         metadata={
             "help": "folders, separated by commas, each with another pose model (pose/) or body encoder "
-            "(body-encoder.safetensors), or both, that look at the body instead of the family's for --id-loss body and "
-            "sliders; L_id is the mean"
+            "(body-encoder.safetensors), or both, or for sliders a probe (probe/), that look at the body instead of "
+            "the family's for --id-loss body and sliders; L_id is the mean"
         },
     )
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})

@@ -23,7 +23,7 @@ from bolid.formats.sliders import Sliders, save_sliders
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import BRANCHES, null_condition
 from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies, photos_of_bodies
-from bolid.pixel_losses import through_windows
+from bolid.pixel_losses import PixelLosses, through_windows
 from bolid.precision import choose_precision, computing, store_frozen
 from bolid.run import run_record
 from bolid.train_adapter import (
@@ -503,7 +503,6 @@ def joint(world, defaults=None, **settings):
     from bolid.backends.base import load_base
     from bolid.families import get_family
     from bolid.method.body_condition import initial_state, install
-    from bolid.pixel_losses import PixelLosses
 
     config = dataclasses.replace(CONFIG, precision="fp32", pixel_alpha_bar=0.0, **settings)
     family = get_family(world.family)
@@ -772,11 +771,73 @@ def test_readers_that_cannot_read(seeing, tmp_path):
     (tmp_path / "other").mkdir()
     make_body_encoder(tmp_path / "other" / "body-encoder.safetensors", seeing.family, seed=9)
     sliders, config = str(make_sliders(seeing.encoder)), dataclasses.replace(CONFIG, id_weight=1.0, id_loss="sliders")
-    for name, message in (("empty", "holds neither pose/ nor body-encoder.safetensors"), ("other", "not comparable")):
+    nothing = "holds neither pose/ nor body-encoder.safetensors nor probe/"
+    for name, message in (("empty", nothing), ("other", "not comparable")):
         asked = dataclasses.replace(config, sliders=sliders, readers=str(tmp_path / name))
         with pytest.raises(BolidError, match=message):
             run(seeing, tmp_path / "out", asked)
     assert not (tmp_path / "out").exists()
+
+
+def make_probe(folder: Path, names: tuple[str, ...], size: tuple[int, int], seed: int = 3) -> Path:
+    """A probe of random weights as --readers takes it."""
+    from bolid.backends.probe import FILE, KIND, ProbeNetwork
+    from bolid.formats.tensors import save_tensors
+
+    torch.manual_seed(seed)
+    (folder / "probe").mkdir(parents=True)
+    spread = {"mean": torch.arange(1.0, len(names) + 1), "std": torch.full((len(names),), 0.5)}
+    record = run_record(KIND, family="tiny", config={"ratio_names": names, "image_size": size})
+    save_tensors(folder / "probe" / FILE, ProbeNetwork(len(names), size).state_dict() | spread, record)
+    return folder
+
+
+def test_a_probe_reads_ratios_with_gradient(seeing, tmp_path):
+    from bolid.families import get_family
+
+    size = get_family(seeing.family).image_size
+    reader = make_probe(tmp_path / "reader", ("build", "waist", "legs"), size)
+    asked = {"id_weight": 1.0, "id_loss": "sliders", "x_gen": "swapped", "readers": str(reader)}
+    with joint(seeing, **asked) as (objective, batch, parameters):
+        pixels = objective.pixels
+        values = objective(batch, with_pixels=True)
+        gradients = torch.autograd.grad(values["id"], list(parameters.values()), allow_unused=True)
+    assert any(g is not None and g.isfinite().all() and g.any() for g in gradients)
+    [one] = pixels.readers
+    pictures = pixels._decode(objective.table.latents[batch.rows, 0].float())
+    shown = [((p.permute(1, 2, 0) + 1) * 127.5).detach().numpy() for p in pictures]
+    read = (one.probe.predict(shown) - one.probe.mean) / one.probe.std
+    said, weight = pixels._said(one, pictures)  # by the sliders, which are named legs and build
+    assert torch.allclose(said, torch.from_numpy(read[:, [2, 0]]), atol=1e-3) and bool((weight == 1).all())
+    assert one.expectation.shift.any() and "reader_1_probe" in pixels.inputs
+
+
+@pytest.mark.parametrize(
+    ("names", "id_loss", "message"),
+    [
+        (("legs", "waist"), "sliders", "does not read the slider 'build'"),
+        (("legs", "build"), "body", "reads ratios and no body vector"),
+    ],
+)
+def test_a_probe_that_cannot_teach(seeing, tmp_path, names, id_loss, message):
+    folder = make_probe(tmp_path / "reader", names, (64, 48))
+    sliders = {"sliders": str(make_sliders(seeing.encoder))} if id_loss == "sliders" else {}
+    asked = dataclasses.replace(CONFIG, id_weight=1.0, id_loss=id_loss, readers=str(folder), **sliders)
+    with pytest.raises(BolidError, match=message):
+        run(seeing, tmp_path / "out", asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_probe_that_measures_a_family_does_not_teach_it(seeing, tmp_path):
+    from bolid.families import get_family
+
+    folder, encoder = make_probe(tmp_path / "reader", ("legs", "build"), (64, 48)), BodyEncoder(seeing.encoder)
+    family = dataclasses.replace(get_family(seeing.family), probe=folder / "probe")
+    with pytest.raises(BolidError, match="is the probe that measures this family's pictures"):
+        PixelLosses(
+            family, torch.nn.Identity(), id_loss="sliders", clip_target="", body_encoder=encoder,
+            sliders=str(make_sliders(seeing.encoder)), readers=str(folder),
+        )  # fmt: skip
 
 
 def test_photos_of_bodies_show_them(table):

@@ -1,4 +1,5 @@
-"""The body probe: reads body ratios off a picture. Used only to measure generated pictures, never to make them.
+"""The body probe: reads body ratios off a picture. A family's own only measures generated pictures; another one may
+teach an adapter (`train-adapter --readers`).
 
 Shapes: N pictures, R ratios (`ratio_names`: lengths, breadths and girths over stature, volume over stature cubed).
 """
@@ -16,6 +17,7 @@ from torch import nn
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors
+from bolid.run import sha256_file
 
 KIND = "body-probe"
 FILE = "probe.safetensors"
@@ -37,6 +39,7 @@ class BodyProbe:
         try:
             self.ratio_names: tuple[str, ...] = tuple(self.record["config"]["ratio_names"])
             self.image_size: tuple[int, int] = tuple(self.record["config"]["image_size"])
+            self.sha256 = sha256_file(file)
             self.held_out_error: dict[str, Any] = self.record["config"].get("held_out_error", {})
             self.mean, self.std = tensors.pop("mean").float().numpy(), tensors.pop("std").float().numpy()
             network = ProbeNetwork(len(self.ratio_names), self.image_size)
@@ -55,18 +58,22 @@ class BodyProbe:
         if not images:
             return np.empty((0, len(self.ratio_names)), np.float32)
         with torch.no_grad():
-            inputs = [fit(image, self.image_size) for image in images]
-            outputs = [self._read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
+            pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1 for image in images]
+            inputs = [fit(picture, self.image_size) for picture in pixels]
+            outputs = [self.read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
         return torch.cat(outputs).cpu().numpy() * self.std + self.mean
 
-    def _read(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Each picture and its mirror image, averaged: the same body, seen twice."""
+    def read(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The ratios in units of `std` from `mean`, [B,R], of pictures [B,3,H,W] in -1..1, with gradient.
+
+        Each picture and its mirror image, averaged: the same body, seen twice.
+        """
+        pictures = fit(pixels, self.image_size)
         return (self.network(pictures) + self.network(pictures.flip(-1))) / 2
 
 
-def fit(image: np.ndarray, image_size: tuple[int, int]) -> torch.Tensor:
-    """f32 [1,3,*image_size] in -1..1: scaled to fit, centred, the rest grey."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+def fit(pixels: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Pictures [B,3,H,W] in -1..1 as [B,3,*image_size]: scaled to fit, centred, the rest grey."""
     height, width = pixels.shape[2:]
     scale = min(image_size[0] / height, image_size[1] / width)
     size = max(1, round(height * scale)), max(1, round(width * scale))

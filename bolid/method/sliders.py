@@ -67,13 +67,11 @@ def expect(readings: torch.Tensor, said: torch.Tensor, confidence: torch.Tensor,
 
 
 def reading_distance(
-    weight: torch.Tensor, bodies: torch.Tensor, target: torch.Tensor, expectation: Expectation | None = None
+    said: torch.Tensor, readings: torch.Tensor, expectation: Expectation | None = None
 ) -> torch.Tensor:
-    """The mean squared difference of the readings of `bodies` and `target` [B, D] by a read-out's `weight` [R, D], in
-    standard deviations of its readings, [B]: L_id by the sliders. With an `expectation`, of what is expected of the
-    target's."""
-    wanted = target @ weight.T
-    return (bodies @ weight.T - (wanted if expectation is None else expectation(wanted))).square().mean(-1)
+    """The mean squared difference of what is `said` of a picture and the person's `readings`, both [B, R] in standard
+    deviations of the readings, [B]: L_id by the sliders. With an `expectation`, of what is expected of those."""
+    return (said - (readings if expectation is None else expectation(readings))).square().mean(-1)
 
 
 def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:

@@ -57,17 +57,18 @@ def shown(rows: list[dict[str, Any]], seed: int) -> np.ndarray:
 
 
 def augment(
-    pixels: torch.Tensor, keypoints: torch.Tensor, generator: torch.Generator
+    pixels: torch.Tensor, keypoints: torch.Tensor, generator: torch.Generator, smallest: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B,3,*SIZE] in -1..1 from uint8: mirror, small moves and zooms, light; blur, noise and blocks as in generated
-    and compressed pictures. The keypoints [B,17,3], (x, y) in -1..1 over the picture, move along."""
+    """[B,3,*SIZE] in -1..1 from uint8: mirror, small moves and zooms (`smallest` to 1.06 times), light; blur, noise and
+    blocks as in generated and compressed pictures. The keypoints [B,17,3], (x, y) in -1..1 over the picture, move
+    along."""
     b = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.rand(b, *shape, generator=generator) * (high - low) + low
 
     x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-    zoom, mirror = uniform(0.92, 1.06), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    zoom, mirror = uniform(smallest, 1.06), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     affine = torch.zeros(b, 2, 3)
     affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = mirror / zoom, 1 / zoom, uniform(-0.05, 0.05, 2)
     keypoints = torch.where((mirror < 0)[:, None, None], keypoints[:, FLIP_KEYPOINTS], keypoints)
@@ -122,7 +123,7 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
         for group in optimizer.param_groups:
             group["lr"] = args.lr * scale
         chosen = torch.randperm(len(rows), generator=generator)[: args.batch]
-        x, keypoints = augment(pixels[chosen], marks[chosen], generator)
+        x, keypoints = augment(pixels[chosen], marks[chosen], generator, args.smallest)
         with computing("cpu"):
             maps = network.body(x.to(memory_format=torch.channels_last))
             read, found = network.read(maps).float(), places(maps).float().view_as(keypoints[..., :2])
@@ -143,7 +144,18 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
             state = {"network": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
+    if earlier is not None:
+        mix(network, earlier.network, args.keep)
     return network.eval(), mean, std, len(rows)
+
+
+def mix(network: nn.Module, earlier: nn.Module, keep: float) -> None:
+    """`keep` of the weights and batch statistics from `earlier`, the rest the network's own: after a training that went
+    on from there the mixture knows what both know (Wortsman et al., arXiv:2109.01903)."""
+    before = earlier.state_dict()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(before[name].to(value), keep)
 
 
 def export(network: ProbeNetwork, mean: np.ndarray, std: np.ndarray, directory: Path, config: dict, seed: int) -> None:
@@ -205,14 +217,16 @@ def main() -> None:
     parser = options("probe", __doc__)
     parser.add_argument("--people", type=int, default=None, help="use at most so many people")
     parser.add_argument("--init", type=Path, help="go on from this probe, say with the photos of other people")
+    parser.add_argument("--keep", type=float, default=0.0, help="how much of --init's weights the result keeps, 0 to 1")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--smallest", type=float, default=0.92, help="how small a picture may appear, in parts of it")
     parser.add_argument("--places-weight", type=float, default=5.0, help="weight of saying where the keypoints are")
     args = parse(parser)
     started = time.time()
     network, mean, std, pictures = train(args)
-    config = {"steps": args.steps, "batch": args.batch, "lr": args.lr}
+    config = {"steps": args.steps, "batch": args.batch, "lr": args.lr, "keep": args.keep}
     export(network, mean, std, args.out, config, args.seed)
     # Measured with the stored weights, then written into the same file.
     error = held_out_error(args.val, args.out)
@@ -221,7 +235,7 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     facts = {
         "data": f"{pictures} rendered photos (full bodies and three-quarters) at {SIZE[0]}x{SIZE[1]}",
-        **({"from": "an earlier probe of this script"} if args.init else {}),
+        **({"from": f"an earlier probe of this script; {args.keep:g} of its weights kept"} if args.init else {}),
         "steps": f"{args.steps} of {args.batch} pictures, AdamW {args.lr}, cosine",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
