@@ -229,6 +229,9 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4) -> dict[str, fl
     figures |= {"people": len(truth), "pictures of each": each}
     figures |= {f"{name} as asked": value for name, value in as_asked(with_body, asked_all).items()}
     figures |= {f"{name} as asked, base alone": value for name, value in as_asked(without, asked_all).items()}
+    faces = PersonReader(get_family("tiny")).view_reader.faces
+    for what, pictures in (("a face is found", with_body), ("a face is found, base alone", without)):
+        figures[what] = float(np.mean([bool(faces.detect(picture)) for picture in pictures]))
     return figures
 
 
