@@ -705,11 +705,21 @@ def test_a_symlink_trap(server, tmp_path, listed):
 def test_kill_and_resume(server, tmp_path):
     """kill -9 and Ctrl-C in the middle: only what was on its way is fetched again, nothing is half-written."""
     current_markup(server, {"Anna Ivanova": 12, "Boris Petrov": 12})
-    # Slower than a busy disk settles photos, or many would be on their way when it is killed.
-    slow = {path: page for path, page in server.pages.items() if path.startswith("/img/")}
-    for path, page in slow.items():
-        server.pages[path] = lambda handler, page=page: (time.sleep(0.25), page)[1]
-    out = tmp_path / "photos"
+    out, given, settled = tmp_path / "photos", set(), 0
+
+    def give(path, page):
+        # Not before the others that this process was given are settled, however busy the disk, or many would be on
+        # their way when it is killed.
+        limit = time.monotonic() + 3
+        while len(given - {path}) > len(list(out.glob("*/*.json"))) - settled and time.monotonic() < limit:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        given.add(path)
+        return page
+
+    for path, page in list(server.pages.items()):
+        if path.startswith("/img/"):
+            server.pages[path] = lambda handler, path=path, page=page: give(path, page)
     command = [
         sys.executable, "-m", "bolid_cli.main", "scrape", "--site", theplace(server, tmp_path), "--out", str(out),
         "--min-size", "64", "--min-photos", "12", "--delay", "0", "--contact", "test@example.org", "--quiet",
@@ -725,6 +735,8 @@ def test_kill_and_resume(server, tmp_path):
         assert process.returncode == status and told == (
             "interrupted; the same command goes on where it stopped\n" if status == 130 else ""
         )
+        given.clear()
+        settled = len(list(out.glob("*/*.json")))
     result = scrape(site=theplace(server, tmp_path), out=out, min_photos=12, **WEB)
     assert files(out) == {"Anna Ivanova": 12, "Boris Petrov": 12} and result.failed == {}
     whole(out)
