@@ -129,8 +129,7 @@ class PixelLosses:
             )
         pose, encoder = self.pose, own
         if probe_path.exists():
-            probe = self._probe(probe_path, device)
-            self.inputs[f"reader_{number}_probe"] = probe.sha256
+            probe = self._probe(probe_path, device, f"reader_{number}_probe")
             return Reader(pose, encoder, probe)
         if pose_path.exists():
             pose = self._pose_model(pose_path, device, f"reader_{number}_pose")
@@ -144,12 +143,13 @@ class PixelLosses:
             self.inputs[f"reader_{number}_body_encoder"] = encoder.sha256
         return Reader(pose, encoder)
 
-    def _probe(self, path: Path, device: str) -> BodyProbe:
-        """The probe at `path`, for the ratios of the sliders."""
+    def _probe(self, path: Path, device: str, name: str) -> BodyProbe:
+        """The probe at `path`, for the ratios of the sliders, which is one of the inputs by this `name`."""
         from bolid.backends.probe import FILE, BodyProbe
 
         probe = BodyProbe(path, device)
-        if self.judge and (self.judge / FILE).is_file() and sha256_file(self.judge / FILE) == probe.sha256:
+        self.inputs[name] = sha256_file(path / FILE)
+        if self.judge and (self.judge / FILE).is_file() and sha256_file(self.judge / FILE) == self.inputs[name]:
             raise BolidError(
                 f"--readers: {path} is the probe that measures this family's pictures; nothing may be trained by it",
                 "train another: examples/tiny_family/train_probe.py --seed N",
@@ -247,7 +247,7 @@ class PixelLosses:
         self, reader: Reader, pixels: torch.Tensor, bodies: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
         """How far the pictures' bodies are from `bodies` [B, D], as far as they can be seen, 0 for nobody, [B]."""
-        from bolid.method.body_vae import body_distance, view_confidence
+        from bolid.method.body_vae import body_distance
         from bolid.method.sliders import reading_distance
 
         if generators:
@@ -256,34 +256,34 @@ class PixelLosses:
             said, weight = self._said(reader, pixels)
             distance = reading_distance(said, bodies @ self.readout.T, reader.expectation)
         else:
-            mean, views, score = self._read_body(reader, pixels)
+            mean, views, weight = self._read_body(reader, pixels)
             distance = body_distance(reader.body_encoder.model, mean, bodies, views)
-            weight = score * view_confidence(views.keypoints)
         return distance * weight.detach() * bodies.any(1)
 
     def _said(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(what a reader says of pictures [B,3,H,W] by the sliders [B, R], how far that is to be believed [B])."""
-        from bolid.method.body_vae import view_confidence
-
         if reader.probe is not None:
             columns = [reader.probe.ratio_names.index(name) for name in self.sliders.names]
             return reader.probe.read(pixels)[:, columns], pixels.new_ones(len(pixels))
-        mean, views, score = self._read_body(reader, pixels)
-        return mean @ self.readout.T, score * view_confidence(views.keypoints)
+        mean, _, weight = self._read_body(reader, pixels)
+        return mean @ self.readout.T, weight
 
     def _read_body(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """(the body encoder's mean [B, D], its views, the pose model's scores [B]) of pictures [B,3,H,W].
+        """(the body encoder's mean [B, D], its views, how far it is to be believed [B]) of pictures [B,3,H,W].
 
         The encoder is shown them as finely as it is shown photos.
         """
         import torch.nn.functional as F
+
+        from bolid.method.body_vae import view_confidence
 
         keypoints, _box, score = reader.pose.best_person(pixels)
         scale = self.view_size[0] / pixels.shape[2]
         if scale != 1:
             pixels = F.interpolate(pixels, self.view_size, mode="bilinear", antialias=scale < 1)
         keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
-        return *reader.body_encoder.encode_pixels(pixels, keypoints), score
+        mean, views = reader.body_encoder.encode_pixels(pixels, keypoints)
+        return mean, views, score * view_confidence(views.keypoints)
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Read one at a time: the numbers must not depend on what shares the batch, or a resumed run would differ."""

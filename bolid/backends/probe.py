@@ -17,7 +17,6 @@ from torch import nn
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors
-from bolid.run import sha256_file
 
 KIND = "body-probe"
 FILE = "probe.safetensors"
@@ -39,7 +38,6 @@ class BodyProbe:
         try:
             self.ratio_names: tuple[str, ...] = tuple(self.record["config"]["ratio_names"])
             self.image_size: tuple[int, int] = tuple(self.record["config"]["image_size"])
-            self.sha256 = sha256_file(file)
             self.held_out_error: dict[str, Any] = self.record["config"].get("held_out_error", {})
             self.mean, self.std = tensors.pop("mean").float().numpy(), tensors.pop("std").float().numpy()
             network = ProbeNetwork(len(self.ratio_names), self.image_size)
@@ -60,15 +58,15 @@ class BodyProbe:
         with torch.no_grad():
             pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1 for image in images]
             inputs = [fit(picture, self.image_size) for picture in pixels]
-            outputs = [self.read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
+            outputs = [self._read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
         return torch.cat(outputs).cpu().numpy() * self.std + self.mean
 
     def read(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The ratios in units of `std` from `mean`, [B,R], of pictures [B,3,H,W] in -1..1, with gradient.
+        """The ratios in units of `std` from `mean`, [B,R], of pictures [B,3,H,W] in -1..1, with gradient."""
+        return self._read(fit(pixels, self.image_size))
 
-        Each picture and its mirror image, averaged: the same body, seen twice.
-        """
-        pictures = fit(pixels, self.image_size)
+    def _read(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Each picture and its mirror image, averaged: the same body, seen twice."""
         return (self.network(pictures) + self.network(pictures.flip(-1))) / 2
 
 

@@ -224,9 +224,11 @@ def main() -> None:
     parser.add_argument("--smallest", type=float, default=0.92, help="how small a picture may appear, in parts of it")
     parser.add_argument("--places-weight", type=float, default=5.0, help="weight of saying where the keypoints are")
     args = parse(parser)
+    if args.keep and not args.init:
+        parser.error("--keep: there are no earlier weights without --init")
     started = time.time()
     network, mean, std, pictures = train(args)
-    config = {"steps": args.steps, "batch": args.batch, "lr": args.lr, "keep": args.keep}
+    config = {"steps": args.steps, "batch": args.batch, "lr": args.lr, "smallest": args.smallest, "keep": args.keep}
     export(network, mean, std, args.out, config, args.seed)
     # Measured with the stored weights, then written into the same file.
     error = held_out_error(args.val, args.out)
@@ -235,7 +237,8 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     facts = {
         "data": f"{pictures} rendered photos (full bodies and three-quarters) at {SIZE[0]}x{SIZE[1]}",
-        **({"from": f"an earlier probe of this script; {args.keep:g} of its weights kept"} if args.init else {}),
+        **({"from": "an earlier probe of this script"} if args.init else {}),
+        **({"mixed": f"{args.keep:g} of that one's weights, the rest what they became"} if args.keep else {}),
         "steps": f"{args.steps} of {args.batch} pictures, AdamW {args.lr}, cosine",
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),
         "machine": "1 of 2 shared CPU cores",
