@@ -50,6 +50,7 @@ class PixelLosses:
     model or a body encoder or both, or with a probe, in files named like a family's, that look at the body instead;
     L_id is the mean. What only pleases one network rarely pleases another. A probe knows nothing of body vectors: it
     is asked for the ratios that the sliders are named after, and must not be the one that measures the family.
+    `spare_heads`: with "body" and "sliders" no gradient reaches the head, and a slider called "head" is not asked.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -58,7 +59,7 @@ class PixelLosses:
 
     def __init__(
         self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu",
-        body_encoder: Any = None, sliders: str = "", readers: str = "", face: bool = False,
+        body_encoder: Any = None, sliders: str = "", readers: str = "", spare_heads: bool = False, face: bool = False,
     ) -> None:  # fmt: skip
         import torch
 
@@ -67,6 +68,7 @@ class PixelLosses:
         from bolid.formats.sliders import load_sliders
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
+        self.spare_heads = spare_heads
         self.inputs: dict[str, str] = {}
         self.vae, self.judge = vae, family.probe
         if folder := find_decoder(family, decoder):
@@ -77,8 +79,10 @@ class PixelLosses:
         self.readers: list[Reader] = []
         if id_loss == "sliders":
             file = Path(sliders) if sliders else family.require("body_sliders")
-            self.sliders = load_sliders(file, body_encoder.space)
-            self.readout = self.sliders.readout.to(device)
+            sliders_of = load_sliders(file, body_encoder.space)
+            asked = [i for i, name in enumerate(sliders_of.names) if not (spare_heads and name == "head")]
+            self.slider_names = [sliders_of.names[i] for i in asked]
+            self.readout = sliders_of.readout[asked].to(device)
             self.inputs["body_sliders"] = sha256_file(file)
         if id_loss in OF_THE_PERSON:
             folders = [Path(folder) for folder in readers.split(",") if folder]
@@ -156,7 +160,7 @@ class PixelLosses:
             )
         if self.id_loss != "sliders":
             raise BolidError(f"--readers: {path} reads ratios and no body vector", "give --id-loss sliders")
-        missing = [name for name in self.sliders.names if name not in probe.ratio_names]
+        missing = [name for name in self.slider_names if name not in probe.ratio_names]
         if missing:
             raise BolidError(
                 f"--readers: the probe {path} does not read the slider {missing[0]!r}",
@@ -247,11 +251,18 @@ class PixelLosses:
         self, reader: Reader, pixels: torch.Tensor, bodies: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
         """How far the pictures' bodies are from `bodies` [B, D], as far as they can be seen, 0 for nobody, [B]."""
+        import torch
+
         from bolid.method.body_vae import body_distance
         from bolid.method.sliders import reading_distance
 
         if generators:
             pixels = through_windows(pixels, generators)
+        if self.spare_heads:
+            with torch.no_grad():
+                keypoints, _box, _score = reader.pose.best_person(pixels)
+            head = heads(keypoints, pixels.shape[2:])
+            pixels = torch.where(head, pixels.detach(), pixels)
         if self.id_loss == "sliders":
             said, weight = self._said(reader, pixels)
             distance = reading_distance(said, bodies @ self.readout.T, reader.expectation)
@@ -263,7 +274,7 @@ class PixelLosses:
     def _said(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(what a reader says of pictures [B,3,H,W] by the sliders [B, R], how far that is to be believed [B])."""
         if reader.probe is not None:
-            columns = [reader.probe.ratio_names.index(name) for name in self.sliders.names]
+            columns = [reader.probe.ratio_names.index(name) for name in self.slider_names]
             return reader.probe.read(pixels)[:, columns], pixels.new_ones(len(pixels))
         mean, _, weight = self._read_body(reader, pixels)
         return mean @ self.readout.T, weight
@@ -320,6 +331,24 @@ def through_windows(pixels: torch.Tensor, generators: Sequence[torch.Generator])
     window[:, :, 2] = 2 * FARTHEST * (2 * drawn[:, 2:] - 1)
     grid = F.affine_grid(window, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def heads(keypoints: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Where heads are in pictures of `size` (H, W) with COCO `keypoints` [B,17,3], bool [B,1,H,W]: above the shoulders
+    and around the nose, in a strip a little wider than they are.
+
+    What L_id wants of a head, that it be as small as the body is to look long, takes its hair and face away; that it
+    be seen, so that a body has its proportions, does no harm.
+    """
+    import torch
+
+    nose, left, right = keypoints[:, 0, :2], keypoints[:, 5, :2], keypoints[:, 6, :2]
+    width = (left - right).norm(dim=-1).clamp_min(0.08 * size[0])[:, None, None]
+    middle = ((left + right + 2 * nose)[:, 0] / 4)[:, None, None]
+    top = torch.minimum(left[:, 1], right[:, 1])[:, None, None]
+    y = torch.arange(size[0]).to(keypoints).view(1, -1, 1)
+    x = torch.arange(size[1]).to(keypoints).view(1, 1, -1)
+    return ((y < top - 0.1 * width) & ((x - middle).abs() < 0.6 * width))[:, None]
 
 
 def find_decoder(family: Family, decoder: str) -> Path | None:

@@ -89,6 +89,13 @@ class TrainAdapterConfig:
             "the family's for --id-loss body and sliders; L_id is the mean"
         },
     )
+    spare_heads: bool = field(
+        default=False,
+        metadata={
+            "help": "--id-loss body and sliders leave the head alone: they see it, without gradient, and do not ask a "
+            "slider called head"
+        },
+    )
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
     face_weight: float = field(
@@ -202,6 +209,10 @@ class TrainAdapterConfig:
             raise BolidError(
                 f"--readers {self.readers}: nobody asks them",
                 "give --id-weight and --id-loss body or sliders, or leave it out",
+            )
+        if self.spare_heads and not (self.id_weight and self.id_loss in OF_THE_PERSON):
+            raise BolidError(
+                "--spare-heads: no loss looks at whole bodies", "give --id-weight and --id-loss body or sliders"
             )
         if self.x_gen == "few-step" and self.gradient_checkpointing:
             raise BolidError(
@@ -554,7 +565,8 @@ def train_adapter(
         pixels = PixelLosses(
             chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
             clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
-            body_encoder=encoder, sliders=config.sliders, readers=config.readers, face=bool(config.face_weight),
+            body_encoder=encoder, sliders=config.sliders, readers=config.readers,
+            spare_heads=config.spare_heads, face=bool(config.face_weight),
         )  # fmt: skip
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels

@@ -23,7 +23,7 @@ from bolid.formats.sliders import Sliders, save_sliders
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import BRANCHES, null_condition
 from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies, photos_of_bodies
-from bolid.pixel_losses import PixelLosses, through_windows
+from bolid.pixel_losses import PixelLosses, heads, through_windows
 from bolid.precision import choose_precision, computing, store_frozen
 from bolid.run import run_record
 from bolid.train_adapter import (
@@ -511,7 +511,8 @@ def joint(world, defaults=None, **settings):
     pixels = PixelLosses(
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
         clip_target=config.clip_target if config.clip_weight else "", body_encoder=BodyEncoder(world.encoder),
-        sliders=str(make_sliders(world.encoder)), readers=config.readers, face=bool(config.face_weight),
+        sliders=str(make_sliders(world.encoder)), readers=config.readers, spare_heads=config.spare_heads,
+        face=bool(config.face_weight),
     )  # fmt: skip
     objective = Objective(
         pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
@@ -750,6 +751,62 @@ def test_l_id_is_the_mean_of_what_all_readers_say(seeing, tmp_path):
     assert not torch.allclose(l_id([one]), l_id([two]))
     assert {"reader_1_body_encoder", "reader_2_body_encoder"} <= set(pixels.inputs)
     assert "reader_1_pose" not in pixels.inputs
+
+
+def test_a_head_is_above_the_shoulders_and_around_the_nose():
+    keypoints = torch.zeros(2, 17, 3)
+    keypoints[:, 0, :2] = torch.tensor([[24.0, 10.0], [60.0, 30.0]])
+    keypoints[:, 5, :2] = torch.tensor([[34.0, 20.0], [66.0, 40.0]])
+    keypoints[:, 6, :2] = torch.tensor([[14.0, 22.0], [54.0, 40.0]])
+    mask = heads(keypoints, (96, 80))[:, 0]
+    for of, nose, shoulder in zip(mask, [(10, 24), (30, 60)], [(20, 34), (40, 66)], strict=True):
+        assert of[nose] and of[0, nose[1]] and not of[shoulder] and not of[nose[0], nose[1] - 20]
+        assert not of[shoulder[0] + 1 :].any() and 0.02 < float(of.float().mean()) < 0.25
+
+
+def test_l_id_leaves_heads_alone_where_it_is_asked_to(seeing):
+    settings = {"id_weight": 1.0, "id_loss": "sliders", "x_gen": "swapped", "spare_heads": True}
+    with joint(seeing, **settings) as (objective, batch, _):
+        losses, [reader] = objective.pixels, objective.pixels.readers
+    told = objective.bodies[objective.table.owner[batch.rows]]
+    shown = losses._decode(objective.table.latents[batch.rows, 0].float()).detach().requires_grad_()
+    standing = torch.full((len(shown), 17, 3), 30.0)
+    standing[..., 2] = 0.9
+    for point, at in ((0, (24.0, 12.0)), (5, (32.0, 20.0)), (6, (16.0, 20.0))):
+        standing[:, point, :2] = torch.tensor(at)
+    pose = reader.pose.best_person
+
+    def stand(pixels):
+        keypoints, box, score = pose(pixels)
+        return keypoints - (keypoints - standing).detach(), box, score
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader.pose, "best_person", stand)
+        spared = losses._unlike(reader, shown, told, ())
+        losses.spare_heads = False
+        asked = losses._unlike(reader, shown, told, ())
+    assert torch.allclose(spared, asked), "what is seen is the same"
+    of_spared, of_asked = (torch.autograd.grad(value.sum(), shown)[0].abs().amax(1) for value in (spared, asked))
+    head = heads(standing, shown.shape[2:])[:, 0]
+    assert head.any() and not of_spared[head].any() and of_asked[head].any()
+    assert of_spared[~head].any()
+
+
+def test_a_spared_heads_slider_is_not_asked(seeing, tmp_path):
+    from bolid.families import get_family
+    from bolid.formats.sliders import load_sliders, save_sliders
+
+    file = tmp_path / "sliders.safetensors"
+    sliders = load_sliders(make_sliders(seeing.encoder), BodyEncoder(seeing.encoder).space)
+    save_sliders(file, dataclasses.replace(sliders, names=("legs", "head")))
+    names = [
+        PixelLosses(
+            get_family(seeing.family), torch.nn.Identity(), id_loss="sliders", clip_target="", sliders=str(file),
+            body_encoder=BodyEncoder(seeing.encoder), spare_heads=spare,
+        ).slider_names
+        for spare in (False, True)
+    ]  # fmt: skip
+    assert names == [["legs", "head"], ["legs"]]
 
 
 def test_a_readers_own_bias_is_not_asked_of_the_picture(seeing, tmp_path):
@@ -1125,6 +1182,7 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"x_gen": "swapped", "id_weight": 1.0}, "--x-gen swapped is a new picture"),
         ({"sliders": "mine.safetensors", "id_weight": 1.0}, "mine.safetensors: nothing reads them"),
         ({"readers": "second", "id_weight": 1.0}, "--readers second: nobody asks them"),
+        ({"spare_heads": True, "id_weight": 1.0}, "--spare-heads: no loss looks at whole bodies"),
         ({"x_gen": "few-step", "x_gen_grad_steps": 5}, "--x-gen-grad-steps is 5, of 4 steps"),
         ({"id_weight": float("nan")}, "--id-weight is nan"),
         ({"clip_weight": -1.0}, "--clip-weight is -1.0"),
