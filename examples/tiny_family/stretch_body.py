@@ -1,6 +1,6 @@
 """Make a trained body branch see everybody further from the mean person: mean + FACTOR (c_body - mean) is projected.
 
-    python examples/tiny_family/stretch_body.py runs/adapter/body.safetensors runs/body/train 1.2 longer/body.safetensors
+    python examples/tiny_family/stretch_body.py body.safetensors runs/body/train 1.2 stretched/body.safetensors
 
 TRAIN: the shards that `bolid shard` writes; their people say who the mean person is. Pictures do not go all the way
 from the mean person to the one who is asked for; this takes them further. The branch must heed how long a vector is
