@@ -424,8 +424,9 @@ synthetic people.
 In its last trainings a loss compares bodies by a linear read-out of ten body ratios, learnt on measured training people
 (`--id-loss sliders`; the body encoder itself knows nothing of measures).
 
-What limits the figures: the pictures do not go all the way, arms and torsos least; those of one person differ, and all
-come out a little broad (docs/tiny-training.md says more). Faces are soft, dark ones most, and hardly the person's.
+What limits the figures: the pictures do not go all the way, heads and arms least; those of one person differ, and all
+come out a little short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave heads
+alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and hardly the person's.
 
 {LICENCE}"""
 
@@ -458,12 +459,17 @@ def write_cards(part: str, measured: dict[str, dict[str, float]]) -> None:
         write_card(family.body_adapter.parent, "Tiny face and body adapters", ADAPTER_CARD, figures, facts)
 
 
+PARENTS = ("init_", "reader_", "mixed_")  # inputs of a training that are adapters, or read the pictures
+
+
 def _settings(path: Path) -> dict[str, object]:
     """What the file's record says of its training."""
     record = read_record(path)
     settings = {name: value for name, value in record["config"].items() if value not in ("", None, False)}
     # What it started from is told by its content: a path means something on one machine only.
-    settings |= {name: f"sha256 {record['inputs'][name][:16]}" for name in settings if name in record["inputs"]}
+    inputs = {name: f"sha256 {sha256[:16]}" for name, sha256 in record["inputs"].items()}
+    settings = {name: value for name, value in settings.items() if name not in ("init", "readers")}
+    settings |= {name: sha256 for name, sha256 in inputs.items() if name in settings or name.startswith(PARENTS)}
     return {**settings, "seed": record["seed"], "sha256 of the training shards": record["inputs"]["train"][:16]}
 
 
