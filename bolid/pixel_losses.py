@@ -79,10 +79,10 @@ class PixelLosses:
         self.readers: list[Reader] = []
         if id_loss == "sliders":
             file = Path(sliders) if sliders else family.require("body_sliders")
-            sliders_of = load_sliders(file, body_encoder.space)
-            asked = [i for i, name in enumerate(sliders_of.names) if not (spare_heads and name == "head")]
-            self.slider_names = [sliders_of.names[i] for i in asked]
-            self.readout = sliders_of.readout[asked].to(device)
+            measured = load_sliders(file, body_encoder.space)
+            asked = [i for i, name in enumerate(measured.names) if not (spare_heads and name == "head")]
+            self.slider_names = [measured.names[i] for i in asked]
+            self.readout = measured.readout[asked].to(device)
             self.inputs["body_sliders"] = sha256_file(file)
         if id_loss in OF_THE_PERSON:
             folders = [Path(folder) for folder in readers.split(",") if folder]

@@ -426,7 +426,8 @@ In its last trainings a loss compares bodies by a linear read-out of ten body ra
 
 What limits the figures: the pictures do not go all the way, heads and arms least; those of one person differ, and all
 come out a little short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave heads
-alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and hardly the person's.
+alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and hardly the
+person's.
 
 {LICENCE}"""
 
@@ -465,10 +466,10 @@ PARENTS = ("init_", "reader_", "mixed_")  # inputs of a training that are adapte
 def _settings(path: Path) -> dict[str, object]:
     """What the file's record says of its training."""
     record = read_record(path)
-    settings = {name: value for name, value in record["config"].items() if value not in ("", None, False)}
     # What it started from is told by its content: a path means something on one machine only.
+    told = {name: value for name, value in record["config"].items() if name not in ("init", "readers")}
+    settings = {name: value for name, value in told.items() if value not in ("", None, False)}
     inputs = {name: f"sha256 {sha256[:16]}" for name, sha256 in record["inputs"].items()}
-    settings = {name: value for name, value in settings.items() if name not in ("init", "readers")}
     settings |= {name: sha256 for name, sha256 in inputs.items() if name in settings or name.startswith(PARENTS)}
     return {**settings, "seed": record["seed"], "sha256 of the training shards": record["inputs"]["train"][:16]}
 
