@@ -50,7 +50,7 @@ class PixelLosses:
     model or a body encoder or both, or with a probe, in files named like a family's, that look at the body instead;
     L_id is the mean. What only pleases one network rarely pleases another. A probe knows nothing of body vectors: it
     is asked for the ratios that the sliders are named after, and must not be the one that measures the family.
-    `spare_heads`: with "body" and "sliders" no gradient reaches the head, and a slider called "head" is not asked.
+    `spare_heads`: with "body" and "sliders" no gradient reaches the head's pixels.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
     By default the family's `tiny-decoder`, and without one the base's own VAE. `inputs`: name -> sha256 of the models
@@ -80,9 +80,8 @@ class PixelLosses:
         if id_loss == "sliders":
             file = Path(sliders) if sliders else family.require("body_sliders")
             measured = load_sliders(file, body_encoder.space)
-            asked = [i for i, name in enumerate(measured.names) if not (spare_heads and name == "head")]
-            self.slider_names = [measured.names[i] for i in asked]
-            self.readout = measured.readout[asked].to(device)
+            self.slider_names = measured.names
+            self.readout = measured.readout.to(device)
             self.inputs["body_sliders"] = sha256_file(file)
         if id_loss in OF_THE_PERSON:
             folders = [Path(folder) for folder in readers.split(",") if folder]

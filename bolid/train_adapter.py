@@ -91,10 +91,7 @@ class TrainAdapterConfig:
     )
     spare_heads: bool = field(
         default=False,
-        metadata={
-            "help": "--id-loss body and sliders leave the head alone: they see it, without gradient, and do not ask a "
-            "slider called head"
-        },
+        metadata={"help": "--id-loss body and sliders leave the head's pixels alone: they see them, without gradient"},
     )
     clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
@@ -471,6 +468,16 @@ def fuse_context(
     mean, logvar = fuse(table.body_mean[context], table.body_logvar[context], table.confidence[context] * present)
     # The mean of unit vectors, unit length again; stays zero, the null condition, where no photo shows the face.
     return mean, logvar, F.normalize((table.face[context] * present[..., None]).sum(1), dim=-1)
+
+
+def fused_bodies(table: AdapterTable) -> torch.Tensor:
+    """Everybody's c_body, of all their photos, [people, D]."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    photos = [torch.from_numpy(rows) for rows in table.people]
+    present = [torch.ones_like(rows, dtype=torch.bool) for rows in photos]
+    return fuse_context(table, pad_sequence(photos, batch_first=True), pad_sequence(present, batch_first=True))[0]
 
 
 def photo_generators(seed: int, first: int, count: int) -> list[torch.Generator]:

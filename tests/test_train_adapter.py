@@ -792,23 +792,6 @@ def test_l_id_leaves_heads_alone_where_it_is_asked_to(seeing):
     assert of_spared[~head].any()
 
 
-def test_a_spared_heads_slider_is_not_asked(seeing, tmp_path):
-    from bolid.families import get_family
-    from bolid.formats.sliders import load_sliders, save_sliders
-
-    file = tmp_path / "sliders.safetensors"
-    sliders = load_sliders(make_sliders(seeing.encoder), BodyEncoder(seeing.encoder).space)
-    save_sliders(file, dataclasses.replace(sliders, names=("legs", "head")))
-    names = [
-        PixelLosses(
-            get_family(seeing.family), torch.nn.Identity(), id_loss="sliders", clip_target="", sliders=str(file),
-            body_encoder=BodyEncoder(seeing.encoder), spare_heads=spare,
-        ).slider_names
-        for spare in (False, True)
-    ]  # fmt: skip
-    assert names == [["legs", "head"], ["legs"]]
-
-
 def test_a_readers_own_bias_is_not_asked_of_the_picture(seeing, tmp_path):
     """Two readers, one of which sees everybody 2 larger, expect what they see in photos, and so they agree."""
     readers = two_readers(seeing, tmp_path, shift=2.0)

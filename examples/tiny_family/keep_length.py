@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import keep_length
-from bolid.train_adapter import fuse_context, read_table
+from bolid.train_adapter import fused_bodies, read_table
 
 
 def main() -> None:
@@ -28,11 +25,8 @@ def main() -> None:
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
     args = parser.parse_args()
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
-    rows = [torch.from_numpy(rows) for rows in table.people]
-    present = [torch.ones_like(photos, dtype=torch.bool) for photos in rows]
-    bodies, _, _ = fuse_context(table, pad_sequence(rows, batch_first=True), pad_sequence(present, batch_first=True))
     tensors, record = load_adapter(args.adapter, "body")
-    image_proj = keep_length(nested_state_dict(tensors), bodies)["image_proj"]
+    image_proj = keep_length(nested_state_dict(tensors), fused_bodies(table))["image_proj"]
     save_adapter(args.out, {**tensors, **{f"image_proj.{name}": tensor for name, tensor in image_proj.items()}}, record)
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, save_adapter
-from bolid.objective import person_bodies
-from bolid.train_adapter import read_table
+from bolid.train_adapter import fused_bodies, read_table
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
     args = parser.parse_args()
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
-    mean = person_bodies(table).mean(0)
+    mean = fused_bodies(table).mean(0)
     tensors, record = load_adapter(args.adapter, "body")
     weight, bias = (tensors[f"image_proj.proj.{name}"] for name in ("weight", "bias"))
     stretched = {
