@@ -3,11 +3,12 @@
 #
 #   sh examples/tiny_family/train_body.sh PHOTOS WORK
 #
-# PHOTOS: rendered training people (make_photos.sh); WORK: where shards and results go. For 2,000 people with 8 photos on
-# one core: extract 8 minutes, shard 5, train-vae 14, train-adapter 40 (100 steps a minute). What follows looks at pictures
-# that the base makes, with two processes, 24 photos a step: 2.7 hours (6 steps a minute), 50 minutes (16 steps a minute) and
-# 65 minutes (7 steps a minute), 20 minutes without pictures, 65 minutes (11 steps a minute), an hour and a half. Run it again after an
-# interruption and it goes on where it stopped. Needs the family's base, pose, face and image-text models.
+# PHOTOS: rendered training people, beside the validation people in val (make_photos.sh); WORK: where shards and results go.
+# For 2,000 people with 8 photos on one core: extract 8 minutes, shard 5, train-vae 14, train-adapter 40 (100 steps a
+# minute). What follows looks at pictures that the base makes, with two processes, 24 photos a step: 2.7 hours (6 steps a
+# minute), 50 minutes (16 steps a minute) and 65 minutes (7 steps a minute), 20 minutes without pictures, 65 minutes (11 steps a
+# minute), an hour and a half, two hours. Run it again after an interruption and it goes on where it stopped. Needs the
+# family's base, pose, face and image-text models.
 set -eu
 photos=$1
 work=$2
@@ -73,7 +74,7 @@ if [ ! -f "$work/parting/body.safetensors" ]; then
     cp "$work/heads/body.safetensors" "$work/parting/"
 fi
 go_on "$work/heads" "$work/adapter-both" $whole --stop-after 640
-python "$tiny/train_probe.py" --photos "$photos" --val "$photos" --out "$work/reader/probe" --work "$work/reader-work" \
+python "$tiny/train_probe.py" --photos "$photos" --val "$photos/../val" --out "$work/reader/probe" --work "$work/reader-work" \
     --steps 4500 --lr 0.002 --smallest 0.72 --seed 77
 cp -R "$here/bolid/tiny/pose" "$work/own/"
 go_on "$work/heads-read" "$work/parting" $whole --readers "$work/own,$work/reader" --stop-after 199
