@@ -425,9 +425,9 @@ In its last trainings a loss compares bodies by a linear read-out of ten body ra
 (`--id-loss sliders`; the body encoder itself knows nothing of measures).
 
 What limits the figures: the pictures do not go all the way, heads and arms least; those of one person differ, and all
-come out a little short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave heads
-alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and hardly the
-person's.
+come out a little short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
+pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
+hardly the person's.
 
 {LICENCE}"""
 

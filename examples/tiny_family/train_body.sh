@@ -62,8 +62,8 @@ go_on "$work/adapter-both" "$work/longer" --steps 720 --stop-after 595 --learnin
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
 
 # L_id took hair and faces away; it leaves heads alone from here on. Two trainings part after 355 steps, the second with a probe
-# of its own among the readers, and their mean is taken. (The shipped ones, one process of 24 photos: 45 minutes to an hour for
-# each 300 steps; their first one was given sliders without the head's in place of --spare-heads, all but the same.)
+# of its own among the readers, and their mean goes on. (The shipped ones, one process of 24 photos: 45 minutes to an hour for
+# each 300 steps; what is above "asked" was not yet asked for the head's length, as --spare-heads now is.)
 whole="--steps 1000 --learning-rate 0.0007 --ema 0.97 --face-dropout 0.3 --spare-heads
     --id-loss sliders --sliders $work/readout.safetensors --id-weight 0.4 --clip-weight 0.3 --face-weight 1
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4"
@@ -81,7 +81,9 @@ go_on "$work/heads-read" "$work/parting" $whole --readers "$work/own,$work/reade
 for branch in face body; do
     python "$tiny/mix_adapters.py" "$work/heads/$branch.safetensors" "$work/heads-read/$branch.safetensors" "$work/mixed/$branch.safetensors"
 done
+go_on "$work/asked" "$work/mixed" $whole --readers "$work/own,$work/reader" --stop-after 521
+go_on "$work/asked-on" "$work/asked" $whole --readers "$work/own,$work/reader" --steps 1100 --stop-after 847
 mkdir -p "$here/bolid/tiny/adapter"
 cp "$encoder" "$here/bolid/tiny/"
-cp "$work/mixed/face.safetensors" "$here/bolid/tiny/adapter/"
-python "$tiny/stretch_body.py" "$work/mixed/body.safetensors" "$work/train" 1.2 "$here/bolid/tiny/adapter/body.safetensors"
+cp "$work/asked-on/face.safetensors" "$here/bolid/tiny/adapter/"
+python "$tiny/stretch_body.py" "$work/asked-on/body.safetensors" "$work/train" 1.35 "$here/bolid/tiny/adapter/body.safetensors"
