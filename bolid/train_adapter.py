@@ -473,11 +473,9 @@ def fuse_context(
 def fused_bodies(table: AdapterTable) -> torch.Tensor:
     """Everybody's c_body, of all their photos, [people, D]."""
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
-    photos = [torch.from_numpy(rows) for rows in table.people]
-    present = [torch.ones_like(rows, dtype=torch.bool) for rows in photos]
-    return fuse_context(table, pad_sequence(photos, batch_first=True), pad_sequence(present, batch_first=True))[0]
+    photos = [torch.from_numpy(rows)[None] for rows in table.people]
+    return torch.cat([fuse_context(table, rows, torch.ones_like(rows))[0] for rows in photos])
 
 
 def photo_generators(seed: int, first: int, count: int) -> list[torch.Generator]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_base import make_body_encoder, make_family, make_training_shards
 
-from bolid.backends.body import BodyEncoder
+from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.backends.face import DifferentiableFaces
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter
@@ -32,6 +32,7 @@ from bolid.train_adapter import (
     batch_rows,
     draw_batch,
     fuse_context,
+    fused_bodies,
     photo_generators,
     plan_training,
     read_table,
@@ -916,6 +917,15 @@ def test_bodies_are_the_mean_of_all_photos_by_confidence(table):
     blind[table.people[0][1:]] = 0
     bodies = person_bodies(dataclasses.replace(table, confidence=blind))
     assert torch.allclose(bodies[0], table.body_mean[table.people[0][0]], atol=1e-4)
+
+
+def test_everybodys_vector_is_fused_from_all_their_photos_and_nobody_elses(table):
+    uneven = dataclasses.replace(table, people=[table.people[0][:1], *table.people[1:]])
+    bodies = fused_bodies(uneven)
+    for rows, body in zip(uneven.people, bodies, strict=True):
+        mean, _, _ = fuse_views(table.body_mean[rows], table.body_logvar[rows], table.confidence[rows])
+        assert torch.allclose(body, mean, atol=1e-6)
+    assert not torch.allclose(bodies[0], fused_bodies(table)[0], atol=1e-3)
 
 
 def test_many_step_bases_have_no_few_step_picture(world):

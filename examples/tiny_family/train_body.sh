@@ -77,12 +77,13 @@ go_on "$work/heads" "$work/adapter-both" $whole --stop-after 640
 python "$tiny/train_probe.py" --photos "$photos" --val "$photos/../val" --out "$work/reader/probe" --work "$work/reader-work" \
     --steps 4500 --lr 0.002 --smallest 0.72 --seed 77
 cp -R "$here/bolid/tiny/pose" "$work/own/"
-go_on "$work/heads-read" "$work/parting" $whole --readers "$work/own,$work/reader" --stop-after 199
+read_too="$whole --readers $work/own,$work/reader"
+go_on "$work/heads-read" "$work/parting" $read_too --stop-after 199
 for branch in face body; do
     python "$tiny/mix_adapters.py" "$work/heads/$branch.safetensors" "$work/heads-read/$branch.safetensors" "$work/mixed/$branch.safetensors"
 done
-go_on "$work/asked" "$work/mixed" $whole --readers "$work/own,$work/reader" --stop-after 521
-go_on "$work/asked-on" "$work/asked" $whole --readers "$work/own,$work/reader" --steps 1100 --stop-after 847
+go_on "$work/asked" "$work/mixed" $read_too --stop-after 521
+go_on "$work/asked-on" "$work/asked" $read_too --steps 1100 --stop-after 847
 mkdir -p "$here/bolid/tiny/adapter"
 cp "$encoder" "$here/bolid/tiny/"
 cp "$work/asked-on/face.safetensors" "$here/bolid/tiny/adapter/"
