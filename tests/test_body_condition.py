@@ -16,6 +16,7 @@ from bolid.method.body_condition import (
     largest_kv_rank,
     merge_kv,
     null_condition,
+    see_bodies,
 )
 
 BODY_DIM = 8
@@ -159,6 +160,19 @@ def test_tokens_can_grow_with_the_length_of_the_vector(unet):
         spreads.append(float((whole - whole.mean(0)).norm()))
     assert shares[0] > 0.7 and shares[1] == pytest.approx(0.5, abs=0.03), "the second is all but linear"
     assert spreads[1] == pytest.approx(spreads[0], rel=0.1), "and vectors of usual length say as much"
+
+
+def test_a_branch_can_be_told_to_see_other_bodies(unet):
+    generator = torch.Generator().manual_seed(0)
+    vectors, matrix = (torch.randn(BODY_DIM, BODY_DIM, generator=generator) for _ in range(2))
+    offset = torch.randn(BODY_DIM, generator=generator)
+    state = initial_state(unet, "body", BODY_DIM)
+    tokens = []
+    for each, bodies in ((state, vectors @ matrix.T + offset), (see_bodies(state, matrix, offset), vectors)):
+        install(unet, [each])
+        with torch.no_grad():
+            tokens.append(unet.encoder_hid_proj.image_projection_layers[0](bodies[:, None]))
+    torch.testing.assert_close(*tokens, rtol=1e-4, atol=1e-4)
 
 
 def test_layout_is_diffusers_own(unet):

@@ -133,6 +133,14 @@ def keep_length(state: State, vectors: torch.Tensor, strength: float = 4.0) -> S
     return {**state, "image_proj": {name: tensor.to(dtypes[name]) for name, tensor in proj.items()}}
 
 
+def see_bodies(state: State, matrix: torch.Tensor, offset: torch.Tensor) -> State:
+    """A body branch that sees `matrix` z + `offset` ([D, D], [D]) where that of `state` sees the body vector z [D]."""
+    proj = state["image_proj"]
+    weight, bias = (proj[f"proj.{name}"].to(matrix) for name in ("weight", "bias"))
+    seen = {"proj.weight": weight @ matrix, "proj.bias": bias + weight @ offset}
+    return {**state, "image_proj": {**proj, **{name: tensor.to(proj[name]) for name, tensor in seen.items()}}}
+
+
 # ---- keys and values of low rank ----------------------------------------------------------------------------------
 
 

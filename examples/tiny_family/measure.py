@@ -59,16 +59,19 @@ class Pictures:
     """Generates many pictures with the shipped base (and adapters of `branches`), through plain diffusers.
 
     `few_steps`: with the family's few-step LoRA and sampler, without guidance. `steps`: instead of the usual number.
+    `adapter`: a folder with other branches than the shipped ones.
     """
 
-    def __init__(self, *branches: str, few_steps: bool = False, steps: int | None = None) -> None:
+    def __init__(
+        self, *branches: str, few_steps: bool = False, steps: int | None = None, adapter: Path | None = None
+    ) -> None:
         self.family = get_family("tiny")
         self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
         if steps is not None:
             self.settings["steps"] = steps
         self.pipe = load_base(self.family, sampler=self.settings)
         if branches:
-            folder = self.family.body_adapter.parent
+            folder = adapter or self.family.body_adapter.parent
             with quiet_diffusers():
                 self.pipe.load_ip_adapter(
                     [str(folder)] * len(branches),

@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
-from bolid.formats.adapter import load_adapter, save_adapter
+from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
+from bolid.method.body_condition import see_bodies
 from bolid.train_adapter import fused_bodies, read_table
 
 
@@ -29,11 +32,8 @@ def main() -> None:
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
     mean = fused_bodies(table).mean(0)
     tensors, record = load_adapter(args.adapter, "body")
-    weight, bias = (tensors[f"image_proj.proj.{name}"] for name in ("weight", "bias"))
-    stretched = {
-        "image_proj.proj.weight": (args.factor * weight.float()).to(weight),
-        "image_proj.proj.bias": (bias.float() + (1 - args.factor) * (weight.float() @ mean)).to(bias),
-    }
+    image_proj = see_bodies(nested_state_dict(tensors), args.factor * torch.eye(len(mean)), (1 - args.factor) * mean)
+    stretched = {f"image_proj.{name}": tensor for name, tensor in image_proj["image_proj"].items()}
     factor = args.factor * record["config"].get("stretched", 1.0)
     save_adapter(args.out, {**tensors, **stretched}, {**record, "config": {**record["config"], "stretched": factor}})
 
