@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bolid.evaluate import Comparison, Difference, Evaluation, Metric
 from bolid.families import get_family
 from bolid.formats.images import picture_record
 from bolid.formats.tensors import load_tensors
+from bolid.run import canonical_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import baselines
@@ -151,14 +153,34 @@ def test_pictures_are_kept_until_a_model_changes(world, tmp_path, monkeypatch):
     assert all(p.stat().st_mtime_ns > t for p, t in zip(pictures, times, strict=True))
 
 
-def test_the_table_says_what_was_measured():
-    def evaluation(value, low):
-        metrics = {
-            "text_score": Metric(value, 10, "the tower", "a note", low, value + 0.1),
-            "kid": Metric(None, 1, "x"),
-        }
-        return Evaluation(10, 4, 2, metrics, {}, {}, [], {})
+def evaluation(value, low):
+    metrics = {
+        "text_score": Metric(value, 10, "the tower", "a note", low, value + 0.1),
+        "kid": Metric(None, 1, "x"),
+    }
+    return Evaluation(10, 4, 2, metrics, {}, {}, [], {})
 
+
+def test_methods_that_are_not_made_anew_come_from_an_earlier_run_of_the_same_base():
+    difference = {"text_score": Difference(0.2, 0.1, 0.3, 10, "picture")}
+    methods = {"base": evaluation(0.5, 0.4), "ip-adapter": evaluation(0.6, 0.5), "bolid-8": evaluation(0.7, 0.6)}
+    whole = Comparison("base", methods, {"ip-adapter": difference, "bolid-8": difference})
+    now = Comparison("base", {"base": evaluation(0.5, 0.4), "bolid-8": evaluation(0.8, 0.7)}, {"bolid-8": difference})
+    earlier = json.loads(canonical_json(whole))
+    both = table.with_earlier(now, earlier)
+    assert list(both.methods) == ["base", "ip-adapter", "bolid-8"] and set(both.differences) == {
+        "ip-adapter",
+        "bolid-8",
+    }
+    assert both.methods["ip-adapter"] == methods["ip-adapter"] and both.methods["bolid-8"] == now.methods["bolid-8"]
+    text = table.markdown(both, protocol.read_protocol(), {}, made=list(now.methods))
+    assert "table.py --methods base bolid-8`" in text and "From an earlier run, by `--earlier`, are ip-adapter." in text
+    other = Comparison("base", {**now.methods, "base": evaluation(0.51, 0.4)}, now.differences)
+    with pytest.raises(BolidError, match="the earlier figures of base are not those of now"):
+        table.with_earlier(other, earlier)
+
+
+def test_the_table_says_what_was_measured():
     no_difference = Difference(None, None, None, 0, "picture")
     compared = Comparison(
         "base", {"base": evaluation(0.5, 0.4), "bolid-8": evaluation(0.7, 0.6)},

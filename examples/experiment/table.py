@@ -4,21 +4,28 @@
 
 Makes the pictures that are not there yet (run.py), compares all methods with the base by `bolid evaluate`'s own
 functions, and writes docs/experiment.md and docs/experiment.json, and report.html beside the pictures. Of a smaller run
-(--people, --prompts, --methods) the tables go beside the pictures too.
+(--people, --prompts, --methods) the tables go beside the pictures too. When only some methods have changed:
+
+    python examples/experiment/table.py --methods base bolid-1 bolid-8 --earlier docs/experiment.json --out docs
+
+makes those alone and takes the others from that file, if what both have of the first method is the same.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from baselines import METHODS as BASELINES
 from protocol import Protocol, read_protocol
 from run import EQUAL, METHODS, Bench, arguments, run
 
 from bolid.errors import BolidError
-from bolid.evaluate import Comparison, Difference, Metric, compare
+from bolid.evaluate import Comparison, Difference, Evaluation, Metric, compare
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
 from bolid.scores import DESCRIPTIONS, HIGHER
@@ -37,17 +44,57 @@ WHAT = {
 PEER = "ip-adapter-attention"  # the strongest of what came before
 
 
+def with_earlier(compared: Comparison, earlier: dict[str, Any]) -> Comparison:
+    """The comparison with the methods it lacks taken from `earlier` figures, experiment.json's.
+
+    BolidError unless both have the same of the method that all are compared with: then protocol, base and judges are.
+    """
+    first = compared.baseline
+    figures = {
+        name: _comparable(value)
+        for name, value in json.loads(canonical_json(compared.methods[first]))["metrics"].items()
+    }
+    if {name: _comparable(value) for name, value in earlier["methods"][first]["metrics"].items()} != figures:
+        raise BolidError(
+            f"the earlier figures of {first} are not those of now", "make all methods anew, without --earlier"
+        )
+    lacking = [name for name in METHODS if name in earlier["methods"] and name not in compared.methods]
+    methods, differences = dict(compared.methods), dict(compared.differences)
+    for name in lacking:
+        told = earlier["methods"][name]
+        metrics = {metric: Metric(**value) for metric, value in told["metrics"].items()}
+        methods[name] = Evaluation(**{**told, "metrics": metrics})
+        differences[name] = {metric: Difference(**value) for metric, value in earlier["differences"][name].items()}
+    order = [name for name in METHODS if name in methods]
+    return replace(compared, methods={name: methods[name] for name in order}, differences=differences)
+
+
+def _comparable(metric: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be the same on another machine too, to the digits that the table shows."""
+    return metric["n"], metric["measured_by"], None if metric["value"] is None else round(metric["value"], 3) + 0
+
+
 def markdown(
-    compared: Comparison, protocol: Protocol, trained: dict[str, str], against: Comparison | None = None
+    compared: Comparison,
+    protocol: Protocol,
+    trained: dict[str, str],
+    against: Comparison | None = None,
+    made: Sequence[str] | None = None,
 ) -> str:
-    """The tables, every figure in them from `compared` and, for the differences from its first method, `against`."""
+    """The tables, every figure in them from `compared` and, for the differences from its first method, `against`.
+
+    `made`: the methods whose pictures were made now; the others are from an earlier run.
+    """
     methods = list(compared.methods)
+    made = methods if made is None else made
     first = compared.methods[methods[0]]
-    some = "" if methods == list(METHODS) else f" --methods {' '.join(methods)}"
+    some = "" if list(made) == list(METHODS) else f" --methods {' '.join(made)}"
+    rest = [name for name in methods if name not in made]
     lines = [
         "# The experiment: who keeps the body?",
         "",
         f"Made by `python examples/experiment/table.py{some}`; nothing in it is typed by hand.",
+        *([f"From an earlier run, by `--earlier`, are {', '.join(rest)}."] if rest else []),
         f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
         f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
         "The protocol is `examples/experiment/protocol.json`.",
@@ -128,6 +175,9 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the first is compared with"
     )
+    parser.add_argument(
+        "--earlier", type=Path, help="experiment.json of an earlier run, for the methods not in --methods"
+    )
     parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/, or WORK")
     args = parser.parse_args()
     protocol = read_protocol(args.people, args.prompts)
@@ -160,8 +210,17 @@ def main() -> None:
         trained[name] += seen.get(config.get("x_gen"), "")
         if config.get("init"):
             trained[name] += ", after earlier trainings"
-    text = markdown(compared, protocol, trained, against)
-    figures = json.loads(canonical_json(compared))
+    if args.earlier:
+        earlier = json.loads(args.earlier.read_text(encoding="utf-8"))
+        compared = with_earlier(compared, earlier)
+        trained = {**earlier["trained"], **trained}
+        for peer, differences in earlier.get("against", {}).items():
+            kept = {name: values for name, values in differences.items() if name not in args.methods}
+            if against is None and kept:
+                told = {name: {key: Difference(**one) for key, one in values.items()} for name, values in kept.items()}
+                against = Comparison(peer, {}, told)
+    text = markdown(compared, protocol, trained, against, args.methods)
+    figures = {**json.loads(canonical_json(compared)), "trained": trained}
     if against is not None:
         figures["against"] = {against.baseline: json.loads(canonical_json(against))["differences"]}
     write_atomic(out / "experiment.md", text)

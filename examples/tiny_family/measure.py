@@ -427,8 +427,11 @@ synthetic people.
 In its last trainings a loss compares bodies by a linear read-out of ten body ratios, learnt on measured training people
 (`--id-loss sliders`; the body encoder itself knows nothing of measures).
 
-What limits the figures: the pictures do not go all the way, heads and arms least; those of one person differ, and all
-come out a little short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
+Last, the body branch was corrected by what the probe read off pictures of 300 people that it was not trained on
+(`calibrate_body.py`). The figures are of other people, but the same probe reads them.
+
+What limits the figures: heads and arms follow least; the pictures of one person differ, and all come out a little
+short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
 pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
 hardly the person's.
 
