@@ -217,7 +217,15 @@ def main() -> None:
         for peer, differences in earlier.get("against", {}).items():
             kept = {name: values for name, values in differences.items() if name not in args.methods}
             if against is None and kept:
-                told = {name: {key: Difference(**one) for key, one in values.items()} for name, values in kept.items()}
+                # In the order of the other table.
+                told = {
+                    name: {
+                        key: Difference(**values[key])
+                        for key in compared.methods[compared.baseline].metrics
+                        if key in values
+                    }
+                    for name, values in kept.items()
+                }
                 against = Comparison(peer, {}, told)
     text = markdown(compared, protocol, trained, against, args.methods)
     figures = {**json.loads(canonical_json(compared)), "trained": trained}
