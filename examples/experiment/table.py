@@ -50,28 +50,33 @@ def with_earlier(compared: Comparison, earlier: dict[str, Any]) -> Comparison:
     BolidError unless both have the same of the method that all are compared with: then protocol, base and judges are.
     """
     first = compared.baseline
-    figures = {
-        name: _comparable(value)
-        for name, value in json.loads(canonical_json(compared.methods[first]))["metrics"].items()
-    }
-    if {name: _comparable(value) for name, value in earlier["methods"][first]["metrics"].items()} != figures:
+    told = {name: _evaluation(figures) for name, figures in earlier["methods"].items()}
+    if _comparable(told[first]) != _comparable(compared.methods[first]):
         raise BolidError(
             f"the earlier figures of {first} are not those of now", "make all methods anew, without --earlier"
         )
-    lacking = [name for name in METHODS if name in earlier["methods"] and name not in compared.methods]
-    methods, differences = dict(compared.methods), dict(compared.differences)
-    for name in lacking:
-        told = earlier["methods"][name]
-        metrics = {metric: Metric(**value) for metric, value in told["metrics"].items()}
-        methods[name] = Evaluation(**{**told, "metrics": metrics})
-        differences[name] = {metric: Difference(**value) for metric, value in earlier["differences"][name].items()}
+    lacking = [name for name in told if name not in compared.methods]
+    methods = compared.methods | {name: told[name] for name in lacking}
+    differences = compared.differences | {name: _difference(earlier["differences"][name]) for name in lacking}
     order = [name for name in METHODS if name in methods]
     return replace(compared, methods={name: methods[name] for name in order}, differences=differences)
 
 
-def _comparable(metric: dict[str, Any]) -> tuple[Any, ...]:
+def _evaluation(told: dict[str, Any]) -> Evaluation:
+    return Evaluation(**{**told, "metrics": {name: Metric(**metric) for name, metric in told["metrics"].items()}})
+
+
+def _difference(told: dict[str, Any]) -> dict[str, Difference]:
+    """In the order of DESCRIPTIONS, as the other table."""
+    return {name: Difference(**told[name]) for name in DESCRIPTIONS if name in told}
+
+
+def _comparable(evaluation: Evaluation) -> dict[str, tuple[Any, ...]]:
     """What must be the same on another machine too, to the digits that the table shows."""
-    return metric["n"], metric["measured_by"], None if metric["value"] is None else round(metric["value"], 3) + 0
+    return {
+        name: (metric.n, metric.measured_by, None if metric.value is None else round(metric.value, 3) + 0)
+        for name, metric in evaluation.metrics.items()
+    }
 
 
 def markdown(
@@ -214,19 +219,10 @@ def main() -> None:
         earlier = json.loads(args.earlier.read_text(encoding="utf-8"))
         compared = with_earlier(compared, earlier)
         trained = {**earlier["trained"], **trained}
-        for peer, differences in earlier.get("against", {}).items():
-            kept = {name: values for name, values in differences.items() if name not in args.methods}
-            if against is None and kept:
-                # In the order of the other table.
-                told = {
-                    name: {
-                        key: Difference(**values[key])
-                        for key in compared.methods[compared.baseline].metrics
-                        if key in values
-                    }
-                    for name, values in kept.items()
-                }
-                against = Comparison(peer, {}, told)
+        pairs = earlier.get("against", {}).get(PEER, {})
+        kept = {name: _difference(told) for name, told in pairs.items() if name not in args.methods}
+        if against is None and kept:
+            against = Comparison(PEER, {}, kept)
     text = markdown(compared, protocol, trained, against, args.methods)
     figures = {**json.loads(canonical_json(compared)), "trained": trained}
     if against is not None:

@@ -28,7 +28,7 @@ from measure import Pictures, person_prompts, profiles
 import bolid.synth.people as world
 from bolid.backends.probe import BodyProbe
 from bolid.families import get_family
-from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
+from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import see_bodies
 from bolid.method.sliders import Readout, expect, fit_readout, slider_directions
 from bolid.run import derive_seed
@@ -89,12 +89,9 @@ def main() -> None:
     bodies = torch.stack([body for _, body in people]).double()
     matrix, offset = correction(bodies, torch.from_numpy(ratios), torch.from_numpy(readings).double(), args.part)
     tensors, record = load_adapter(args.adapter / "body.safetensors", "body")
-    image_proj = see_bodies(nested_state_dict(tensors), matrix, offset)["image_proj"]
-    save_adapter(
-        args.out,
-        {**tensors, **{f"image_proj.{name}": tensor for name, tensor in image_proj.items()}},
-        {**record, "config": {**record["config"], "calibrated": args.part}},
-    )
+    corrected = see_bodies(nested_state_dict(tensors), matrix, offset)
+    record = {**record, "config": {**record["config"], "calibrated": args.part}}
+    save_adapter(args.out, flat_tensors(corrected), record)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
-from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
+from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import keep_length
 from bolid.train_adapter import fused_bodies, read_table
 
@@ -26,8 +26,8 @@ def main() -> None:
     args = parser.parse_args()
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
     tensors, record = load_adapter(args.adapter, "body")
-    image_proj = keep_length(nested_state_dict(tensors), fused_bodies(table))["image_proj"]
-    save_adapter(args.out, {**tensors, **{f"image_proj.{name}": tensor for name, tensor in image_proj.items()}}, record)
+    longer = keep_length(nested_state_dict(tensors), fused_bodies(table))
+    save_adapter(args.out, flat_tensors(longer), record)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 
 from bolid.backends.body import BodyEncoder
 from bolid.families import get_family
-from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
+from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import see_bodies
 from bolid.train_adapter import fused_bodies, read_table
 
@@ -32,10 +32,9 @@ def main() -> None:
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
     mean = fused_bodies(table).mean(0)
     tensors, record = load_adapter(args.adapter, "body")
-    image_proj = see_bodies(nested_state_dict(tensors), args.factor * torch.eye(len(mean)), (1 - args.factor) * mean)
-    stretched = {f"image_proj.{name}": tensor for name, tensor in image_proj["image_proj"].items()}
+    stretched = see_bodies(nested_state_dict(tensors), args.factor * torch.eye(len(mean)), (1 - args.factor) * mean)
     factor = args.factor * record["config"].get("stretched", 1.0)
-    save_adapter(args.out, {**tensors, **stretched}, {**record, "config": {**record["config"], "stretched": factor}})
+    save_adapter(args.out, flat_tensors(stretched), {**record, "config": {**record["config"], "stretched": factor}})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 # For 2,000 people with 8 photos on one core: extract 8 minutes, shard 5, train-vae 14, train-adapter 40 (100 steps a
 # minute). What follows looks at pictures that the base makes, with two processes, 24 photos a step: 2.7 hours (6 steps a
 # minute), 50 minutes (16 steps a minute) and 65 minutes (7 steps a minute), 20 minutes without pictures, 65 minutes (11 steps a
-# minute), an hour and a half, two hours. Run it again after an interruption and it goes on where it stopped. Needs the
+# minute), an hour and a half, two hours, a quarter of an hour without training. Run it again after an interruption and it goes on where it stopped. Needs the
 # family's base, pose, face and image-text models.
 set -eu
 photos=$1
