@@ -375,6 +375,7 @@ def get_family(name: str | None = None) -> Family:
         [few_steps]               # what --few-steps uses, with the LoRA few-steps.safetensors
         steps = 4
         guidance = 0.0
+        body_scale = 1.25         # what --body-scale is if not given, by default 1; face_scale likewise
         scheduler = "LCMScheduler"
         [[wardrobe]]              # a kind of clothes that prompts must name, or the default is added
         words = ["top"]

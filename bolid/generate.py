@@ -89,17 +89,18 @@ def generate(
     At most one of `profile`, `reference` (a photo) and `new_person` (a seed); with several profiles each person's
     pictures are made in calls of their own and go to a folder of the profile's name. `adapter`: a directory with
     face.safetensors, body.safetensors or both, by default the family's. `face_scale`, `body_scale`: numbers, or texts
-    as in `bolid.controls`; by default 1 for every branch that the person and the adapter have. `lora`: FILE or
-    FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `few_steps`: with
-    the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the family's; guidance may have a
-    stretch, as in "2.5@0..0.75". `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a
-    folder of their own, and the last path returned is one sheet of all. `best_of`: so many are painted of each picture,
-    and the one is written whose body looks most like the person's to the family's own models. `base`: another base of
-    the family's kind, a .safetensors checkpoint or a diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was
-    trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE stays in fp32. `offload`: networks leave the
-    accelerator while they do not compute. A picture depends on the seed and its place in the list of prompts, not on
-    `batch_size`, the other people or the grid; its run is in the PNG's text chunk `bolid`. Where a prompt names no
-    clothes the family may add some (`Family.dressed`); the record has that as `painted`.
+    as in `bolid.controls`; by default the family's, which is 1 if it says nothing else, for every branch that the
+    person and the adapter have. `lora`: FILE or FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through
+    the family's ControlNet. `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by
+    default the family's; guidance may have a stretch, as in "2.5@0..0.75". `grid`: texts like "body-scale=0,0.5,1"; the
+    pictures of each combination go to a folder of their own, and the last path returned is one sheet of all. `best_of`:
+    so many are painted of each picture, and the one is written whose body looks most like the person's to the family's
+    own models. `base`: another base of the family's kind, a .safetensors checkpoint or a diffusers folder. `size`:
+    "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE stays in
+    fp32. `offload`: networks leave the accelerator while they do not compute. A picture depends on the seed and its
+    place in the list of prompts, not on `batch_size`, the other people or the grid; its run is in the PNG's text chunk
+    `bolid`. Where a prompt names no clothes the family may add some (`Family.dressed`); the record has that as
+    `painted`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -191,6 +192,7 @@ def generate(
         branch: torch.zeros_like(next(person.vectors[branch] for person in people if branch in person.vectors))
         for branch in branches
     }
+    usual = {branch: parse_scale(sampler.get(f"{branch}_scale", 1.0), f"{branch}_scale") for branch in branches}
     jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
     digits = max(3, len(str(len(prompts) - 1)))
     total = len(people) * len(cells) * len(jobs)
@@ -202,7 +204,8 @@ def generate(
                 folder /= f"{axis}={value}"
             # At scale 0 diffusers leaves a branch out, as if it were not loaded.
             scales = [
-                cell.scales.get(branch, Scale()) if branch in person.vectors else Scale(0, 0, 0) for branch in branches
+                cell.scales.get(branch, usual[branch]) if branch in person.vectors else Scale(0, 0, 0)
+                for branch in branches
             ]
             vectors = [person.vectors.get(branch, nulls[branch]) for branch in branches]
             shown = {b: scale.plain() for b, scale in zip(branches, scales, strict=True) if not scale.is_zero}

@@ -40,14 +40,17 @@ def generate(
     ] = None,
     face_scale: Annotated[
         str | None,
-        typer.Option(metavar="SCALE", help="How strongly the face counts. Default: 1 where a face is known."),
+        typer.Option(
+            metavar="SCALE", help="How strongly the face counts. Default: the family's (1) where a face is known."
+        ),
     ] = None,
     body_scale: Annotated[
         str | None,
         typer.Option(
             metavar="SCALE",
             help="How strongly the body counts: 0.7; down=0.5,mid=1,up=1 (parts of the UNet); 0.2..0.8 (from 20 % to "
-            "80 % of the denoising); or both, 0.7@0.2..0.8. Default: 1 where a body is known.",
+            "80 % of the denoising); or both, 0.7@0.2..0.8. Default: the family's (1; in few "
+            "steps it may be another) where a body is known.",
         ),
     ] = None,
     lora: Annotated[

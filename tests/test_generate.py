@@ -39,7 +39,7 @@ def world(tmp_path_factory):
         file.write(
             f"body_encoder = '{root / 'enc.safetensors'}'\ncontrolnet = '{root / 'controlnet'}'\n"
             f"few_steps_lora = '{root / 'few.safetensors'}'\n"
-            "[few_steps]\nsteps = 4\nguidance = 0.0\nscheduler = 'LCMScheduler'\n"
+            "[few_steps]\nsteps = 4\nguidance = 0.0\nbody_scale = 1.5\nscheduler = 'LCMScheduler'\n"
         )
     encoder = make_body_encoder(root / "enc.safetensors", family)
     shards = make_training_shards(root / "train", family)
@@ -490,7 +490,7 @@ def test_a_lora_that_does_not_fit(world, tmp_path):
 
 
 def test_few_steps(world, tmp_path):
-    """The family's LoRA, its scheduler, no guidance and no null rows: what diffusers alone paints with them."""
+    """The family's LoRA, scheduler and body scale, no guidance, no null rows: what diffusers alone paints with them."""
     with pytest.raises(BolidError, match="has no few-step LoRA: looked for .*few.safetensors"):
         paint(world, tmp_path / "none", few_steps=True)
     with pytest.raises(BolidError, match="--guidance is 3 with --few-steps"):
@@ -505,21 +505,25 @@ def test_few_steps(world, tmp_path):
     try:
         got = paint(world, tmp_path / "a", profile=world[3], few_steps=True, batch_size=1)
         record = read_picture(tmp_path / "a" / "000-a-photo-of-a-woman.png")
+        plain = paint(world, tmp_path / "c", profile=world[3], few_steps=True, batch_size=1, body_scale=1)
         with pytest.raises(BolidError, match="--steps 60 does not suit the sampler"):
             paint(world, tmp_path / "b", few_steps=True, steps=60)
     finally:
         lora.unlink()
     assert record["config"]["steps"] == 4 and record["config"]["guidance"] == 0 and "few_steps_lora" in record["inputs"]
+    assert record["config"]["scales"] == {"body": 1.5}
     save_lora(tmp_path / "few.safetensors", pipe.unet, seed=5)
     pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
     pipe.load_lora_weights(tmp_path, weight_name="few.safetensors")
     pipe.load_ip_adapter([str(world[1])], subfolder=[""], weight_name=["body.safetensors"], image_encoder_folder=None)
-    expected = pipe(
-        PROMPTS[0], height=64, width=48, num_inference_steps=4, guidance_scale=0.0,
-        generator=[torch.Generator().manual_seed(derive_seed(4, "generate", 0, 0))],
-        ip_adapter_image_embeds=[torch.ones(1, 1, 8)],
-    ).images[0]  # fmt: skip
-    assert np.array_equal(got[0], np.asarray(expected))
+    for scale, painted in ((1.5, got), (1.0, plain)):
+        pipe.set_ip_adapter_scale(scale)
+        expected = pipe(
+            PROMPTS[0], height=64, width=48, num_inference_steps=4, guidance_scale=0.0,
+            generator=[torch.Generator().manual_seed(derive_seed(4, "generate", 0, 0))],
+            ip_adapter_image_embeds=[torch.ones(1, 1, 8)],
+        ).images[0]  # fmt: skip
+        assert np.array_equal(painted[0], np.asarray(expected))
 
 
 def test_a_pose_from_a_photo(world, tmp_path, monkeypatch):

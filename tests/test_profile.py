@@ -16,7 +16,7 @@ from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.sliders import cross_validated_r2, expect, fit_readout, slider_directions, standardised
+from bolid.method.sliders import cross_validated_r2, expect, fit_readout, slider_directions, standardised, unmixed
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
@@ -239,6 +239,24 @@ def test_a_slider_moves_its_own_ratio_and_no_other():
     assert (distance[0] <= distance[1] + 1e-9).all() and (distance[0] < distance[1]).any()
     with pytest.raises(ValueError, match="3 sliders need as many body dimensions, there are 2"):
         slider_directions(fit_readout(bodies[:, :2], ratios), bodies[:, :2])
+
+
+def test_what_pictures_mix_up_is_taken_out_of_the_directions():
+    bodies, ratios, _ = population()
+    directions = slider_directions(standardised(fit_readout(bodies, ratios), bodies), bodies)
+    generator = torch.Generator().manual_seed(3)
+    shown = torch.linalg.pinv(directions) @ (torch.eye(3) + 0.4 * torch.rand(3, 3, generator=generator)).double()
+    response = directions @ shown  # pictures that are linear in the body, and show more than the ratio asked for
+    off = ~torch.eye(3, dtype=torch.bool)
+    assert (response[off] / response.diagonal().repeat_interleave(2)).max() > 0.2
+    whole = unmixed(directions, response, part=1) @ shown
+    assert torch.allclose(whole[off], torch.zeros(6, dtype=torch.float64), atol=1e-9)
+    assert (whole.diagonal() > 0.5).all()
+    half = unmixed(directions, response, part=0.5) @ shown
+    assert torch.allclose(half, (response + whole) / 2)
+    assert torch.equal(unmixed(directions, response, part=0), directions)
+    with pytest.raises(ValueError, match="pictures do not follow slider 1"):
+        unmixed(directions, response * torch.tensor([1.0, -1.0, 1.0]), part=1)
 
 
 def test_what_a_reader_is_expected_to_say():

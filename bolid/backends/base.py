@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from bolid.controls import Scale
     from bolid.families import Family
 
+PAINTING = ("steps", "guidance", "face_scale", "body_scale")
+"""What a family's `defaults` and `few_steps` say that is the call's and not the scheduler's."""
+
 
 @contextlib.contextmanager
 def quiet_diffusers() -> Iterator[None]:
@@ -245,12 +248,12 @@ def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
 def sampler(own: Any, settings: Mapping[str, Any]) -> Any:
     """The diffusers scheduler that a family's `defaults` or `few_steps` name, with the schedule of the base's `own`.
 
-    `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides "steps" and
-    "guidance" goes to it, like "timestep_spacing".
+    `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides PAINTING goes
+    to it, like "timestep_spacing".
     """
     import diffusers
 
-    chosen = {key: value for key, value in settings.items() if key not in ("steps", "guidance", "scheduler")}
+    chosen = {key: value for key, value in settings.items() if key not in (*PAINTING, "scheduler")}
     if "scheduler" not in settings and not chosen:
         return own
     scheduler_class = getattr(diffusers, settings.get("scheduler", type(own).__name__), None)

@@ -2,6 +2,7 @@
 
 A linear (ridge) read-out says where a body is on each ratio, in standard deviations of what it says of the population;
 a direction is the most probable change of c_body for which its own reading moves by 1 and those of the others by 0.
+What pictures then change in other ratios all the same can be taken out of it in part (`unmixed`).
 
 Why not in standard deviations of the ratios themselves: an encoder that knows a ratio badly sees people closer together
 than they are, and a whole one of the true ones would lead to where it has never seen anybody.
@@ -87,6 +88,23 @@ def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:
     covariance = torch.cov(bodies.to(weight).T)
     spread = covariance @ weight.T  # [D, R]
     return torch.linalg.solve(weight @ spread, spread.T)
+
+
+def unmixed(directions: torch.Tensor, response: torch.Tensor, part: float) -> torch.Tensor:
+    """`directions` [R, D], each with so much of the others' that *pictures* change less in the others' ratios.
+
+    `response` [R, R]: by how much the reading of ratio j of generated pictures changes along direction i. Row i of its
+    inverse is the mixture along which ratio i alone would change, were pictures linear in the body; of what it adds to
+    direction i, which stays whole, a `part` (0..1) is taken: the rest leads further out than it helps.
+    The readings of the *body* along a direction are then no longer the identity. Raises ValueError where some ratio
+    does not grow along its own direction: there is nothing to mix then.
+    """
+    own = response.diagonal()
+    if not bool((own > 0).all()):
+        raise ValueError(f"pictures do not follow slider {int((own <= 0).nonzero()[0])}")
+    mixture = torch.linalg.inv(response)
+    mixture = mixture / mixture.diagonal()[:, None]
+    return directions + part * (mixture - torch.eye(len(mixture)).to(mixture)) @ directions
 
 
 def cross_validated_r2(bodies: torch.Tensor, ratios: torch.Tensor, penalty: float, folds: int = 5) -> torch.Tensor:

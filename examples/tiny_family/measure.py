@@ -70,6 +70,7 @@ class Pictures:
         if steps is not None:
             self.settings["steps"] = steps
         self.pipe = load_base(self.family, sampler=self.settings)
+        self.branches = branches
         if branches:
             folder = adapter or self.family.body_adapter.parent
             with quiet_diffusers():
@@ -83,13 +84,14 @@ class Pictures:
             load_loras(self.pipe, [(self.family.require("few_steps_lora"), 1.0)], self.family)
 
     def make(self, prompts: list[str], seeds: list[int], *vectors: torch.Tensor) -> list[np.ndarray]:
-        """Pictures uint8 [h, w, 3], one a prompt; `vectors` [D] of one person, one for each branch; scale 1."""
+        """Pictures uint8 [h, w, 3], one a prompt; `vectors` [D] of one person, one for each branch; at
+        the scales that `bolid generate` has by default."""
         pictures: list[np.ndarray] = []
         height, width = self.family.image_size
         guidance = parse_guidance(self.settings["guidance"])
         extra = {}
         if vectors:
-            self.pipe.set_ip_adapter_scale([1.0] * len(vectors))
+            self.pipe.set_ip_adapter_scale([self.settings.get(f"{branch}_scale", 1.0) for branch in self.branches])
             extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guidance.up > 1)
         for start in range(0, len(prompts), 16):
             made = paint(
