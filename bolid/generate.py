@@ -94,13 +94,13 @@ def generate(
     the family's ControlNet. `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by
     default the family's; guidance may have a stretch, as in "2.5@0..0.75". `grid`: texts like "body-scale=0,0.5,1"; the
     pictures of each combination go to a folder of their own, and the last path returned is one sheet of all. `best_of`:
-    so many are painted of each picture, and the one is written whose body looks most like the person's to the family's
-    own models. `base`: another base of the family's kind, a .safetensors checkpoint or a diffusers folder. `size`:
-    "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE stays in
-    fp32. `offload`: networks leave the accelerator while they do not compute. A picture depends on the seed and its
-    place in the list of prompts, not on `batch_size`, the other people or the grid; its run is in the PNG's text chunk
-    `bolid`. Where a prompt names no clothes the family may add some (`Family.dressed`); the record has that as
-    `painted`.
+    so many are painted of each picture, and the one is written whose body, and face where one is shown, looks most like
+    the person's to the family's own models. `base`: another base of the family's kind, a .safetensors checkpoint or a
+    diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16
+    on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture
+    depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run
+    is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some (`Family.dressed`); the
+    record has that as `painted`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -160,7 +160,7 @@ def generate(
     reader = functools.cache(lambda: PersonReader(chosen, device))
     people = _people(chosen, files, profiles, reference, new_person, reader, progress)
     branches = _branches(chosen, files, people, cells)
-    body_reader = _body_reader(chosen, people, reader) if best_of > 1 else None
+    judge = _judge(chosen, people, reader) if best_of > 1 else None
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
     extra: dict[str, Any] = {}
     if pose_from is not None:
@@ -223,9 +223,11 @@ def generate(
                     seeds = [derive_seed(cell.seed, "generate", *job, *other) for job in batch]
                     painted = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra)
                     distances = [0.0] * len(batch)
-                    if body_reader is not None:
+                    if judge is not None:
                         arrays = [np.asarray(picture) for picture in painted]
-                        distances = body_reader.distances(arrays, person.vectors["body"])
+                        comparable = "face" in shown and person.face_model == judge.view_reader.faces.sha256
+                        face = person.vectors["face"] if comparable else None
+                        distances = judge.distances(arrays, person.vectors["body"], face)
                     for i, found in enumerate(zip(distances, seeds, painted, strict=True)):
                         if i not in best or found[0] < best[i][0]:
                             best[i] = found
@@ -398,8 +400,8 @@ def _people(
     return [Identity({}, "", "", {}, "nobody")]
 
 
-def _body_reader(family: Family, people: list[Identity], reader: Callable[[], PersonReader]) -> PersonReader:
-    """What says how near a picture's body is to a person's. BolidError where somebody has no body of its kind."""
+def _judge(family: Family, people: list[Identity], reader: Callable[[], PersonReader]) -> PersonReader:
+    """What says how near a picture is to a person. BolidError where somebody has no body of its kind."""
     if not all("body" in person.vectors for person in people):  # before any model is loaded
         raise BolidError(
             "--best-of compares bodies, but nobody is to be shown",

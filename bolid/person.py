@@ -24,6 +24,8 @@ Progress = Callable[[int, int, str], None]
 MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
 DUPLICATE = "the same file again"
 _BATCH = 8
+FACE_WEIGHT = 5.0
+"""How many standard deviations of the body a face counts that is nothing like the person's (docs/tiny-training.md)."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,15 @@ class PersonReader:
         face_model = self.view_reader.faces.sha256 if faces else ""
         return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))
 
-    def distances(self, pictures: Sequence[np.ndarray], body: torch.Tensor) -> list[float]:
+    def distances(
+        self, pictures: Sequence[np.ndarray], body: torch.Tensor, face: torch.Tensor | None = None
+    ) -> list[float]:
         """Between c_body as each of the pictures, uint8 [H, W, 3], shows it and `body` [D]: Euclidean, in units of the
-        prior's standard deviation; infinite where no person can be seen.
+        prior's standard deviation; infinite where no person can be seen. With a `face` [512], of unit length and by the
+        family's recogniser, FACE_WEIGHT * (1 - cosine) more, where no face is found as of a cosine of 0.
         """
+        import torch
+
         from bolid.backends.body import fuse_views
         from bolid.views import View
 
@@ -153,7 +160,12 @@ class PersonReader:
                 distances.append(math.inf)
                 continue
             seen, _, _ = fuse_views(*self._encode(view))
-            distances.append(float((seen - body).norm()))
+            distance = float((seen - body).norm())
+            if face is not None:
+                distance += FACE_WEIGHT * (
+                    1 - (0.0 if view.face is None else float(torch.from_numpy(view.face) @ face))
+                )
+            distances.append(distance)
         return distances
 
     def _encode(self, view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -74,7 +74,7 @@ def generate(
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
     best_of: Annotated[
-        int, typer.Option(help="Paint so many of each picture and keep the one whose body is most like the person's.")
+        int, typer.Option(help="Paint so many of each picture and keep the one most like the person, by body and face.")
     ] = 1,
     batch_size: Annotated[int, typer.Option(help="Pictures made at a time.")] = 8,
     grid: Annotated[

@@ -15,8 +15,11 @@ from bolid.errors import BolidError
 from bolid.extract import TooManyRejected, extract
 from bolid.families import get_family
 from bolid.formats.images import decode_image, read_photo
+from bolid.formats.profile import load_profile
 from bolid.formats.shards import read_shards
 from bolid.generate import generate
+from bolid.person import FACE_WEIGHT, PersonReader
+from bolid.profile import make_profile
 from bolid.shard import shard
 
 pytestmark = [
@@ -126,6 +129,35 @@ def test_four_steps_without_guidance_show_people(tmp_path):
         assert json.loads(picture.text["bolid"])["config"]["steps"] == 4
     pictures = [np.asarray(Image.open(path)) for path in paths]
     assert all(PoseModel(get_family("tiny").pose).detect(pictures))
+
+
+def test_the_best_of_several_is_chosen_by_the_face_too(rendered_people, tmp_path, monkeypatch):
+    people = []
+    for number, folder in enumerate(sorted(rendered_people.iterdir())[:2]):
+        make_profile(sorted(folder.glob("*.jpg")), tmp_path / f"{number}.safetensors", device="cpu")
+        people.append(load_profile(tmp_path / f"{number}.safetensors"))
+    reader, own = PersonReader(get_family("tiny")), people[0].face
+    pictures = [read_photo(path) for path in sorted(rendered_people.glob("*/*.jpg"))[:3]]
+    seen = [view.face for view in reader.view_reader.read(pictures)]
+    cosines = np.array([0.0 if face is None else face @ own.numpy() for face in seen])
+    assert cosines.max() > 0.5, "of this very person"
+    body = people[0].body_mean
+    bodies, both, other = (np.array(reader.distances(pictures, body, face)) for face in (None, own, people[1].face))
+    assert np.allclose(both - bodies, FACE_WEIGHT * (1 - cosines), atol=1e-4)
+    assert (both < other)[cosines > 0.5].all()
+
+    faces, distances = [], PersonReader.distances
+
+    def spy(self, pictures, body, face=None):
+        faces.append(face)
+        return distances(self, pictures, body, face)
+
+    monkeypatch.setattr(PersonReader, "distances", spy)
+    options = {"profile": tmp_path / "0.safetensors", "best_of": 2, "device": "cpu"}
+    generate(["a portrait of a woman"], tmp_path / "a", **options)
+    assert len(faces) == 2 and all(face is not None and np.array_equal(face, own) for face in faces)
+    generate(["a portrait of a woman"], tmp_path / "b", face_scale=0, **options)
+    assert faces[2:] == [None, None], "a face that is not to be shown is not looked for"
 
 
 def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):

@@ -16,6 +16,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -240,40 +241,43 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4) -> dict[str, fl
     return figures
 
 
-def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str, float]:
-    """Portraits made from text, face and body: how like the person's real photos they are, by the face model.
+class Sitter(NamedTuple):
+    """A held-out person whose portraits are made."""
 
-    The vectors come from the first four photos; compared is with the face vector of the others. "real photos": the
-    similarity of two real photos of a person, one from each part. Cosines; without a found face, 0. A face can be found
-    in a picture no more often than in a real portrait of that size as the base's autoencoder rebuilds it.
-    """
-    reader = PersonReader(get_family("tiny"))
-    maker = Pictures("face", "body")
-    vectors, kept, portraits = [], [], []
+    seed: int
+    vectors: tuple[torch.Tensor, torch.Tensor]  # face [512] and body [D], of the first four photos
+    real: float  # mean cosine of two real photos' faces, one of the first four and one of the others
+    reference: np.ndarray  # [512] the face in the other photos, unit length
+
+
+def sitters(val: Path, people: int, reader: PersonReader) -> list[Sitter]:
+    """Those of the first `people` in whose first four photos, and in whose others, a face is found."""
+    kept = []
     for folder in sorted(path for path in val.iterdir() if path.is_dir())[:people]:
         files = sorted(folder.glob("*.jpg"))
-        portraits += [file for file in files if truth_beside(file)["attributes"]["framing"] == "portrait"]
         views = reader.view_reader.read([read_photo(file) for file in files])
         seen = [[v for v in part if isinstance(v, View) and v.face is not None] for part in (views[:4], views[4:])]
         if not all(seen):
             continue
         person = reader.read(files[:4])
-        real = np.mean([[a.face @ b.face for b in seen[1]] for a in seen[0]])
+        real = float(np.mean([[a.face @ b.face for b in seen[1]] for a in seen[0]]))
         reference = np.mean([view.face for view in seen[1]], axis=0)
-        truth = truth_beside(files[0])
-        vectors.append((person.face, person.body_mean))
-        kept.append((truth["seed"], real, reference / np.linalg.norm(reference)))
+        vectors = person.face, person.body_mean
+        kept.append(Sitter(truth_beside(files[0])["seed"], vectors, real, reference / np.linalg.norm(reference)))
+    return kept
+
+
+def likeness(portraits: list[list[np.ndarray]], people: list[Sitter], reader: PersonReader) -> dict[str, float]:
+    """How like their real photos people's generated `portraits` are, by the face model. Cosines; 0 without a face."""
     own, other, found = [], [], []
-    for index, ((seed, _, reference), pair) in enumerate(zip(kept, vectors, strict=True)):
-        prompts, _ = person_prompts(seed, "portrait", each, "portrait")
-        for picture in maker.make(prompts, [derive_seed(seed, "face", i) for i in range(each)], *pair):
+    for index, (pictures, person) in enumerate(zip(portraits, people, strict=True)):
+        for picture in pictures:
             faces = reader.view_reader.faces.detect(picture)
             found.append(bool(faces))
             vector = faces[0].embedding if faces else np.zeros(512, np.float32)
-            own.append(float(vector @ reference))
-            other.append(float(vector @ kept[(index + 1) % len(kept)][2]))
-    real = float(np.mean([row[1] for row in kept]))
-    shown = rebuilt(read_resized([{"path": file} for file in portraits], maker.family.image_size))
+            own.append(float(vector @ person.reference))
+            other.append(float(vector @ people[(index + 1) % len(people)].reference))
+    real = float(np.mean([person.real for person in people]))
     return {
         "similarity to the person's own photos": float(np.mean(own)),
         "similarity to another person's photos": float(np.mean(other)),
@@ -281,6 +285,29 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
         "own similarity over that of real photos": float(np.mean(own)) / real,
         "nearer to the own than to the other": float(np.mean(np.array(own) > np.array(other))),
         "a face is found": float(np.mean(found)),
+    }
+
+
+def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str, float]:
+    """Portraits made from text, face and body: how like the person's real photos they are, by the face model.
+
+    The vectors come from the first four photos; compared is with the face vector of the others. A face can be found
+    in a picture no more often than in a real portrait of that size as the base's autoencoder rebuilds it.
+    """
+    reader, maker = PersonReader(get_family("tiny")), Pictures("face", "body")
+    kept = sitters(val, people, reader)
+    made = []
+    for person in kept:
+        prompts, _ = person_prompts(person.seed, "portrait", each, "portrait")
+        noise = [derive_seed(person.seed, "face", i) for i in range(each)]
+        made.append(maker.make(prompts, noise, *person.vectors))
+    files = [
+        f for folder in sorted(p for p in val.iterdir() if p.is_dir())[:people] for f in sorted(folder.glob("*.jpg"))
+    ]
+    portraits = [{"path": file} for file in files if truth_beside(file)["attributes"]["framing"] == "portrait"]
+    shown = rebuilt(read_resized(portraits, maker.family.image_size))
+    return {
+        **likeness(made, kept, reader),
         "a face is found in real portraits as the autoencoder rebuilds them": float(
             np.mean([bool(reader.view_reader.faces.detect(picture)) for picture in shown])
         ),
@@ -311,33 +338,58 @@ def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, f
     return {**figures, "people": len(truth), "pictures of each": each}
 
 
-def measure_best_of(val: Path, people: int = 60, each: int = 2, best_of: int = 4) -> dict[str, float]:
-    """The body ratios with the nearest of `best_of` pictures kept, as `bolid generate --best-of` does, beside the first
-    of them. The probe that measures has no part in the choice.
-    """
+def first_and_best(
+    maker: Pictures, reader: PersonReader, prompts: list[str], path: tuple, vectors: tuple[torch.Tensor, torch.Tensor],
+    best_of: int,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:  # fmt: skip
+    """A picture of each prompt, and of `best_of` of each the one that `bolid generate --best-of` keeps. `path`: what
+    the seeds are derived from. `vectors`: face [512], zeros where none is known, and body [D]."""
+    face = vectors[0] if bool(vectors[0].any()) else None
+    candidates, distances = [], []
+    for k in range(best_of):
+        noise = [derive_seed(*path, i, *(("candidate", k) if k else ())) for i in range(len(prompts))]
+        candidates.append(maker.make(prompts, noise, *vectors))
+        distances.append(reader.distances(candidates[-1], vectors[1], face))
+    return candidates[0], [candidates[k][i] for i, k in enumerate(np.argmin(distances, axis=0))]
+
+
+def measure_best_of(
+    val: Path, people: int = 60, sitting: int = 50, each: int = 2, best_of: int = 4
+) -> dict[str, float]:
+    """What `--best-of` gains: full-body pictures read by the probe, which has no part in the choice, and portraits by
+    the face model, which has. The first of the candidates are the pictures without it."""
     vectors, truth, seeds = profiles(val, people, 4)
     probe = BodyProbe(get_family("tiny").probe)
     order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     maker, reader = Pictures("face", "body"), PersonReader(get_family("tiny"))
-    kept: dict[str, list[np.ndarray]] = {f"best of {best_of}": [], "the first": []}
+    names = "the first", f"best of {best_of}"
+    readings: dict[str, list[np.ndarray]] = {name: [] for name in names}
     asked, shown = [], []
     for profile, seed in zip(vectors, seeds, strict=True):
         prompts, wanted = person_prompts(seed, "prompt", each, "full body")
-        candidates, distances = [], []
-        for k in range(best_of):
-            noise = [derive_seed(seed, "measure", i, *(("candidate", k) if k else ())) for i in range(each)]
-            candidates.append(maker.make(prompts, noise, *profile))
-            distances.append(reader.distances(candidates[-1], profile[1]))
-        best = [candidates[k][i] for i, k in enumerate(np.argmin(distances, axis=0))]
-        for pictures, readings in zip((best, candidates[0]), kept.values(), strict=True):
-            readings.append(probe.predict(pictures)[:, order].mean(0))
-        shown += best
+        made = first_and_best(maker, reader, prompts, (seed, "measure"), profile, best_of)
+        for name, pictures in zip(names, made, strict=True):
+            readings[name].append(probe.predict(pictures)[:, order].mean(0))
+        shown += made[1]
         asked += wanted
     figures: dict[str, float] = {}
-    for name, readings in kept.items():
-        figures |= read_out(truth, readings, name)
-    figures |= {f"{name} as asked, best of {best_of}": value for name, value in as_asked(shown, asked).items()}
-    return {**figures, "people": len(truth), "pictures of each": each}
+    for name in reversed(names):
+        figures |= read_out(truth, readings[name], name)
+    figures |= {f"{name} as asked, {names[1]}": value for name, value in as_asked(shown, asked).items()}
+    figures |= {"people": len(truth), "pictures of each": each}
+
+    kept = sitters(val, sitting, reader)
+    portraits: dict[str, list[list[np.ndarray]]] = {name: [] for name in names}
+    for person in kept:
+        prompts, _ = person_prompts(person.seed, "portrait", each, "portrait")
+        made = first_and_best(maker, reader, prompts, (person.seed, "face"), person.vectors, best_of)
+        for name, pictures in zip(names, made, strict=True):
+            portraits[name].append(pictures)
+    for name in reversed(names):
+        said = likeness(portraits[name], kept, reader)
+        for row in ("own similarity over that of real photos", "a face is found"):
+            figures[f"portraits: {row}, {name}"] = said[row]
+    return {**figures, "people with portraits": len(kept)}
 
 
 def measure_body_encoder(val: Path, train: Path) -> dict[str, float]:

@@ -55,7 +55,7 @@ PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 MIN_R2 = 0.2
 """The encoder knows too little of a ratio below this: its slider would move noise."""
 UNMIXED = 0.7
-"""A part: all of it leads far from where people are, and pictures follow less (legs 0.47 of what is asked, not 0.62)."""
+"""A part: all of it leads far from where people are, and legs then follow by 0.47 of what is asked, not by 0.62."""
 VALUES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
