@@ -123,7 +123,7 @@ def unmix(sliders: Sliders, bodies: torch.Tensor, each: int) -> Sliders:
     ends = read_pictures(sliders, bodies, each, (VALUES[0], VALUES[-1]), first_prompt=160_000)
     response = torch.from_numpy(ends[:, 1] - ends[:, 0]) / (VALUES[-1] - VALUES[0])
     inputs = {**sliders.record["inputs"], "body_adapter": sha256_file(get_family("tiny").require("body_adapter"))}
-    config = {"unmixed": [[round(float(value), 3) for value in row] for row in response]}
+    config = {"unmixed": {"part": UNMIXED, "response": [[round(float(v), 3) for v in row] for row in response]}}
     record = {**sliders.record, "inputs": inputs, "config": {**sliders.record["config"], **config}}
     return replace(sliders, directions=unmixed(sliders.directions.double(), response, UNMIXED).float(), record=record)
 
