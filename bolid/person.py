@@ -24,8 +24,9 @@ Progress = Callable[[int, int, str], None]
 MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
 DUPLICATE = "the same file again"
 _BATCH = 8
-FACE_WEIGHT = 5.0
-"""How many standard deviations of the body a face counts that is nothing like the person's (docs/tiny-training.md)."""
+FACE_WEIGHT = 8.0
+"""How many standard deviations of the body a face counts that is nothing like the person's, where no body is seen. By
+trial on the tiny family (docs/tiny-training.md)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class PersonReader:
     ) -> list[float]:
         """Between c_body as each of the pictures, uint8 [H, W, 3], shows it and `body` [D]: Euclidean, in units of the
         prior's standard deviation; infinite where no person can be seen. With a `face` [512], of unit length and by the
-        family's recogniser, FACE_WEIGHT * (1 - cosine) more, where no face is found as of a cosine of 0.
+        family's recogniser, FACE_WEIGHT * (1 - pose confidence) * (1 - cosine) more, where no face is found as of a
+        cosine of 0: a portrait is chosen by the face, a full-body picture by the body.
         """
         import torch
 
@@ -159,12 +161,12 @@ class PersonReader:
             if not isinstance(view, View):
                 distances.append(math.inf)
                 continue
-            seen, _, _ = fuse_views(*self._encode(view))
+            mean, logvar, confidence = self._encode(view)
+            seen, _, _ = fuse_views(mean, logvar, confidence)
             distance = float((seen - body).norm())
             if face is not None:
-                distance += FACE_WEIGHT * (
-                    1 - (0.0 if view.face is None else float(torch.from_numpy(view.face) @ face))
-                )
+                cosine = 0.0 if view.face is None else float(torch.from_numpy(view.face) @ face)
+                distance += FACE_WEIGHT * (1 - float(confidence)) * (1 - cosine)
             distances.append(distance)
         return distances
 
