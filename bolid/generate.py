@@ -209,6 +209,8 @@ def generate(
             ]
             vectors = [person.vectors.get(branch, nulls[branch]) for branch in branches]
             shown = {b: scale.plain() for b, scale in zip(branches, scales, strict=True) if not scale.is_zero}
+            comparable = judge and "face" in shown and person.face_model == judge.view_reader.faces.sha256
+            face = person.vectors["face"] if comparable else None  # what --best-of compares beside the body
             settings = {
                 "steps": cell.steps, "guidance": cell.guidance.plain(), "scales": shown, "person": person.name,
                 **asked,
@@ -225,8 +227,6 @@ def generate(
                     distances = [0.0] * len(batch)
                     if judge is not None:
                         arrays = [np.asarray(picture) for picture in painted]
-                        comparable = "face" in shown and person.face_model == judge.view_reader.faces.sha256
-                        face = person.vectors["face"] if comparable else None
                         distances = judge.distances(arrays, person.vectors["body"], face)
                     for i, found in enumerate(zip(distances, seeds, painted, strict=True)):
                         if i not in best or found[0] < best[i][0]:

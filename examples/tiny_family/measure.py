@@ -163,6 +163,11 @@ def measure_base(_: Path, count: int = 240) -> dict[str, float]:
     return figures
 
 
+def folders(val: Path, people: int) -> list[Path]:
+    """Of the first so many held-out people."""
+    return sorted(path for path in val.iterdir() if path.is_dir())[:people]
+
+
 def truth_beside(photo: Path) -> dict:
     return json.loads(photo.with_suffix(".json").read_text())
 
@@ -174,8 +179,7 @@ def profiles(
     ratios [P, R], and their seeds."""
     reader = PersonReader(get_family("tiny"))
     vectors, ratios, seeds = [], [], []
-    folders = sorted(path for path in val.iterdir() if path.is_dir())[:people]
-    for folder in folders:
+    for folder in folders(val, people):
         paths = [p for p in sorted(folder.glob("*.jpg")) if truth_beside(p)["attributes"]["framing"] != "portrait"]
         person = reader.read(paths[:photos])  # as `bolid profile` does
         vectors.append((torch.zeros(512) if person.face is None else person.face, person.body_mean))
@@ -253,7 +257,7 @@ class Sitter(NamedTuple):
 def sitters(val: Path, people: int, reader: PersonReader) -> list[Sitter]:
     """Those of the first `people` in whose first four photos, and in whose others, a face is found."""
     kept = []
-    for folder in sorted(path for path in val.iterdir() if path.is_dir())[:people]:
+    for folder in folders(val, people):
         files = sorted(folder.glob("*.jpg"))
         views = reader.view_reader.read([read_photo(file) for file in files])
         seen = [[v for v in part if isinstance(v, View) and v.face is not None] for part in (views[:4], views[4:])]
@@ -301,9 +305,7 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
         prompts, _ = person_prompts(person.seed, "portrait", each, "portrait")
         noise = [derive_seed(person.seed, "face", i) for i in range(each)]
         made.append(maker.make(prompts, noise, *person.vectors))
-    files = [
-        f for folder in sorted(p for p in val.iterdir() if p.is_dir())[:people] for f in sorted(folder.glob("*.jpg"))
-    ]
+    files = [file for folder in folders(val, people) for file in sorted(folder.glob("*.jpg"))]
     portraits = [{"path": file} for file in files if truth_beside(file)["attributes"]["framing"] == "portrait"]
     shown = rebuilt(read_resized(portraits, maker.family.image_size))
     return {
