@@ -1,5 +1,5 @@
 """One training step's loss: L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) of a batch, with
-face_weight * L_face beside them, and x_gen, the picture that all but L_diff look at.
+face_weight * L_face and found_weight * L_found beside them, and x_gen, the picture that all but L_diff look at.
 
 The losses themselves are in `method/losses.py`, the networks that look at the picture in `pixel_losses.py`.
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.families import Family
-from bolid.train_adapter import NO_TARGET, OF_THE_PERSON, draw_context, fuse_context
+from bolid.train_adapter import NO_TARGET, OF_THE_PERSON, WHOLE_BODY, draw_context, fuse_context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from bolid.train_adapter import AdapterTable, Batch, TextStates, TrainAdapterConfig
 
-WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
 SWAPPED_ALPHA_BAR = (0.003, 0.6)  # where a body's outline is still open, and yet to be seen in x0-hat
 CALIBRATION_PEOPLE = 600  # who say what a reader sees in photos; their mean is then known to 0.04 of its deviations
 FEW_STEPS = 8  # a base that samples in so few is a distilled one
@@ -37,7 +36,8 @@ def training_schedule(pipe: Any) -> Any:
 
 
 class Objective:
-    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) + face_weight * L_face of a batch.
+    """L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) + face_weight * L_face
+    + found_weight * L_found of a batch.
 
     `network` is the UNet as training calls it (compiled, or shared by processes); `pipe.unet` the same weights bare.
     """
@@ -73,15 +73,15 @@ class Objective:
                 rows = photos_of_bodies(table, CALIBRATION_PEOPLE)
                 latents = table.latents[rows, 0].to(device).float()
                 pixels.calibrate(latents, self.bodies[table.owner[rows]].to(device))
-        if pixels is not None and config.face_weight:
+        if pixels is not None and config.faces:
             self.faces = person_faces(table)
 
     def __call__(self, batch: Batch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
         """Scalars: "loss", what is to be minimised, and its terms without their weights: "diffusion", "id", "clip",
-        "face".
+        "face", "found".
 
-        All but L_diff are there `with_pixels`, "face" when it is asked for. They are means over the whole batch in
-        which photos below `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
+        All but L_diff are there `with_pixels`, the last two when they are asked for. They are means over the whole
+        batch in which photos below `pixel_alpha_bar` count 0: of much noise nothing can be seen in x_gen.
         """
         import torch
 
@@ -102,9 +102,9 @@ class Objective:
             clear = self._worth_sampling(batch)
         if not len(clear):
             zero = diffusion.new_zeros(())
-            return {"loss": diffusion, "diffusion": diffusion, "id": zero, "clip": zero} | (
-                {"face": zero} if self.config.face_weight else {}
-            )
+            asked = {"face": self.config.face_weight, "found": self.config.found_weight}
+            none = dict.fromkeys(["id", "clip", *(name for name, weight in asked.items() if weight)], zero)
+            return {"loss": diffusion, "diffusion": diffusion, **none}
         rows = batch.rows[clear.cpu().numpy()]
         shown = self.table.owner[rows]  # the person that x_gen is to show
         generators = [batch.generators[i] for i in clear.tolist()]
@@ -125,18 +125,21 @@ class Objective:
             bodies = self.bodies[shown].to(self.device)
             if self.config.x_gen in NO_TARGET:
                 bodies = bodies * self._bodies_to_show(batch).to(self.device)[clear, None]
-        if self.config.face_weight:
+        if self.config.faces:
             known = batch.face_embeds[clear.cpu()].flatten(1).any(1, keepdim=True)
             faces = (self.faces[shown] * known).to(self.device)
         captions = [batch.captions[i] for i in clear.tolist()]
         windows = generators if self.config.x_gen in NO_TARGET else ()
         seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces, windows)
-        identity, clip, face = (part.sum() / len(latents) for part in seen)
+        identity, clip, face, found = (part.sum() / len(latents) for part in seen)
         loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
-        values = {"loss": loss, "diffusion": diffusion, "id": identity, "clip": clip}
-        if self.config.face_weight:
-            values |= {"loss": loss + self.config.face_weight * face, "face": face}
-        return values
+        values = {"diffusion": diffusion, "id": identity, "clip": clip}
+        for name, weight, value in (
+            ("face", self.config.face_weight, face), ("found", self.config.found_weight, found),
+        ):  # fmt: skip
+            if weight:
+                loss, values[name] = loss + weight * value, value
+        return {"loss": loss, **values}
 
     def _draw_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents of the photos, drawn from the VAE's posterior, noise [B,C,h,w], and timesteps [B]."""
@@ -212,12 +215,12 @@ class Objective:
 
     def _worth_sampling(self, batch: Batch) -> torch.Tensor:
         """Places in the batch, [B'], of photos with a caption that says what to show, and a body that can be seen, or
-        for L_face a face."""
+        for L_face and L_found a face."""
         import torch
 
         told = torch.tensor([bool(caption) for caption in batch.captions])
         worth = self._bodies_to_show(batch)
-        if self.config.face_weight:
+        if self.config.faces:
             worth |= batch.face_embeds.flatten(1).any(1) & self.table.face[batch.rows].any(1)
         return torch.nonzero(told & worth)[:, 0].to(self.device)
 

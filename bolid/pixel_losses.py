@@ -1,4 +1,4 @@
-"""L_id and L_CLIP of a training step (BoLID Eq. 14): what frozen networks see in x_gen, with gradient.
+"""L_id and L_CLIP of a training step (BoLID Eq. 14), L_face and L_found: what frozen networks see in x_gen.
 
 x_gen's latents are decoded, and the family's pose and image-text models read the picture. Its target is the photo that
 was to be denoised, read the same way from its own latents, so that a perfect prediction costs exactly nothing. With
@@ -45,11 +45,12 @@ class Reader:
 
 class PixelLosses:
     """The losses or some of them: `id_loss` is "keypoints", "bone-ratios", "body", "sliders" or ""; `clip_target`
-    "text", "image", "both" or ""; `face`: L_face too. "body" and "sliders" need the `body_encoder`, "sliders" also the
-    file `sliders` (by default the family's), measured for it. `readers`: folders, separated by commas, each with a pose
-    model or a body encoder or both, or with a probe, in files named like a family's, that look at the body instead;
-    L_id is the mean. What only pleases one network rarely pleases another. A probe knows nothing of body vectors: it
-    is asked for the ratios that the sliders are named after, and must not be the one that measures the family.
+    "text", "image", "both" or ""; `face`, `found`: whether L_face, L_found. "body" and "sliders" need the
+    `body_encoder`, "sliders" also the file `sliders` (by default the family's), measured for it. `readers`: folders,
+    separated by commas, each with a pose model or a body encoder or both, or with a probe, in files named like a
+    family's, that look at the body instead; L_id is the mean. What only pleases one network rarely pleases another. A
+    probe knows nothing of body vectors: it is asked for the ratios that the sliders are named after, and must not be
+    the one that measures the family.
     `spare_heads`: with "body" and "sliders" no gradient reaches the head's pixels.
 
     `vae`: of the base; `decoder`: directory of an AutoencoderTiny for the same latents, which is several times faster.
@@ -60,6 +61,7 @@ class PixelLosses:
     def __init__(
         self, family: Family, vae: Any, *, id_loss: str, clip_target: str, decoder: str = "", device: str = "cpu",
         body_encoder: Any = None, sliders: str = "", readers: str = "", spare_heads: bool = False, face: bool = False,
+        found: bool = False,
     ) -> None:  # fmt: skip
         import torch
 
@@ -68,7 +70,7 @@ class PixelLosses:
         from bolid.formats.sliders import load_sliders
 
         self.id_loss, self.clip_target, self.view_size = id_loss, clip_target, family.view_size
-        self.spare_heads = spare_heads
+        self.spare_heads, self.face, self.found = spare_heads, face, found
         self.inputs: dict[str, str] = {}
         self.vae, self.judge = vae, family.probe
         if folder := find_decoder(family, decoder):
@@ -99,11 +101,14 @@ class PixelLosses:
             self.image_text = ImageTextModel(path, device)
             self.inputs["image_text"] = sha256_file(path / WEIGHTS)
         self.faces: DifferentiableFaces | None = None
-        if face:
+        if face or found:
             self.faces = DifferentiableFaces(family.require("face"), device)
             self.inputs["face"] = self.faces.sha256
+            if found:
+                self.inputs["face_detector"] = self.faces.detector_sha256
         self.vae.to(memory_format=torch.channels_last)  # a third less time for most of what these losses cost
         self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._certainties: dict[int, torch.Tensor] = {}
         self._texts: dict[str, torch.Tensor] = {}
 
     def _pose_model(self, path: Path, device: str, name: str) -> PoseModel:
@@ -190,13 +195,13 @@ class PixelLosses:
         self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str],
         bodies: torch.Tensor | None = None, faces: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] = (),
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        """(L_id [B], L_CLIP [B], L_face [B]) of x_gen's `latents` [B,C,h,w] against the photos' own, `targets`; 0 for
-        what is off.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(L_id [B], L_CLIP [B], L_face [B], L_found [B]) of x_gen's `latents` [B,C,h,w] against the photos' own,
+        `targets`; 0 for what is off.
 
         `rows` name the photos: what is seen in a target is remembered. `bodies` [B, D]: what x_gen's body is to be
         like, for "body" and "sliders"; `faces` [B, 512], L2-normed: and its face. Zeros are for nobody. With
-        `generators` [B] the body is looked at through windows drawn from them. A photo with an empty caption has no
+        `generators` [B] L_id and L_found look through windows drawn from them. A photo with an empty caption has no
         text to be like, and what is not recognised as a person counts little: L_id is weighted by the scores.
         """
         import torch
@@ -205,13 +210,13 @@ class PixelLosses:
 
         zero = latents.new_zeros(len(latents))
         if not len(latents):
-            return zero, zero, zero
+            return zero, zero, zero, zero
         pixels = self._decode(latents)
         seen = self._read(pixels)
         target: list[torch.Tensor] = []
         if self.id_loss not in ("", *OF_THE_PERSON) or self.clip_target not in ("", "text"):
             target = [torch.stack(parts) for parts in zip(*map(self._target, rows, targets), strict=True)]
-        identity, clip, face = zero, zero, zero
+        identity, clip, face, found = zero, zero, zero, zero
         if self.id_loss in OF_THE_PERSON:
             unlike = [self._unlike(reader, pixels, bodies, generators) for reader in self.readers]
             identity = torch.stack(unlike).mean(0)
@@ -232,9 +237,14 @@ class PixelLosses:
                 parts.append(losses.loss_clip(seen[-1], target[-1]))
             clip = torch.stack(parts).mean(0)
         if self.faces is not None and faces is not None:
-            embeddings, there = self.faces(pixels)
-            face = losses.loss_face(embeddings, faces) * there * faces.any(1)
-        return identity, clip, face
+            if self.face:
+                embeddings, there = self.faces(pixels)
+                face = losses.loss_face(embeddings, faces) * there * faces.any(1)
+            if self.found:
+                of_photo = torch.stack([self._certainty(*photo) for photo in zip(rows, targets, strict=True)])
+                windows = through_windows(pixels, generators) if generators else pixels
+                found = losses.loss_found(self.faces.certainty(windows), of_photo) * faces.any(1)
+        return identity, clip, face, found
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B,3,H,W] in -1..1."""
@@ -303,6 +313,16 @@ class PixelLosses:
             with torch.no_grad():
                 self._targets[row] = tuple(part[0] for part in self._read(self._decode(latents[None])))
         return self._targets[row]
+
+    def _certainty(self, row: int, latents: torch.Tensor) -> torch.Tensor:
+        """How surely a photo shows a large face, a scalar."""
+        import torch
+
+        assert self.faces is not None
+        if row not in self._certainties:
+            with torch.no_grad():
+                self._certainties[row] = self.faces.certainty(self._decode(latents[None]))[0]
+        return self._certainties[row]
 
     def _text(self, caption: str) -> torch.Tensor:
         if caption not in self._texts:

@@ -41,6 +41,7 @@ CHOICES = {
     "branches": ("both", "face", "body"),
 }
 OF_THE_PERSON = ("body", "sliders")  # kinds of L_id that compare with the person and not with one photo
+WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
 NO_TARGET = ("sampled", "swapped")  # ways to make an x_gen that no photo shows
 
 # Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
@@ -97,6 +98,20 @@ class TrainAdapterConfig:
     clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
     face_weight: float = field(
         default=0.0, metadata={"help": "weight of L_face, how unlike the person's the face is; 0: none"}
+    )
+    found_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of L_found, how much less surely a large face is to be seen than in the photo with the "
+            "same caption; 0: none"
+        },
+    )
+    close_ups: float = field(
+        default=0.0,
+        metadata={
+            "help": "part of each batch that is drawn from the photos with a face and little of a body, which L_face "
+            "and L_found need; 0: all as they come"
+        },
     )
     x_gen: str = field(
         default="one-step",
@@ -158,9 +173,11 @@ class TrainAdapterConfig:
             value = getattr(self, f"{name}_dropout")
             if not 0 <= value <= 1:
                 raise BolidError(f"--{name.replace('_', '-')}-dropout is {value}", "it is a part: give 0 to 1")
+        if not 0 <= self.close_ups <= 1:
+            raise BolidError(f"--close-ups is {self.close_ups}", "it is a part: give 0 to 1")
         if not 0 <= self.pixel_alpha_bar < 1:
             raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
-        for name in ("id_weight", "clip_weight", "face_weight", "text_cache"):
+        for name in ("id_weight", "clip_weight", "face_weight", "found_weight", "text_cache"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give 0 (off) or more")
         if self.kv_rank < 0:
@@ -224,7 +241,12 @@ class TrainAdapterConfig:
     @property
     def pixels(self) -> bool:
         """Whether a loss needs the picture."""
-        return bool(self.id_weight or self.clip_weight or self.face_weight)
+        return bool(self.id_weight or self.clip_weight or self.faces)
+
+    @property
+    def faces(self) -> bool:
+        """Whether a loss looks at the face."""
+        return bool(self.face_weight or self.found_weight)
 
 
 @dataclass(frozen=True)
@@ -249,6 +271,14 @@ class AdapterTable:
         for person, rows in enumerate(self.people):
             owner[rows] = person
         return owner
+
+    @functools.cached_property
+    def close_ups(self) -> np.ndarray:
+        """The rows that show a face and little of a body."""
+        import numpy as np
+
+        rows = np.concatenate(self.people)
+        return rows[(self.face[rows].any(1) & (self.confidence[rows] < WHOLE_BODY)).numpy()]
 
     @functools.cached_property
     def lookalikes(self) -> list[np.ndarray]:
@@ -499,6 +529,18 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
     return rows
 
 
+def draw_rows(table: AdapterTable, config: TrainAdapterConfig, number: int, seed: int) -> np.ndarray:
+    """The photos of batch `number`, rows of the table: as they come, or the first of them close-ups."""
+    import numpy as np
+
+    usable, close = np.concatenate(table.people), round(config.close_ups * config.batch_size)
+    rows = usable[batch_rows(len(usable), config.batch_size, number, seed)]
+    if close:
+        own = derive_seed(seed, "close-ups")  # an order of their own
+        rows[:close] = table.close_ups[batch_rows(len(table.close_ups), close, number, own)]
+    return rows
+
+
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
@@ -522,7 +564,6 @@ def train_adapter(
     Several processes that `accelerate launch` starts share the work; the main one writes.
     Raises BolidError when shards, body encoder and family do not belong together.
     """
-    import numpy as np
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -571,7 +612,7 @@ def train_adapter(
             chosen, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
             clip_target=config.clip_target if config.clip_weight else "", decoder=config.decoder, device=str(to),
             body_encoder=encoder, sliders=config.sliders, readers=config.readers,
-            spare_heads=config.spare_heads, face=bool(config.face_weight),
+            spare_heads=config.spare_heads, face=bool(config.face_weight), found=bool(config.found_weight),
         )  # fmt: skip
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels
@@ -579,6 +620,11 @@ def train_adapter(
         raise BolidError(
             f"the shards' latents have {channels} channels, the base takes {expected}",
             "run shard again with this family",
+        )
+    if round(config.close_ups * config.batch_size) and not len(table.close_ups):
+        raise BolidError(
+            f"--close-ups {config.close_ups}: no photo in {train} shows a face and little of a body",
+            "collect portraits too, or leave it out",
         )
     check_kv_rank(pipe.unet, config, chosen)
     text_states = TextStates(pipe, table.captions, limit=config.text_cache * 2**30, precision=config.precision)
@@ -644,7 +690,6 @@ def train_adapter(
     network = unet if sharded else accelerator.prepare(unet)
     objective.network = torch.compile(network) if config.compile else network
 
-    usable = np.concatenate(table.people)
     started = saved = time.monotonic()
     recent = float("nan")
     log = _Log(out, step, config.tensorboard) if main else None
@@ -656,7 +701,7 @@ def train_adapter(
         parts = config.gradient_accumulation_steps
         for part in range(parts):
             number = (step * parts + part) * processes + accelerator.process_index  # of this batch, in the whole run
-            rows = usable[batch_rows(len(usable), config.batch_size, number, seed)]
+            rows = draw_rows(table, config, number, seed)
             generators = photo_generators(seed, number * config.batch_size, config.batch_size)
             batch = draw_batch(table, rows, config, generators)
             with contextlib.ExitStack() as stack:

@@ -89,6 +89,19 @@ def test_a_face_too_small_is_none(photograph):
     assert DifferentiableFaces(TINY.face)(pixels)[1].tolist() == [False]
 
 
+def test_how_sure_a_large_face_is_there_is_what_the_detector_says(photograph):
+    near, far = (photograph(framing=framing, pose="standing") for framing in ("portrait", "full body"))
+    network = DifferentiableFaces(TINY.face)
+    pixels = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1 for image in (near, far)])
+    score = network.certainty(pixels.requires_grad_(True))
+    found = FaceModel(TINY.face, confidence=0.2).detect(far)[0]
+    assert float(score[0]) == pytest.approx(FaceModel(TINY.face).detect(near)[0].score, abs=0.01)
+    assert float(score[1]) < 0.3 < found.score, "one is there, but it is small"
+    assert torch.equal(network.certainty(pixels[:1]), score[:1]), "whatever shares the batch"
+    score[0].backward()
+    assert torch.isfinite(pixels.grad).all() and pixels.grad[0].any() and not pixels.grad[1].any()
+
+
 def test_without_onnx2torch_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
     with pytest.raises(BolidError, match="needs onnx2torch") as caught:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -196,8 +197,8 @@ def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_lat
     compute = PixelLosses(family, encoder.vae, id_loss=id_loss, clip_target=clip_target)
     captions = ["a full body photo of a woman", ""]
 
-    identity, clip, face = compute(latents, latents, [3, 3], captions)
-    assert identity == pytest.approx([0.0, 0.0], abs=1e-9) and not face.any()
+    identity, clip, face, found = compute(latents, latents, [3, 3], captions)
+    assert identity == pytest.approx([0.0, 0.0], abs=1e-9) and not face.any() and not found.any()
     if clip_target == "image":
         assert clip == pytest.approx([0.0, 0.0], abs=1e-5)
     elif clip_target:
@@ -205,7 +206,7 @@ def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_lat
 
     torch.manual_seed(0)
     changed = (latents + 0.3 * latents.std() * torch.randn_like(latents)).requires_grad_(True)
-    identity, clip, _ = compute(changed, latents, [3, 3], captions)
+    identity, clip, *_ = compute(changed, latents, [3, 3], captions)
     assert bool(identity.sum() > 0) == bool(id_loss) and bool(clip.sum() > 0) == bool(clip_target)
     (identity.sum() + clip.sum()).backward()
     assert torch.isfinite(changed.grad).all() and changed.grad[0].any()
@@ -242,3 +243,13 @@ def test_a_tiny_decoder_of_the_family_takes_the_place_of_the_vae(tmp_path):
 def test_loss_face():
     a, b = torch.eye(4)[:3], torch.eye(4)[[0, 3, 2]] * torch.tensor([[2.0], [1.0], [-1.0]])
     assert losses.loss_face(a, b).tolist() == [0, 1, 2]
+
+
+def test_loss_found_asks_for_no_more_than_the_photo_shows():
+    of_photo = torch.tensor([0.99, 0.99, 0.6, 0.6, 0.4])
+    score = torch.tensor([0.75, 0.25, 0.75, 0.3, 0.0]).requires_grad_(True)
+    asked = losses.loss_found(score, of_photo)
+    assert asked.tolist() == pytest.approx([0, math.log(3), 0, math.log(2), 0])
+    asked.sum().backward()
+    assert score.grad.tolist() == pytest.approx([0, -4, 0, -1 / 0.3, 0])
+    assert math.isfinite(losses.loss_found(torch.zeros(1), torch.ones(1)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from bolid.train_adapter import (
     TrainAdapterConfig,
     batch_rows,
     draw_batch,
+    draw_rows,
     fuse_context,
     fused_bodies,
     photo_generators,
@@ -184,6 +186,28 @@ def test_every_photo_comes_once_an_epoch():
     assert sorted(rows[:10]) == list(range(10)) == sorted(rows[10:])
 
 
+def test_part_of_each_batch_is_close_ups(table):
+    confidence, face = table.confidence.clone(), torch.zeros_like(table.face)
+    confidence[:] = 0.9
+    confidence[2:8] = 0.3
+    face[3:] = 1.0
+    table = dataclasses.replace(table, confidence=confidence, face=face)
+    assert table.close_ups.tolist() == [3, 4, 5, 6, 7]
+    config = dataclasses.replace(CONFIG, batch_size=10)
+    few = [draw_rows(table, dataclasses.replace(config, close_ups=0.5), number, seed=0) for number in range(2)]
+    assert all(sorted(rows[:5]) == [3, 4, 5, 6, 7] for rows in few), "each once an epoch"
+    assert few[0][:5].tolist() != few[1][:5].tolist()
+    for number, rows in enumerate(few):
+        plain = draw_rows(table, config, number, seed=0)
+        assert rows[5:].tolist() == plain[5:].tolist() and rows[:5].tolist() != plain[:5].tolist()
+
+
+def test_close_ups_are_asked_for_in_vain(world, tmp_path):
+    with pytest.raises(BolidError, match="--close-ups 0.5: no photo in .* shows a face and little of a body"):
+        run(world, tmp_path / "out", dataclasses.replace(CONFIG, close_ups=0.5))
+    assert not (tmp_path / "out").exists()
+
+
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +226,7 @@ VARIANTS = {
         "pixel_every": 1,
     },
     "swapped": {"id_weight": 1.0, "id_loss": "body", "x_gen": "swapped", "pixel_every": 1},
-    "face": {"face_weight": 1.0, "x_gen": "sampled", "pixel_every": 2},
+    "face": {"face_weight": 1.0, "found_weight": 0.2, "x_gen": "sampled", "pixel_every": 2},
     "low rank": {"precision": "bf16", "kv_rank": 4, "text_cache": 0.0},
     "compiled": {"precision": "bf16", "compile": True},
 }  # fmt: skip
@@ -513,7 +537,7 @@ def joint(world, defaults=None, **settings):
         family, pipe.vae, id_loss=config.id_loss if config.id_weight else "",
         clip_target=config.clip_target if config.clip_weight else "", body_encoder=BodyEncoder(world.encoder),
         sliders=str(make_sliders(world.encoder)), readers=config.readers, spare_heads=config.spare_heads,
-        face=bool(config.face_weight),
+        face=bool(config.face_weight), found=bool(config.found_weight),
     )  # fmt: skip
     objective = Objective(
         pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, torch.device("cpu"), pixels
@@ -547,10 +571,13 @@ def joint(world, defaults=None, **settings):
         ("id", {"id_weight": 1.0, "id_loss": "sliders", "x_gen": "swapped"}),
         ("face", {"face_weight": 2.0}),
         ("face", {"face_weight": 2.0, "x_gen": "sampled"}),
+        ("found", {"found_weight": 2.0}),
+        ("found", {"found_weight": 2.0, "x_gen": "sampled"}),
     ],
 )
 def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, settings, monkeypatch):
-    # A base of random numbers shows no faces.
+    # A base of random numbers shows no faces, and photos that its autoencoder rebuilds neither.
+    monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, latents: torch.ones(()))
     monkeypatch.setattr(DifferentiableFaces, "_landmarks", lambda self, picture: EYES_NOSE_MOUTH)
     with joint(seeing, **settings) as (objective, batch, parameters):
         values = objective(batch, with_pixels=True)
@@ -577,6 +604,21 @@ def test_the_face_is_to_be_the_persons_and_only_where_one_is_known(seeing, monke
         batch = dataclasses.replace(batch, face_embeds=faceless, generators=photo_generators(0, 0, 4))
         assert objective._worth_sampling(batch).tolist() == [2, 3]
         assert 0 < float(objective(batch, with_pixels=True)["face"].detach()) < every
+
+
+def test_a_face_is_asked_for_where_the_photo_shows_one_and_one_is_told(seeing, monkeypatch):
+    with joint(seeing, found_weight=1.0, x_gen="sampled") as (objective, batch, _):
+        assert float(objective(batch, with_pixels=True)["found"]) == 0, "no photo shows one"
+        shows = dict(zip(batch.rows.tolist(), [1.0, 0.6, 0.4, 0.0], strict=True))
+        monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, latents: torch.tensor(shows[row]))
+        monkeypatch.setattr(DifferentiableFaces, "certainty", lambda self, pixels: torch.full((len(pixels),), 0.1))
+        batch = dataclasses.replace(batch, generators=photo_generators(0, 0, 4))
+        both = math.log(7.5) + math.log(6)
+        assert float(objective(batch, with_pixels=True)["found"]) == pytest.approx(both / 4)
+        faceless = batch.face_embeds.clone()
+        faceless[0] = 0
+        batch = dataclasses.replace(batch, face_embeds=faceless, generators=photo_generators(0, 0, 4))
+        assert float(objective(batch, with_pixels=True)["found"]) == pytest.approx(math.log(6) / 4)
 
 
 def test_photos_under_too_much_noise_are_left_out(seeing):
@@ -1182,6 +1224,8 @@ def test_people_with_one_photo_are_not_enough(world, tmp_path):
         ({"pixel_alpha_bar": 1.0}, "--pixel-alpha-bar is 1.0"),
         ({"pixel_every": 0}, "--pixel-every is 0"),
         ({"face_weight": float("nan")}, "--face-weight is nan"),
+        ({"found_weight": -1.0}, "--found-weight is -1"),
+        ({"close_ups": 1.5}, "--close-ups is 1.5"),
         ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps is 0"),
         ({"x_gen": "few-step", "gradient_checkpointing": True}, "do not go together"),
     ],

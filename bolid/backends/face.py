@@ -7,6 +7,7 @@ ArcFace-shaped recogniser of 512 numbers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -109,17 +110,18 @@ class FaceModel:
 
 
 class DifferentiableFaces:
-    """Embeddings of the largest faces in pictures, with a gradient to the pixels.
+    """Embeddings of the largest faces in pictures, and how sure it is that there is one, with a gradient to the pixels.
 
-    The pack's detector says where a face is, without a gradient; its recogniser runs in torch, translated from ONNX.
-    `sha256`: of the recogniser. Raises BolidError without onnx2torch, or for a recogniser that it cannot translate.
+    For the embeddings the pack's detector says where a face is, without a gradient; its recogniser, and for `certainty`
+    the detector too, run in torch, translated from ONNX.
+    `sha256`: of the recogniser. Raises BolidError without onnx2torch, or for a network that it cannot translate.
     """
 
     confidence = 0.2  # that a face is there: what is to become a face may still look little like one
     least_height = 0.15  # of the picture; of smaller faces the recogniser sees too little
 
     def __init__(self, path: Path | str, device: str = "cpu") -> None:
-        self.faces = FaceModel(path, device, self.confidence)
+        self.faces, self.device = FaceModel(path, device, self.confidence), device
         self.sha256, recogniser = self.faces.sha256, self.faces.network.models["recognition"]
         self.mean, self.std = recogniser.input_mean / 255, recogniser.input_std / 255
         self.recogniser = _in_torch(Path(recogniser.model_file)).eval().requires_grad_(False).to(device)
@@ -142,6 +144,44 @@ class DifferentiableFaces:
             aligned = (_align(picture, landmarks) / 2 + 0.5 - self.mean) / self.std
             embeddings.append(F.normalize(self.recogniser(aligned[None])[0], dim=-1))
         return torch.stack(embeddings), torch.tensor(there, device=pixel_values.device)
+
+    def certainty(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The surest score, 0..1, that the detector gives to a face of at least `least_height`, of such pictures. [B]
+
+        They are shown to it as large as `detect` shows them. Scores carry a gradient, the boxes' heights do not.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        detector = self.faces.network.det_model
+        width, height = detector.input_size
+        scale = min(height / pixel_values.shape[2], width / pixel_values.shape[3])
+        # What InsightFace calls mean and std are of pixels 0..255, and what it pads with is black.
+        pixels = ((pixel_values.float() + 1) * 127.5 - detector.input_mean) / detector.input_std
+        pixels = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False, antialias=scale < 1)
+        black = -detector.input_mean / detector.input_std
+        pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), value=black)
+        least = self.least_height * scale * pixel_values.shape[2]
+        surest = []
+        for picture in pixels:  # one at a time: what comes out says no more which picture it is of
+            seen = self._detector(picture[None])
+            scores = []
+            for i, stride in enumerate(detector._feat_stride_fpn):
+                # How far a box reaches to the left, top, right and bottom of its place, in strides.
+                score, sides = seen[i], seen[i + detector.fmc]
+                high = (sides[..., 1] + sides[..., 3]).detach() * stride >= least
+                scores.append((score[..., 0] * high).amax())
+            surest.append(torch.stack(scores).amax())
+        return torch.stack(surest)
+
+    @property
+    def detector_sha256(self) -> str:
+        return sha256_file(Path(self.faces.network.det_model.model_file))
+
+    @functools.cached_property
+    def _detector(self) -> torch.nn.Module:
+        """The detector in torch: scores of each grid, finest first, then boxes, then landmarks."""
+        return _in_torch(Path(self.faces.network.det_model.model_file)).eval().requires_grad_(False).to(self.device)
 
     def _landmarks(self, picture: torch.Tensor) -> np.ndarray | None:
         """f32 [5,2] of the largest face, or None."""
@@ -173,7 +213,7 @@ def _align(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
 
 
 def _in_torch(file: Path) -> torch.nn.Module:
-    """A recogniser in ONNX as a torch module."""
+    """A network in ONNX as a torch module."""
     try:
         import onnx
         from onnx2torch import convert
@@ -192,7 +232,8 @@ def _in_torch(file: Path) -> torch.nn.Module:
         return convert(model)
     except (NotImplementedError, KeyError, ValueError, RuntimeError) as error:
         raise BolidError(
-            f"onnx2torch cannot translate {file}: {error}", "leave out --face-weight, or take another face pack"
+            f"onnx2torch cannot translate {file}: {error}",
+            "leave out --face-weight and --found-weight, or take another face pack",
         ) from error
 
 
