@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bolid.method.sliders import Expectation
 
 TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
+SHOWS_A_FACE = 0.5  # score, from which a photo does
 _CHUNK = 20  # pictures looked at together without gradient
 
 
@@ -103,9 +104,7 @@ class PixelLosses:
         self.faces: DifferentiableFaces | None = None
         if face or found:
             self.faces = DifferentiableFaces(family.require("face"), device)
-            self.inputs["face"] = self.faces.sha256
-            if found:
-                self.inputs["face_detector"] = self.faces.detector_sha256
+            self.inputs |= {"face": self.faces.sha256, "face_detector": self.faces.detector_sha256}
         self.vae.to(memory_format=torch.channels_last)  # a third less time for most of what these losses cost
         self._targets: dict[int, tuple[torch.Tensor, ...]] = {}
         self._certainties: dict[int, torch.Tensor] = {}
@@ -237,13 +236,14 @@ class PixelLosses:
                 parts.append(losses.loss_clip(seen[-1], target[-1]))
             clip = torch.stack(parts).mean(0)
         if self.faces is not None and faces is not None:
+            # Whether its photo shows a face, and not whether x_gen does: painting none would pay.
+            of_photo = torch.stack([self._certainty(*photo) for photo in zip(rows, targets, strict=True)])
+            asked = (of_photo >= SHOWS_A_FACE) & faces.any(1)
             if self.face:
-                embeddings, there = self.faces(pixels)
-                face = losses.loss_face(embeddings, faces) * there * faces.any(1)
+                face = losses.loss_face(self.faces(pixels), faces) * asked
             if self.found:
-                of_photo = torch.stack([self._certainty(*photo) for photo in zip(rows, targets, strict=True)])
                 windows = through_windows(pixels, generators) if generators else pixels
-                found = losses.loss_found(self.faces.certainty(windows), of_photo) * faces.any(1)
+                found = losses.loss_found(self.faces.certainty(windows), of_photo) * asked
         return identity, clip, face, found
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 
 from bolid.backends.caption import caption_for
@@ -69,37 +70,45 @@ def same_people(a, b):
 # ---- faces with a gradient
 
 
+def in_torch(*images):
+    return torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1 for image in images])
+
+
 def test_faces_in_torch_are_those_in_onnx(photograph):
     image = photograph(framing="portrait", pose="standing")
-    seen = FaceModel(TINY.face).detect(image)[0].embedding
+    seen = FaceModel(TINY.face).detect(image)[0]
     network = DifferentiableFaces(TINY.face)
-    nobody = torch.full((3, *image.shape[:2]), 0.3)
-    pixels = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1, nobody]).requires_grad_(True)
-    embeds, there = network(pixels)
-    assert there.tolist() == [True, False] and not embeds[1].any()
-    assert float(embeds[0] @ torch.from_numpy(seen)) > 0.999
-    (1 - embeds[0] @ torch.from_numpy(seen).roll(1)).backward()
-    assert torch.isfinite(pixels.grad).all() and pixels.grad[0].any() and not pixels.grad[1].any()
+    pixels = torch.cat([in_torch(image), torch.full((1, 3, *image.shape[:2]), 0.3)]).requires_grad_(True)
+    embeds, scores = network(pixels), network.certainty(pixels)
+    assert (embeds @ torch.from_numpy(seen.embedding))[0].item() > 0.999
+    assert scores[0].item() == pytest.approx(seen.score, abs=0.01) and scores[1].item() < 0.1
+    assert torch.equal(network(pixels[:1]), embeds[:1]) and torch.equal(network.certainty(pixels[:1]), scores[:1])
+    for value in (embeds[0] @ torch.from_numpy(seen.embedding).roll(1), scores[0]):
+        (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
+        assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1].any()
+    _, landmarks = network._surest(pixels[0])
+    np.testing.assert_allclose(landmarks.detach(), seen.landmarks, atol=0.5)
+
+
+def test_what_is_hardly_a_face_has_an_embedding_too(photograph):
+    """So that a picture may become more like the person before it shows a face."""
+    image = photograph(framing="portrait", pose="standing")
+    seen = FaceModel(TINY.face).detect(image)[0].embedding
+    blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(image.shape[0] / 20)))
+    assert not FaceModel(TINY.face).detect(blurred)
+    pixels = in_torch(blurred).requires_grad_(True)
+    (embed,) = DifferentiableFaces(TINY.face)(pixels)
+    assert embed.norm().item() == pytest.approx(1, abs=1e-4)
+    (embed @ torch.from_numpy(seen)).backward()
+    assert torch.isfinite(pixels.grad).all() and pixels.grad.any()
 
 
 def test_a_face_too_small_is_none(photograph):
     small = np.pad(photograph(framing="portrait", pose="standing")[::4, ::4], ((96, 96), (72, 72), (0, 0)), mode="edge")
-    assert FaceModel(TINY.face, confidence=0.2).detect(small)
-    pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-    assert DifferentiableFaces(TINY.face)(pixels)[1].tolist() == [False]
-
-
-def test_how_sure_a_large_face_is_there_is_what_the_detector_says(photograph):
-    near, far = (photograph(framing=framing, pose="standing") for framing in ("portrait", "full body"))
-    network = DifferentiableFaces(TINY.face)
-    pixels = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) / 127.5 - 1 for image in (near, far)])
-    score = network.certainty(pixels.requires_grad_(True))
-    found = FaceModel(TINY.face, confidence=0.2).detect(far)[0]
-    assert float(score[0]) == pytest.approx(FaceModel(TINY.face).detect(near)[0].score, abs=0.01)
-    assert float(score[1]) < 0.3 < found.score, "one is there, but it is small"
-    assert torch.equal(network.certainty(pixels[:1]), score[:1]), "whatever shares the batch"
-    score[0].backward()
-    assert torch.isfinite(pixels.grad).all() and pixels.grad[0].any() and not pixels.grad[1].any()
+    network, found = DifferentiableFaces(TINY.face), FaceModel(TINY.face, confidence=0.2).detect(small)[0]
+    assert network.certainty(in_torch(small)).item() < 0.2 < found.score
+    network.least_height = 1.1
+    assert not network(in_torch(small)).any() and not network.certainty(in_torch(small)).any()
 
 
 def test_without_onnx2torch_the_error_says_what_to_install(monkeypatch):

@@ -7,7 +7,6 @@ ArcFace-shaped recogniser of 512 numbers.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -110,89 +109,72 @@ class FaceModel:
 
 
 class DifferentiableFaces:
-    """Embeddings of the largest faces in pictures, and how sure it is that there is one, with a gradient to the pixels.
+    """The surest face in each picture, its embedding and its score, with a gradient to the pixels.
 
-    For the embeddings the pack's detector says where a face is, without a gradient; its recogniser, and for `certainty`
-    the detector too, run in torch, translated from ONNX.
-    `sha256`: of the recogniser. Raises BolidError without onnx2torch, or for a network that it cannot translate.
+    A pack's detector and recogniser in torch, translated from ONNX. Only faces of at least `least_height` count.
+    `sha256`, `detector_sha256`: of the recogniser and the detector. Raises BolidError without onnx2torch, or for
+    networks that it cannot translate.
     """
 
-    confidence = 0.2  # that a face is there: what is to become a face may still look little like one
     least_height = 0.15  # of the picture; of smaller faces the recogniser sees too little
 
     def __init__(self, path: Path | str, device: str = "cpu") -> None:
-        self.faces, self.device = FaceModel(path, device, self.confidence), device
-        self.sha256, recogniser = self.faces.sha256, self.faces.network.models["recognition"]
+        faces = FaceModel(path, device)
+        recogniser, self.scrfd = faces.network.models["recognition"], faces.network.det_model
+        self.sha256, self.detector_sha256 = faces.sha256, sha256_file(Path(self.scrfd.model_file))
         self.mean, self.std = recogniser.input_mean / 255, recogniser.input_std / 255
-        self.recogniser = _in_torch(Path(recogniser.model_file)).eval().requires_grad_(False).to(device)
+        self.recogniser, self.detector = (
+            _in_torch(Path(model.model_file)).eval().requires_grad_(False).to(device)
+            for model in (recogniser, self.scrfd)
+        )
 
-    def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(embeddings [B,512], L2-normed, whether there is a face [B]) of pictures [B,3,H,W] in -1..1.
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B,512], L2-normed, of pictures [B,3,H,W] in -1..1, of what is most like a face, however little.
 
         A picture's result does not depend on which others are with it.
         """
         import torch
         import torch.nn.functional as F
 
-        embeddings, there = [], []
+        embeddings = []
         for picture in pixel_values.float():
-            landmarks = self._landmarks(picture)
-            there.append(landmarks is not None)
-            if landmarks is None:
+            with torch.no_grad():
+                score, landmarks = self._surest(picture)
+            if not score:
                 embeddings.append(picture.new_zeros(EMBEDDING_SIZE))
                 continue
-            aligned = (_align(picture, landmarks) / 2 + 0.5 - self.mean) / self.std
+            aligned = (_align(picture, landmarks.cpu().numpy()) / 2 + 0.5 - self.mean) / self.std
             embeddings.append(F.normalize(self.recogniser(aligned[None])[0], dim=-1))
-        return torch.stack(embeddings), torch.tensor(there, device=pixel_values.device)
+        return torch.stack(embeddings)
 
     def certainty(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The surest score, 0..1, that the detector gives to a face of at least `least_height`, of such pictures. [B]
-
-        They are shown to it as large as `detect` shows them. Scores carry a gradient, the boxes' heights do not.
-        """
+        """The detector's score, 0..1, of what is most like a face in such pictures, with a gradient. [B]"""
         import torch
+
+        return torch.stack([self._surest(picture)[0] for picture in pixel_values.float()])
+
+    def _surest(self, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(score, landmarks [5,2] in pixels) of one picture [3,H,W], which is shown as `detect` shows it."""
         import torch.nn.functional as F
 
-        detector = self.faces.network.det_model
-        width, height = detector.input_size
-        scale = min(height / pixel_values.shape[2], width / pixel_values.shape[3])
+        width, height = self.scrfd.input_size
+        scale = min(height / picture.shape[1], width / picture.shape[2])
         # What InsightFace calls mean and std are of pixels 0..255, and what it pads with is black.
-        pixels = ((pixel_values.float() + 1) * 127.5 - detector.input_mean) / detector.input_std
-        pixels = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False, antialias=scale < 1)
-        black = -detector.input_mean / detector.input_std
-        pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]), value=black)
-        least = self.least_height * scale * pixel_values.shape[2]
-        surest = []
-        for picture in pixels:  # one at a time: what comes out says no more which picture it is of
-            seen = self._detector(picture[None])
-            scores = []
-            for i, stride in enumerate(detector._feat_stride_fpn):
-                # How far a box reaches to the left, top, right and bottom of its place, in strides.
-                score, sides = seen[i], seen[i + detector.fmc]
-                high = (sides[..., 1] + sides[..., 3]).detach() * stride >= least
-                scores.append((score[..., 0] * high).amax())
-            surest.append(torch.stack(scores).amax())
-        return torch.stack(surest)
-
-    @property
-    def detector_sha256(self) -> str:
-        return sha256_file(Path(self.faces.network.det_model.model_file))
-
-    @functools.cached_property
-    def _detector(self) -> torch.nn.Module:
-        """The detector in torch: scores of each grid, finest first, then boxes, then landmarks."""
-        return _in_torch(Path(self.faces.network.det_model.model_file)).eval().requires_grad_(False).to(self.device)
-
-    def _landmarks(self, picture: torch.Tensor) -> np.ndarray | None:
-        """f32 [5,2] of the largest face, or None."""
-        array = ((picture.detach() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        with _quiet_insightface():
-            boxes, landmarks = self.faces.network.det_model.detect(np.ascontiguousarray(array[..., ::-1]))
-        if not len(boxes):
-            return None
-        heights = boxes[:, 3] - boxes[:, 1]
-        largest = int(heights.argmax())
-        return landmarks[largest] if heights[largest] >= self.least_height * array.shape[0] else None
+        shown = ((picture[None] + 1) * 127.5 - self.scrfd.input_mean) / self.scrfd.input_std
+        shown = F.interpolate(shown, scale_factor=scale, mode="bilinear", align_corners=False, antialias=scale < 1)
+        black = -self.scrfd.input_mean / self.scrfd.input_std
+        seen = self.detector(F.pad(shown, (0, width - shown.shape[3], 0, height - shown.shape[2]), value=black))
+        best, landmarks = picture.new_zeros(()), picture.new_zeros(5, 2)
+        for i, stride in enumerate(self.scrfd._feat_stride_fpn):
+            # Of each place: its score, how far its box reaches to the left, top, right and bottom, the landmarks.
+            score, sides, points = (part.reshape(-1, part.shape[-1]) for part in seen[i :: self.scrfd.fmc])
+            high = (sides[:, 1] + sides[:, 3]).detach() * stride >= self.least_height * scale * picture.shape[1]
+            surest, place = (score[:, 0] * high).max(dim=0)
+            if surest > best:
+                row, column = divmod(int(place) // self.scrfd._num_anchors, width // stride)
+                corner = points.new_tensor([column, row])
+                best, landmarks = surest, (corner + points[place].view(5, 2)) * stride / scale
+        return best, landmarks
 
 
 def _align(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from bolid.method.metrics import BONES
 
-SURE, FOUND = 0.75, 0.5  # scores of a face: more is not asked for; below it there is none
+SURE = 0.75  # score of a face; more is not asked for
 BODY_KEYPOINTS = slice(5, 17)  # shoulders, elbows, wrists, hips, knees, ankles: the paper's 12
 
 
@@ -158,10 +158,6 @@ def loss_face(face_embeds: torch.Tensor, anchor_embeds: torch.Tensor) -> torch.T
 
 def loss_found(score: torch.Tensor, of_photo: torch.Tensor) -> torch.Tensor:
     """L_found = max(0, log min(of_photo, SURE) - log score), not in the paper: how much less surely there is a large
-    face in x_gen than in the photo whose framing its caption asks for. 0 where the photo itself shows none.
-
-    [B] from the detector's scores [B], 0..1. L_face alone counts a picture without a face 0, which a face that is
-    unlike the person's cannot reach.
+    face in x_gen than in the photo with the same caption. [B] from the detector's scores [B], 0..1.
     """
-    asked = of_photo.clamp_max(SURE).log() - score.clamp_min(1e-4).log()
-    return asked.clamp_min(0) * (of_photo >= FOUND)
+    return (of_photo.clamp_max(SURE).log() - score.clamp_min(1e-4).log()).clamp_min(0)
