@@ -237,7 +237,8 @@ class PixelLosses:
             clip = torch.stack(parts).mean(0)
         if self.faces is not None and faces is not None:
             # Whether its photo shows a face, and not whether x_gen does: painting none would pay.
-            of_photo = torch.stack([self._certainty(*photo) for photo in zip(rows, targets, strict=True)])
+            photos = zip(rows, targets, strict=True)
+            of_photo = torch.stack([self._certainty(row, latents, self.faces) for row, latents in photos])
             asked = (of_photo >= SHOWS_A_FACE) & faces.any(1)
             if self.face:
                 face = losses.loss_face(self.faces(pixels), faces) * asked
@@ -314,14 +315,13 @@ class PixelLosses:
                 self._targets[row] = tuple(part[0] for part in self._read(self._decode(latents[None])))
         return self._targets[row]
 
-    def _certainty(self, row: int, latents: torch.Tensor) -> torch.Tensor:
+    def _certainty(self, row: int, latents: torch.Tensor, faces: DifferentiableFaces) -> torch.Tensor:
         """How surely a photo shows a large face, a scalar."""
         import torch
 
-        assert self.faces is not None
         if row not in self._certainties:
             with torch.no_grad():
-                self._certainties[row] = self.faces.certainty(self._decode(latents[None]))[0]
+                self._certainties[row] = faces.certainty(self._decode(latents[None]))[0]
         return self._certainties[row]
 
     def _text(self, caption: str) -> torch.Tensor:

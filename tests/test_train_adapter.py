@@ -576,7 +576,7 @@ def joint(world, defaults=None, **settings):
 )
 def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, settings, monkeypatch):
     # Photos that an autoencoder of random numbers rebuilds show no faces, and pictures of a random base neither.
-    monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, latents: torch.ones(()))
+    monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, *_: torch.ones(()))
     score_of = DifferentiableFaces._surest
     monkeypatch.setattr(DifferentiableFaces, "_surest", lambda self, pixels: (score_of(self, pixels)[0], LANDMARKS))
     with joint(seeing, **settings) as (objective, batch, parameters):
@@ -597,7 +597,7 @@ def test_the_face_is_to_be_the_persons_and_only_where_one_is_known(seeing, monke
         assert objective._worth_sampling(batch).tolist() == [0, 1, 2, 3]
         assert float(objective(batch, with_pixels=True)["face"]) == 0, "no photo shows one"
         batch = dataclasses.replace(batch, generators=photo_generators(0, 0, 4))
-        monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, latents: torch.ones(()))
+        monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, *_: torch.ones(()))
         every = float(objective(batch, with_pixels=True)["face"].detach())
         faceless = batch.face_embeds.clone()
         faceless[:2] = 0
@@ -610,7 +610,7 @@ def test_a_face_is_asked_for_where_the_photo_shows_one_and_one_is_told(seeing, m
     with joint(seeing, found_weight=1.0, x_gen="sampled") as (objective, batch, _):
         assert float(objective(batch, with_pixels=True)["found"]) == 0, "no photo shows one"
         shows = dict(zip(batch.rows.tolist(), [1.0, 0.6, 0.4, 0.0], strict=True))
-        monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, latents: torch.tensor(shows[row]))
+        monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, *_: torch.tensor(shows[row]))
         monkeypatch.setattr(DifferentiableFaces, "certainty", lambda self, pixels: torch.full((len(pixels),), 0.1))
         batch = dataclasses.replace(batch, generators=photo_generators(0, 0, 4))
         both = math.log(7.5) + math.log(6)
@@ -708,7 +708,7 @@ def test_a_swapped_photo_is_told_to_be_of_somebody_else_whom_the_caption_fits(se
 
         asked = {}
         objective.pixels = lambda x0, photos, rows, captions, bodies, faces, generators: (
-            asked.update(bodies=bodies, faces=faces), (x0.mean((1, 2, 3)),) * 3
+            asked.update(bodies=bodies, faces=faces), (x0.mean((1, 2, 3)),) * 4
         )[1]  # fmt: skip
         objective.table.confidence[:] = 1.0
         objective(batch, with_pixels=True)
