@@ -90,6 +90,14 @@ def test_faces_in_torch_are_those_in_onnx(photograph):
     np.testing.assert_allclose(landmarks.detach(), seen.landmarks, atol=0.5)
 
 
+def test_a_face_at_the_edge_in_torch_is_the_one_in_onnx(photograph):
+    image = photograph(framing="portrait", pose="standing")
+    box = FaceModel(TINY.face).detect(image)[0].box
+    cut = image[int(box[1]) + 2 :]
+    seen = FaceModel(TINY.face).detect(cut)[0]
+    assert (DifferentiableFaces(TINY.face)(in_torch(cut))[0] @ torch.from_numpy(seen.embedding)).item() > 0.999
+
+
 def test_what_is_hardly_a_face_has_an_embedding_too(photograph):
     """So that a picture may become more like the person before it shows a face."""
     image = photograph(framing="portrait", pose="standing")

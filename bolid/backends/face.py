@@ -191,7 +191,7 @@ def _align(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
     crop = np.array([[ALIGNED / 2, 0, (ALIGNED - 1) / 2], [0, ALIGNED / 2, (ALIGNED - 1) / 2], [0, 0, 1]])
     back = torch.from_numpy((source @ np.linalg.inv(forth) @ crop)[:2]).to(picture)
     grid = F.affine_grid(back[None], [1, 3, ALIGNED, ALIGNED], align_corners=False)
-    return F.grid_sample(picture[None], grid, align_corners=False)[0]
+    return F.grid_sample(picture[None] + 1, grid, align_corners=False)[0] - 1  # black outside, as norm_crop has it
 
 
 def _in_torch(file: Path) -> torch.nn.Module:
