@@ -100,11 +100,11 @@ class Objective:
         clear = torch.nonzero(alphas >= self.config.pixel_alpha_bar)[:, 0]
         if self.config.x_gen in NO_TARGET:
             clear = self._worth_sampling(batch)
+        weights = {"id": self.config.id_weight, "clip": self.config.clip_weight}
+        optional = {"face": self.config.face_weight, "found": self.config.found_weight}
+        weights |= {name: weight for name, weight in optional.items() if weight}
         if not len(clear):
-            zero = diffusion.new_zeros(())
-            asked = {"face": self.config.face_weight, "found": self.config.found_weight}
-            none = dict.fromkeys(["id", "clip", *(name for name, weight in asked.items() if weight)], zero)
-            return {"loss": diffusion, "diffusion": diffusion, **none}
+            return {"loss": diffusion, "diffusion": diffusion, **dict.fromkeys(weights, diffusion.new_zeros(()))}
         rows = batch.rows[clear.cpu().numpy()]
         shown = self.table.owner[rows]  # the person that x_gen is to show
         generators = [batch.generators[i] for i in clear.tolist()]
@@ -131,15 +131,11 @@ class Objective:
         captions = [batch.captions[i] for i in clear.tolist()]
         windows = generators if self.config.x_gen in NO_TARGET else ()
         seen = self.pixels(x0, photos, rows.tolist(), captions, bodies, faces, windows)
-        identity, clip, face, found = (part.sum() / len(latents) for part in seen)
-        loss = diffusion + self.config.id_weight * identity + self.config.clip_weight * clip
-        values = {"diffusion": diffusion, "id": identity, "clip": clip}
-        for name, weight, value in (
-            ("face", self.config.face_weight, face), ("found", self.config.found_weight, found),
-        ):  # fmt: skip
-            if weight:
-                loss, values[name] = loss + weight * value, value
-        return {"loss": loss, **values}
+        means = dict(zip(("id", "clip", "face", "found"), (part.sum() / len(latents) for part in seen), strict=True))
+        loss = diffusion
+        for name, weight in weights.items():
+            loss = loss + weight * means[name]
+        return {"loss": loss, "diffusion": diffusion, **{name: means[name] for name in weights}}
 
     def _draw_noise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents of the photos, drawn from the VAE's posterior, noise [B,C,h,w], and timesteps [B]."""

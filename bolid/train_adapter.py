@@ -169,12 +169,12 @@ class TrainAdapterConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("text", "face", "body", "all", "build_word"):
-            value = getattr(self, f"{name}_dropout")
+        for name in (
+            "text_dropout", "face_dropout", "body_dropout", "all_dropout", "build_word_dropout", "close_ups",
+        ):  # fmt: skip
+            value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise BolidError(f"--{name.replace('_', '-')}-dropout is {value}", "it is a part: give 0 to 1")
-        if not 0 <= self.close_ups <= 1:
-            raise BolidError(f"--close-ups is {self.close_ups}", "it is a part: give 0 to 1")
+                raise BolidError(f"--{name.replace('_', '-')} is {value}", "it is a part: give 0 to 1")
         if not 0 <= self.pixel_alpha_bar < 1:
             raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
         for name in ("id_weight", "clip_weight", "face_weight", "found_weight", "text_cache"):
@@ -273,12 +273,16 @@ class AdapterTable:
         return owner
 
     @functools.cached_property
-    def close_ups(self) -> np.ndarray:
-        """The rows that show a face and little of a body."""
+    def rows(self) -> np.ndarray:
+        """Everybody's rows, person by person."""
         import numpy as np
 
-        rows = np.concatenate(self.people)
-        return rows[(self.face[rows].any(1) & (self.confidence[rows] < WHOLE_BODY)).numpy()]
+        return np.concatenate(self.people)
+
+    @functools.cached_property
+    def close_ups(self) -> np.ndarray:
+        """The rows that show a face and little of a body."""
+        return self.rows[(self.face[self.rows].any(1) & (self.confidence[self.rows] < WHOLE_BODY)).numpy()]
 
     @functools.cached_property
     def lookalikes(self) -> list[np.ndarray]:
@@ -531,11 +535,8 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
 
 def draw_rows(table: AdapterTable, config: TrainAdapterConfig, number: int, seed: int) -> np.ndarray:
     """The photos of batch `number`, rows of the table: as they come, or the first of them close-ups."""
-    import numpy as np
-
-    usable, close = np.concatenate(table.people), round(config.close_ups * config.batch_size)
-    rows = usable[batch_rows(len(usable), config.batch_size, number, seed)]
-    if close:
+    rows = table.rows[batch_rows(len(table.rows), config.batch_size, number, seed)]
+    if close := round(config.close_ups * config.batch_size):
         own = derive_seed(seed, "close-ups")  # an order of their own
         rows[:close] = table.close_ups[batch_rows(len(table.close_ups), close, number, own)]
     return rows
