@@ -306,6 +306,7 @@ class TrainAdapterResult:
     people: int
     photos: int
     loss: float
+    learning_rate: float  # of the last step
 
 
 @dataclass(frozen=True)
@@ -696,7 +697,7 @@ def train_adapter(
     log = _Log(out, step, config.tensorboard) if main else None
     while step < last:
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config.steps)
+            group["lr"] = learning_rate(step, config)
         optimizer.zero_grad(set_to_none=True)
         terms: dict[str, torch.Tensor] = {}
         parts = config.gradient_accumulation_steps
@@ -761,7 +762,7 @@ def train_adapter(
     accelerator.wait_for_everyone()
     return TrainAdapterResult(
         paths["face"], paths["body"], step, time.monotonic() - started, len(table.people),
-        len(table.captions), recent,
+        len(table.captions), recent, learning_rate(step - 1, config),
     )  # fmt: skip
 
 
@@ -896,13 +897,13 @@ def face_model_sha256(family: Family) -> dict[str, str]:
     return {"face_model": FaceModel(family.face).sha256}
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over the first 100 steps (or 5 %), then a cosine down to 2 %."""
-    warmup = max(1.0, min(100.0, 0.05 * steps))
+def learning_rate(step: int, config: TrainAdapterConfig) -> float:
+    """Of a step, from 0 on: up over the first 100 steps (or 5 %), then along a cosine down to 2 % of the highest."""
+    warmup = max(1.0, min(100.0, 0.05 * config.steps))
     if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1.0, steps - warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+        return config.learning_rate * ((step + 1) / (warmup + 1))
+    progress = (step - warmup) / max(1.0, config.steps - warmup)
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class swapped:

@@ -41,7 +41,8 @@ def train_adapter(
     stop_after: Annotated[
         int | None,
         typer.Option(
-            help="Write the adapters as they are after so many steps, and stop. Without it the training goes on."
+            help="Write the adapters as they are after so many steps, and stop. Without it the training goes on. The "
+            "learning rate falls over all --steps: adapters written before it has are noisy."
         ),
     ] = None,
     dry_run: Annotated[
@@ -81,6 +82,12 @@ def train_adapter(
         f"loss {result.loss:.4f}",
         quiet,
     )
+    if result.steps < config.steps:
+        note(
+            f"that is {result.steps} of {config.steps}; the learning rate is at "
+            f"{result.learning_rate / config.learning_rate:.2f} of its highest, the weights still noisy",
+            quiet,
+        )
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:

@@ -263,7 +263,8 @@ def test_a_killed_training_goes_on_to_the_same_bytes(seeing, tmp_path, variant):
 
 def test_a_training_that_is_stopped_early_gives_what_there_is_and_goes_on(world, tmp_path):
     whole, out = run(world, tmp_path / "whole"), tmp_path / "out"
-    assert run(world, out, stop_after=2).steps == 2
+    stopped = run(world, out, stop_after=2)
+    assert stopped.steps == 2 and whole.learning_rate < stopped.learning_rate <= CONFIG.learning_rate
     early = adapters(out)
     assert read_record(out / "body.safetensors")["config"]["steps_done"] == 2
     assert len((out / "log.jsonl").read_text().splitlines()) == 2 and (out / "loss.png").exists()
@@ -272,7 +273,8 @@ def test_a_training_that_is_stopped_early_gives_what_there_is_and_goes_on(world,
         run(world, out, stop_after=1)
     with pytest.raises(BolidError, match="--stop-after is 0"):
         run(world, out, stop_after=0)
-    assert run(world, out).steps == whole.steps == 4
+    on = run(world, out)
+    assert on.steps == whole.steps == 4 and on.learning_rate == whole.learning_rate
     for name in ("face.safetensors", "body.safetensors", "log.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (out / name).read_bytes()
     assert not torch.equal(adapters(out), early) and not list(out.glob(".*"))
