@@ -84,8 +84,8 @@ def train_adapter(
     )
     if result.steps < config.steps:
         note(
-            f"that is {result.steps} of {config.steps}; the learning rate is at "
-            f"{result.learning_rate / config.learning_rate:.2f} of its highest, the weights still noisy",
+            f"that is {result.steps} of {config.steps}; the learning rate, at most {config.learning_rate:.2g}, is at "
+            f"{result.learning_rate:.2g}: the higher it still is, the noisier the weights",
             quiet,
         )
     if os.environ.get("RANK", "0") != "0":

@@ -52,6 +52,7 @@ from bolid.train_adapter import (
     TrainAdapterConfig,
     base_sha256,
     batch_rows,
+    learning_rate,
     without_build,
 )
 
@@ -188,7 +189,7 @@ def train_baseline(
         alphas = losses.alpha_bar(schedule, timesteps)
         loss = losses.loss_diffusion(noise_pred, target, alphas, schedule.config.prediction_type, config.min_snr_gamma)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(step, steps)
+            group["lr"] = learning_rate(step, config)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
@@ -208,14 +209,6 @@ def train_baseline(
     save_tensors(out / FILE, {name: value.half() for name, value in average.items()}, record)
     checkpoint.unlink(missing_ok=True)
     return out / FILE
-
-
-def _rate(step: int, steps: int) -> float:
-    """train-adapter's schedule: a warm-up over the first 100 steps (or 5 %), then a cosine down to 2 %."""
-    warmup = max(1.0, min(100.0, 0.05 * steps))
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
 # ---- use ----------------------------------------------------------------------------------------------------------
