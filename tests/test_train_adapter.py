@@ -580,7 +580,8 @@ def test_each_loss_reaches_every_key_and_value_of_both_branches(seeing, term, se
     # Photos that an autoencoder of random numbers rebuilds show no faces, and pictures of a random base neither.
     monkeypatch.setattr(PixelLosses, "_certainty", lambda self, row, *_: torch.ones(()))
     score_of = DifferentiableFaces._surest
-    monkeypatch.setattr(DifferentiableFaces, "_surest", lambda self, pixels: (score_of(self, pixels)[0], LANDMARKS))
+    found = LANDMARKS.expand(4, -1, -1)
+    monkeypatch.setattr(DifferentiableFaces, "_surest", lambda self, pixels: (score_of(self, pixels)[0], found))
     with joint(seeing, **settings) as (objective, batch, parameters):
         values = objective(batch, with_pixels=True)
         weighted = settings[f"{term}_weight"] * values[term]

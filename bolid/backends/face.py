@@ -129,69 +129,72 @@ class DifferentiableFaces:
         )
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B,512], L2-normed, of pictures [B,3,H,W] in -1..1, of what is most like a face, however little.
-
-        A picture's result does not depend on which others are with it.
+        """Embeddings [B,512], L2-normed, of pictures [B,3,H,W] in -1..1, of what is most like a face, however little;
+        zeros where nothing is.
         """
         import torch
         import torch.nn.functional as F
 
-        embeddings = []
-        for picture in pixel_values.float():
-            with torch.no_grad():
-                score, landmarks = self._surest(picture)
-            if not score:
-                embeddings.append(picture.new_zeros(EMBEDDING_SIZE))
-                continue
-            aligned = (_align(picture, landmarks.cpu().numpy()) / 2 + 0.5 - self.mean) / self.std
-            embeddings.append(F.normalize(self.recogniser(aligned[None])[0], dim=-1))
-        return torch.stack(embeddings)
+        pictures = pixel_values.float()
+        with torch.no_grad():
+            score, landmarks = self._surest(pictures)
+        aligned = (_align(pictures, landmarks.cpu().numpy()) / 2 + 0.5 - self.mean) / self.std
+        embeddings = F.normalize(torch.func.vmap(self.recogniser)(aligned[:, None])[:, 0], dim=-1)
+        return embeddings * (score > 0)[:, None]
 
     def certainty(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The detector's score, 0..1, of what is most like a face in such pictures, with a gradient. [B]"""
+        return self._surest(pixel_values.float())[0]
+
+    def _surest(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scores [B], landmarks [B,5,2] in pixels) of pictures [B,3,H,W], which are shown as `detect` shows them."""
         import torch
-
-        return torch.stack([self._surest(picture)[0] for picture in pixel_values.float()])
-
-    def _surest(self, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(score, landmarks [5,2] in pixels) of one picture [3,H,W], which is shown as `detect` shows it."""
         import torch.nn.functional as F
 
         width, height = self.scrfd.input_size
-        scale = min(height / picture.shape[1], width / picture.shape[2])
+        scale = min(height / pictures.shape[2], width / pictures.shape[3])
         # What InsightFace calls mean and std are of pixels 0..255, and what it pads with is black.
-        shown = ((picture[None] + 1) * 127.5 - self.scrfd.input_mean) / self.scrfd.input_std
+        shown = ((pictures + 1) * 127.5 - self.scrfd.input_mean) / self.scrfd.input_std
         shown = F.interpolate(shown, scale_factor=scale, mode="bilinear", align_corners=False, antialias=scale < 1)
         black = -self.scrfd.input_mean / self.scrfd.input_std
-        seen = self.detector(F.pad(shown, (0, width - shown.shape[3], 0, height - shown.shape[2]), value=black))
-        best, landmarks = picture.new_zeros(()), picture.new_zeros(5, 2)
+        shown = F.pad(shown, (0, width - shown.shape[3], 0, height - shown.shape[2]), value=black)
+        seen = torch.func.vmap(self.detector)(shown[:, None])  # the file's network takes one picture at a time
+        best, landmarks = pictures.new_zeros(len(pictures)), pictures.new_zeros(len(pictures), 5, 2)
+        each = torch.arange(len(pictures), device=pictures.device)
         for i, stride in enumerate(self.scrfd._feat_stride_fpn):
             # Of each place: its score, how far its box reaches to the left, top, right and bottom, the landmarks.
-            score, sides, points = (part.reshape(-1, part.shape[-1]) for part in seen[i :: self.scrfd.fmc])
-            high = (sides[:, 1] + sides[:, 3]).detach() * stride >= self.least_height * scale * picture.shape[1]
-            surest, place = (score[:, 0] * high).max(dim=0)
-            if surest > best:
-                row, column = divmod(int(place) // self.scrfd._num_anchors, width // stride)
-                corner = points.new_tensor([column, row])
-                best, landmarks = surest, (corner + points[place].view(5, 2)) * stride / scale
+            score, sides, points = (
+                part.reshape(len(pictures), -1, part.shape[-1]) for part in seen[i :: self.scrfd.fmc]
+            )
+            high = (sides[..., 1] + sides[..., 3]).detach() * stride >= self.least_height * scale * pictures.shape[2]
+            surest, place = (score[..., 0] * high).max(dim=1)
+            cell = place // self.scrfd._num_anchors
+            corner = torch.stack([cell % (width // stride), cell // (width // stride)], dim=1).to(points)
+            found = (corner[:, None] + points[each, place].view(-1, 5, 2)) * stride / scale
+            landmarks = torch.where((surest > best)[:, None, None], found, landmarks)
+            best = torch.maximum(best, surest)
         return best, landmarks
 
 
-def _align(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
-    """[3,112,112] of a picture [3,H,W]: the face as InsightFace's norm_crop turns and scales it, differentiable."""
+def _align(pictures: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
+    """[B,3,112,112] of pictures [B,3,H,W] with landmarks [B,5,2]: the face as InsightFace's norm_crop turns and scales
+    it, differentiable. Landmarks that are all 0, nobody's, cut out the picture's corner."""
     import torch
     import torch.nn.functional as F
     from insightface.utils.face_align import estimate_norm
 
-    height, width = picture.shape[1:]
+    height, width = pictures.shape[2:]
+    forth = np.tile(np.eye(3), (len(pictures), 1, 1))  # pixels of the picture -> of the crop
     with _quiet_insightface():
-        forth = np.vstack([estimate_norm(landmarks, ALIGNED), [0, 0, 1]])  # pixels of the picture -> of the crop
+        for matrix, points in zip(forth, landmarks, strict=True):
+            if points.any():
+                matrix[:2] = estimate_norm(points, ALIGNED)
     # Both in grid_sample's coordinates, -1..1 from one outer edge to the other.
     source = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
     crop = np.array([[ALIGNED / 2, 0, (ALIGNED - 1) / 2], [0, ALIGNED / 2, (ALIGNED - 1) / 2], [0, 0, 1]])
-    back = torch.from_numpy((source @ np.linalg.inv(forth) @ crop)[:2]).to(picture)
-    grid = F.affine_grid(back[None], [1, 3, ALIGNED, ALIGNED], align_corners=False)
-    return F.grid_sample(picture[None] + 1, grid, align_corners=False)[0] - 1  # black outside, as norm_crop has it
+    back = torch.from_numpy((source @ np.linalg.inv(forth) @ crop)[:, :2]).to(pictures)
+    grid = F.affine_grid(back, [len(pictures), 3, ALIGNED, ALIGNED], align_corners=False)
+    return F.grid_sample(pictures + 1, grid, align_corners=False) - 1  # black outside, as norm_crop has it
 
 
 def _in_torch(file: Path) -> torch.nn.Module:

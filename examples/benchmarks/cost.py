@@ -1,6 +1,7 @@
-"""What training the adapters of SD 1.5 and SDXL takes on one card: counted, not measured.
+"""What training the adapters of SD 1.5 and SDXL takes on one card: counted, or with a card at hand measured beside it.
 
     python examples/benchmarks/cost.py > examples/benchmarks/cost.md
+    python examples/benchmarks/cost.py --device cuda              # the same networks, random weights, real steps
 
 The networks are built from the published configurations on the meta device, where nothing is computed
 (bolid/step_cost.py, whose tests hold the count against real steps of small networks). Three minutes, no accelerator.
@@ -10,8 +11,11 @@ A card also holds what a count does not see: CUDA itself (about 0.5 GB), kernels
 from __future__ import annotations
 
 import argparse
+import gc
 import os
+import statistics
 import sys
+import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -19,7 +23,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bolid.step_cost import adapted_network, step_cost, text_state_width
+from bolid.precision import attention_kernel, computing
+from bolid.step_cost import adapted_network, step_cost, text_state_width, unet_inputs
 
 GB = 1e9
 BODY_DIM, FACE_TOKENS, LENGTH = 64, 4, 77
@@ -56,8 +61,89 @@ def text_cost(encoders: tuple[dict[str, int], ...]) -> tuple[int, int]:
     return flops, parameters
 
 
+def counted(unet: torch.nn.Module, branches: list[torch.nn.Parameter], peak: int) -> tuple[int, int, int]:
+    """Bytes of (the frozen base, the adapters with their optimizer and average, both and the pass at its height)."""
+    trained = sum(p.numel() * p.element_size() for p in branches)
+    frozen = sum(p.numel() * p.element_size() for p in unet.parameters()) - trained
+    return frozen, 4 * trained, frozen + 4 * trained + peak
+
+
+def measured(
+    unet: torch.nn.Module, branches: list[torch.nn.Parameter], latents: tuple[int, ...], batch: int, device: str,
+    rounds: int = 6,
+) -> tuple[int, float]:  # fmt: skip
+    """(bytes on the card at their height, seconds of a step: the median) of steps on random weights and numbers.
+
+    The step is train-adapter's: forward and backward pass in bf16, clipping, fused AdamW, moving average.
+    """
+    torch.cuda.reset_peak_memory_stats()
+    unet.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(std=0.02)
+    average = [parameter.detach().clone() for parameter in branches]
+    optimizer = torch.optim.AdamW(branches, lr=1e-6, fused=True)
+    positions = latents[1] * latents[2]
+    places, timesteps, told = unet_inputs(unet, latents, LENGTH, batch)
+    told["added_cond_kwargs"] = {
+        name: [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
+        for name, value in told["added_cond_kwargs"].items()
+    }
+    told["encoder_hidden_states"] = torch.randn_like(told["encoder_hidden_states"]).to(device)
+    noisy, timesteps = torch.randn_like(places).to(device), timesteps.to(device)
+    seconds = []
+    for _ in range(2 + rounds):  # the first ones allocate and choose kernels
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        with computing(device, "bf16", positions):
+            loss = unet(noisy, timesteps, **told).sample.float().square().mean()
+        with attention_kernel(torch.device(device), "bf16", positions):  # a checkpointed block computes again
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(branches, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in branches], 0.001)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return torch.cuda.max_memory_allocated(), statistics.median(seconds[2:])
+
+
+def measure_all(device: str) -> None:
+    """Prints the table of what was counted beside what a card really takes."""
+    print(f"Measured on one {torch.cuda.get_device_name()}, random weights, torch {torch.__version__}.\n")
+    print(
+        "| base, batch | K/V | checkpointing | counted, GB | measured, GB | photos a second | against full, without |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, _card, config, latents, _encoders, batch in BASES:
+        first = None
+        for rank, checkpointing in RECIPES:
+            unet, branches = adapted_network(
+                config, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16",
+                gradient_checkpointing=checkpointing,
+            )  # fmt: skip
+            peak = step_cost(unet, latents, LENGTH, batch, "bf16", "cuda").peak
+            total = counted(unet, branches, peak)[2]
+            highest, seconds = measured(unet, branches, latents, batch, device)
+            first = first or seconds
+            kind = f"rank {rank}" if rank else "full"
+            print(
+                f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'} | {total / GB:.1f} | "
+                f"{highest / GB:.1f} | {batch / seconds:.2f} | {first / seconds:.2f} |",
+                flush=True,
+            )
+            del unet, branches
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="cuda: measure there, beside the count")
+    if device := parser.parse_args().device:
+        measure_all(device)
+        return
     print("# What training the adapters takes on one card\n")
     print("Made by `examples/benchmarks/cost.py`, which **counts** on networks without data: nothing ran on a card.")
     print("bf16 frozen base, float32 adapters (weights, two moments of AdamW, moving average), latents and text states")
@@ -72,14 +158,12 @@ def main() -> None:
                 gradient_checkpointing=checkpointing,
             )  # fmt: skip
             cost = step_cost(unet, latents, LENGTH, batch, "bf16", "cuda", flops=not rank and not checkpointing)
-            trained = sum(p.numel() * p.element_size() for p in branches)
-            frozen = sum(p.numel() * p.element_size() for p in unet.parameters()) - trained
-            total = (frozen + 4 * trained + cost.peak) / GB
+            frozen, trained, total = (part / GB for part in counted(unet, branches, cost.peak))
             kind = f"rank {rank}" if rank else "full"
             fits = f"{'yes' if total + 0.5 < card else 'no'}, {card} GB"
             print(
-                f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'} | {frozen / GB:.1f} | "
-                f"{4 * trained / GB:.1f} | {cost.peak / GB:.1f} | {total:.1f} | {fits} |",
+                f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'} | {frozen:.1f} | "
+                f"{trained:.1f} | {cost.peak / GB:.1f} | {total:.1f} | {fits} |",
                 flush=True,
             )
             if cost.flops is not None:

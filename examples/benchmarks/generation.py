@@ -2,6 +2,7 @@
 
     python examples/benchmarks/generation.py                      # the tiny family, one thread, about a minute
     python examples/benchmarks/generation.py --family sdxl --device cuda --steps 10 --rounds 3
+    python examples/benchmarks/generation.py --random-sdxl --device cuda --steps 10    # without its weights
 
 The same prompts, noise and steps four times, taken in turns, and the median of the rounds: the bare base as diffusers
 runs it; diffusers' own two IP-Adapters; the same with `remembered_conditions`, as `bolid generate` runs; and the bare
@@ -16,21 +17,59 @@ import contextlib
 import os
 import statistics
 import time
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from cost import BODY_DIM, FACE_TOKENS, SDXL
 
 from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions
-from bolid.families import get_family
+from bolid.families import Family, get_family
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
+from bolid.step_cost import adapted_network
 
+DTYPE = torch.float16  # of --random-sdxl
 PROMPT = "a full body photo of a woman standing, in a red long-sleeved top and blue trousers, on a beach"
+
+
+def stored(family: Family, device: str, with_branches: bool = False) -> Any:
+    """The family's pipeline, with its adapters as diffusers loads them."""
+    pipe = load_base(family, device, sampler=family.defaults)
+    if with_branches:
+        with quiet_diffusers():
+            pipe.load_ip_adapter(
+                [str(family.require(f"{branch}_adapter").parent) for branch in ("face", "body")],
+                subfolder=["", ""],
+                weight_name=[family.face_adapter.name, family.body_adapter.name],
+                image_encoder_folder=None,
+            )
+    return pipe
+
+
+def random_sdxl(device: str, with_branches: bool = False) -> Any:
+    """SDXL's UNet in half precision, its numbers random, in a pipeline that is told what the texts say."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    if with_branches:
+        unet, _ = adapted_network(SDXL, BODY_DIM, face_tokens=FACE_TOKENS)
+    else:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(SDXL)
+    unet = unet.to(DTYPE).to_empty(device=device).requires_grad_(False).eval()
+    for parameter in unet.parameters():
+        parameter.normal_(std=0.02)
+    vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4)
+    nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    return StableDiffusionXLPipeline(
+        vae=vae.to(device, DTYPE), unet=unet, scheduler=EulerDiscreteScheduler(), **nothing
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", default="tiny")
+    parser.add_argument("--random-sdxl", action="store_true", help="SDXL's architecture with random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int)
@@ -38,15 +77,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)
-    family = get_family(args.family)
-    bare, adapted = (load_base(family, args.device, sampler=family.defaults) for _ in range(2))
-    with quiet_diffusers():
-        adapted.load_ip_adapter(
-            [str(family.require(f"{branch}_adapter").parent) for branch in ("face", "body")],
-            subfolder=["", ""],
-            weight_name=[family.face_adapter.name, family.body_adapter.name],
-            image_encoder_folder=None,
-        )
+    family = get_family("sdxl" if args.random_sdxl else args.family)
+    if args.random_sdxl:
+        bare, adapted = random_sdxl(args.device), random_sdxl(args.device, with_branches=True)
+        states, pooled = (torch.randn(args.batch, *shape).to(args.device, DTYPE) for shape in ((77, 2048), (1280,)))
+        told = {
+            "prompt_embeds": states, "negative_prompt_embeds": torch.zeros_like(states),
+            "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": torch.zeros_like(pooled),
+        }  # fmt: skip
+    else:
+        bare, adapted = stored(family, args.device), stored(family, args.device, with_branches=True)
+        told = {"prompt": [PROMPT] * args.batch}
     layers = adapted.unet.encoder_hid_proj.image_projection_layers
     body_dim = layers[1].image_embeds.in_features
     vectors = [torch.nn.functional.normalize(torch.randn(FACE_DIM), dim=0), torch.randn(body_dim)]
@@ -61,7 +102,7 @@ def main() -> None:
         with quiet_diffusers(), remembered_conditions(pipe) if remember else contextlib.nullcontext():
             start = clock()
             latents = pipe(
-                [PROMPT] * args.batch,
+                **told,
                 height=height,
                 width=width,
                 num_inference_steps=args.steps or family.defaults["steps"],
@@ -94,7 +135,8 @@ def main() -> None:
     saved = statistics.median(b / a for a, b in zip(seconds[names[1]], seconds[names[2]], strict=True))
     print(f"conditions computed once: {saved:.2f} of the time of diffusers' two IP-Adapters")
     print(f"bit-equal to diffusers' own path: {'yes' if equal else 'NO'}")
-    print(f"(bare base: {first:.2f} s for {args.batch} pictures; family {family.name}, {args.device})")
+    name = f"{family.name} of random weights" if args.random_sdxl else family.name
+    print(f"(bare base: {first:.2f} s for {args.batch} pictures; family {name}, {args.device})")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python examples/benchmarks/training.py                       # the tiny family's networks
     python examples/benchmarks/training.py --shape sd15          # SD-1.5-shaped networks of random numbers, 12 GiB
+    python examples/benchmarks/training.py --shape sd15 --device cuda --batch-size 8 --size 512 512 --rounds 10
 
 Side by side, in turns, in one run, on the same network and data:
 
@@ -12,8 +13,8 @@ Side by side, in turns, in one run, on the same network and data:
 - `train-adapter`'s step with L_id and L_CLIP on (tiny only; they need real pose and image-text models), spread over
   `pixel_every` steps: the goal is at most 25 % more than without.
 
-Times are processor time of one thread, the best of each, which busy neighbours change little; only the ratios mean
-something. The pixel losses' targets count as known, as they are from the second epoch on.
+Times are processor time of one thread, or on a GPU the clock; the best of each, which busy neighbours change little;
+only the ratios mean something. The pixel losses' targets count as known, as they are from the second epoch on.
 """
 
 from __future__ import annotations
@@ -44,11 +45,10 @@ from bolid.train_adapter import (
     photo_generators,
 )
 
-DEVICE = torch.device("cpu")
 BODY_DIM = 32
 
 
-def sd15_pipeline() -> tuple[Any, Callable[[torch.Tensor], Any]]:
+def sd15_pipeline(device: torch.device) -> tuple[Any, Callable[[torch.Tensor], Any]]:
     """A pipeline with the shapes of Stable Diffusion 1.5, and IP-Adapter's image tower (ViT-H/14), weights random."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -81,6 +81,7 @@ def sd15_pipeline() -> tuple[Any, Callable[[torch.Tensor], Any]]:
     tower = CLIPVisionModelWithProjection(vision).requires_grad_(False).eval()
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.requires_grad_(False).eval()
+    pipe.to(device), tower.to(device)
     return pipe, lambda pixels: tower(torch.nn.functional.interpolate(pixels, (224, 224))).image_embeds
 
 
@@ -105,7 +106,7 @@ def step(objective: Objective, parameters: list[torch.nn.Parameter], optimizer: 
     rows = batch_rows(len(table.captions), config.batch_size, number, 0)
     batch = draw_batch(table, rows, config, photo_generators(0, number * config.batch_size, config.batch_size))
     values = objective(batch, with_pixels=pixels)
-    with attention_kernel(DEVICE, config.precision, objective.positions):
+    with attention_kernel(objective.device, config.precision, objective.positions):
         values["loss"].backward()
     torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
@@ -119,7 +120,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="default: 24, for sd15 1")
     parser.add_argument("--rounds", type=int, default=2, help="timed steps of each kind")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    device = torch.device(args.device)
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
@@ -127,22 +130,22 @@ def main() -> None:
     height, width = args.size or family.image_size
     pixel_losses = None
     if args.shape == "tiny":
-        pipe = load_base(family)
-        pixel_losses = PixelLosses(family, pipe.vae, id_loss="keypoints", clip_target="text")
+        pipe = load_base(family, args.device)
+        pixel_losses = PixelLosses(family, pipe.vae, id_loss="keypoints", clip_target="text", device=args.device)
         tower = pixel_losses.image_text.encode_pixels
     else:
-        pipe, tower = sd15_pipeline()
+        pipe, tower = sd15_pipeline(device)
     config = TrainAdapterConfig(
         batch_size=args.batch_size or (24 if args.shape == "tiny" else 1), id_weight=1.0, clip_weight=0.1,
-        precision=choose_precision(args.precision, "cpu"),
+        precision=choose_precision(args.precision, args.device),
     )  # fmt: skip
     people = max(2, config.batch_size // 4)
     pictures = np.random.default_rng(0).integers(0, 256, (4 * people, height, width, 3), dtype=np.uint8)
-    with computing(DEVICE, config.precision, 1):
-        latents = torch.cat([encode_latents(pipe, pictures[i : i + 1]) for i in range(len(pictures))]).float()
+    with computing(device, config.precision, 1):
+        latents = torch.cat([encode_latents(pipe, pictures[i : i + 1]) for i in range(len(pictures))]).cpu()
     table = random_table(pictures, latents, people)
     objective = Objective(
-        pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, DEVICE, pixel_losses
+        pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, device, pixel_losses
     )
     with quiet_diffusers():
         unet = pipe.unet.to(memory_format=torch.channels_last)
@@ -157,20 +160,26 @@ def main() -> None:
     cached = objective.text_states
     uncached = TextStates(pipe, table.captions, limit=0)
 
+    def clock() -> float:
+        if device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     def own(number: int) -> None:
         step(objective, parameters, optimizer, number, False)
 
     def texts(number: int) -> None:
         objective.text_states = uncached
-        with computing(DEVICE, config.precision, objective.positions):
+        with computing(device, config.precision, objective.positions):
             step(objective, parameters, optimizer, number, False)
         objective.text_states = cached
 
     def encoding(number: int) -> None:
         rows = batch_rows(len(table.captions), config.batch_size, number, 0)
-        with torch.no_grad(), computing(DEVICE, config.precision, objective.positions):
+        with torch.no_grad(), computing(device, config.precision, objective.positions):
             encode_latents(pipe, pictures[rows])
-            tower(torch.from_numpy(pictures[rows[::-1]]).permute(0, 3, 1, 2).float() / 127.5 - 1)
+            tower(torch.from_numpy(pictures[rows[::-1]]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
         texts(number)
 
     def with_pixels(number: int) -> None:
@@ -183,12 +192,15 @@ def main() -> None:
     first = 2 if pixel_losses is not None else 1  # the slow first steps; and where the targets become known
     for number in range(first + args.rounds):
         for name, kind in kinds.items():
-            start = time.process_time()
+            start = clock()
             kind(number % 2)
             if number >= first:
-                best[name] = min(best.get(name, float("inf")), time.process_time() - start)
+                best[name] = min(best.get(name, float("inf")), clock() - start)
     per_photo = {name: config.batch_size / seconds for name, seconds in best.items()}
-    print(f"{args.shape}, {height}x{width}, batches of {config.batch_size}, {config.precision}, one CPU thread")
+    print(
+        f"{args.shape}, {height}x{width}, batches of {config.batch_size}, {config.precision}, "
+        f"{'one CPU thread' if device.type == 'cpu' else torch.cuda.get_device_name()}"
+    )
     print(f"train-adapter's step       {per_photo['own']:8.2f} photos/s")
     print(
         f"captions at every step     {per_photo['texts']:8.2f} photos/s: cached is "
