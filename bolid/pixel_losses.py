@@ -9,7 +9,7 @@ Shapes: B photos, C latent channels, (h, w) latent positions, D body dimension, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,22 +307,24 @@ class PixelLosses:
         return mean, views, score * view_confidence(views.keypoints)
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Read one at a time: the numbers must not depend on what shares the batch, or a resumed run would differ."""
-        import torch
-
+        """What L_id and L_CLIP see in a photo."""
         if row not in self._targets:
-            with torch.no_grad():
-                self._targets[row] = tuple(part[0] for part in self._read(self._decode(latents[None])))
+            self._targets[row] = tuple(part[0] for part in self._alone(self._read, latents))
         return self._targets[row]
 
     def _certainty(self, row: int, latents: torch.Tensor, faces: DifferentiableFaces) -> torch.Tensor:
         """How surely a photo shows a large face, a scalar."""
+        if row not in self._certainties:
+            self._certainties[row] = self._alone(faces.certainty, latents)[0]
+        return self._certainties[row]
+
+    def _alone(self, see: Callable[[torch.Tensor], Any], latents: torch.Tensor) -> Any:
+        """What is seen in one photo: the numbers must not depend on what shares the batch, or a resumed run, which no
+        longer knows what was seen, would differ."""
         import torch
 
-        if row not in self._certainties:
-            with torch.no_grad():
-                self._certainties[row] = faces.certainty(self._decode(latents[None]))[0]
-        return self._certainties[row]
+        with torch.no_grad():
+            return see(self._decode(latents[None]))
 
     def _text(self, caption: str) -> torch.Tensor:
         if caption not in self._texts:

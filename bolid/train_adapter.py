@@ -180,6 +180,13 @@ class TrainAdapterConfig:
         for name in ("id_weight", "clip_weight", "face_weight", "found_weight", "text_cache"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give 0 (off) or more")
+        for name in ("learning_rate", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give a number, 0 or more")
+        if not 0 <= self.ema < 1:
+            raise BolidError(f"--ema is {self.ema}", "give 0 (no average) to below 1 (nothing of what is learnt)")
+        if not self.max_grad_norm > 0:
+            raise BolidError(f"--max-grad-norm is {self.max_grad_norm}", "give more than 0; inf clips nothing")
         if self.kv_rank < 0:
             raise BolidError(f"--kv-rank is {self.kv_rank}", "give a rank, say 64, or 0 for full matrices")
         for name in (

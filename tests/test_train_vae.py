@@ -167,6 +167,9 @@ def test_features_are_asked_for(world, tmp_path):
     ("change", "message"),
     [
         ({"views": 1}, "--views is 1"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+        ({"kl_weight": -0.1}, "--kl-weight is -0.1"),
+        ({"spoil": 1.5}, "--spoil is 1.5"),
         ({"people": 1}, "--people is 1"),
         ({"view": "x"}, "--view is 'x'"),
         ({"steps": 0}, "--steps is 0"),
