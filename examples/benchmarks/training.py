@@ -81,7 +81,8 @@ def sd15_pipeline(device: torch.device) -> tuple[Any, Callable[[torch.Tensor], A
     tower = CLIPVisionModelWithProjection(vision).requires_grad_(False).eval()
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.requires_grad_(False).eval()
-    pipe.to(device), tower.to(device)
+    pipe.to(device)
+    tower.to(device)
     return pipe, lambda pixels: tower(torch.nn.functional.interpolate(pixels, (224, 224))).image_embeds
 
 
