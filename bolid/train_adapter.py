@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid.errors import BolidError
+from bolid.errors import BolidError, require_not_negative, require_parts
 from bolid.families import Family, match_family
 from bolid.run import derive_seed, pick_device, run_record, sha256_file
 
@@ -169,20 +169,19 @@ class TrainAdapterConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_dropout", "face_dropout", "body_dropout", "all_dropout", "build_word_dropout", "close_ups",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise BolidError(f"--{name.replace('_', '-')} is {value}", "it is a part: give 0 to 1")
+        require_parts(
+            self,
+            ("text_dropout", "face_dropout", "body_dropout", "all_dropout", "build_word_dropout", "close_ups"),
+        )
         if not 0 <= self.pixel_alpha_bar < 1:
             raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
-        for name in ("id_weight", "clip_weight", "face_weight", "found_weight", "text_cache"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give 0 (off) or more")
-        for name in ("learning_rate", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give a number, 0 or more")
+        require_not_negative(
+            self,
+            (
+                "id_weight", "clip_weight", "face_weight", "found_weight", "text_cache", "learning_rate",
+                "weight_decay",
+            ),
+        )  # fmt: skip
         if not 0 <= self.ema < 1:
             raise BolidError(f"--ema is {self.ema}", "give 0 (no average) to below 1 (nothing of what is learnt)")
         if not self.max_grad_norm > 0:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid.errors import BolidError
+from bolid.errors import BolidError, require_not_negative, require_parts
 from bolid.families import match_family
 from bolid.run import derive_seed, pick_device, run_record, sha256_file
 
@@ -69,14 +69,9 @@ class TrainVaeConfig:
             raise BolidError(f"--detail is {self.detail}", "choose 1, 1.5 or 2")
         if self.steps < 1:
             raise BolidError(f"--steps is {self.steps}", "give at least 1")
-        for name in (
-            "learning_rate", "weight_decay", "kl_weight", "reconstruction_weight", "identity_weight", "anchor_weight",
-        ):  # fmt: skip
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give a number, 0 or more")
-        for name in ("kl_warmup", "grey", "hide_head", "spoil"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "it is a part: give 0 to 1")
+        weights = ("kl_weight", "reconstruction_weight", "identity_weight", "anchor_weight")
+        require_not_negative(self, ("learning_rate", "weight_decay", *weights))
+        require_parts(self, ("kl_warmup", "grey", "hide_head", "spoil"))
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def test_faces_in_torch_are_those_in_onnx(photograph):
     assert (embeds @ torch.from_numpy(seen.embedding))[0].item() > 0.999
     assert scores[0].item() == pytest.approx(seen.score, abs=0.01) and scores[1].item() < 0.1
     for i in range(2):  # as each is alone
-        torch.testing.assert_close(network(pixels[i : i + 1]), embeds[i : i + 1], atol=1e-4, rtol=0)
-        torch.testing.assert_close(network.certainty(pixels[i : i + 1]), scores[i : i + 1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(network(pixels[i : i + 1]), embeds[i : i + 1], atol=1e-6, rtol=0)
+        torch.testing.assert_close(network.certainty(pixels[i : i + 1]), scores[i : i + 1], atol=1e-6, rtol=0)
     for value in (embeds[0] @ torch.from_numpy(seen.embedding).roll(1), scores[0]):
         (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
         assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1].any()
@@ -302,7 +302,7 @@ def test_pixels_and_pictures_agree_and_pixels_are_differentiable(image_text, pic
     pixels = torch.from_numpy(pictures[0]).permute(2, 0, 1)[None].float() / 127.5 - 1
     pixels.requires_grad_()
     embedding = image_text.encode_pixels(pixels)
-    torch.testing.assert_close(embedding.detach(), image_text.encode_images(pictures[:1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(embedding.detach(), image_text.encode_images(pictures[:1]), atol=1e-6, rtol=0)
     embedding.square().mean(0)[0].backward()
     assert pixels.grad.abs().sum() > 0
 

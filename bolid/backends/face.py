@@ -130,7 +130,7 @@ class DifferentiableFaces:
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embeddings [B,512], L2-normed, of pictures [B,3,H,W] in -1..1, of what is most like a face, however little;
-        zeros where nothing is.
+        zeros where nothing is. Up to rounding a picture's result does not depend on which others are with it.
         """
         import torch
         import torch.nn.functional as F

@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -61,6 +62,19 @@ def text_cost(encoders: tuple[dict[str, int], ...]) -> tuple[int, int]:
     return flops, parameters
 
 
+def build(config: dict[str, Any], rank: int, checkpointing: bool) -> tuple[Any, list[torch.nn.Parameter]]:
+    """The UNet with both branches, on the meta device, and what learns."""
+    return adapted_network(
+        config, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16", gradient_checkpointing=checkpointing
+    )
+
+
+def row_start(name: str, batch: int, rank: int, checkpointing: bool) -> str:
+    """What is compared, the first columns of both tables."""
+    kind = f"rank {rank}" if rank else "full"
+    return f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'}"
+
+
 def counted(unet: torch.nn.Module, branches: list[torch.nn.Parameter], peak: int) -> tuple[int, int, int]:
     """Bytes of (the frozen base, the adapters with their optimizer and average, both and the pass at its height)."""
     trained = sum(p.numel() * p.element_size() for p in branches)
@@ -84,13 +98,10 @@ def measured(
     average = [parameter.detach().clone() for parameter in branches]
     optimizer = torch.optim.AdamW(branches, lr=1e-6, fused=True)
     positions = latents[1] * latents[2]
-    places, timesteps, told = unet_inputs(unet, latents, LENGTH, batch)
-    told["added_cond_kwargs"] = {
-        name: [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
-        for name, value in told["added_cond_kwargs"].items()
-    }
-    told["encoder_hidden_states"] = torch.randn_like(told["encoder_hidden_states"]).to(device)
-    noisy, timesteps = torch.randn_like(places).to(device), timesteps.to(device)
+    with torch.device(device):
+        noisy, timesteps, told = unet_inputs(unet, latents, LENGTH, batch)
+    for zeros in (noisy, told["encoder_hidden_states"]):
+        zeros.normal_()
     seconds = []
     for _ in range(2 + rounds):  # the first ones allocate and choose kernels
         torch.cuda.synchronize()
@@ -119,17 +130,13 @@ def measure_all(device: str) -> None:
     for name, _card, config, latents, _encoders, batch in BASES:
         first = None
         for rank, checkpointing in RECIPES:
-            unet, branches = adapted_network(
-                config, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16",
-                gradient_checkpointing=checkpointing,
-            )  # fmt: skip
+            unet, branches = build(config, rank, checkpointing)
             peak = step_cost(unet, latents, LENGTH, batch, "bf16", "cuda").peak
             total = counted(unet, branches, peak)[2]
             highest, seconds = measured(unet, branches, latents, batch, device)
             first = first or seconds
-            kind = f"rank {rank}" if rank else "full"
             print(
-                f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'} | {total / GB:.1f} | "
+                f"{row_start(name, batch, rank, checkpointing)} | {total / GB:.1f} | "
                 f"{highest / GB:.1f} | {batch / seconds:.2f} | {first / seconds:.2f} |",
                 flush=True,
             )
@@ -153,16 +160,12 @@ def main() -> None:
     notes = []
     for name, card, config, latents, encoders, batch in BASES:
         for rank, checkpointing in RECIPES:
-            unet, branches = adapted_network(
-                config, BODY_DIM, face_tokens=FACE_TOKENS, kv_rank=rank, precision="bf16",
-                gradient_checkpointing=checkpointing,
-            )  # fmt: skip
+            unet, branches = build(config, rank, checkpointing)
             cost = step_cost(unet, latents, LENGTH, batch, "bf16", "cuda", flops=not rank and not checkpointing)
             frozen, trained, total = (part / GB for part in counted(unet, branches, cost.peak))
-            kind = f"rank {rank}" if rank else "full"
             fits = f"{'yes' if total + 0.5 < card else 'no'}, {card} GB"
             print(
-                f"| {name}, {batch} | {kind} | {'yes' if checkpointing else 'no'} | {frozen:.1f} | "
+                f"{row_start(name, batch, rank, checkpointing)} | {frozen:.1f} | "
                 f"{trained:.1f} | {cost.peak / GB:.1f} | {total:.1f} | {fits} |",
                 flush=True,
             )
