@@ -5,7 +5,8 @@
     0.2..0.8              1, but only from 20 % to 80 % of the denoising (0: pure noise, 1: the finished picture)
     down=0.5,up=1@0..0.5  both
 
-Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75.
+Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75. So is face guidance, which without a stretch counts
+from 0.3 to 0.9 of the denoising.
 
 Standard library only.
 """
@@ -14,15 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from bolid.errors import BolidError
 
 PARTS = ("down", "mid", "up")
-GRID_AXES = ("body-scale", "face-scale", "guidance", "steps", "seed")
+GRID_AXES = ("body-scale", "face-scale", "guidance", "face-guidance", "steps", "seed")
+FACE_STRETCH = (0.3, 0.9)  # when there is a face to be seen in x0-hat, and steps are left to clear up after it
 _SCALE_HINT = "give a number of 0 or more, parts like down=0.5,mid=1,up=1, a stretch like 0.2..0.8, or 1@0.2..0.8"
+_GUIDANCE_HINT = "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Scale:
         return f"{weights}@{self.start:g}..{self.end:g}"
 
 
-def parse_scale(value: float | str | Scale, option: str) -> Scale:
+def parse_scale(value: float | str | Scale, option: str, hint: str = _SCALE_HINT) -> Scale:
     """A scale as written (see the top of this file). The BolidError for one that makes no sense names `option`."""
     if isinstance(value, Scale):
         return value
@@ -69,7 +72,7 @@ def parse_scale(value: float | str | Scale, option: str) -> Scale:
     weights, at, stretch = text.partition("@")
     if not at and ".." in text:
         weights, stretch = "1", text
-    error = BolidError(f"{option} is {value}", _SCALE_HINT)
+    error = BolidError(f"{option} is {value}", hint)
     numbers: dict[str, float]
     if "=" in weights:
         pairs = [item.split("=", 1) for item in weights.split(",")]
@@ -98,8 +101,14 @@ def parse_guidance(value: float | str, option: str = "--guidance") -> Scale:
     """Guidance as written: a number, or one with the stretch of the denoising in which it counts."""
     text = str(value)
     if "=" in text or ("@" not in text and ".." in text):
-        raise BolidError(f"{option} is {value}", "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75")
-    return parse_scale(value, option)
+        raise BolidError(f"{option} is {value}", _GUIDANCE_HINT)
+    return parse_scale(value, option, _GUIDANCE_HINT)
+
+
+def parse_face_guidance(value: float | str, option: str = "--face-guidance") -> Scale:
+    """Face guidance as written, in FACE_STRETCH where it names no stretch."""
+    scale = parse_guidance(value, option)
+    return scale if "@" in str(value) else replace(scale, start=FACE_STRETCH[0], end=FACE_STRETCH[1])
 
 
 def _number(text: str, error: BolidError) -> float:

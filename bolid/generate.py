@@ -6,6 +6,7 @@ the null body, and the pictures are those of the plain base, bit for bit: no ada
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid.controls import Scale, parse_grid, parse_guidance, parse_lora, parse_scale
+from bolid.controls import Scale, parse_face_guidance, parse_grid, parse_guidance, parse_lora, parse_scale
 from bolid.errors import BolidError
 from bolid.families import Family, get_family, match_family
 from bolid.person import PersonReader
@@ -23,6 +24,8 @@ from bolid.run import atomic_path, canonical_json, derive_seed, pick_device, run
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    from bolid.backends.face import DifferentiableFaces
 
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
@@ -50,6 +53,7 @@ class Cell:
     scales: dict[str, Scale]
     steps: int
     guidance: Scale
+    face_guidance: Scale
     seed: int
     values: dict[str, str]  # axis of the grid -> the value as written
 
@@ -70,6 +74,7 @@ def generate(
     few_steps: bool = False,
     steps: int | None = None,
     guidance: float | str | None = None,
+    face_guidance: float | str = 0.0,
     negative: str = "",
     n: int = 1,
     best_of: int = 1,
@@ -92,8 +97,10 @@ def generate(
     as in `bolid.controls`; by default the family's, which is 1 if it says nothing else, for every branch that the
     person and the adapter have. `lora`: FILE or FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through
     the family's ControlNet. `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by
-    default the family's; guidance may have a stretch, as in "2.5@0..0.75". `grid`: texts like "body-scale=0,0.5,1"; the
-    pictures of each combination go to a folder of their own, and the last path returned is one sheet of all. `best_of`:
+    default the family's; guidance may have a stretch, as in "2.5@0..0.75". `face_guidance`: how strongly a step draws
+    the picture towards the person's face, by the gradient of the family's face model; 1 is usual, during 0.3..0.9
+    where no stretch is given. `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a folder
+    of their own, and the last path returned is one sheet of all. `best_of`:
     so many are painted of each picture, and the one is written whose body, and face where one is shown, looks most like
     the person's to the family's own models. `base`: another base of the family's kind, a .safetensors checkpoint or a
     diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16
@@ -133,6 +140,7 @@ def generate(
         },
         steps=int(sampler.get("steps", 30)) if steps is None else steps,
         guidance=parse_guidance(sampler.get("guidance", 5.0) if guidance is None else guidance),
+        face_guidance=parse_face_guidance(face_guidance),
         seed=seed,
         values={},
     )
@@ -144,8 +152,13 @@ def generate(
         raise BolidError(f"--pose-scale is {pose_scale}", "it has no parts: give a number, a stretch or 1@0..0.5")
     loras = [parse_lora(text) for text in lora]
     device = pick_device(device)
+    guides = any(not cell.face_guidance.is_zero for cell in cells)
     if offload and device == "cpu":
         raise BolidError("--offload spares the memory of an accelerator, and there is none", "leave it out")
+    if offload and guides:
+        raise BolidError(
+            "--face-guidance needs all networks at once, which --offload takes apart", "leave one of the two out"
+        )
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise BolidError(f"--out {out} is a file", "give a folder for the pictures")
@@ -161,6 +174,7 @@ def generate(
     people = _people(chosen, files, profiles, reference, new_person, reader, progress)
     branches = _branches(chosen, files, people, cells)
     judge = _judge(chosen, people, reader) if best_of > 1 else None
+    faces = _guide(chosen, people, device) if guides else None
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
     extra: dict[str, Any] = {}
     if pose_from is not None:
@@ -215,6 +229,10 @@ def generate(
                 "steps": cell.steps, "guidance": cell.guidance.plain(), "scales": shown, "person": person.name,
                 **asked,
             }  # fmt: skip
+            towards = None
+            if faces is not None and not cell.face_guidance.is_zero:
+                settings["face_guidance"] = cell.face_guidance.plain()
+                towards = faces, person.vectors["face"].to(device), cell.face_guidance
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
                 texts = [chosen.dressed(prompts[index]) for index, _ in batch]
@@ -223,7 +241,7 @@ def generate(
                     # The first is the one that is painted without `best_of`.
                     other = ("candidate", candidate) if candidate else ()
                     seeds = [derive_seed(cell.seed, "generate", *job, *other) for job in batch]
-                    painted = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra)
+                    painted = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra, towards)
                     distances = [0.0] * len(batch)
                     if judge is not None:
                         arrays = [np.asarray(picture) for picture in painted]
@@ -287,9 +305,13 @@ def _paint(
     cell: Cell,
     negative: str,
     extra: dict[str, Any],
+    towards: tuple[DifferentiableFaces, torch.Tensor, Scale] | None,
 ) -> list[Image.Image]:
-    """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading."""
+    """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading.
+    `towards`: what sees faces, the one that is wanted, and how strongly.
+    """
     from bolid.backends.base import paint, remembered_conditions
+    from bolid.backends.face_guidance import face_guidance_during
     from bolid.method.body_condition import build_ip_adapter_image_embeds
 
     # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
@@ -300,7 +322,10 @@ def _paint(
         extra["ip_adapter_image_embeds"] = [e.to(pipe.device, pipe.unet.dtype) for e in embeds]
         extra["callback_on_step_end"] = _follow_scales(pipe, scales)
     height, width = family.image_size
-    with remembered_conditions(pipe):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(remembered_conditions(pipe))
+        if towards is not None:
+            stack.enter_context(face_guidance_during(pipe, *towards, len(prompts)))
         return paint(
             pipe, prompts, height=height, width=width, num_inference_steps=cell.steps, guidance=cell.guidance,
             negative_prompt=[negative] * len(prompts) if guided else None, generator=_generators(seeds),
@@ -414,6 +439,32 @@ def _judge(family: Family, people: list[Identity], reader: Callable[[], PersonRe
                 "make the profile again with: bolid profile",
             )
     return reader()
+
+
+def _guide(family: Family, people: list[Identity], device: str) -> DifferentiableFaces:
+    """What --face-guidance sees faces with. BolidError where somebody has no face, or one by another face model."""
+    from bolid.backends.face import DifferentiableFaces
+
+    for person in people:
+        if not person.vectors:
+            raise BolidError(
+                "--face-guidance needs a person, but nobody is to be shown",
+                "add --profile or --reference, or leave it out",
+            )
+        if "face" not in person.vectors:
+            raise BolidError(
+                f"--face-guidance needs a face, and {person.name} has none",
+                "leave it out, or make the profile from photos that show the face",
+            )
+    # The small ones too: in a full-body picture that is the face, and none is to be made of something larger.
+    faces = DifferentiableFaces(family.require("face"), device, small_too=True)
+    for person in people:
+        if person.face_model and person.face_model != faces.sha256:
+            raise BolidError(
+                f"--face-guidance: {person.name} was made with another face model than that of family '{family.name}'",
+                "make the profile again with: bolid profile",
+            )
+    return faces
 
 
 def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
@@ -550,7 +601,8 @@ def _check_belongs(person: Identity, branch: str, path: Path, record: dict[str, 
 
 def _cell(base: Cell, values: dict[str, str]) -> Cell:
     """A cell of the grid: `base` but for what `values` say."""
-    scales, guidance, numbers = dict(base.scales), base.guidance, {"steps": base.steps, "seed": base.seed}
+    scales, guidance, towards = dict(base.scales), base.guidance, base.face_guidance
+    numbers = {"steps": base.steps, "seed": base.seed}
     for axis, value in values.items():
         if axis.endswith("-scale"):
             scales[axis.removesuffix("-scale")] = parse_scale(value, f"--grid {axis}")
@@ -558,11 +610,14 @@ def _cell(base: Cell, values: dict[str, str]) -> Cell:
         if axis == "guidance":
             guidance = parse_guidance(value, "--grid guidance")
             continue
+        if axis == "face-guidance":
+            towards = parse_face_guidance(value, "--grid face-guidance")
+            continue
         try:
             numbers[axis] = int(value)
         except ValueError:
             raise BolidError(f"--grid {axis} has the value {value!r}", "give a whole number") from None
-    return Cell(scales, numbers["steps"], guidance, numbers["seed"], values)
+    return Cell(scales, numbers["steps"], guidance, towards, numbers["seed"], values)
 
 
 def _check_cell(cell: Cell, negative: str, few_steps: bool) -> None:
@@ -579,7 +634,8 @@ def _check_cell(cell: Cell, negative: str, few_steps: bool) -> None:
             f"--negative has no effect at guidance {cell.guidance.up:g}",
             "leave it out, or give a --guidance above 1" if not few_steps else "leave it out with --few-steps",
         )
-    stretches = {f"{branch}-scale": scale for branch, scale in cell.scales.items()} | {"guidance": cell.guidance}
+    stretches = {f"{branch}-scale": scale for branch, scale in cell.scales.items()}
+    stretches |= {"guidance": cell.guidance, "face-guidance": cell.face_guidance}
     for name, scale in stretches.items():
         if not scale.is_zero and not scale.steps(cell.steps):
             raise BolidError(

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import warnings
 from dataclasses import replace
 
@@ -115,17 +114,11 @@ def test_what_is_hardly_a_face_has_an_embedding_too(photograph):
 
 def test_a_face_too_small_is_none(photograph):
     small = np.pad(photograph(framing="portrait", pose="standing")[::4, ::4], ((96, 96), (72, 72), (0, 0)), mode="edge")
-    network, found = DifferentiableFaces(TINY.face), FaceModel(TINY.face, confidence=0.2).detect(small)[0]
-    assert network.certainty(in_torch(small)).item() < 0.2 < found.score
-    network.least_height = 1.1
-    assert not network(in_torch(small)).any() and not network.certainty(in_torch(small)).any()
-
-
-def test_without_onnx2torch_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(BolidError, match="needs onnx2torch") as caught:
-        DifferentiableFaces(TINY.face)
-    assert "bolid[face-loss]" in caught.value.hint
+    found = FaceModel(TINY.face, confidence=0.2).detect(small)[0]
+    assert DifferentiableFaces(TINY.face).certainty(in_torch(small)).item() < 0.2 < found.score
+    network = DifferentiableFaces(TINY.face, small_too=True)
+    assert found.score > network.certainty(in_torch(small)).item() > 0.2, "it counts, but less than a large one"
+    assert (network(in_torch(small))[0] @ torch.from_numpy(found.embedding)).item() > 0.999
 
 
 # ---- pose

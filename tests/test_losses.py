@@ -47,10 +47,12 @@ def test_a_perfect_prediction_amounts_to_the_clean_latents(noised, prediction_ty
     x0 = losses.x0_from_prediction(target, noisy, alphas, prediction_type)
     assert torch.allclose(x0, latents, atol=1e-4)
     assert torch.allclose(losses.noise_from_x0(latents, noisy, alphas)[1:], noise[1:], atol=1e-4)
+    back = losses.prediction_from_x0(latents, noisy, alphas, prediction_type)
+    assert torch.allclose(back[1:], target[1:], atol=1e-4)
     assert torch.allclose(losses.noise_level(latents, noise, alphas), noisy, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", [losses.x0_from_prediction, None])
+@pytest.mark.parametrize("function", [losses.x0_from_prediction, losses.prediction_from_x0, None])
 def test_an_unknown_prediction_type_is_refused(noised, function):
     scheduler, latents, noise, timesteps, noisy = noised("epsilon")
     with pytest.raises(ValueError, match="flow"):

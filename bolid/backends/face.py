@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CHECKSUMS = "bolid.json"  # {"record": ..., "sha256": {file name: hash}}; packs from elsewhere have none
 CONFIDENCE = 0.5  # InsightFace's own default
 EMBEDDING_SIZE = 512
+LARGE = 0.15  # of a picture's height; of smaller faces a recogniser sees little
 ALIGNED = 112  # pixels; sides of what a recogniser is shown
 
 
@@ -111,14 +112,14 @@ class FaceModel:
 class DifferentiableFaces:
     """The surest face in each picture, its embedding and its score, with a gradient to the pixels.
 
-    A pack's detector and recogniser in torch, translated from ONNX. Only faces of at least `least_height` count.
-    `sha256`, `detector_sha256`: of the recogniser and the detector. Raises BolidError without onnx2torch, or for
-    networks that it cannot translate.
+    A pack's detector and recogniser in torch, translated from ONNX. Only faces as high as LARGE count, for of small
+    ones the recogniser sees little; with `small_too` those count too, the less the smaller they are.
+    `sha256`, `detector_sha256`: of the recogniser and the detector. Raises BolidError for networks that onnx2torch
+    cannot translate.
     """
 
-    least_height = 0.15  # of the picture; of smaller faces the recogniser sees too little
-
-    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+    def __init__(self, path: Path | str, device: str = "cpu", small_too: bool = False) -> None:
+        self.small_too = small_too
         faces = FaceModel(path, device)
         recogniser, self.scrfd = faces.network.models["recognition"], faces.network.det_model
         self.sha256, self.detector_sha256 = faces.sha256, sha256_file(Path(self.scrfd.model_file))
@@ -133,18 +134,27 @@ class DifferentiableFaces:
         zeros where nothing is. Up to rounding a picture's result does not depend on which others are with it.
         """
         import torch
-        import torch.nn.functional as F
 
-        pictures = pixel_values.float()
         with torch.no_grad():
-            score, landmarks = self._surest(pictures)
-        aligned = (_align(pictures, landmarks.cpu().numpy()) / 2 + 0.5 - self.mean) / self.std
-        embeddings = F.normalize(torch.func.vmap(self.recogniser)(aligned[:, None])[:, 0], dim=-1)
-        return embeddings * (score > 0)[:, None]
+            score, landmarks = self._surest(pixel_values.float())
+        return self._recognise(pixel_values.float(), score, landmarks)
 
     def certainty(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The detector's score, 0..1, of what is most like a face in such pictures, with a gradient. [B]"""
         return self._surest(pixel_values.float())[0]
+
+    def look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings and scores of such pictures, both with a gradient, the detector looking once."""
+        score, landmarks = self._surest(pixel_values.float())
+        return self._recognise(pixel_values.float(), score, landmarks), score
+
+    def _recognise(self, pictures: torch.Tensor, score: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        import torch
+        import torch.nn.functional as F
+
+        aligned = (_align(pictures, landmarks.detach().cpu().numpy()) / 2 + 0.5 - self.mean) / self.std
+        embeddings = F.normalize(torch.func.vmap(self.recogniser)(aligned[:, None])[:, 0], dim=-1)
+        return embeddings * (score > 0)[:, None]
 
     def _surest(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(scores [B], landmarks [B,5,2] in pixels) of pictures [B,3,H,W], which are shown as `detect` shows them."""
@@ -166,8 +176,9 @@ class DifferentiableFaces:
             score, sides, points = (
                 part.reshape(len(pictures), -1, part.shape[-1]) for part in seen[i :: self.scrfd.fmc]
             )
-            high = (sides[..., 1] + sides[..., 3]).detach() * stride >= self.least_height * scale * pictures.shape[2]
-            surest, place = (score[..., 0] * high).max(dim=1)
+            height = (sides[..., 1] + sides[..., 3]).detach() * stride / (LARGE * scale * pictures.shape[2])
+            counts = height.clamp(0, 1) if self.small_too else height >= 1
+            surest, place = (score[..., 0] * counts).max(dim=1)
             cell = place // self.scrfd._num_anchors
             corner = torch.stack([cell % (width // stride), cell // (width // stride)], dim=1).to(points)
             found = (corner[:, None] + points[each, place].view(-1, 5, 2)) * stride / scale
@@ -199,13 +210,9 @@ def _align(pictures: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
 
 def _in_torch(file: Path) -> torch.nn.Module:
     """A network in ONNX as a torch module."""
-    try:
-        import onnx
-        from onnx2torch import convert
-    except ImportError as error:
-        raise BolidError(
-            "a gradient through the face model needs onnx2torch", "pip install 'bolid[face-loss]'"
-        ) from error
+    import onnx
+    from onnx2torch import convert
+
     model = onnx.load(file)
     weights = {weight.name: weight for weight in model.graph.initializer}
     # Weights in half precision are cast where they are used; onnx2torch wants them as they are used.
@@ -218,7 +225,7 @@ def _in_torch(file: Path) -> torch.nn.Module:
     except (NotImplementedError, KeyError, ValueError, RuntimeError) as error:
         raise BolidError(
             f"onnx2torch cannot translate {file}: {error}",
-            "leave out --face-weight and --found-weight, or take another face pack",
+            "leave out --face-guidance, --face-weight and --found-weight, or take another face pack",
         ) from error
 
 

@@ -82,6 +82,21 @@ def x0_from_prediction(
     raise ValueError(f"unknown prediction_type {prediction_type!r}")
 
 
+def prediction_from_x0(
+    x0: torch.Tensor, noisy: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The prediction that amounts to x0-hat: the inverse of `x0_from_prediction`. [B,C,h,w]"""
+    if prediction_type == "sample":
+        return x0
+    noise = noise_from_x0(x0, noisy, alphas_cumprod)
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        a = alphas_cumprod.view(-1, 1, 1, 1).to(noisy)
+        return a.sqrt() * noise - (1 - a).sqrt() * x0
+    raise ValueError(f"unknown prediction_type {prediction_type!r}")
+
+
 def noise_level(latents: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """z_t = sqrt(a) x0 + sqrt(1 - a) eps, with a = alpha-bar [B] (BoLID Eq. 5). [B,C,h,w]"""
     a = alphas_cumprod.view(-1, 1, 1, 1).to(latents)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
+from PIL import Image
+
+from bolid.backends import face_guidance
+from bolid.backends.face import DifferentiableFaces
+from bolid.backends.face_guidance import face_guidance_during
+from bolid.controls import parse_face_guidance
+from bolid.errors import BolidError
+from bolid.families import get_family
+from bolid.formats.profile import load_profile
+from bolid.generate import generate
+from bolid.method import losses
+from bolid.profile import make_profile
+
+SCHEDULERS = {
+    "ddim, noise": lambda: DDIMScheduler(),
+    "ddim, velocity": lambda: DDIMScheduler(prediction_type="v_prediction"),
+    "ddim, latents": lambda: DDIMScheduler(prediction_type="sample"),
+    "euler, noise": lambda: EulerDiscreteScheduler(timestep_spacing="trailing"),
+    "lcm, noise": lambda: LCMScheduler(original_inference_steps=100),
+}
+
+
+class Brightness:
+    """Sees a face's embedding in the two halves of a picture, and is always sure."""
+
+    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        halves = [half.mean((1, 2, 3)) for half in pixels.chunk(2, dim=3)]
+        return torch.stack(halves, 1), pixels.new_ones(len(pixels))
+
+
+def small_pipe(scheduler):
+    """What the guidance needs of a pipeline. The UNet mixes its input's channels, more or less by what the prompt says,
+    so that what x0-hat shows goes with z_t."""
+    kernel = 0.3 * torch.eye(4) + 0.05 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    kernel *= 1 if scheduler.config.prediction_type == "sample" else -1
+
+    def forward(sample, timestep, encoder_hidden_states, added_cond_kwargs=None):
+        mixed = torch.einsum("ij,njhw->nihw", kernel.to(sample), sample)
+        return (mixed * (encoder_hidden_states + added_cond_kwargs["image_embeds"][0])[:, None, None, None],)
+
+    vae = SimpleNamespace(
+        config=SimpleNamespace(scaling_factor=2.0),
+        dtype=torch.float32,
+        decode=lambda latents: SimpleNamespace(sample=latents[:, :3] / 4),
+    )
+    return SimpleNamespace(unet=SimpleNamespace(forward=forward), vae=vae, scheduler=scheduler, num_timesteps=4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("guided", [False, True])
+def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
+    """By so much, nearer to the face, of every picture by itself, in the steps of the stretch and not in the last."""
+    scheduler = SCHEDULERS[name]()
+    scheduler.set_timesteps(4)
+    pipe, faces, face = small_pipe(scheduler), Brightness(), torch.tensor([0.6, -0.8])
+    rows = 4 if guided else 2
+    sample = torch.randn(rows, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    sample[:2] = sample[-2:]  # as a pipeline repeats its latents
+    states, more = torch.linspace(0.5, 1, rows), {"image_embeds": [torch.linspace(0.1, 0.3, rows)]}
+    plain = pipe.unet.forward
+    with face_guidance_during(pipe, faces, face, parse_face_guidance("0.5@0.25..1"), 2):
+        for step, timestep in enumerate(scheduler.timesteps):
+            (bare,) = plain(sample, timestep, states, more)
+            (answer,) = pipe.unet.forward(sample, timestep, states, added_cond_kwargs=more)
+            if step in (0, 3):
+                assert torch.equal(answer, bare)
+                continue
+            alphas = scheduler.alphas_cumprod[int(timestep)].expand(rows)
+            kind = scheduler.config.prediction_type
+            before, after = (losses.x0_from_prediction(a, sample, alphas, kind) for a in (bare, answer))
+            moved = (after - before)[-2:].square().mean((1, 2, 3)).sqrt()
+            assert torch.allclose(moved, torch.full((2,), 0.5 * face_guidance.STEP), rtol=1e-3), "each by so much"
+            cosines = [torch.cosine_similarity(faces.look(x0[-2:, :3] / 8)[0], face[None]) for x0 in (before, after)]
+            assert (cosines[1] > cosines[0]).all()
+            if guided:  # so that uncond + w (cond - uncond) is moved by the same, whatever w
+                assert torch.allclose((after - before)[:2], (after - before)[2:], atol=1e-4)
+                assert (bare[:2] - bare[2:]).abs().max() > 0.01
+            alone = {"image_embeds": [more["image_embeds"][0][-1:]]}
+            other = small_pipe(scheduler)
+            with face_guidance_during(other, faces, face, parse_face_guidance("0.5@0..1"), 1):
+                (one,) = other.unet.forward(sample[-1:], timestep, states[-1:], added_cond_kwargs=alone)
+            assert torch.allclose(one, answer[-1:], atol=1e-5), "whoever else is painted with it"
+    assert pipe.unet.forward is plain
+
+
+def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
+    """The tiny family's own models, seen by their own face model; in docs/tiny-figures.md by another one."""
+    folder = sorted(rendered_people.iterdir())[0]
+    make_profile(sorted(folder.glob("*.jpg")), tmp_path / "me.safetensors", device="cpu")
+    me = load_profile(tmp_path / "me.safetensors")
+    faces = DifferentiableFaces(get_family("tiny").require("face"))
+    options = {"profile": tmp_path / "me.safetensors", "device": "cpu", "n": 4, "steps": 8}
+    cosines = {}
+    for weight in (0, 1):
+        paths = generate(
+            ["a portrait of a woman, in a red short-sleeved top, in a studio"], tmp_path / f"{weight}",
+            face_guidance=weight, **options,
+        )  # fmt: skip
+        pictures = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths])).permute(0, 3, 1, 2)
+        cosines[weight] = float((faces(pictures / 127.5 - 1) @ me.face).mean())
+        with Image.open(paths[0]) as picture:
+            assert ('"face_guidance":"1@0.3..0.9"' in picture.text["bolid"].replace(" ", "")) == bool(weight)
+    assert cosines[1] > cosines[0] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"new_person": 1, "face_guidance": 1}, "--face-guidance needs a face, and new person 1 has none"),
+        ({"face_guidance": 1}, "--face-guidance needs a person, but nobody is to be shown"),
+        ({"new_person": 1, "face_guidance": "down=1"}, "--face-guidance is down=1"),
+        (
+            {"new_person": 1, "face_guidance": "1@0.43..0.49"},
+            "--face-guidance 1@0.43..0.49 covers none of the 12 steps",
+        ),
+        ({"new_person": 1, "grid": ["face-guidance=0,nan"]}, "--grid face-guidance is nan"),
+    ],
+)
+def test_what_cannot_be_guided(tmp_path, options, message):
+    with pytest.raises(BolidError, match=message):
+        generate(["a portrait of a man"], tmp_path / "out", family="tiny", device="cpu", **options)
+    assert not (tmp_path / "out").exists()
