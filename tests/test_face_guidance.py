@@ -10,7 +10,7 @@ from PIL import Image
 
 from bolid.backends import face_guidance
 from bolid.backends.face import DifferentiableFaces
-from bolid.backends.face_guidance import face_guidance_during
+from bolid.backends.face_guidance import face_guidance_during, heads
 from bolid.controls import parse_face_guidance
 from bolid.errors import BolidError
 from bolid.families import get_family
@@ -31,9 +31,10 @@ SCHEDULERS = {
 class Brightness:
     """Sees a face's embedding in the two halves of a picture, and is always sure."""
 
-    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         halves = [half.mean((1, 2, 3)) for half in pixels.chunk(2, dim=3)]
-        return torch.stack(halves, 1), pixels.new_ones(len(pixels))
+        landmarks = torch.tensor([[1.0, 1], [1, 3], [3, 1], [3, 3], [2, 2]])
+        return torch.stack(halves, 1), pixels.new_ones(len(pixels)), landmarks.expand(len(pixels), 5, 2)
 
 
 def small_pipe(scheduler):
@@ -76,8 +77,9 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
             alphas = scheduler.alphas_cumprod[int(timestep)].expand(rows)
             kind = scheduler.config.prediction_type
             before, after = (losses.x0_from_prediction(a, sample, alphas, kind) for a in (bare, answer))
-            moved = (after - before)[-2:].square().mean((1, 2, 3)).sqrt()
-            assert torch.allclose(moved, torch.full((2,), 0.5 * face_guidance.STEP), rtol=1e-3), "each by so much"
+            moved, near = (after - before)[-2:], heads(faces.look(sample[:1, :3])[2], (4, 4), (4, 4))
+            lengths = ((moved.square() / near).mean((1, 2, 3)) / near.mean()).sqrt()
+            assert torch.allclose(lengths, torch.full((2,), 0.5 * face_guidance.STEP), rtol=1e-2), "each by so much"
             cosines = [torch.cosine_similarity(faces.look(x0[-2:, :3] / 8)[0], face[None]) for x0 in (before, after)]
             assert (cosines[1] > cosines[0]).all()
             if guided:  # so that uncond + w (cond - uncond) is moved by the same, whatever w
@@ -89,6 +91,17 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
                 (one,) = other.unet.forward(sample[-1:], timestep, states[-1:], added_cond_kwargs=alone)
             assert torch.allclose(one, answer[-1:], atol=1e-5), "whoever else is painted with it"
     assert pipe.unet.forward is plain
+
+
+def test_what_is_moved_is_around_the_face():
+    """A face at the top of a full-body picture, and one that fills a portrait."""
+    face = torch.tensor([[-1.0, -1], [1, -1], [0, 0], [-0.7, 1], [0.7, 1]])
+    small, large = 3 * face + torch.tensor([48.0, 20]), 14 * face + torch.tensor([48.0, 50])
+    near = heads(torch.stack([small, large]), (128, 96), (16, 12))[:, 0]
+    assert near.shape == (2, 16, 12)
+    rows = near.argmax(dim=1)[:, 6]
+    assert rows.tolist() == [2, 6] and near.max() > 0.9
+    assert near[0, 6:].max() < 0.01 and near[1, 2:10].min() > 0.3
 
 
 def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):

@@ -143,10 +143,10 @@ class DifferentiableFaces:
         """The detector's score, 0..1, of what is most like a face in such pictures, with a gradient. [B]"""
         return self._surest(pixel_values.float())[0]
 
-    def look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and scores of such pictures, both with a gradient, the detector looking once."""
+    def look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings and scores of such pictures, with a gradient, and landmarks [B,5,2] in pixels, without one."""
         score, landmarks = self._surest(pixel_values.float())
-        return self._recognise(pixel_values.float(), score, landmarks), score
+        return self._recognise(pixel_values.float(), score, landmarks), score, landmarks.detach()
 
     def _recognise(self, pictures: torch.Tensor, score: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
         import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bolid.controls import Scale
 
 STEP = 0.1  # how far a weight of 1 moves x0-hat in a step, in root mean squares of latents (about 1)
+REACH = 3.0  # around the face's middle, in mean distances of its landmarks from there: about the height of a face
 FOUND_WEIGHT = 0.5  # of L_found beside L_face: without a face to be seen the face model cannot say whose it is
 
 
@@ -50,9 +51,15 @@ def face_guidance_during(
             _, states, more = _rows(inputs, slice(-pictures, None), len(sample))
             prediction = forward(noisy, timestep, states, **more)[0]
             x0 = losses.x0_from_prediction(prediction.float(), noisy.float(), alphas, prediction_type)
-            (slope,) = torch.autograd.grad(_unlike(pipe.vae, faces, x0, face).sum(), noisy)
-        slope = slope.float() / slope.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-        moved = x0.detach() - STEP * weight.up * slope
+            pixels = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float()
+            embeds, score, landmarks = faces.look(pixels.clamp(-1, 1))
+            unlike = losses.loss_face(embeds, face[None])
+            unlike = unlike + FOUND_WEIGHT * losses.loss_found(score, torch.ones_like(score))
+            (slope,) = torch.autograd.grad(unlike.sum(), noisy)
+        around = heads(landmarks, pixels.shape[2:], x0.shape[2:])
+        square = (around * slope.float().square()).mean(dim=(1, 2, 3), keepdim=True)
+        mean = square / around.mean(dim=(1, 2, 3), keepdim=True)
+        moved = x0.detach() - STEP * weight.up * around * slope.float() / mean.sqrt().clamp_min(1e-12)
         wanted = losses.prediction_from_x0(moved, noisy.detach().float(), alphas, prediction_type)
         answer = [wanted.to(prediction.dtype)]
         if len(sample) > pictures:  # the rows without the prompt, in front
@@ -67,11 +74,17 @@ def face_guidance_during(
         pipe.unet.forward = forward
 
 
-def _unlike(vae: Any, faces: DifferentiableFaces, x0: torch.Tensor, face: torch.Tensor) -> torch.Tensor:
-    """L_face + FOUND_WEIGHT * L_found of the pictures that latents `x0` [N,C,h,w] are, against one `face` [512]. [N]"""
-    pixels = vae.decode((x0 / vae.config.scaling_factor).to(vae.dtype)).sample.float().clamp(-1, 1)
-    embeds, score = faces.look(pixels)
-    return losses.loss_face(embeds, face[None]) + FOUND_WEIGHT * losses.loss_found(score, torch.ones_like(score))
+def heads(landmarks: torch.Tensor, size: Sequence[int], latent_size: Sequence[int]) -> torch.Tensor:
+    """How near each latent position is to the face with these `landmarks` [N,5,2] in pixels of pictures of `size` (H,
+    W): 1 at its middle, falling as a Gaussian with a deviation of REACH, [N,1,h,w]. What is of the body stays."""
+    middle = landmarks.mean(dim=1)
+    spread = (landmarks - middle[:, None]).norm(dim=2).mean(dim=1).clamp_min(1e-3)
+    y, x = (
+        (torch.arange(positions).to(landmarks) + 0.5) * pixels / positions
+        for positions, pixels in zip(latent_size, size, strict=True)
+    )
+    away = (y[:, None] - middle[:, 1, None, None]).square() + (x - middle[:, 0, None, None]).square()
+    return (-away / (2 * (REACH * spread[:, None, None]).square())).exp()[:, None]
 
 
 def _rows(value: Any, rows: slice, of: int) -> Any:
