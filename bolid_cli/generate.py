@@ -76,7 +76,7 @@ def generate(
         typer.Option(
             metavar="SCALE",
             help="Draw the picture towards the person's face while it is painted, as the face model sees it: 1, or "
-            "0.5@0.3..0.7 (without a stretch, from 30 % to 90 % of the denoising). Takes about four times as long.",
+            "0.5@0.3..0.7 (without a stretch, from 30 % to 90 % of the denoising). Takes about five times as long.",
         ),
     ] = "0.0",
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",

@@ -4,10 +4,10 @@
     python examples/benchmarks/generation.py --family sdxl --device cuda --steps 10 --rounds 3
     python examples/benchmarks/generation.py --random-sdxl --device cuda --steps 10    # without its weights
 
-The same prompts, noise and steps four times, taken in turns, and the median of the rounds: the bare base as diffusers
-runs it; diffusers' own two IP-Adapters; the same with `remembered_conditions`, as `bolid generate` runs; and the bare
-base with them, too. Ratios to the first. The two with adapters must be bit-equal; if not, that is said.
-Processor time on the CPU, which busy neighbours change little, and the clock on a GPU.
+The same prompts, noise and steps, taken in turns, and the median of the rounds: the bare base as diffusers runs it;
+diffusers' own two IP-Adapters; the same with `remembered_conditions`, as `bolid generate` runs; the bare base with
+them, too; and, where the family is not random, `--face-guidance 1`. Ratios to the first. The two with adapters must be
+bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change little, and the clock on a GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ import torch
 from cost import BODY_DIM, FACE_TOKENS, SDXL
 
 from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions
+from bolid.backends.face import DifferentiableFaces
+from bolid.backends.face_guidance import face_guidance_during
+from bolid.controls import parse_face_guidance
 from bolid.families import Family, get_family
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
 from bolid.step_cost import adapted_network
@@ -95,11 +98,17 @@ def main() -> None:
     embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance.up > 1)
     embeds = [embed.to(args.device, adapted.unet.dtype) for embed in embeds]
 
-    def paint(pipe, remember: bool) -> tuple[float, torch.Tensor]:
+    def paint(pipe, remember: bool, faces: DifferentiableFaces | None = None) -> tuple[float, torch.Tensor]:
         height, width = family.image_size
         extra = {"ip_adapter_image_embeds": embeds} if pipe is adapted else {}
         clock = time.process_time if args.device == "cpu" else time.perf_counter
-        with quiet_diffusers(), remembered_conditions(pipe) if remember else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(quiet_diffusers())
+            if remember:
+                stack.enter_context(remembered_conditions(pipe))
+            if faces is not None:
+                towards = parse_face_guidance(1)
+                stack.enter_context(face_guidance_during(pipe, faces, vectors[0].to(args.device), towards, args.batch))
             start = clock()
             latents = pipe(
                 **told,
@@ -115,12 +124,15 @@ def main() -> None:
                 torch.cuda.synchronize()
             return clock() - start, latents
 
-    ways = {
+    ways: dict[str, tuple[Any, ...]] = {
         "the bare base, diffusers' own path": (bare, False),
         "face and body, diffusers' own path": (adapted, False),
         "face and body, conditions computed once": (adapted, True),
         "the bare base, conditions computed once": (bare, True),
     }
+    if not args.random_sdxl:
+        faces = DifferentiableFaces(family.require("face"), args.device, small_too=True)
+        ways["face and body, --face-guidance 1"] = adapted, True, faces
     pictures = {name: paint(*way)[1] for name, way in ways.items()}  # the first calls are slower
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
