@@ -5,8 +5,8 @@
     0.2..0.8              1, but only from 20 % to 80 % of the denoising (0: pure noise, 1: the finished picture)
     down=0.5,up=1@0..0.5  both
 
-Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75. So is face guidance, which without a stretch counts
-from 0.3 to 0.9 of the denoising.
+Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75. So is the guidance towards a face or a body, which
+counts in PERSON_STRETCH where it names no stretch.
 
 Standard library only.
 """
@@ -22,8 +22,9 @@ from pathlib import Path
 from bolid.errors import BolidError
 
 PARTS = ("down", "mid", "up")
-GRID_AXES = ("body-scale", "face-scale", "guidance", "face-guidance", "steps", "seed")
-FACE_STRETCH = (0.3, 0.9)  # when there is a face to be seen in x0-hat, and steps are left to clear up after it
+GRID_AXES = ("body-scale", "face-scale", "guidance", "face-guidance", "body-guidance", "steps", "seed")
+# When there is a face or a body to be seen in x0-hat, and steps are left to clear up after it.
+PERSON_STRETCH = {"face": (0.3, 0.9), "body": (0.5, 0.9)}
 _SCALE_HINT = "give a number of 0 or more, parts like down=0.5,mid=1,up=1, a stretch like 0.2..0.8, or 1@0.2..0.8"
 _GUIDANCE_HINT = "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75"
 
@@ -105,10 +106,11 @@ def parse_guidance(value: float | str, option: str = "--guidance") -> Scale:
     return parse_scale(value, option, _GUIDANCE_HINT)
 
 
-def parse_face_guidance(value: float | str, option: str = "--face-guidance") -> Scale:
-    """Face guidance as written, in FACE_STRETCH where it names no stretch."""
-    scale = parse_guidance(value, option)
-    return scale if "@" in str(value) else replace(scale, start=FACE_STRETCH[0], end=FACE_STRETCH[1])
+def parse_person_guidance(value: float | str, part: str, option: str = "") -> Scale:
+    """Guidance towards a person's `part`, "face" or "body", as written; in PERSON_STRETCH where it names no stretch."""
+    scale = parse_guidance(value, option or f"--{part}-guidance")
+    start, end = PERSON_STRETCH[part]
+    return scale if "@" in str(value) else replace(scale, start=start, end=end)
 
 
 def _number(text: str, error: BolidError) -> float:

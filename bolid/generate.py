@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid.controls import Scale, parse_face_guidance, parse_grid, parse_guidance, parse_lora, parse_scale
+from bolid.controls import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
 from bolid.errors import BolidError
 from bolid.families import Family, get_family, match_family
 from bolid.person import PersonReader
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from bolid.backends.face import DifferentiableFaces
+    from bolid.backends.guides import Guide
 
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
@@ -53,7 +53,7 @@ class Cell:
     scales: dict[str, Scale]
     steps: int
     guidance: Scale
-    face_guidance: Scale
+    towards: dict[str, Scale]  # "face", "body" -> how strongly pictures are drawn towards it
     seed: int
     values: dict[str, str]  # axis of the grid -> the value as written
 
@@ -75,6 +75,7 @@ def generate(
     steps: int | None = None,
     guidance: float | str | None = None,
     face_guidance: float | str = 0.0,
+    body_guidance: float | str = 0.0,
     negative: str = "",
     n: int = 1,
     best_of: int = 1,
@@ -97,18 +98,17 @@ def generate(
     as in `bolid.controls`; by default the family's, which is 1 if it says nothing else, for every branch that the
     person and the adapter have. `lora`: FILE or FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through
     the family's ControlNet. `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by
-    default the family's; guidance may have a stretch, as in "2.5@0..0.75". `face_guidance`: how strongly a step draws
-    the picture towards the person's face, by the gradient of the family's face model; 1 is usual, during 0.3..0.9
-    where no stretch is given. `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a folder
-    of their own, and the last path returned is one sheet of all. `best_of`:
-    so many are painted of each picture, and the one is written whose body, and face where one is shown, looks most like
-    the person's to the family's own models. `base`: another base of the family's kind, a .safetensors checkpoint or a
-    diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16
-    on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not compute. A picture
-    depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the grid; its run
-    is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some (`Family.dressed`); the
-    record has that as `painted`.
-    Raises BolidError for settings that make no sense and for files that do not belong together.
+    default the family's; guidance may have a stretch, as in "2.5@0..0.75". `face_guidance`, `body_guidance`: how
+    strongly a step draws the picture towards the person's face and body, by the gradient of the family's face model and
+    of its body encoder; 1 is usual, during 0.3..0.9 where no stretch is given. `grid`: texts like "body-scale=0,0.5,1";
+    the pictures of each combination go to a folder of their own, and the last path returned is one sheet of all.
+    `best_of`: so many are painted of each picture, and the one is written whose body, and face where one is shown,
+    looks most like the person's to the family's own models. `base`: another base of the family's kind, a .safetensors
+    checkpoint or a diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16,
+    bf16, or auto: fp16 on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not
+    compute. A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other people
+    or the grid; its run is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some
+    (`Family.dressed`); the record has that as `painted`.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not prompts:
@@ -140,7 +140,10 @@ def generate(
         },
         steps=int(sampler.get("steps", 30)) if steps is None else steps,
         guidance=parse_guidance(sampler.get("guidance", 5.0) if guidance is None else guidance),
-        face_guidance=parse_face_guidance(face_guidance),
+        towards={
+            "face": parse_person_guidance(face_guidance, "face"),
+            "body": parse_person_guidance(body_guidance, "body"),
+        },
         seed=seed,
         values={},
     )
@@ -152,12 +155,13 @@ def generate(
         raise BolidError(f"--pose-scale is {pose_scale}", "it has no parts: give a number, a stretch or 1@0..0.5")
     loras = [parse_lora(text) for text in lora]
     device = pick_device(device)
-    guides = any(not cell.face_guidance.is_zero for cell in cells)
+    guided = {part for cell in cells for part, weight in cell.towards.items() if not weight.is_zero}
     if offload and device == "cpu":
         raise BolidError("--offload spares the memory of an accelerator, and there is none", "leave it out")
-    if offload and guides:
+    if offload and guided:
         raise BolidError(
-            "--face-guidance needs all networks at once, which --offload takes apart", "leave one of the two out"
+            f"--{min(guided)}-guidance needs all networks at once, which --offload takes apart",
+            "leave one of the two out",
         )
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -174,7 +178,7 @@ def generate(
     people = _people(chosen, files, profiles, reference, new_person, reader, progress)
     branches = _branches(chosen, files, people, cells)
     judge = _judge(chosen, people, reader) if best_of > 1 else None
-    faces = _guide(chosen, people, device) if guides else None
+    guide = {part: _guide(part, chosen, people, reader, device) for part in sorted(guided)}
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
     extra: dict[str, Any] = {}
     if pose_from is not None:
@@ -229,10 +233,9 @@ def generate(
                 "steps": cell.steps, "guidance": cell.guidance.plain(), "scales": shown, "person": person.name,
                 **asked,
             }  # fmt: skip
-            towards = None
-            if faces is not None and not cell.face_guidance.is_zero:
-                settings["face_guidance"] = cell.face_guidance.plain()
-                towards = faces, person.vectors["face"].to(device), cell.face_guidance
+            towards = {part: weight for part, weight in cell.towards.items() if not weight.is_zero}
+            settings |= {f"{part}_guidance": weight.plain() for part, weight in towards.items()}
+            guides = [guide[part](person.vectors[part].to(device), weight) for part, weight in towards.items()]
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
                 texts = [chosen.dressed(prompts[index]) for index, _ in batch]
@@ -241,7 +244,7 @@ def generate(
                     # The first is the one that is painted without `best_of`.
                     other = ("candidate", candidate) if candidate else ()
                     seeds = [derive_seed(cell.seed, "generate", *job, *other) for job in batch]
-                    painted = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra, towards)
+                    painted = _paint(pipe, chosen, texts, seeds, vectors, scales, cell, negative, extra, guides)
                     distances = [0.0] * len(batch)
                     if judge is not None:
                         arrays = [np.asarray(picture) for picture in painted]
@@ -305,13 +308,11 @@ def _paint(
     cell: Cell,
     negative: str,
     extra: dict[str, Any],
-    towards: tuple[DifferentiableFaces, torch.Tensor, Scale] | None,
+    guides: list[Guide],
 ) -> list[Image.Image]:
-    """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading.
-    `towards`: what sees faces, the one that is wanted, and how strongly.
-    """
+    """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading."""
     from bolid.backends.base import paint, remembered_conditions
-    from bolid.backends.face_guidance import face_guidance_during
+    from bolid.backends.guides import guided_by
     from bolid.method.body_condition import build_ip_adapter_image_embeds
 
     # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
@@ -324,8 +325,8 @@ def _paint(
     height, width = family.image_size
     with contextlib.ExitStack() as stack:
         stack.enter_context(remembered_conditions(pipe))
-        if towards is not None:
-            stack.enter_context(face_guidance_during(pipe, *towards, len(prompts)))
+        if guides:
+            stack.enter_context(guided_by(pipe, guides, len(prompts)))
         return paint(
             pipe, prompts, height=height, width=width, num_inference_steps=cell.steps, guidance=cell.guidance,
             negative_prompt=[negative] * len(prompts) if guided else None, generator=_generators(seeds),
@@ -441,30 +442,53 @@ def _judge(family: Family, people: list[Identity], reader: Callable[[], PersonRe
     return reader()
 
 
-def _guide(family: Family, people: list[Identity], device: str) -> DifferentiableFaces:
-    """What --face-guidance sees faces with. BolidError where somebody has no face, or one by another face model."""
-    from bolid.backends.face import DifferentiableFaces
+def _guide(
+    part: str, family: Family, people: list[Identity], reader: Callable[[], PersonReader], device: str
+) -> Callable[[torch.Tensor, Scale], Guide]:
+    """What makes the guide to somebody's "face" or "body". BolidError where somebody has none, or one that the family's
+    models do not know."""
+    from bolid.backends.guides import BodyGuide, FaceGuide
 
+    option = f"--{part}-guidance"
     for person in people:
         if not person.vectors:
             raise BolidError(
-                "--face-guidance needs a person, but nobody is to be shown",
-                "add --profile or --reference, or leave it out",
+                f"{option} needs a person, but nobody is to be shown", "add --profile or --reference, or leave it out"
             )
-        if "face" not in person.vectors:
+        if part not in person.vectors:
             raise BolidError(
-                f"--face-guidance needs a face, and {person.name} has none",
+                f"{option} needs a {part}, and {person.name} has none",
                 "leave it out, or make the profile from photos that show the face",
             )
-    # The small ones too: in a full-body picture that is the face, and none is to be made of something larger.
-    faces = DifferentiableFaces(family.require("face"), device, small_too=True)
-    for person in people:
-        if person.face_model and person.face_model != faces.sha256:
-            raise BolidError(
-                f"--face-guidance: {person.name} was made with another face model than that of family '{family.name}'",
-                "make the profile again with: bolid profile",
-            )
-    return faces
+    if part == "face":
+        from bolid.backends.face import DifferentiableFaces
+
+        # The small ones too: in a full-body picture that is the face, and none is to be made of something larger.
+        faces = DifferentiableFaces(family.require("face"), device, small_too=True)
+        if any(person.face_model not in ("", faces.sha256) for person in people):
+            raise _by_another(option, "face model", family)
+        return functools.partial(FaceGuide, faces)
+
+    from bolid.backends.pose import PoseModel
+    from bolid.formats.sliders import load_sliders
+
+    encoder, pose = reader().encoder, PoseModel(family.require("pose"), device)
+    if any(person.body_encoder != encoder.space for person in people):
+        raise _by_another(option, "body encoder", family)
+    if encoder.needs_features or not pose.differentiable:
+        raise BolidError(
+            f"{option} needs a gradient, which the models of family '{family.name}' do not give",
+            "it takes a body encoder trained with --view crop, and a pose model in safetensors",
+        )
+    readout = load_sliders(family.require("body_sliders"), encoder.space).readout.to(device)
+    return functools.partial(BodyGuide, encoder, pose, readout, family.view_size)
+
+
+def _by_another(option: str, model: str, family: Family) -> BolidError:
+    return BolidError(
+        f"{option}: somebody's profile was made with another {model} than that of family '{family.name}'",
+        "make the profile again with: bolid profile",
+    )
 
 
 def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
@@ -601,7 +625,7 @@ def _check_belongs(person: Identity, branch: str, path: Path, record: dict[str, 
 
 def _cell(base: Cell, values: dict[str, str]) -> Cell:
     """A cell of the grid: `base` but for what `values` say."""
-    scales, guidance, towards = dict(base.scales), base.guidance, base.face_guidance
+    scales, guidance, towards = dict(base.scales), base.guidance, dict(base.towards)
     numbers = {"steps": base.steps, "seed": base.seed}
     for axis, value in values.items():
         if axis.endswith("-scale"):
@@ -610,8 +634,9 @@ def _cell(base: Cell, values: dict[str, str]) -> Cell:
         if axis == "guidance":
             guidance = parse_guidance(value, "--grid guidance")
             continue
-        if axis == "face-guidance":
-            towards = parse_face_guidance(value, "--grid face-guidance")
+        if axis.endswith("-guidance"):
+            part = axis.removesuffix("-guidance")
+            towards[part] = parse_person_guidance(value, part, f"--grid {axis}")
             continue
         try:
             numbers[axis] = int(value)
@@ -635,7 +660,7 @@ def _check_cell(cell: Cell, negative: str, few_steps: bool) -> None:
             "leave it out, or give a --guidance above 1" if not few_steps else "leave it out with --few-steps",
         )
     stretches = {f"{branch}-scale": scale for branch, scale in cell.scales.items()}
-    stretches |= {"guidance": cell.guidance, "face-guidance": cell.face_guidance}
+    stretches |= {"guidance": cell.guidance} | {f"{part}-guidance": weight for part, weight in cell.towards.items()}
     for name, scale in stretches.items():
         if not scale.is_zero and not scale.steps(cell.steps):
             raise BolidError(

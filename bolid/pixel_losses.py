@@ -277,7 +277,7 @@ class PixelLosses:
             said, weight = self._said(reader, pixels)
             distance = reading_distance(said, bodies @ self.readout.T, reader.expectation)
         else:
-            mean, views, weight = self._read_body(reader, pixels)
+            mean, views, weight = reader.body_encoder.read_pixels(pixels, reader.pose, self.view_size)
             distance = body_distance(reader.body_encoder.model, mean, bodies, views)
         return distance * weight.detach() * bodies.any(1)
 
@@ -286,25 +286,8 @@ class PixelLosses:
         if reader.probe is not None:
             columns = [reader.probe.ratio_names.index(name) for name in self.slider_names]
             return reader.probe.read(pixels)[:, columns], pixels.new_ones(len(pixels))
-        mean, _, weight = self._read_body(reader, pixels)
+        mean, _, weight = reader.body_encoder.read_pixels(pixels, reader.pose, self.view_size)
         return mean @ self.readout.T, weight
-
-    def _read_body(self, reader: Reader, pixels: torch.Tensor) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """(the body encoder's mean [B, D], its views, how far it is to be believed [B]) of pictures [B,3,H,W].
-
-        The encoder is shown them as finely as it is shown photos.
-        """
-        import torch.nn.functional as F
-
-        from bolid.method.body_vae import view_confidence
-
-        keypoints, _box, score = reader.pose.best_person(pixels)
-        scale = self.view_size[0] / pixels.shape[2]
-        if scale != 1:
-            pixels = F.interpolate(pixels, self.view_size, mode="bilinear", antialias=scale < 1)
-        keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
-        mean, views = reader.body_encoder.encode_pixels(pixels, keypoints)
-        return mean, views, score * view_confidence(views.keypoints)
 
     def _target(self, row: int, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What L_id and L_CLIP see in a photo."""

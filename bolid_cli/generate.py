@@ -79,6 +79,13 @@ def generate(
             "0.5@0.3..0.7 (without a stretch, from 30 % to 90 % of the denoising). Takes about five times as long.",
         ),
     ] = "0.0",
+    body_guidance: Annotated[
+        str,
+        typer.Option(
+            metavar="SCALE",
+            help="The same towards the person's body, as the body encoder sees it: 1 (from 50 % to 90 %).",
+        ),
+    ] = "0.0",
     negative: Annotated[str, typer.Option(help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
     best_of: Annotated[
@@ -90,7 +97,7 @@ def generate(
         typer.Option(
             metavar="AXIS=A,B,...",
             help="Make one labelled sheet of all combinations. Axes: body-scale, face-scale, guidance, face-guidance, "
-            "steps, seed. May be repeated.",
+            "body-guidance, steps, seed. May be repeated.",
         ),
     ] = None,
     base: Annotated[
@@ -134,9 +141,10 @@ def generate(
         paths = bolid.generate.generate(
             wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
-            few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance, negative=negative, n=n,
-            best_of=best_of, batch_size=batch_size, grid=grid, family=family, base=base, size=size, dtype=dtype,
-            offload=offload, device=device, seed=seed, progress=progress,
+            few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
+            body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
+            family=family, base=base, size=size, dtype=dtype, offload=offload, device=device, seed=seed,
+            progress=progress,
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method.body_vae import BodyVAE, Views, crop_views, fuse, make_views, view_confidence, view_crop
 from bolid.run import sha256_file
+
+if TYPE_CHECKING:
+    from bolid.backends.pose import PoseModel
 
 KIND = "body-encoder"
 _BATCH = 64
@@ -97,6 +101,20 @@ class BodyEncoder:
             logvars.append(logvar.cpu())
             confidences.append(view_confidence(inside).cpu())
         return torch.cat(means), torch.cat(logvars), torch.cat(confidences)
+
+    def read_pixels(
+        self, pixel_values: torch.Tensor, pose: PoseModel, view_size: Sequence[int]
+    ) -> tuple[torch.Tensor, Views, torch.Tensor]:
+        """(mean [B, D], what was looked at, how far it is to be believed [B]) of pictures [B, 3, H, W] in -1..1, where
+        `pose` finds the person in them. They are shown as finely as photos, `view_size` (H, W). Differentiable.
+        """
+        keypoints, _box, score = pose.best_person(pixel_values)
+        scale = view_size[0] / pixel_values.shape[2]
+        if scale != 1:
+            pixel_values = F.interpolate(pixel_values, tuple(view_size), mode="bilinear", antialias=scale < 1)
+        keypoints = keypoints * keypoints.new_tensor([scale, scale, 1])
+        mean, views = self.encode_pixels(pixel_values, keypoints)
+        return mean, views, score * view_confidence(views.keypoints)
 
     def encode_pixels(self, pixel_values: torch.Tensor, keypoints: torch.Tensor) -> tuple[torch.Tensor, Views]:
         """Mean [B, D] of each of the pictures [B, 3, h, w] in -1..1 with keypoints [B, 17, 3] in their pixels, and what

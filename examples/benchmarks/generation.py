@@ -26,8 +26,8 @@ from cost import BODY_DIM, FACE_TOKENS, SDXL
 
 from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions
 from bolid.backends.face import DifferentiableFaces
-from bolid.backends.face_guidance import face_guidance_during
-from bolid.controls import parse_face_guidance
+from bolid.backends.guides import FaceGuide, guided_by
+from bolid.controls import parse_person_guidance
 from bolid.families import Family, get_family
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
 from bolid.step_cost import adapted_network
@@ -107,8 +107,9 @@ def main() -> None:
             if remember:
                 stack.enter_context(remembered_conditions(pipe))
             if faces is not None:
-                towards = parse_face_guidance(1)
-                stack.enter_context(face_guidance_during(pipe, faces, vectors[0].to(args.device), towards, args.batch))
+                weight = parse_person_guidance(1, "face")
+                guide = FaceGuide(faces, vectors[0].to(args.device), weight)
+                stack.enter_context(guided_by(pipe, [guide], args.batch))
             start = clock()
             latents = pipe(
                 **told,

@@ -2,7 +2,7 @@
 
     python examples/tiny_family/measure.py --val photos/val
 
-Expected time: two and a half hours on one core. Writes docs/tiny-figures.md and docs/tiny-figures.json.
+Expected time: three hours on one core. Writes docs/tiny-figures.md and docs/tiny-figures.json.
 `--only adapter` measures one part (see PARTS) and leaves the other rows as they are.
 No threshold is applied anywhere: the table gives the figure asked for beside the figure measured.
 """
@@ -10,12 +10,12 @@ No threshold is applied anywhere: the table gives the figure asked for beside th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +27,16 @@ from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
 from bolid.backends.base import load_base, load_loras, paint, quiet_diffusers
+from bolid.backends.body import BodyEncoder
 from bolid.backends.face import DifferentiableFaces, FaceModel
-from bolid.backends.face_guidance import face_guidance_during
+from bolid.backends.guides import BodyGuide, FaceGuide, Guide, guided_by
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
-from bolid.controls import parse_face_guidance, parse_guidance
+from bolid.controls import parse_guidance, parse_person_guidance
 from bolid.families import get_family
 from bolid.formats.images import read_photo
+from bolid.formats.sliders import load_sliders
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.person import PersonReader
@@ -63,8 +65,8 @@ class Pictures:
     """Generates many pictures with the shipped base (and adapters of `branches`), through plain diffusers.
 
     `few_steps`: with the family's few-step LoRA and sampler, without guidance. `steps`: instead of the usual number.
-    `adapter`: a folder with other branches than the shipped ones. `face_guidance`: as `bolid generate` takes it; the
-    face is the first of the vectors.
+    `adapter`: a folder with other branches than the shipped ones. `face_guidance`, `body_guidance`: as `bolid generate`
+    takes them.
     """
 
     def __init__(
@@ -74,11 +76,21 @@ class Pictures:
         steps: int | None = None,
         adapter: Path | None = None,
         face_guidance: float = 0,
+        body_guidance: float = 0,
     ) -> None:
         self.family = get_family("tiny")
-        self.towards = parse_face_guidance(face_guidance)
+        self.guides: dict[str, Callable[[torch.Tensor], Guide]] = {}  # branch -> towards a vector of it
         if face_guidance:
-            self.faces = DifferentiableFaces(self.family.require("face"), small_too=True)
+            faces = DifferentiableFaces(self.family.require("face"), small_too=True)
+            weight = parse_person_guidance(face_guidance, "face")
+            self.guides["face"] = functools.partial(FaceGuide, faces, weight=weight)
+        if body_guidance:
+            encoder, pose = BodyEncoder(self.family.require("body_encoder")), PoseModel(self.family.require("pose"))
+            readout = load_sliders(self.family.require("body_sliders"), encoder.space).readout
+            weight = parse_person_guidance(body_guidance, "body")
+            self.guides["body"] = functools.partial(
+                BodyGuide, encoder, pose, readout, self.family.view_size, weight=weight
+            )
         self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
         if steps is not None:
             self.settings["steps"] = steps
@@ -108,10 +120,9 @@ class Pictures:
             extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guidance.up > 1)
         for start in range(0, len(prompts), 16):
             asked = prompts[start : start + 16]
-            guided: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if not self.towards.is_zero and bool(vectors[0].any()):
-                guided = face_guidance_during(self.pipe, self.faces, vectors[0], self.towards, len(asked))
-            with guided:
+            told = dict(zip(self.branches, vectors, strict=False))
+            guides = [guide(told[branch]) for branch, guide in self.guides.items() if bool(told[branch].any())]
+            with guided_by(self.pipe, guides, len(asked)):
                 made = paint(
                     self.pipe,
                     asked,
@@ -404,6 +415,39 @@ def measure_face_guidance(
     return {**figures, "people": len(truth), "pictures of each": each}
 
 
+def measure_body_guidance(val: Path, people: int = 100, each: int = 4) -> dict[str, float]:
+    """What `--body-guidance 1` makes of the pictures of `measure_adapter`: the same people, prompts and noise. The
+    gradient is the body encoder's; the probe, which reads the pictures, has no part in it."""
+    probe = BodyProbe(get_family("tiny").probe)
+    order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
+    maker = Pictures("face", "body", body_guidance=1)
+    faces = PersonReader(get_family("tiny")).view_reader.faces
+    names = {8: "eight photos", 1: "one photo"}
+    figures: dict[str, float] = {}
+    for photos, name in names.items():
+        vectors, truth, seeds = profiles(val, people, photos)
+        readings, shown, wanted = [], [], []
+        for profile, seed in zip(vectors, seeds, strict=True):
+            prompts, asked = person_prompts(seed, "prompt", each, "full body")
+            pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], *profile)
+            readings.append(probe.predict(pictures)[:, order].mean(0))
+            shown, wanted = shown + pictures, wanted + asked
+        figures |= read_out(truth, readings, name)
+        figures |= {f"{row} as asked, {name}": value for row, value in as_asked(shown, wanted).items()}
+        figures[f"a face is found, {name}"] = float(np.mean([bool(faces.detect(picture)) for picture in shown]))
+        if photos == 8:
+            for ratio, value in zip(world.RATIO_NAMES, r2(truth, np.stack(readings)), strict=True):
+                figures[f"R2 of {ratio.replace('_', ' ')}, {name}"] = value
+            deviation = truth.std(0)
+            distance = (((np.stack(readings)[:, None] - truth[None]) / deviation) ** 2).sum(-1)
+            nearest = distance.argmin(1) == np.arange(len(truth))
+            figures[f"rank-1 among the people, by the probe, {name}"] = float(nearest.mean())
+    figures["R2 from one photo over that from eight"] = (
+        figures["mean R2 of the body ratios, one photo"] / figures["mean R2 of the body ratios, eight photos"]
+    )
+    return {**figures, "people": people, "pictures of each": each}
+
+
 def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, float]:
     """The adapter's body ratios with the few-step sampler beside the usual one, in its usual number of steps and in 25:
     same people, prompts and noise."""
@@ -502,6 +546,7 @@ def measure_part(part: str, args: argparse.Namespace) -> dict[str, float]:
         "adapter": functools.partial(measure_adapter, people=args.people, each=args.each),
         "face branch": measure_face_branch,
         "face guidance": functools.partial(measure_face_guidance, judge=args.judge),
+        "body guidance": measure_body_guidance,
         "few steps": measure_few_steps,
         "best of": measure_best_of,
     }
@@ -518,6 +563,7 @@ PARTS = (
     "adapter",
     "face branch",
     "face guidance",
+    "body guidance",
     "few steps",
     "best of",
 )

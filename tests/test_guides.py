@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,16 +9,18 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from PIL import Image
 
-from bolid.backends import face_guidance
 from bolid.backends.face import DifferentiableFaces
-from bolid.backends.face_guidance import face_guidance_during, heads
-from bolid.controls import parse_face_guidance
+from bolid.backends.guides import FaceGuide, guided_by, heads
+from bolid.controls import parse_person_guidance
 from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.profile import load_profile
+from bolid.formats.sliders import load_sliders
 from bolid.generate import generate
 from bolid.method import losses
+from bolid.person import PersonReader
 from bolid.profile import make_profile
+from bolid.views import View
 
 SCHEDULERS = {
     "ddim, noise": lambda: DDIMScheduler(),
@@ -67,7 +70,7 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
     sample[:2] = sample[-2:]  # as a pipeline repeats its latents
     states, more = torch.linspace(0.5, 1, rows), {"image_embeds": [torch.linspace(0.1, 0.3, rows)]}
     plain = pipe.unet.forward
-    with face_guidance_during(pipe, faces, face, parse_face_guidance("0.5@0.25..1"), 2):
+    with guided_by(pipe, [FaceGuide(faces, face, parse_person_guidance("0.5@0.25..1", "face"))], 2):
         for step, timestep in enumerate(scheduler.timesteps):
             (bare,) = plain(sample, timestep, states, more)
             (answer,) = pipe.unet.forward(sample, timestep, states, added_cond_kwargs=more)
@@ -79,7 +82,7 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
             before, after = (losses.x0_from_prediction(a, sample, alphas, kind) for a in (bare, answer))
             moved, near = (after - before)[-2:], heads(faces.look(sample[:1, :3])[2], (4, 4), (4, 4))
             lengths = ((moved.square() / near).mean((1, 2, 3)) / near.mean()).sqrt()
-            assert torch.allclose(lengths, torch.full((2,), 0.5 * face_guidance.STEP), rtol=1e-2), "each by so much"
+            assert torch.allclose(lengths, torch.full((2,), 0.5 * FaceGuide.step), rtol=1e-2), "each by so much"
             cosines = [torch.cosine_similarity(faces.look(x0[-2:, :3] / 8)[0], face[None]) for x0 in (before, after)]
             assert (cosines[1] > cosines[0]).all()
             if guided:  # so that uncond + w (cond - uncond) is moved by the same, whatever w
@@ -87,7 +90,7 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
                 assert (bare[:2] - bare[2:]).abs().max() > 0.01
             alone = {"image_embeds": [more["image_embeds"][0][-1:]]}
             other = small_pipe(scheduler)
-            with face_guidance_during(other, faces, face, parse_face_guidance("0.5@0..1"), 1):
+            with guided_by(other, [FaceGuide(faces, face, parse_person_guidance("0.5@0..1", "face"))], 1):
                 (one,) = other.unet.forward(sample[-1:], timestep, states[-1:], added_cond_kwargs=alone)
             assert torch.allclose(one, answer[-1:], atol=1e-5), "whoever else is painted with it"
     assert pipe.unet.forward is plain
@@ -105,23 +108,37 @@ def test_what_is_moved_is_around_the_face():
 
 
 def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
-    """The tiny family's own models, seen by their own face model; in docs/tiny-figures.md by another one."""
+    """By the tiny family's own models, which guide; by others that do not, docs/tiny-figures.md."""
     folder = sorted(rendered_people.iterdir())[0]
     make_profile(sorted(folder.glob("*.jpg")), tmp_path / "me.safetensors", device="cpu")
-    me = load_profile(tmp_path / "me.safetensors")
-    faces = DifferentiableFaces(get_family("tiny").require("face"))
-    options = {"profile": tmp_path / "me.safetensors", "device": "cpu", "n": 4, "steps": 8}
-    cosines = {}
-    for weight in (0, 1):
-        paths = generate(
-            ["a portrait of a woman, in a red short-sleeved top, in a studio"], tmp_path / f"{weight}",
-            face_guidance=weight, **options,
-        )  # fmt: skip
-        pictures = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in paths])).permute(0, 3, 1, 2)
-        cosines[weight] = float((faces(pictures / 127.5 - 1) @ me.face).mean())
-        with Image.open(paths[0]) as picture:
-            assert ('"face_guidance":"1@0.3..0.9"' in picture.text["bolid"].replace(" ", "")) == bool(weight)
-    assert cosines[1] > cosines[0] + 0.05
+    me, family = load_profile(tmp_path / "me.safetensors"), get_family("tiny")
+    faces, reader = DifferentiableFaces(family.require("face")), PersonReader(family)
+    readout = load_sliders(family.body_sliders, reader.encoder.space).readout
+
+    def unlike(part: str, pictures: list[np.ndarray]) -> float:
+        if part == "face":
+            pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+            return -float((faces(pixels) @ me.face).mean())
+        views = [view for view in reader.view_reader.read(pictures) if isinstance(view, View)]
+        read = torch.cat([reader._encode(view)[0] for view in views])
+        return float(((read - me.body_mean) @ readout.T).square().mean())
+
+    prompts = {
+        "face": "a portrait of a woman, in a red short-sleeved top, in a studio",
+        "body": "a full body photo of a woman standing, in a red short-sleeved top and blue trousers, in a studio",
+    }
+    for part, prompt in prompts.items():
+        seen = {}
+        for weight in (0, 1):
+            paths = generate(
+                [prompt], tmp_path / f"{part}{weight}", profile=tmp_path / "me.safetensors", device="cpu", n=4, steps=8,
+                **{f"{part}_guidance": weight},
+            )  # fmt: skip
+            seen[weight] = unlike(part, [np.asarray(Image.open(path)) for path in paths])
+            with Image.open(paths[0]) as picture:
+                config = json.loads(picture.text["bolid"])["config"]
+            assert config.get(f"{part}_guidance") == (None, {"face": "1@0.3..0.9", "body": "1@0.5..0.9"}[part])[weight]
+        assert seen[1] < seen[0] - 0.05, part
 
 
 @pytest.mark.parametrize(
@@ -135,6 +152,8 @@ def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
             "--face-guidance 1@0.43..0.49 covers none of the 12 steps",
         ),
         ({"new_person": 1, "grid": ["face-guidance=0,nan"]}, "--grid face-guidance is nan"),
+        ({"body_guidance": 1}, "--body-guidance needs a person, but nobody is to be shown"),
+        ({"new_person": 1, "grid": ["body-guidance=0,1@0.6"]}, "--grid body-guidance is 1@0.6"),
     ],
 )
 def test_what_cannot_be_guided(tmp_path, options, message):

@@ -1,0 +1,150 @@
+"""Guides draw a picture towards a person while it is painted, by the gradient of what frozen networks see in it.
+
+Classifier guidance with a face model or a body encoder, without any training (FreeDoM, Yu et al. 2023,
+arXiv:2303.09833): in the steps of a stretch of the denoising, x0-hat is moved down the gradient. Not in the paper.
+Shapes: N pictures, C latent channels, (h, w) latent positions, D body dimension, R sliders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from bolid.method import losses
+from bolid.method.sliders import reading_distance
+
+if TYPE_CHECKING:
+    from bolid.backends.body import BodyEncoder
+    from bolid.backends.face import DifferentiableFaces
+    from bolid.backends.pose import PoseModel
+    from bolid.controls import Scale
+
+
+class Guide(Protocol):
+    """What draws towards a person. `weight`: during which part of the denoising, and how strongly."""
+
+    @property
+    def step(self) -> float:
+        """How far a weight of 1 moves x0-hat in a step, in root mean squares of latents (about 1)."""
+
+    @property
+    def weight(self) -> Scale: ...
+
+    def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(how unlike the person pictures [N,3,H,W] in -1..1 are, [N], with a gradient; how much of each latent
+        position is to be moved, 0..1, [N,1,h,w])."""
+
+
+@dataclass(frozen=True)
+class FaceGuide:
+    """Towards a `face` [512], L2-normed, with L_face and L_found; what is of the body stays."""
+
+    faces: DifferentiableFaces
+    face: torch.Tensor
+    weight: Scale
+    step: float = 0.1
+    found_weight: float = 0.5  # of L_found beside L_face: without a face to be seen nothing can say whose it is
+
+    def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        embeds, score, landmarks = self.faces.look(pixels)
+        unlike = losses.loss_face(embeds, self.face[None])
+        unlike = unlike + self.found_weight * losses.loss_found(score, torch.ones_like(score))
+        return unlike, heads(landmarks, pixels.shape[2:], latent_size)
+
+
+@dataclass(frozen=True)
+class BodyGuide:
+    """Towards a `body` [D], by what a body encoder says of the picture and by a `readout` [R, D] of that."""
+
+    encoder: BodyEncoder
+    pose: PoseModel
+    readout: torch.Tensor
+    view_size: tuple[int, int]
+    body: torch.Tensor
+    weight: Scale
+    step: float = 0.05
+
+    def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, _, weight = self.encoder.read_pixels(pixels, self.pose, self.view_size)
+        unlike = reading_distance(mean @ self.readout.T, self.body[None] @ self.readout.T) * weight.detach()
+        return unlike, pixels.new_ones(len(pixels), 1, *latent_size)
+
+
+@contextlib.contextmanager
+def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[None]:
+    """For one call of `pipe` that paints so many `pictures`, all of one person.
+
+    A guide counts in the stretch of its weight, but never in the last step: its x0-hat is the picture, and would keep
+    what only pleases a network. What the UNet says is changed so that x0-hat, whatever the sampler makes of it, lies
+    step * weight further down the gradient. That is taken with respect to z_t, through the UNet, so that what it asks
+    for is what the UNet can paint; of the rows with the prompt alone, where guidance has others too.
+    """
+    forward, steps = pipe.unet.forward, itertools.count()
+    schedule, prediction_type = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
+
+    def towards(sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any, **others: Any) -> Any:
+        step = next(steps)
+        active = [guide for guide in guides if step in guide.weight.steps(pipe.num_timesteps)]
+        if not active or step == pipe.num_timesteps - 1:
+            return forward(sample, timestep, encoder_hidden_states, **others)
+        inputs = (sample, encoder_hidden_states, others)
+        alphas = schedule[torch.as_tensor(timestep).long().cpu()].to(sample.device).expand(pictures)
+        with torch.enable_grad():
+            noisy = sample[-pictures:].detach().requires_grad_()
+            _, states, more = _rows(inputs, slice(-pictures, None), len(sample))
+            prediction = forward(noisy, timestep, states, **more)[0]
+            x0 = losses.x0_from_prediction(prediction.float(), noisy.float(), alphas, prediction_type)
+            pixels = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float()
+            moved = x0.detach()
+            for guide in active:
+                unlike, where = guide.look(pixels.clamp(-1, 1), x0.shape[2:])
+                (slope,) = torch.autograd.grad(unlike.sum(), noisy, retain_graph=True)
+                moved = moved - guide.step * guide.weight.up * _of_length_one(slope.float(), where)
+        wanted = losses.prediction_from_x0(moved, noisy.detach().float(), alphas, prediction_type)
+        answer = [wanted.to(prediction.dtype)]
+        if len(sample) > pictures:  # the rows without the prompt, in front
+            rest, states, more = _rows(inputs, slice(None, -pictures), len(sample))
+            answer.insert(0, forward(rest, timestep, states, **more)[0] + answer[0] - prediction.detach())
+        return (torch.cat(answer),)
+
+    pipe.unet.forward = towards
+    try:
+        yield
+    finally:
+        pipe.unet.forward = forward
+
+
+def _of_length_one(slope: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """`slope` [N,C,h,w] by `where` [N,1,h,w], the root of its mean square there 1."""
+    mean = (where * slope.square()).mean((1, 2, 3), keepdim=True) / where.mean((1, 2, 3), keepdim=True)
+    return where * slope / mean.sqrt().clamp_min(1e-12)
+
+
+REACH = 3.0  # around a face's middle, in mean distances of its landmarks from there: about the height of a face
+
+
+def heads(landmarks: torch.Tensor, size: Sequence[int], latent_size: Sequence[int]) -> torch.Tensor:
+    """How near each latent position is to the face with these `landmarks` [N,5,2] in pixels of pictures of `size` (H,
+    W): 1 at its middle, falling as a Gaussian with a deviation of REACH, [N,1,h,w]."""
+    middle = landmarks.mean(dim=1)
+    spread = (landmarks - middle[:, None]).norm(dim=2).mean(dim=1).clamp_min(1e-3)
+    y, x = (
+        (torch.arange(positions).to(landmarks) + 0.5) * pixels / positions
+        for positions, pixels in zip(latent_size, size, strict=True)
+    )
+    away = (y[:, None] - middle[:, 1, None, None]).square() + (x - middle[:, 0, None, None]).square()
+    return (-away / (2 * (REACH * spread[:, None, None]).square())).exp()[:, None]
+
+
+def _rows(value: Any, rows: slice, of: int) -> Any:
+    """`value` with the `rows` of each tensor in it that has `of` of them."""
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.ndim and len(value) == of else value
+    if isinstance(value, dict):
+        return {name: _rows(part, rows, of) for name, part in value.items()}
+    return type(value)(_rows(part, rows, of) for part in value) if isinstance(value, list | tuple) else value
