@@ -624,7 +624,7 @@ Last, the body branch was corrected by what the probe read off pictures of 300 p
 What limits the figures: heads and arms follow least; the pictures of one person differ, and all come out a little
 short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
 pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
-hardly the person's.
+hardly the person's without `--face-guidance`.
 
 {LICENCE}"""
 
