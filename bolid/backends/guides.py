@@ -59,7 +59,8 @@ class FaceGuide:
 
 @dataclass(frozen=True)
 class BodyGuide:
-    """Towards a `body` [D], by what a body encoder says of the picture and by a `readout` [R, D] of that."""
+    """Towards a `body` [D], by a `readout` [R, D] of what a body encoder says of the picture; the less of the body can
+    be seen, the less far."""
 
     encoder: BodyEncoder
     pose: PoseModel
@@ -70,9 +71,9 @@ class BodyGuide:
     step: float = 0.05
 
     def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, _, weight = self.encoder.read_pixels(pixels, self.pose, self.view_size)
-        unlike = reading_distance(mean @ self.readout.T, self.body[None] @ self.readout.T) * weight.detach()
-        return unlike, pixels.new_ones(len(pixels), 1, *latent_size)
+        mean, _, sure = self.encoder.read_pixels(pixels, self.pose, self.view_size)
+        unlike = reading_distance(mean @ self.readout.T, self.body[None] @ self.readout.T)
+        return unlike, sure.detach()[:, None, None, None].expand(-1, 1, *latent_size)
 
 
 @contextlib.contextmanager
