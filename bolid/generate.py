@@ -100,8 +100,9 @@ def generate(
     the family's ControlNet. `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by
     default the family's; guidance may have a stretch, as in "2.5@0..0.75". `face_guidance`, `body_guidance`: how
     strongly a step draws the picture towards the person's face and body, by the gradient of the family's face model and
-    of its body encoder; 1 is usual, during 0.3..0.9 where no stretch is given. `grid`: texts like "body-scale=0,0.5,1";
-    the pictures of each combination go to a folder of their own, and the last path returned is one sheet of all.
+    of its body encoder; 1 is usual, in `bolid.controls.PERSON_STRETCH` where no stretch is given. `grid`: texts like
+    "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the last path returned is
+    one sheet of all.
     `best_of`: so many are painted of each picture, and the one is written whose body, and face where one is shown,
     looks most like the person's to the family's own models. `base`: another base of the family's kind, a .safetensors
     checkpoint or a diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16,
@@ -109,6 +110,7 @@ def generate(
     compute. A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other people
     or the grid; its run is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some
     (`Family.dressed`); the record has that as `painted`.
+    Raises BolidError for settings that make no sense and for files that do not belong together.
     """
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not prompts:
@@ -178,8 +180,8 @@ def generate(
     people = _people(chosen, files, profiles, reference, new_person, reader, progress)
     branches = _branches(chosen, files, people, cells)
     judge = _judge(chosen, people, reader) if best_of > 1 else None
-    guide = {part: _guide(part, chosen, people, reader, device) for part in sorted(guided)}
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
+    guide = {part: _guide(part, chosen, people, reader, device, inputs) for part in sorted(guided)}
     extra: dict[str, Any] = {}
     if pose_from is not None:
         from bolid.pose_map import read_pose
@@ -443,10 +445,15 @@ def _judge(family: Family, people: list[Identity], reader: Callable[[], PersonRe
 
 
 def _guide(
-    part: str, family: Family, people: list[Identity], reader: Callable[[], PersonReader], device: str
+    part: str,
+    family: Family,
+    people: list[Identity],
+    reader: Callable[[], PersonReader],
+    device: str,
+    inputs: dict[str, str],
 ) -> Callable[[torch.Tensor, Scale], Guide]:
-    """What makes the guide to somebody's "face" or "body". BolidError where somebody has none, or one that the family's
-    models do not know."""
+    """What makes the guide to somebody's "face" or "body"; the models that it looks with are added to `inputs`.
+    BolidError where somebody has none, or one that the family's models do not know."""
     from bolid.backends.guides import BodyGuide, FaceGuide
 
     option = f"--{part}-guidance"
@@ -467,9 +474,10 @@ def _guide(
         faces = DifferentiableFaces(family.require("face"), device, small_too=True)
         if any(person.face_model not in ("", faces.sha256) for person in people):
             raise _by_another(option, "face model", family)
+        inputs |= {"guide_face": faces.sha256, "guide_face_detector": faces.detector_sha256}
         return functools.partial(FaceGuide, faces)
 
-    from bolid.backends.pose import PoseModel
+    from bolid.backends.pose import PoseModel, weights_file
     from bolid.formats.sliders import load_sliders
 
     encoder, pose = reader().encoder, PoseModel(family.require("pose"), device)
@@ -480,7 +488,13 @@ def _guide(
             f"{option} needs a gradient, which the models of family '{family.name}' do not give",
             "it takes a body encoder trained with --view crop, and a pose model in safetensors",
         )
-    readout = load_sliders(family.require("body_sliders"), encoder.space).readout.to(device)
+    sliders = family.require("body_sliders")
+    readout = load_sliders(sliders, encoder.space).readout.to(device)
+    inputs |= {
+        "guide_body_encoder": encoder.sha256,
+        "guide_pose": sha256_file(weights_file(family.pose)),
+        "guide_body_sliders": sha256_file(sliders),
+    }
     return functools.partial(BodyGuide, encoder, pose, readout, family.view_size)
 
 

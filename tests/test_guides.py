@@ -136,7 +136,9 @@ def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
             )  # fmt: skip
             seen[weight] = unlike(part, [np.asarray(Image.open(path)) for path in paths])
             with Image.open(paths[0]) as picture:
-                config = json.loads(picture.text["bolid"])["config"]
+                record = json.loads(picture.text["bolid"])
+            config, used = record["config"], {name for name in record["inputs"] if name.startswith("guide_")}
+            assert len(used) == {"face": (0, 2), "body": (0, 3)}[part][weight]
             assert config.get(f"{part}_guidance") == (None, {"face": "1@0.3..0.9", "body": "1@0.5..0.9"}[part])[weight]
         assert seen[1] < seen[0] - 0.05, part
 
