@@ -6,7 +6,6 @@ the null body, and the pictures are those of the plain base, bit for bit: no ada
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from bolid.backends.guides import Guide
+    from bolid.backends.guides import Guide, Guiding
 
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
@@ -181,7 +180,9 @@ def generate(
     branches = _branches(chosen, files, people, cells)
     judge = _judge(chosen, people, reader) if best_of > 1 else None
     inputs: dict[str, str] = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(loras)}
-    guide = {part: _guide(part, chosen, people, reader, device, inputs) for part in sorted(guided)}
+    guiding = {part: _guide(part, chosen, people, reader, device) for part in sorted(guided)}
+    for _, used in guiding.values():
+        inputs |= used
     extra: dict[str, Any] = {}
     if pose_from is not None:
         from bolid.pose_map import read_pose
@@ -237,7 +238,7 @@ def generate(
             }  # fmt: skip
             towards = {part: weight for part, weight in cell.towards.items() if not weight.is_zero}
             settings |= {f"{part}_guidance": weight.plain() for part, weight in towards.items()}
-            guides = [guide[part](person.vectors[part].to(device), weight) for part, weight in towards.items()]
+            guides = [guiding[part][0](person.vectors[part].to(device), weight) for part, weight in towards.items()]
             for start in range(0, len(jobs), batch_size):
                 batch = jobs[start : start + batch_size]
                 texts = [chosen.dressed(prompts[index]) for index, _ in batch]
@@ -325,10 +326,7 @@ def _paint(
         extra["ip_adapter_image_embeds"] = [e.to(pipe.device, pipe.unet.dtype) for e in embeds]
         extra["callback_on_step_end"] = _follow_scales(pipe, scales)
     height, width = family.image_size
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(remembered_conditions(pipe))
-        if guides:
-            stack.enter_context(guided_by(pipe, guides, len(prompts)))
+    with remembered_conditions(pipe), guided_by(pipe, guides, len(prompts)):
         return paint(
             pipe, prompts, height=height, width=width, num_inference_steps=cell.steps, guidance=cell.guidance,
             negative_prompt=[negative] * len(prompts) if guided else None, generator=_generators(seeds),
@@ -435,26 +433,16 @@ def _judge(family: Family, people: list[Identity], reader: Callable[[], PersonRe
             "--best-of compares bodies, but nobody is to be shown",
             "add --profile, --reference or --new-person, or leave it out",
         )
-    for person in people:
-        if person.body_encoder != reader().encoder.space:
-            raise BolidError(
-                f"--best-of: {person.name} was made with another body encoder than that of family '{family.name}'",
-                "make the profile again with: bolid profile",
-            )
+    _check_encoder("--best-of", people, reader().encoder.space, family)
     return reader()
 
 
 def _guide(
-    part: str,
-    family: Family,
-    people: list[Identity],
-    reader: Callable[[], PersonReader],
-    device: str,
-    inputs: dict[str, str],
-) -> Callable[[torch.Tensor, Scale], Guide]:
-    """What makes the guide to somebody's "face" or "body"; the models that it looks with are added to `inputs`.
-    BolidError where somebody has none, or one that the family's models do not know."""
-    from bolid.backends.guides import BodyGuide, FaceGuide
+    part: str, family: Family, people: list[Identity], reader: Callable[[], PersonReader], device: str
+) -> Guiding:
+    """What makes guides to people's "face" or "body". BolidError where somebody has none, or one that the family's
+    models do not know."""
+    from bolid.backends.guides import towards_bodies, towards_faces
 
     option = f"--{part}-guidance"
     for person in people:
@@ -467,40 +455,25 @@ def _guide(
                 f"{option} needs a {part}, and {person.name} has none",
                 "leave it out, or make the profile from photos that show the face",
             )
-    if part == "face":
-        from bolid.backends.face import DifferentiableFaces
-
-        # The small ones too: in a full-body picture that is the face, and none is to be made of something larger.
-        faces = DifferentiableFaces(family.require("face"), device, small_too=True)
-        if any(person.face_model not in ("", faces.sha256) for person in people):
-            raise _by_another(option, "face model", family)
-        inputs |= {"guide_face": faces.sha256, "guide_face_detector": faces.detector_sha256}
-        return functools.partial(FaceGuide, faces)
-
-    from bolid.backends.pose import PoseModel, weights_file
-    from bolid.formats.sliders import load_sliders
-
-    encoder, pose = reader().encoder, PoseModel(family.require("pose"), device)
-    if any(person.body_encoder != encoder.space for person in people):
-        raise _by_another(option, "body encoder", family)
-    if encoder.needs_features or not pose.differentiable:
-        raise BolidError(
-            f"{option} needs a gradient, which the models of family '{family.name}' do not give",
-            "it takes a body encoder trained with --view crop, and a pose model in safetensors",
-        )
-    sliders = family.require("body_sliders")
-    readout = load_sliders(sliders, encoder.space).readout.to(device)
-    inputs |= {
-        "guide_body_encoder": encoder.sha256,
-        "guide_pose": sha256_file(weights_file(family.pose)),
-        "guide_body_sliders": sha256_file(sliders),
-    }
-    return functools.partial(BodyGuide, encoder, pose, readout, family.view_size)
+    if part == "body":
+        _check_encoder(option, people, reader().encoder.space, family)
+        return towards_bodies(family, reader().encoder, device)
+    guide, used = towards_faces(family, device)
+    for person in people:
+        if person.face_model not in ("", used["guide_face"]):
+            raise _by_another(option, person, "face model", family)
+    return guide, used
 
 
-def _by_another(option: str, model: str, family: Family) -> BolidError:
+def _check_encoder(option: str, people: list[Identity], space: str, family: Family) -> None:
+    for person in people:
+        if person.body_encoder != space:
+            raise _by_another(option, person, "body encoder", family)
+
+
+def _by_another(option: str, person: Identity, model: str, family: Family) -> BolidError:
     return BolidError(
-        f"{option}: somebody's profile was made with another {model} than that of family '{family.name}'",
+        f"{option}: {person.name} was made with another {model} than that of family '{family.name}'",
         "make the profile again with: bolid profile",
     )
 

@@ -387,9 +387,7 @@ def guidance_during(pipe: Any, guidance: Scale) -> Iterator[None]:
     forward, halves, steps = pipe.unet.forward, {}, itertools.count()
 
     def half(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.chunk(2)[1]
-        return type(value)(map(half, value)) if isinstance(value, list | tuple) else value
+        return map_tensors(value, lambda tensor: tensor.chunk(2)[1])
 
     def half_once(value: Any) -> Any:
         # The same object every time, or what `remembered_conditions` keeps would be computed anew.
@@ -412,6 +410,15 @@ def guidance_during(pipe: Any, guidance: Scale) -> Iterator[None]:
         yield
     finally:
         pipe.unet.forward = forward
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`value` with each tensor in it, and in its dictionaries, lists and tuples, changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: map_tensors(part, change) for name, part in value.items()}
+    return type(value)(map_tensors(part, change) for part in value) if isinstance(value, list | tuple) else value
 
 
 def paint(pipe: Any, *prompts: Sequence[str], guidance: Scale, **options: Any) -> Any:

@@ -8,21 +8,27 @@ Shapes: N pictures, C latent channels, (h, w) latent positions, D body dimension
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from bolid.backends.base import map_tensors
+from bolid.backends.face import DifferentiableFaces
+from bolid.backends.pose import PoseModel, weights_file
+from bolid.errors import BolidError
+from bolid.formats.sliders import load_sliders
 from bolid.method import losses
 from bolid.method.sliders import reading_distance
+from bolid.run import sha256_file
 
 if TYPE_CHECKING:
     from bolid.backends.body import BodyEncoder
-    from bolid.backends.face import DifferentiableFaces
-    from bolid.backends.pose import PoseModel
     from bolid.controls import Scale
+    from bolid.families import Family
 
 
 class Guide(Protocol):
@@ -76,6 +82,36 @@ class BodyGuide:
         return unlike, sure.detach()[:, None, None, None].expand(-1, 1, *latent_size)
 
 
+Guiding = tuple[Callable[..., Guide], dict[str, str]]
+"""What makes a guide of a vector and its `weight`; name -> sha256 of the models that it looks with."""
+
+
+def towards_faces(family: Family, device: str = "cpu") -> Guiding:
+    """With the family's face model. Raises BolidError when there is none, or none with a gradient."""
+    # The small ones too: in a full-body picture that is the face, and none is to be made of something larger.
+    faces = DifferentiableFaces(family.require("face"), device, small_too=True)
+    used = {"guide_face": faces.sha256, "guide_face_detector": faces.detector_sha256}
+    return functools.partial(FaceGuide, faces), used
+
+
+def towards_bodies(family: Family, encoder: BodyEncoder, device: str = "cpu") -> Guiding:
+    """With the family's body `encoder`, its sliders and the pose model. Raises BolidError when one is missing or passes
+    no gradient."""
+    pose, sliders = PoseModel(family.require("pose"), device), family.require("body_sliders")
+    if encoder.needs_features or not pose.differentiable:
+        raise BolidError(
+            f"--body-guidance needs a gradient, which the models of family '{family.name}' do not give",
+            "it takes a body encoder trained with --view crop, and a pose model in safetensors",
+        )
+    used = {
+        "guide_body_encoder": encoder.sha256,
+        "guide_pose": sha256_file(weights_file(family.pose)),
+        "guide_body_sliders": sha256_file(sliders),
+    }
+    readout = load_sliders(sliders, encoder.space).readout.to(device)
+    return functools.partial(BodyGuide, encoder, pose, readout, family.view_size), used
+
+
 @contextlib.contextmanager
 def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[None]:
     """For one call of `pipe` that paints so many `pictures`, all of one person.
@@ -85,6 +121,9 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
     step * weight further down the gradient. That is taken with respect to z_t, through the UNet, so that what it asks
     for is what the UNet can paint; of the rows with the prompt alone, where guidance has others too.
     """
+    if not guides:
+        yield
+        return
     forward, steps = pipe.unet.forward, itertools.count()
     schedule, prediction_type = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
 
@@ -93,11 +132,15 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
         active = [guide for guide in guides if step in guide.weight.steps(pipe.num_timesteps)]
         if not active or step == pipe.num_timesteps - 1:
             return forward(sample, timestep, encoder_hidden_states, **others)
-        inputs = (sample, encoder_hidden_states, others)
+
+        def rows(wanted: slice) -> Any:
+            inputs = (sample, encoder_hidden_states, others)
+            return map_tensors(inputs, lambda part: part[wanted] if part.ndim and len(part) == len(sample) else part)
+
         alphas = schedule[torch.as_tensor(timestep).long().cpu()].to(sample.device).expand(pictures)
         with torch.enable_grad():
-            noisy = sample[-pictures:].detach().requires_grad_()
-            _, states, more = _rows(inputs, slice(-pictures, None), len(sample))
+            noisy, states, more = rows(slice(-pictures, None))
+            noisy = noisy.detach().requires_grad_()
             prediction = forward(noisy, timestep, states, **more)[0]
             x0 = losses.x0_from_prediction(prediction.float(), noisy.float(), alphas, prediction_type)
             pixels = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float()
@@ -109,7 +152,7 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
         wanted = losses.prediction_from_x0(moved, noisy.detach().float(), alphas, prediction_type)
         answer = [wanted.to(prediction.dtype)]
         if len(sample) > pictures:  # the rows without the prompt, in front
-            rest, states, more = _rows(inputs, slice(None, -pictures), len(sample))
+            rest, states, more = rows(slice(None, -pictures))
             answer.insert(0, forward(rest, timestep, states, **more)[0] + answer[0] - prediction.detach())
         return (torch.cat(answer),)
 
@@ -140,12 +183,3 @@ def heads(landmarks: torch.Tensor, size: Sequence[int], latent_size: Sequence[in
     )
     away = (y[:, None] - middle[:, 1, None, None]).square() + (x - middle[:, 0, None, None]).square()
     return (-away / (2 * (REACH * spread[:, None, None]).square())).exp()[:, None]
-
-
-def _rows(value: Any, rows: slice, of: int) -> Any:
-    """`value` with the `rows` of each tensor in it that has `of` of them."""
-    if isinstance(value, torch.Tensor):
-        return value[rows] if value.ndim and len(value) == of else value
-    if isinstance(value, dict):
-        return {name: _rows(part, rows, of) for name, part in value.items()}
-    return type(value)(_rows(part, rows, of) for part in value) if isinstance(value, list | tuple) else value

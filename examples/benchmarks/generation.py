@@ -6,8 +6,9 @@
 
 The same prompts, noise and steps, taken in turns, and the median of the rounds: the bare base as diffusers runs it;
 diffusers' own two IP-Adapters; the same with `remembered_conditions`, as `bolid generate` runs; the bare base with
-them, too; and, where the family is not random, `--face-guidance 1`. Ratios to the first. The two with adapters must be
-bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change little, and the clock on a GPU.
+them, too; and, where the family is not random, `--face-guidance 1` and `--body-guidance 1`. Ratios to the first. The
+two with adapters must be bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change
+little, and the clock on a GPU.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 from cost import BODY_DIM, FACE_TOKENS, SDXL
 
 from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions
-from bolid.backends.face import DifferentiableFaces
-from bolid.backends.guides import FaceGuide, guided_by
+from bolid.backends.body import BodyEncoder
+from bolid.backends.guides import Guide, guided_by, towards_bodies, towards_faces
 from bolid.controls import parse_person_guidance
 from bolid.families import Family, get_family
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
@@ -98,7 +99,7 @@ def main() -> None:
     embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance.up > 1)
     embeds = [embed.to(args.device, adapted.unet.dtype) for embed in embeds]
 
-    def paint(pipe, remember: bool, faces: DifferentiableFaces | None = None) -> tuple[float, torch.Tensor]:
+    def paint(pipe, remember: bool, *guides: Guide) -> tuple[float, torch.Tensor]:
         height, width = family.image_size
         extra = {"ip_adapter_image_embeds": embeds} if pipe is adapted else {}
         clock = time.process_time if args.device == "cpu" else time.perf_counter
@@ -106,10 +107,7 @@ def main() -> None:
             stack.enter_context(quiet_diffusers())
             if remember:
                 stack.enter_context(remembered_conditions(pipe))
-            if faces is not None:
-                weight = parse_person_guidance(1, "face")
-                guide = FaceGuide(faces, vectors[0].to(args.device), weight)
-                stack.enter_context(guided_by(pipe, [guide], args.batch))
+            stack.enter_context(guided_by(pipe, guides, args.batch))
             start = clock()
             latents = pipe(
                 **told,
@@ -132,8 +130,11 @@ def main() -> None:
         "the bare base, conditions computed once": (bare, True),
     }
     if not args.random_sdxl:
-        faces = DifferentiableFaces(family.require("face"), args.device, small_too=True)
-        ways["face and body, --face-guidance 1"] = adapted, True, faces
+        face, body = (vector.to(args.device) for vector in vectors)
+        to_face, _ = towards_faces(family, args.device)
+        ways["face and body, --face-guidance 1"] = adapted, True, to_face(face, parse_person_guidance(1, "face"))
+        to_body, _ = towards_bodies(family, BodyEncoder(family.require("body_encoder"), args.device), args.device)
+        ways["face and body, --body-guidance 1"] = adapted, True, to_body(body, parse_person_guidance(1, "body"))
     pictures = {name: paint(*way)[1] for name, way in ways.items()}  # the first calls are slower
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):

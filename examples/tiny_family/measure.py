@@ -28,15 +28,14 @@ from truth import r2, read_resized, rebuilt, write_card
 import bolid.synth.people as world
 from bolid.backends.base import load_base, load_loras, paint, quiet_diffusers
 from bolid.backends.body import BodyEncoder
-from bolid.backends.face import DifferentiableFaces, FaceModel
-from bolid.backends.guides import BodyGuide, FaceGuide, Guide, guided_by
+from bolid.backends.face import FaceModel
+from bolid.backends.guides import Guide, guided_by, towards_bodies, towards_faces
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
 from bolid.controls import parse_guidance, parse_person_guidance
 from bolid.families import get_family
 from bolid.formats.images import read_photo
-from bolid.formats.sliders import load_sliders
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.person import PersonReader
@@ -81,16 +80,11 @@ class Pictures:
         self.family = get_family("tiny")
         self.guides: dict[str, Callable[[torch.Tensor], Guide]] = {}  # branch -> towards a vector of it
         if face_guidance:
-            faces = DifferentiableFaces(self.family.require("face"), small_too=True)
-            weight = parse_person_guidance(face_guidance, "face")
-            self.guides["face"] = functools.partial(FaceGuide, faces, weight=weight)
+            guide, _ = towards_faces(self.family)
+            self.guides["face"] = functools.partial(guide, weight=parse_person_guidance(face_guidance, "face"))
         if body_guidance:
-            encoder, pose = BodyEncoder(self.family.require("body_encoder")), PoseModel(self.family.require("pose"))
-            readout = load_sliders(self.family.require("body_sliders"), encoder.space).readout
-            weight = parse_person_guidance(body_guidance, "body")
-            self.guides["body"] = functools.partial(
-                BodyGuide, encoder, pose, readout, self.family.view_size, weight=weight
-            )
+            guide, _ = towards_bodies(self.family, BodyEncoder(self.family.require("body_encoder")))
+            self.guides["body"] = functools.partial(guide, weight=parse_person_guidance(body_guidance, "body"))
         self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
         if steps is not None:
             self.settings["steps"] = steps
@@ -217,6 +211,36 @@ def profiles(
     return vectors, np.array(ratios), seeds
 
 
+def paint_bodies(
+    maker: Pictures, vectors: list[tuple[torch.Tensor, torch.Tensor]], seeds: list[int], each: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[dict]]:
+    """`each` full-body pictures of each person: what the probe reads on average of a person's [R], the pictures, and
+    what they were asked to show."""
+    probe = BodyProbe(get_family("tiny").probe)
+    order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
+    readings, made, asked = [], [], []
+    for profile, seed in zip(vectors, seeds, strict=True):
+        prompts, wanted = person_prompts(seed, "prompt", each, "full body")
+        pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], *profile)
+        readings.append(probe.predict(pictures)[:, order].mean(0))
+        made += pictures
+        asked += wanted
+    return readings, made, asked
+
+
+def by_ratio(truth: np.ndarray, readings: list[np.ndarray]) -> dict[str, float]:
+    """R2 of each body ratio."""
+    values = zip(world.RATIO_NAMES, r2(truth, np.stack(readings)), strict=True)
+    return {f"R2 of {name.replace('_', ' ')}": value for name, value in values}
+
+
+def to_everybody(truth: np.ndarray, readings: list[np.ndarray]) -> tuple[np.ndarray, float]:
+    """(squared distance of each person's reading from everybody's true ratios, in standard deviations [P, P]; the part
+    of people whose nearest is themselves)."""
+    distance = (((np.stack(readings)[:, None] - truth[None]) / truth.std(0)) ** 2).sum(-1)
+    return distance, float((distance.argmin(1) == np.arange(len(truth))).mean())
+
+
 def measure_adapter(val: Path, people: int = 100, each: int = 4) -> dict[str, float]:
     """Body ratios read off pictures made from text and a profile, as `bolid generate --profile` makes them.
 
@@ -254,13 +278,9 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4) -> dict[str, fl
     figures["R2 from one photo over that from eight"] = (
         figures["mean R2 of the body ratios, one photo"] / figures[f"mean R2 of the body ratios, {whole}"]
     )
-    reading = np.stack(readings[whole])
-    for name, value in zip(world.RATIO_NAMES, r2(truth, reading), strict=True):
-        figures[f"R2 of {name.replace('_', ' ')}"] = value
+    figures |= by_ratio(truth, readings[whole])
     # Another person's profile must give that person's body: the nearest of all 100 by the probe is whose?
-    deviation = truth.std(0)
-    distance = (((reading[:, None] - truth[None]) / deviation) ** 2).sum(-1)
-    figures["rank-1 among the people, by the probe"] = float((distance.argmin(1) == np.arange(len(truth))).mean())
+    distance, figures["rank-1 among the people, by the probe"] = to_everybody(truth, readings[whole])
     figures["mean percentile of the right person, by the probe"] = float(
         1 - (distance < np.diag(distance)[:, None]).sum(1).mean() / (len(truth) - 1)
     )
@@ -292,11 +312,16 @@ def sitters(val: Path, people: int, reader: PersonReader) -> list[Sitter]:
         if not all(seen):
             continue
         person = reader.read(files[:4])
-        real = float(np.mean([[a.face @ b.face for b in seen[1]] for a in seen[0]]))
-        reference = np.mean([view.face for view in seen[1]], axis=0)
         vectors = person.face, person.body_mean
-        kept.append(Sitter(truth_beside(files[0])["seed"], vectors, real, reference / np.linalg.norm(reference)))
+        kept.append(Sitter(truth_beside(files[0])["seed"], vectors, *compared(*([v.face for v in p] for p in seen))))
     return kept
+
+
+def compared(first: list[np.ndarray], others: list[np.ndarray]) -> tuple[float, np.ndarray]:
+    """The mean cosine of two faces, one of the `first` and one of the `others`, and the mean face of the others, of
+    unit length."""
+    reference = np.mean(others, axis=0)
+    return float(np.mean([[a @ b for b in others] for a in first])), reference / np.linalg.norm(reference)
 
 
 def seen_by(judge: FaceModel, val: Path, people: list[Sitter]) -> list[Sitter]:
@@ -306,9 +331,8 @@ def seen_by(judge: FaceModel, val: Path, people: list[Sitter]) -> list[Sitter]:
     for person in people:
         found = [judge.detect(read_photo(file)) for file in sorted((val / f"p{person.seed:06d}").glob("*.jpg"))]
         first, others = ([faces[0].embedding for faces in part if faces] for part in (found[:4], found[4:]))
-        reference = np.mean(others, axis=0)
-        real = float(np.mean([[a @ b for b in others] for a in first]))
-        kept.append(person._replace(real=real, reference=reference / np.linalg.norm(reference)))
+        real, reference = compared(first, others)
+        kept.append(person._replace(real=real, reference=reference))
     return kept
 
 
@@ -398,15 +422,8 @@ def measure_face_guidance(
     figures |= {"people with portraits": len(kept)}
 
     vectors, truth, seeds = profiles(val, people, 4)
-    probe = BodyProbe(get_family("tiny").probe)
-    order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     for name, paints in (("", maker), (", without", plain)):
-        readings, shown, wanted = [], [], []
-        for profile, seed in zip(vectors, seeds, strict=True):
-            prompts, truths = person_prompts(seed, "prompt", each, "full body")
-            pictures = paints.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], *profile)
-            readings.append(probe.predict(pictures)[:, order].mean(0))
-            shown, wanted = shown + pictures, wanted + truths
+        readings, shown, wanted = paint_bodies(paints, vectors, seeds, each)
         said = read_out(truth, readings, "")
         figures |= {f"full body: {row.removesuffix(', ')}{name}": value for row, value in said.items()}
         for row in ("pose", "framing"):
@@ -418,30 +435,19 @@ def measure_face_guidance(
 def measure_body_guidance(val: Path, people: int = 100, each: int = 4) -> dict[str, float]:
     """What `--body-guidance 1` makes of the pictures of `measure_adapter`: the same people, prompts and noise. The
     gradient is the body encoder's; the probe, which reads the pictures, has no part in it."""
-    probe = BodyProbe(get_family("tiny").probe)
-    order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     maker = Pictures("face", "body", body_guidance=1)
     faces = PersonReader(get_family("tiny")).view_reader.faces
     names = {8: "eight photos", 1: "one photo"}
     figures: dict[str, float] = {}
     for photos, name in names.items():
         vectors, truth, seeds = profiles(val, people, photos)
-        readings, shown, wanted = [], [], []
-        for profile, seed in zip(vectors, seeds, strict=True):
-            prompts, asked = person_prompts(seed, "prompt", each, "full body")
-            pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], *profile)
-            readings.append(probe.predict(pictures)[:, order].mean(0))
-            shown, wanted = shown + pictures, wanted + asked
+        readings, shown, wanted = paint_bodies(maker, vectors, seeds, each)
         figures |= read_out(truth, readings, name)
         figures |= {f"{row} as asked, {name}": value for row, value in as_asked(shown, wanted).items()}
         figures[f"a face is found, {name}"] = float(np.mean([bool(faces.detect(picture)) for picture in shown]))
         if photos == 8:
-            for ratio, value in zip(world.RATIO_NAMES, r2(truth, np.stack(readings)), strict=True):
-                figures[f"R2 of {ratio.replace('_', ' ')}, {name}"] = value
-            deviation = truth.std(0)
-            distance = (((np.stack(readings)[:, None] - truth[None]) / deviation) ** 2).sum(-1)
-            nearest = distance.argmin(1) == np.arange(len(truth))
-            figures[f"rank-1 among the people, by the probe, {name}"] = float(nearest.mean())
+            figures |= {f"{row}, {name}": value for row, value in by_ratio(truth, readings).items()}
+            _, figures[f"rank-1 among the people, by the probe, {name}"] = to_everybody(truth, readings)
     figures["R2 from one photo over that from eight"] = (
         figures["mean R2 of the body ratios, one photo"] / figures["mean R2 of the body ratios, eight photos"]
     )
@@ -452,18 +458,10 @@ def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, f
     """The adapter's body ratios with the few-step sampler beside the usual one, in its usual number of steps and in 25:
     same people, prompts and noise."""
     vectors, truth, seeds = profiles(val, people, 4)
-    probe = BodyProbe(get_family("tiny").probe)
-    order = [probe.ratio_names.index(name) for name in world.RATIO_NAMES]
     figures: dict[str, float] = {}
     for few, steps in ((True, None), (False, None), (False, 25)):
         maker = Pictures("face", "body", few_steps=few, steps=steps)
-        made, asked, readings = [], [], []
-        for profile, seed in zip(vectors, seeds, strict=True):
-            prompts, wanted = person_prompts(seed, "prompt", each, "full body")
-            pictures = maker.make(prompts, [derive_seed(seed, "measure", i) for i in range(each)], *profile)
-            readings.append(probe.predict(pictures)[:, order].mean(0))
-            made += pictures
-            asked += wanted
+        readings, made, asked = paint_bodies(maker, vectors, seeds, each)
         name = f"{maker.settings['steps']} steps"
         figures |= read_out(truth, readings, name)
         figures |= {f"{key} as asked, {name}": value for key, value in as_asked(made, asked).items()}
