@@ -46,6 +46,11 @@ class Plan:
     prompts: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of the pictures, one for each of COLUMNS."""
+        return (self.out / "base", self.out / self.person, self.out / self.other)
+
     def shown(self, command: tuple[str, ...]) -> str:
         """A command as one would type it."""
         return shlex.join(("bolid", *command))
@@ -131,12 +136,11 @@ def contact_sheet(plan: Plan) -> Path:
         x = text_w + column * (block + 3 * gap)
         draw.text((x + block / 2, y + head / 2), label, fill="black", font=font, anchor="mm")
     y += head
-    folders = (plan.out / "base", plan.out / plan.person, plan.out / plan.other)
     for index, prompt in enumerate(plan.prompts):
         draw.multiline_text(
             (gap, y + 4), _wrap(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3
         )
-        for column, folder in enumerate(folders):
+        for column, folder in enumerate(plan.folders):
             x = text_w + column * (block + 3 * gap)
             for i, path in enumerate(sorted(folder.glob(f"{index:03d}-*.png"))[:PICTURES]):
                 sheet.paste(_fit(path, (cell_w, cell_h)), (x + i * (cell_w + 2), y))
@@ -154,8 +158,15 @@ def how_close(plan: Plan, evaluations: list[dict]) -> list[tuple[str, float | No
     return [(name, *(e["metrics"][key]["value"] for key in keys)) for name, e in zip(names, evaluations, strict=True)]
 
 
-def write_prompts(plan: Plan) -> None:
+def prepare(plan: Plan) -> None:
+    """Make the folder and write the prompts. Pictures of an earlier demo go: `generate` would keep those of other
+    settings, and they would be scored with the new ones."""
+    from bolid.formats.images import picture_record
+
     plan.out.mkdir(parents=True, exist_ok=True)
+    for path in (path for folder in plan.folders for path in folder.glob("*.png")):
+        if picture_record(path.read_bytes(), str(path)) is not None:
+            path.unlink()
     with atomic_path(plan.out / "prompts.txt") as temporary:
         temporary.write_text("\n".join(plan.prompts) + "\n", encoding="utf-8")
 

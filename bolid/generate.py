@@ -7,6 +7,7 @@ the null body, and the pictures are those of the plain base, bit for bit: no ada
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -107,7 +108,8 @@ def generate(
     checkpoint or a diffusers folder. `size`: "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16,
     bf16, or auto: fp16 on CUDA; the VAE stays in fp32. `offload`: networks leave the accelerator while they do not
     compute. A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other people
-    or the grid; its run is in the PNG's text chunk `bolid`. Where a prompt names no clothes the family may add some
+    or the grid; its run is in the PNG's text chunk `bolid`. Pictures of other commands that lie in `out` are kept: what
+    would have such a one's name gets _2, _3, ... behind it. Where a prompt names no clothes the family may add some
     (`Family.dressed`); the record has that as `painted`.
     Raises BolidError for settings that make no sense and for files that do not belong together.
     """
@@ -264,8 +266,9 @@ def generate(
                         KIND, family=chosen, config=config, seed=picture_seed, inputs={**person.inputs, **inputs}
                     )
                     name = f"{index:0{digits}d}-{_slug(prompts[index])}{f'-{number}' if n > 1 else ''}.png"
-                    save_picture(folder / name, picture, record)
-                    made[who, where, index, number] = folder / name
+                    path = _place_for(folder / name, record)
+                    save_picture(path, picture, record)
+                    made[who, where, index, number] = path
                 if progress is not None:
                     progress(len(made), total, "pictures")
     paths = list(made.values())
@@ -278,8 +281,8 @@ def generate(
             for name, sha in person.inputs.items()
         }
         record = run_record(GRID_KIND, family=chosen, config=config, seed=seed, inputs={**everybody, **inputs})
-        save_picture(out / GRID_FILE, sheet, record)
-        paths.append(out / GRID_FILE)
+        paths.append(_place_for(out / GRID_FILE, record))
+        save_picture(paths[-1], sheet, record)
     return paths
 
 
@@ -291,6 +294,24 @@ def save_picture(path: Path, picture: Any, record: dict[str, Any]) -> None:
     info.add_itxt("bolid", canonical_json(record))
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=info)
+
+
+def _place_for(path: Path, record: dict[str, Any]) -> Path:
+    """`path`, or, where a picture of another command lies there, the same with _2, _3, ...: nothing is lost, and the
+    same command writes the same files."""
+    numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], numbered) if not place.exists() or _is_of_run(place, record))
+
+
+def _is_of_run(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the same command, whatever the packages' versions, has made the picture at `path`."""
+    from bolid.formats.images import picture_record
+
+    try:
+        there = picture_record(path.read_bytes(), str(path))
+    except BolidError:  # not to be read: nothing of ours
+        return False
+    return there is not None and {**there, "packages": None} == {**record, "packages": None}
 
 
 def read_prompts(lines: Sequence[str]) -> list[str]:
@@ -407,7 +428,7 @@ def _people(
         folders = [Path(path).stem if len(profiles) > 1 else "" for path in profiles]
         if twice := [name for name in folders if name and folders.count(name) > 1]:
             raise BolidError(
-                f"two profiles are called {twice[0]}: their pictures would overwrite each other", "rename one of them"
+                f"two profiles are called {twice[0]}: their pictures could not be told apart", "rename one of them"
             )
         return [_from_profile(family, path, folder) for path, folder in zip(profiles, folders, strict=True)]
     if reference is not None:

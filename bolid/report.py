@@ -47,7 +47,8 @@ def write_report(
         raise ValueError("score the pictures first")
     pictures = sum(len(one.pictures) for one in scored)
     people = f"{first.people} {'person' if first.people == 1 else 'people'}"
-    facts = f"{pictures} pictures of {people}, {first.references} held-out photos, family {family}"
+    shown = f"{pictures} picture{'' if pictures == 1 else 's'}"
+    facts = f"{shown} of {people}, {first.references} held-out photos, family {family}"
     sections = [
         ("Figures", _figures(scored, differences, descriptions)),
         ("Plots", _plots(scored, descriptions)),

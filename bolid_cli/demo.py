@@ -36,7 +36,7 @@ def demo(
 
     os.environ["BOLID_FAMILY"] = "tiny"  # whatever else the user has chosen
     plan = bolid.demo.plan(out, person, other, seed)
-    bolid.demo.write_prompts(plan)
+    bolid.demo.prepare(plan)
     if not quiet:
         note(f"{len(plan.commands)} commands, on the embedded `tiny` models: they know rendered people only")
     evaluations = []

@@ -113,7 +113,9 @@ def generate(
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep networks off the accelerator while they do not compute.")
     ] = False,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("generated"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the pictures. Those of other commands there are kept.")
+    ] = Path("generated"),
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",

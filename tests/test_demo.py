@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 import bolid.demo
 from bolid.errors import BolidError
+from bolid.generate import save_picture
+from bolid.run import run_record
 from bolid.synth.people import RATIO_NAMES, build_words, sample_identity
 from bolid.synth.render import body_ratios
 from bolid_cli.main import COMMANDS, app
@@ -48,6 +50,18 @@ def test_every_command_shown_can_be_typed():
                 assert word in help_text, (command[0], word)
     assert {"synth", "extract", "profile", "generate", "evaluate"} <= {command[0] for command in plan.commands}
     assert plan.shown(plan.commands[0]).startswith("bolid synth --people 200000 ")
+
+
+def test_pictures_of_an_earlier_demo_go_and_nothing_else(tmp_path):
+    plan = bolid.demo.plan(tmp_path)
+    bolid.demo.prepare(plan)
+    (tmp_path / "base").mkdir()
+    old, notes = tmp_path / "base" / "000-x-0.png", tmp_path / "base" / "mine.png"
+    save_picture(old, Image.new("RGB", (8, 8)), run_record("picture", family="tiny"))
+    Image.new("RGB", (8, 8)).save(notes)
+    bolid.demo.prepare(plan)
+    assert not old.exists() and notes.exists()
+    assert (tmp_path / "prompts.txt").read_text().splitlines() == list(plan.prompts)
 
 
 def test_contact_sheet_shows_photos_and_pictures(tmp_path):

@@ -20,7 +20,7 @@ from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, save_adapter
 from bolid.formats.profile import load_profile, save_profile
-from bolid.generate import _load_adapters, _people, generate, read_prompts
+from bolid.generate import _load_adapters, _people, generate, read_prompts, save_picture
 from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.person import PersonReader
 from bolid.profile import make_profile
@@ -173,6 +173,31 @@ def test_each_png_carries_its_run(world, tmp_path):
     assert record["inputs"]["profile"] == sha256_file(world[2])
     assert record["inputs"]["photo_000"] == "ab" * 32  # for evaluate, which must not score against that photo
     assert record["inputs"]["body_adapter"] == sha256_file(world[1] / "body.safetensors")
+
+
+def test_a_picture_of_another_command_is_kept(world, tmp_path):
+    def names(**options):
+        made = generate(PROMPTS[:1], tmp_path, adapter=world[1], family=world[0], device="cpu", steps=1, **options)
+        return [path.relative_to(tmp_path).as_posix() for path in made]
+
+    name = "000-a-photo-of-a-woman"
+    assert names(seed=1) == [f"{name}.png"]
+    first = (tmp_path / f"{name}.png").read_bytes()
+    assert names(seed=2) == [f"{name}_2.png"]
+    (tmp_path / f"{name}_3.png").write_bytes(b"somebody's notes")
+    assert names(seed=1, profile=world[2]) == [f"{name}_4.png"]
+    # The same commands again, by other versions of the packages too: the same files.
+    record = read_picture(tmp_path / f"{name}_2.png")
+    with Image.open(tmp_path / f"{name}_2.png") as picture:
+        save_picture(tmp_path / f"{name}_2.png", picture, record | {"packages": {"torch": "1.0"}})
+    assert names(seed=1) == [f"{name}.png"] and names(seed=2) == [f"{name}_2.png"]
+    assert read_picture(tmp_path / f"{name}_2.png") == record
+    assert (tmp_path / f"{name}.png").read_bytes() == first
+    assert (tmp_path / f"{name}_3.png").read_bytes() == b"somebody's notes"
+    assert len(list(tmp_path.iterdir())) == 4
+
+    sheets = [names(seed=1, grid=[f"steps={steps}"])[-1] for steps in (1, 2, 1)]
+    assert sheets == ["grid.png", "grid_2.png", "grid.png"]
 
 
 def test_the_best_of_several_is_the_nearest_body(tmp_path):
