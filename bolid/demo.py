@@ -34,6 +34,7 @@ _PROMPTS = (
     "a full body photo of a {who} with hands on hips, in a yellow long-sleeved top and blue trousers, in a room",
     "a full body photo of a {who} waving, in an orange short-sleeved top and black trousers, in the snow",
 )
+_PORTRAIT = "a portrait of a {who}, in a red short-sleeved top, in a studio"
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,19 @@ class Plan:
     out: Path
     person: str
     other: str
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...]  # of bodies
+    portrait: str  # and of a face
     commands: tuple[tuple[str, ...], ...]
 
     @property
+    def shown_as(self) -> tuple[str, str, str]:
+        """Whom the pictures of each of COLUMNS show: the names of their folders."""
+        return ("base", self.person, self.other)
+
+    @property
     def folders(self) -> tuple[Path, ...]:
-        """Of the pictures, one for each of COLUMNS."""
-        return (self.out / "base", self.out / self.person, self.out / self.other)
+        """Of the pictures of bodies, one for each of COLUMNS; then of the portraits."""
+        return tuple(place / name for place in (self.out, self.out / "portraits") for name in self.shown_as)
 
     def shown(self, command: tuple[str, ...]) -> str:
         """A command as one would type it."""
@@ -96,19 +103,22 @@ def plan(
     commands += [
         ("profile", str(Path(photos) / name), "--out", profile) for name, profile in zip(names, profiles, strict=True)
     ]
-    common = ("generate", "--prompts", prompt_file, "-n", str(PICTURES), "--seed", str(seed))
-    commands.append((*common, "--out", str(out / "base")))
-    for name, profile in zip(names, profiles, strict=True):
-        commands.append((*common, "--profile", profile, "--out", str(out / name)))
+    portrait = _PORTRAIT.format(who=who)
+    bodies, faces = ("generate", "--prompts", prompt_file), ("generate", portrait)
+    for asked, place, guided in ((bodies, out, ()), (faces, out / "portraits", ("--face-guidance", "1"))):
+        common = (*asked, "-n", str(PICTURES), "--seed", str(seed))
+        commands.append((*common, "--out", str(place / "base")))
+        for name, profile in zip(names, profiles, strict=True):
+            commands.append((*common, "--profile", profile, *guided, "--out", str(place / name)))
     held_out = str(out / "held-out")
     commands.append(("synth", "--people", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
     for folder in ("base", *names):
         commands.append(("evaluate", str(out / folder), "--reference", str(Path(held_out) / names[0]), "--json"))
-    return Plan(out, names[0], names[1], prompts, tuple(commands))
+    return Plan(out, names[0], names[1], prompts, portrait, tuple(commands))
 
 
 def contact_sheet(plan: Plan) -> Path:
-    """Draw out/contact-sheet.png: both people's photos, then one row a prompt with the three COLUMNS."""
+    """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits."""
     from PIL import Image, ImageDraw, ImageFont
 
     cell_h, gap, text_w = 216, 6, 200
@@ -118,7 +128,9 @@ def contact_sheet(plan: Plan) -> Path:
     photo_w = (width - text_w - gap) // PHOTOS - gap
     photo_h = photo_w * 4 // 3
     head, row = 34, cell_h + gap
-    height = gap + 2 * (photo_h + gap) + head + len(plan.prompts) * row + gap
+    shown = [(index, prompt, plan.folders[:3]) for index, prompt in enumerate(plan.prompts)]
+    shown.append((0, f"{plan.portrait} (people with --face-guidance 1)", plan.folders[3:]))
+    height = gap + 2 * (photo_h + gap) + head + len(shown) * row + gap
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
@@ -136,11 +148,11 @@ def contact_sheet(plan: Plan) -> Path:
         x = text_w + column * (block + 3 * gap)
         draw.text((x + block / 2, y + head / 2), label, fill="black", font=font, anchor="mm")
     y += head
-    for index, prompt in enumerate(plan.prompts):
+    for index, prompt, folders in shown:
         draw.multiline_text(
             (gap, y + 4), _wrap(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3
         )
-        for column, folder in enumerate(plan.folders):
+        for column, folder in enumerate(folders):
             x = text_w + column * (block + 3 * gap)
             for i, path in enumerate(sorted(folder.glob(f"{index:03d}-*.png"))[:PICTURES]):
                 sheet.paste(_fit(path, (cell_w, cell_h)), (x + i * (cell_w + 2), y))

@@ -55,8 +55,8 @@ def test_every_command_shown_can_be_typed():
 def test_pictures_of_an_earlier_demo_go_and_nothing_else(tmp_path):
     plan = bolid.demo.plan(tmp_path)
     bolid.demo.prepare(plan)
-    (tmp_path / "base").mkdir()
-    old, notes = tmp_path / "base" / "000-x-0.png", tmp_path / "base" / "mine.png"
+    (tmp_path / "portraits" / "base").mkdir(parents=True)
+    old, notes = (tmp_path / "portraits" / "base" / name for name in ("000-x-0.png", "mine.png"))
     save_picture(old, Image.new("RGB", (8, 8)), run_record("picture", family="tiny"))
     Image.new("RGB", (8, 8)).save(notes)
     bolid.demo.prepare(plan)
@@ -73,14 +73,16 @@ def test_contact_sheet_shows_photos_and_pictures(tmp_path):
         for i in range(8):
             Image.new("RGB", (48, 64), colours[name]).save(folder / f"{i:03d}.jpg")
     for name, colour in colours.items():
-        (tmp_path / name).mkdir()
-        for index in range(len(plan.prompts)):
-            for i in range(2):
-                Image.new("RGB", (72, 96), colour).save(tmp_path / name / f"{index:03d}-x-{i}.png")
+        for folder, rows in ((tmp_path / name, len(plan.prompts)), (tmp_path / "portraits" / name, 1)):
+            folder.mkdir(parents=True)
+            for index in range(rows):
+                for i in range(2):
+                    Image.new("RGB", (72, 96), colour).save(folder / f"{index:03d}-x-{i}.png")
     sheet = np.asarray(Image.open(bolid.demo.contact_sheet(plan)).convert("RGB")).astype(int)
-    columns = [np.flatnonzero((np.abs(sheet - colour).sum(-1) < 30)[-60]).mean() for colour in
-               (colours["base"], colours[plan.person], colours[plan.other])]  # fmt: skip
-    assert columns == sorted(columns)  # base, this profile, another's: from left to right
+    for row in (-60, -60 - 222):  # portraits, and the last prompt of bodies
+        columns = [np.flatnonzero((np.abs(sheet - colour).sum(-1) < 30)[row]).mean() for colour in
+                   (colours["base"], colours[plan.person], colours[plan.other])]  # fmt: skip
+        assert columns == sorted(columns)  # base, this profile, another's: from left to right
     assert not list(tmp_path.glob("*.tmp*"))
 
 

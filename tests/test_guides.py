@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from PIL import Image
 
 from bolid.backends.face import DifferentiableFaces
-from bolid.backends.guides import FaceGuide, guided_by, heads
+from bolid.backends.guides import FaceGuide, _noise_kept, guided_by, heads
 from bolid.controls import parse_person_guidance
 from bolid.errors import BolidError
 from bolid.families import get_family
@@ -69,11 +70,15 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
     sample = torch.randn(rows, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     sample[:2] = sample[-2:]  # as a pipeline repeats its latents
     states, more = torch.linspace(0.5, 1, rows), {"image_embeds": [torch.linspace(0.1, 0.3, rows)]}
-    plain = pipe.unet.forward
-    with guided_by(pipe, [FaceGuide(faces, face, parse_person_guidance("0.5@0.25..1", "face"))], 2):
+    plain, guide = pipe.unet.forward, FaceGuide(faces, face, parse_person_guidance("0.5@0.25..1", "face"))
+    other = small_pipe(SCHEDULERS[name]())
+    with guided_by(pipe, [guide], 2), guided_by(other, [guide], 1):
         for step, timestep in enumerate(scheduler.timesteps):
             (bare,) = plain(sample, timestep, states, more)
             (answer,) = pipe.unet.forward(sample, timestep, states, added_cond_kwargs=more)
+            alone = {"image_embeds": [more["image_embeds"][0][-1:]]}
+            (one,) = other.unet.forward(sample[-1:], timestep, states[-1:], added_cond_kwargs=alone)
+            assert torch.allclose(one, answer[-1:], atol=1e-5), "whoever else is painted with it"
             if step in (0, 3):
                 assert torch.equal(answer, bare)
                 continue
@@ -88,12 +93,33 @@ def test_x0_hat_goes_down_the_gradient_whatever_the_sampler(name, guided):
             if guided:  # so that uncond + w (cond - uncond) is moved by the same, whatever w
                 assert torch.allclose((after - before)[:2], (after - before)[2:], atol=1e-4)
                 assert (bare[:2] - bare[2:]).abs().max() > 0.01
-            alone = {"image_embeds": [more["image_embeds"][0][-1:]]}
-            other = small_pipe(scheduler)
-            with guided_by(other, [FaceGuide(faces, face, parse_person_guidance("0.5@0..1", "face"))], 1):
-                (one,) = other.unet.forward(sample[-1:], timestep, states[-1:], added_cond_kwargs=alone)
-            assert torch.allclose(one, answer[-1:], atol=1e-5), "whoever else is painted with it"
     assert pipe.unet.forward is plain
+
+
+def test_noise_stays_where_a_guide_has_moved_something():
+    """LCM's own step elsewhere, DDIM's in the middle of a face, and as much noise between."""
+    lcm = LCMScheduler(original_inference_steps=100)
+    sample, answer = torch.randn(2, 1, 4, 64, 48, generator=torch.Generator().manual_seed(0))
+
+    def step(where: float | None) -> torch.Tensor:
+        lcm.set_timesteps(4)
+        keep = [] if where is None else [torch.full((1, 1, 64, 48), where)]
+        with _noise_kept(lcm, keep):
+            stepped = lcm.step(
+                answer, lcm.timesteps[0], sample, generator=torch.Generator().manual_seed(2), return_dict=False
+            )
+        assert not keep, "for one step"
+        return stepped[0]
+
+    plain = step(None)
+    assert torch.allclose(step(0.0), plain, atol=1e-5)
+    alpha, after = (lcm.alphas_cumprod[int(t)] for t in lcm.timesteps[:2])
+    x0 = losses.x0_from_prediction(answer, sample, alpha[None], "epsilon")
+    assert torch.allclose(step(1.0), after.sqrt() * x0 + (1 - after).sqrt() * answer, atol=1e-2), "sigma 0"
+    spread = [(step(where) - after.sqrt() * x0).std() for where in (0.0, 0.5, 0.8, 1.0)]
+    assert torch.allclose(torch.stack(spread), spread[0], rtol=0.02)
+    assert (step(0.5) - plain).abs().mean() > 0.1
+    assert "generator" in inspect.signature(lcm.step).parameters
 
 
 def test_what_is_moved_is_around_the_face():

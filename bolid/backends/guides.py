@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from diffusers import LCMScheduler
 
 from bolid.backends.base import map_tensors
 from bolid.backends.face import DifferentiableFaces
@@ -41,6 +42,14 @@ class Guide(Protocol):
     @property
     def weight(self) -> Scale: ...
 
+    @property
+    def momentum(self) -> float:
+        """How much of the direction of the step before counts beside the gradient's own (Polyak 1964)."""
+
+    @property
+    def keeps_noise(self) -> bool:
+        """Whether what is moved keeps its noise where the sampler would noise x0-hat anew (`_noise_kept`)."""
+
     def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(how unlike the person pictures [N,3,H,W] in -1..1 are, [N], with a gradient; how much of each latent
         position is to be moved, 0..1, [N,1,h,w])."""
@@ -53,7 +62,9 @@ class FaceGuide:
     faces: DifferentiableFaces
     face: torch.Tensor
     weight: Scale
-    step: float = 0.1
+    step: float = 0.15
+    momentum: float = 0.5
+    keeps_noise: bool = True
     found_weight: float = 0.5  # of L_found beside L_face: without a face to be seen nothing can say whose it is
 
     def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,6 +86,9 @@ class BodyGuide:
     body: torch.Tensor
     weight: Scale
     step: float = 0.05
+    # With either of these bodies come out no more like the person (docs/tiny-training.md).
+    momentum: float = 0.0
+    keeps_noise: bool = False
 
     def look(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         mean, _, sure = self.encoder.read_pixels(pixels, self.pose, self.view_size)
@@ -118,18 +132,20 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
 
     A guide counts in the stretch of its weight, but never in the last step: its x0-hat is the picture, and would keep
     what only pleases a network. What the UNet says is changed so that x0-hat, whatever the sampler makes of it, lies
-    step * weight further down the gradient. That is taken with respect to z_t, through the UNet, so that what it asks
-    for is what the UNet can paint; of the rows with the prompt alone, where guidance has others too.
+    step * weight further down the gradient, with momentum. That is taken with respect to z_t, through the UNet, so that
+    what it asks for is what the UNet can paint; of the rows with the prompt alone, where guidance has others too.
     """
     if not guides:
         yield
         return
     forward, steps = pipe.unet.forward, itertools.count()
+    slopes = [torch.zeros(())] * len(guides)
+    keep: list[torch.Tensor] = []  # where noise stays in this step, if anywhere
     schedule, prediction_type = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
 
     def towards(sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any, **others: Any) -> Any:
         step = next(steps)
-        active = [guide for guide in guides if step in guide.weight.steps(pipe.num_timesteps)]
+        active = [i for i, guide in enumerate(guides) if step in guide.weight.steps(pipe.num_timesteps)]
         if not active or step == pipe.num_timesteps - 1:
             return forward(sample, timestep, encoder_hidden_states, **others)
 
@@ -145,10 +161,14 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
             x0 = losses.x0_from_prediction(prediction.float(), noisy.float(), alphas, prediction_type)
             pixels = pipe.vae.decode((x0 / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float()
             moved = x0.detach()
-            for guide in active:
+            for i in active:
+                guide = guides[i]
                 unlike, where = guide.look(pixels.clamp(-1, 1), x0.shape[2:])
                 (slope,) = torch.autograd.grad(unlike.sum(), noisy, retain_graph=True)
-                moved = moved - guide.step * guide.weight.up * _of_length_one(slope.float(), where)
+                slopes[i] = _of_length_one(slope.float()) + guide.momentum * slopes[i].to(slope.device)
+                moved = moved - guide.step * guide.weight.up * _of_length_one(slopes[i], where)
+                if guide.keeps_noise:
+                    keep[:] = [where.detach()]
         wanted = losses.prediction_from_x0(moved, noisy.detach().float(), alphas, prediction_type)
         answer = [wanted.to(prediction.dtype)]
         if len(sample) > pictures:  # the rows without the prompt, in front
@@ -158,13 +178,47 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
 
     pipe.unet.forward = towards
     try:
-        yield
+        with _noise_kept(pipe.scheduler, keep):
+            yield
     finally:
         pipe.unet.forward = forward
 
 
-def _of_length_one(slope: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+@contextlib.contextmanager
+def _noise_kept(scheduler: Any, keep: list[torch.Tensor]) -> Iterator[None]:
+    """LCM's sampler noises x0-hat anew in each step, and what a guide has drawn goes under in it. So where `keep`
+    [N,1,h,w], taken out in each step, is 1, the noise is what the step took for noise in z_t, as in DDIM's sampler
+    (Song et al. 2020, arXiv:2010.02502, Eq. 12 with sigma 0), and between 0 and 1 a mixture of the same variance.
+    Other samplers keep it anyway, or are left as they are."""
+    if not isinstance(scheduler, LCMScheduler):
+        yield
+        return
+    plain_step = scheduler.step
+
+    @functools.wraps(plain_step)  # pipelines look at its parameters
+    def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *others: Any, **options: Any) -> Any:
+        answer = plain_step(model_output, timestep, sample, *others, **options)
+        if not keep:
+            return answer
+        where, x0 = keep.pop(), answer[1].float()
+        alpha, next_alpha = (
+            scheduler.alphas_cumprod[int(t)].to(x0) for t in (timestep, scheduler.timesteps[scheduler.step_index])
+        )
+        fresh = (answer[0].float() - next_alpha.sqrt() * x0) / (1 - next_alpha).sqrt()
+        known = (sample.float() - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        noise = (1 - where.square()).sqrt() * fresh + where * known
+        return ((next_alpha.sqrt() * x0 + (1 - next_alpha).sqrt() * noise).to(answer[0].dtype), answer[1])
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        scheduler.step = plain_step
+
+
+def _of_length_one(slope: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
     """`slope` [N,C,h,w] by `where` [N,1,h,w], the root of its mean square there 1."""
+    where = torch.ones_like(slope[:, :1]) if where is None else where
     mean = (where * slope.square()).mean((1, 2, 3), keepdim=True) / where.mean((1, 2, 3), keepdim=True)
     return where * slope / mean.sqrt().clamp_min(1e-12)
 
