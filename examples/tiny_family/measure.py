@@ -386,24 +386,27 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
 def measure_face_guidance(
     val: Path, judge: Path | None = None, people: int = 60, sitting: int = 50, each: int = 2, best_of: int = 4
 ) -> dict[str, float]:
-    """What `--face-guidance 1` gains and costs, with the same prompts and noise as the face branch's and the best-of
-    figures: portraits, alone and the best of several, and full-body pictures, read by the probe.
+    """What `--face-guidance 1` gains and costs, alone and with `--body-guidance 1`, with the same prompts and noise as
+    the face branch's and the best-of figures: portraits, the best of several too, and full-body pictures, read by the
+    probe.
 
     The gradient is that of the face model that measures the likeness. `judge`: another pack, trained on other people
     (`train_face.py --seed`), which had no part in it.
     """
     reader = PersonReader(get_family("tiny"))
     maker, plain = Pictures("face", "body", face_guidance=1), Pictures("face", "body")
+    both = Pictures("face", "body", face_guidance=1, body_guidance=1)
     own, kept = reader.view_reader.faces, sitters(val, sitting, reader)
-    names = "", f", best of {best_of}", ", without"
+    names = "", f", best of {best_of}", ", with the body's too", ", without"
     portraits: dict[str, list[list[np.ndarray]]] = {name: [] for name in names}
     asked: dict[str, list[dict]] = {name: [] for name in names}
     for person in kept:
         prompts, wanted = person_prompts(person.seed, "portrait", each, "portrait")
         path = person.seed, "face"
         first, best = first_and_best(maker, reader, prompts, path, person.vectors, best_of)
-        without = plain.make(prompts, [derive_seed(*path, i) for i in range(each)], *person.vectors)
-        for name, pictures in zip(names, (first, best, without), strict=True):
+        noise = [derive_seed(*path, i) for i in range(each)]
+        others = (paints.make(prompts, noise, *person.vectors) for paints in (both, plain))
+        for name, pictures in zip(names, (first, best, *others), strict=True):
             portraits[name].append(pictures)
             asked[name] += wanted
     figures: dict[str, float] = {}
@@ -416,13 +419,13 @@ def measure_face_guidance(
         for by, (model, sitting_people) in judges.items():
             said = likeness(pictures, sitting_people, model)
             figures |= {f"portraits: {row}{name}{by}": said[row] for row in rows if not (by and row == rows[2])}
-    for name in ("", ", without"):
+    for name in names:
         shown = [picture for pictures in portraits[name] for picture in pictures]
         figures[f"portraits: framing as asked{name}"] = as_asked(shown, asked[name])["framing"]
     figures |= {"people with portraits": len(kept)}
 
     vectors, truth, seeds = profiles(val, people, 4)
-    for name, paints in (("", maker), (", without", plain)):
+    for name, paints in (("", maker), (", with the body's too", both), (", without", plain)):
         readings, shown, wanted = paint_bodies(paints, vectors, seeds, each)
         said = read_out(truth, readings, "")
         figures |= {f"full body: {row.removesuffix(', ')}{name}": value for row, value in said.items()}
