@@ -570,7 +570,8 @@ def train_adapter(
     a call without it goes on from there. Also in `out`: log.jsonl and loss.png (the losses), samples/ (sheets of
     pictures), and while it runs a checkpoint.
     Several processes that `accelerate launch` starts share the work; the main one writes.
-    Raises BolidError when shards, body encoder and family do not belong together.
+    Raises BolidError when shards, body encoder and family do not belong together, and where `out` holds another
+    training's adapter.
     """
     import torch
     from accelerate import Accelerator
@@ -579,7 +580,7 @@ def train_adapter(
     from bolid.backends.base import load_base, quiet_diffusers
     from bolid.backends.body import BodyEncoder
     from bolid.formats.adapter import adapter_kind, load_adapter, nested_state_dict, save_adapter
-    from bolid.formats.checkpoint import load_checkpoint, save_checkpoint, whole
+    from bolid.formats.checkpoint import STEPS_DONE, check_result, load_checkpoint, save_checkpoint, whole
     from bolid.formats.shards import directory_sha256, read_index
     from bolid.method.body_condition import (
         BRANCHES,
@@ -655,6 +656,8 @@ def train_adapter(
     records = {
         b: run_record(adapter_kind(b), family=chosen, config=settings, seed=seed, inputs=inputs_of[b]) for b in BRANCHES
     }
+    for branch in BRANCHES:
+        check_result(out / f"{branch}.safetensors", records[branch])
     if config.init:
         states = [nested_state_dict(load_adapter(Path(config.init) / f"{b}.safetensors", b)[0]) for b in BRANCHES]
         states = [{part: {k: v.float() for k, v in values.items()} for part, values in s.items()} for s in states]
@@ -755,7 +758,7 @@ def train_adapter(
     if step < config.steps:
         scaler.remember()
         save_checkpoint(checkpoint, step, record, tensors, optimizer, write=main)
-        records = {b: {**r, "config": {**r["config"], "steps_done": step}} for b, r in records.items()}
+        records = {b: {**r, "config": {**r["config"], STEPS_DONE: step}} for b, r in records.items()}
     paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
     average = {name: whole(tensor) for name, tensor in average.items()}
     if log is not None:

@@ -167,9 +167,11 @@ def train_vae(
 ) -> TrainVaeResult:
     """Train the body encoder on `train`'s shards and write it to `out`. The same call after a kill goes on.
 
-    Raises BolidError for a directory that is no finished shard directory, or one with too few people.
+    Raises BolidError for a directory that is no finished shard directory, or one with too few people, and where `out`
+    is of another training.
     """
     from bolid.backends.body import BodyEncoder, save_body_encoder
+    from bolid.formats.checkpoint import check_result
     from bolid.formats.shards import directory_sha256, read_index
 
     config = config or TrainVaeConfig()
@@ -178,6 +180,7 @@ def train_vae(
     others = {name: getattr(config, name) for name in ("init", "anchor") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
+    check_result(out, record)
     device, anchor = pick_device(device), None
     if config.anchor:
         space = BodyEncoder(config.anchor, device)

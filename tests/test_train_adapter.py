@@ -273,6 +273,8 @@ def test_a_training_that_is_stopped_early_gives_what_there_is_and_goes_on(world,
         run(world, out, stop_after=1)
     with pytest.raises(BolidError, match="--stop-after is 0"):
         run(world, out, stop_after=0)
+    with pytest.raises(BolidError, match="face.safetensors is of another training: different learning_rate$"):
+        run(world, tmp_path / "whole", dataclasses.replace(CONFIG, learning_rate=0.25))
     on = run(world, out)
     assert on.steps == whole.steps == 4 and on.learning_rate == whole.learning_rate
     for name in ("face.safetensors", "body.safetensors", "log.jsonl"):

@@ -66,6 +66,17 @@ def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path):
     assert "--out" in error.value.hint
 
 
+def test_what_another_training_has_made_is_kept(world, tmp_path):
+    out = tmp_path / "b.safetensors"
+    train_vae(world[1], out, config=CONFIG, device="cpu")
+    made = out.read_bytes()
+    with pytest.raises(BolidError, match="b.safetensors is of another training: different learning_rate$") as error:
+        train_vae(world[1], out, config=dataclasses.replace(CONFIG, learning_rate=1.0), device="cpu")
+    assert out.read_bytes() == made and "another --out" in error.value.hint
+    train_vae(world[1], out, config=CONFIG, device="cpu")
+    assert out.read_bytes() == made, "the same training again"
+
+
 def test_record_says_how_to_build_the_network_again(world, tmp_path):
     family, train = world
     result = train_vae(train, tmp_path / "b.safetensors", config=CONFIG, device="cpu")

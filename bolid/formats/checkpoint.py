@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.formats.tensors import load_tensors, read_record, save_tensors
 from bolid.run import canonical_json
 
 KIND = "checkpoint"
+STEPS_DONE = "steps_done"  # in the settings of a result that was written early
 
 
 def save_checkpoint(
@@ -55,10 +56,9 @@ def load_checkpoint(
     if not path.exists():
         return 0
     stored, found = load_tensors(path, KIND)
-    changed = [name for name in ("family", "config", "seed", "inputs") if found.get(name) != record.get(name)]
-    if changed:
+    if changed := _differences(found, record):
         raise BolidError(
-            f"{path} is the checkpoint of another run: different {', '.join(_differences(found, record, changed))}",
+            f"{path} is the checkpoint of another run: different {', '.join(changed)}",
             "repeat that command as it was to go on with it, choose another --out, or remove the checkpoint",
         )
     with torch.no_grad():
@@ -78,11 +78,27 @@ def load_checkpoint(
     return int(found["step"])
 
 
-def _differences(found: dict[str, Any], record: dict[str, Any], names: list[str]) -> list[str]:
-    """Settings are named one by one, the rest by what it is."""
+def check_result(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Raises BolidError when `path`, which this run would write, is what another run has trained."""
+    path = Path(path)
+    if not path.exists():
+        return
+    found = read_record(path)
+    found["config"] = {name: value for name, value in found.get("config", {}).items() if name != STEPS_DONE}
+    if changed := _differences(found, record):
+        raise BolidError(
+            f"{path} is of another training: different {', '.join(changed)}",
+            "choose another --out, or remove what is there",
+        )
+
+
+def _differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """What two runs differ in; settings and inputs are named one by one."""
     result = []
-    for name in names:
+    for name in ("family", "config", "seed", "inputs"):
         old, new = found.get(name), record.get(name)
+        if old == new:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
             result += [
                 key for key in sorted({*old, *new}) if canonical_json(old.get(key)) != canonical_json(new.get(key))
