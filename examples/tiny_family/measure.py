@@ -56,6 +56,9 @@ ASKED = {
     "adapter: mean R2 of the body ratios, body_scale 1": 0.70,
     "adapter: R2 from one photo over that from eight": 0.90,
     "face branch: own similarity over that of real photos": 0.60,
+    "face guidance: portraits: own similarity over that of real photos": 0.60,
+    "body guidance: mean R2 of the body ratios, eight photos": 0.70,
+    "body guidance: R2 from one photo over that from eight": 0.90,
 }
 """The figures the project set itself, by row of the table."""
 
