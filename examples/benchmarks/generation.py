@@ -6,8 +6,8 @@
 
 The same prompts, noise and steps, taken in turns, and the median of the rounds: the bare base as diffusers runs it;
 diffusers' own two IP-Adapters; the same with `remembered_conditions`, as `bolid generate` runs; the bare base with
-them, too; and, where the family is not random, `--face-guidance 1` and `--body-guidance 1`. Ratios to the first. The
-two with adapters must be bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change
+them, too; and, where the family is not random, `--face-guidance 1`, `--body-guidance 1` and both. Ratios to the first.
+The two with adapters must be bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change
 little, and the clock on a GPU.
 """
 
@@ -132,9 +132,14 @@ def main() -> None:
     if not args.random_sdxl:
         face, body = (vector.to(args.device) for vector in vectors)
         to_face, _ = towards_faces(family, args.device)
-        ways["face and body, --face-guidance 1"] = adapted, True, to_face(face, parse_person_guidance(1, "face"))
         to_body, _ = towards_bodies(family, BodyEncoder(family.require("body_encoder"), args.device), args.device)
-        ways["face and body, --body-guidance 1"] = adapted, True, to_body(body, parse_person_guidance(1, "body"))
+        guides = (
+            to_face(face, parse_person_guidance(1, "face")),
+            to_body(body, parse_person_guidance(1, "body")),
+        )
+        for guide, part in zip(guides, ("face", "body"), strict=True):
+            ways[f"face and body, --{part}-guidance 1"] = adapted, True, guide
+        ways["face and body, both guidances"] = adapted, True, *guides
     pictures = {name: paint(*way)[1] for name, way in ways.items()}  # the first calls are slower
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
