@@ -122,6 +122,27 @@ def test_noise_stays_where_a_guide_has_moved_something():
     assert "generator" in inspect.signature(lcm.step).parameters
 
 
+def test_the_more_a_face_is_drawn_the_more_noise_stays_around_it():
+    def steps(weight: float, guided: bool = True) -> torch.Tensor:
+        scheduler = LCMScheduler(original_inference_steps=100)
+        scheduler.set_timesteps(4)
+        pipe = small_pipe(scheduler)
+        guide = FaceGuide(Brightness(), torch.tensor([0.6, -0.8]), parse_person_guidance(f"{weight}@0..1", "face"))
+        sample = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+        states, more = torch.ones(1), {"image_embeds": [torch.ones(1)]}
+        with guided_by(pipe, [guide] if guided else [], 1):
+            (answer,) = pipe.unet.forward(sample, scheduler.timesteps[0], states, added_cond_kwargs=more)
+            after = scheduler.step(
+                answer, scheduler.timesteps[0], sample, generator=torch.Generator().manual_seed(2), return_dict=False
+            )[0]
+        assert "step" not in vars(scheduler) or scheduler.step.__func__ is LCMScheduler.step
+        return after
+
+    plain = steps(1, guided=False)
+    moved = [(steps(weight) - plain).abs().mean() for weight in (1e-4, 0.3, 1)]
+    assert moved[0] < 1e-3 < 0.05 < moved[1] < moved[2], "beyond the 0.15 that x0-hat is moved"
+
+
 def test_what_is_moved_is_around_the_face():
     """A face at the top of a full-body picture, and one that fills a portrait."""
     face = torch.tensor([[-1.0, -1], [1, -1], [0, 0], [-0.7, 1], [0.7, 1]])

@@ -168,7 +168,7 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
                 slopes[i] = _of_length_one(slope.float()) + guide.momentum * slopes[i].to(slope.device)
                 moved = moved - guide.step * guide.weight.up * _of_length_one(slopes[i], where)
                 if guide.keeps_noise:
-                    keep[:] = [where.detach()]
+                    keep[:] = [where.detach() * min(guide.weight.up, 1.0)]
         wanted = losses.prediction_from_x0(moved, noisy.detach().float(), alphas, prediction_type)
         answer = [wanted.to(prediction.dtype)]
         if len(sample) > pictures:  # the rows without the prompt, in front
