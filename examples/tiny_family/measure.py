@@ -161,7 +161,7 @@ def read_out(truth: np.ndarray, readings: list[np.ndarray], what: str) -> dict[s
 
 
 def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]:
-    """Share of pictures in which the image-text model names each attribute as the prompt asked for it, 0..1."""
+    """Share of pictures in which the image-text model names each attribute that a prompt asked for as it did, 0..1."""
     from train_image_text import PROMPTS, truth_of
 
     network = ImageTextModel(get_family("tiny").image_text)
@@ -170,6 +170,8 @@ def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]
     figures = {}
     for name, prompts in PROMPTS.items():
         shown = [i for i, truth in enumerate(wanted) if name in truth]
+        if not shown:
+            continue
         guessed = network.zero_shot(embeds[shown], prompts).argmax(-1).tolist()
         values = list(prompts)
         figures[name.replace("_", " ")] = float(
