@@ -19,7 +19,15 @@ from bolid.controls import Scale, parse_grid, parse_guidance, parse_lora, parse_
 from bolid.errors import BolidError
 from bolid.families import Family, get_family, match_family
 from bolid.person import PersonReader
-from bolid.run import atomic_path, canonical_json, derive_seed, pick_device, run_record, sha256_file
+from bolid.run import (
+    atomic_path,
+    canonical_json,
+    derive_seed,
+    disk_errors,
+    pick_device,
+    run_record,
+    sha256_file,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -266,9 +274,7 @@ def generate(
                         KIND, family=chosen, config=config, seed=picture_seed, inputs={**person.inputs, **inputs}
                     )
                     name = f"{index:0{digits}d}-{_slug(prompts[index])}{f'-{number}' if n > 1 else ''}.png"
-                    path = _place_for(folder / name, record)
-                    save_picture(path, picture, record)
-                    made[who, where, index, number] = path
+                    made[who, where, index, number] = _save(folder / name, picture, record)
                 if progress is not None:
                     progress(len(made), total, "pictures")
     paths = list(made.values())
@@ -281,8 +287,7 @@ def generate(
             for name, sha in person.inputs.items()
         }
         record = run_record(GRID_KIND, family=chosen, config=config, seed=seed, inputs={**everybody, **inputs})
-        paths.append(_place_for(out / GRID_FILE, record))
-        save_picture(paths[-1], sheet, record)
+        paths.append(_save(out / GRID_FILE, sheet, record))
     return paths
 
 
@@ -296,11 +301,29 @@ def save_picture(path: Path, picture: Any, record: dict[str, Any]) -> None:
         picture.save(temporary, "PNG", pnginfo=info)
 
 
-def _place_for(path: Path, record: dict[str, Any]) -> Path:
-    """`path`, or, where a picture of another command lies there, the same with _2, _3, ...: nothing is lost, and the
-    same command writes the same files."""
+def _save(path: Path, picture: Any, record: dict[str, Any]) -> Path:
+    """Write to `path`, or, where a picture of another command lies there, to the same with _2, _3, ...: nothing is
+    lost, and the same command writes the same files. Returns where."""
     numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
-    return next(place for place in itertools.chain([path], numbered) if not place.exists() or _is_of_run(place, record))
+    place = next(place for place in itertools.chain([path], numbered) if _claim(place) or _is_of_run(place, record))
+    try:
+        save_picture(place, picture, record)
+    except BaseException:
+        if not place.stat().st_size:
+            place.unlink()
+        raise
+    return place
+
+
+def _claim(path: Path) -> bool:
+    """Whether `path` was free. It is an empty file now, and no other process takes it."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+    return True
 
 
 def _is_of_run(path: Path, record: dict[str, Any]) -> bool:

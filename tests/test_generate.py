@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_base import make_body_encoder, make_family, make_training_shards
 
+import bolid.generate
 import bolid.pose_map
 import bolid.views
 from bolid.backends.base import guidance_during, load_base, remembered_conditions, set_sampler
@@ -175,7 +177,7 @@ def test_each_png_carries_its_run(world, tmp_path):
     assert record["inputs"]["body_adapter"] == sha256_file(world[1] / "body.safetensors")
 
 
-def test_a_picture_of_another_command_is_kept(world, tmp_path):
+def test_a_picture_of_another_command_is_kept(world, tmp_path, monkeypatch):
     def names(**options):
         made = generate(PROMPTS[:1], tmp_path, adapter=world[1], family=world[0], device="cpu", steps=1, **options)
         return [path.relative_to(tmp_path).as_posix() for path in made]
@@ -196,8 +198,31 @@ def test_a_picture_of_another_command_is_kept(world, tmp_path):
     assert (tmp_path / f"{name}_3.png").read_bytes() == b"somebody's notes"
     assert len(list(tmp_path.iterdir())) == 4
 
+    def full(*_):
+        raise OSError(28, "no space left")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(bolid.generate, "save_picture", full)
+        names(seed=3)
+    assert len(list(tmp_path.iterdir())) == 4, "nothing half-written"
+
     sheets = [names(seed=1, grid=[f"steps={steps}"])[-1] for steps in (1, 2, 1)]
     assert sheets == ["grid.png", "grid_2.png", "grid.png"]
+
+
+def test_commands_at_the_same_time_take_no_name_twice(tmp_path):
+    paths = []
+
+    def save(seed):
+        picture, record = Image.new("RGB", (8, 8)), run_record("picture", family="tiny", seed=seed)
+        paths.append(bolid.generate._save(tmp_path / "a.png", picture, record))
+
+    threads = [threading.Thread(target=save, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(paths)) == 16 and {read_picture(path)["seed"] for path in paths} == set(range(16))
 
 
 def test_the_best_of_several_is_the_nearest_body(tmp_path):
