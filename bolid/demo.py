@@ -49,14 +49,10 @@ class Plan:
     commands: tuple[tuple[str, ...], ...]
 
     @property
-    def shown_as(self) -> tuple[str, str, str]:
-        """Whom the pictures of each of COLUMNS show: the names of their folders."""
-        return ("base", self.person, self.other)
-
-    @property
     def folders(self) -> tuple[Path, ...]:
         """Of the pictures of bodies, one for each of COLUMNS; then of the portraits."""
-        return tuple(place / name for place in (self.out, self.out / "portraits") for name in self.shown_as)
+        names = "base", self.person, self.other
+        return tuple(place / name for place in (self.out, self.out / "portraits") for name in names)
 
     def shown(self, command: tuple[str, ...]) -> str:
         """A command as one would type it."""

@@ -25,6 +25,7 @@ from bolid.run import (
     derive_seed,
     disk_errors,
     pick_device,
+    run_differences,
     run_record,
     sha256_file,
 )
@@ -327,14 +328,14 @@ def _claim(path: Path) -> bool:
 
 
 def _is_of_run(path: Path, record: dict[str, Any]) -> bool:
-    """Whether the same command, whatever the packages' versions, has made the picture at `path`."""
+    """Whether the same command has made the picture at `path`."""
     from bolid.formats.images import picture_record
 
     try:
         there = picture_record(path.read_bytes(), str(path))
     except BolidError:  # not to be read: nothing of ours
         return False
-    return there is not None and {**there, "packages": None} == {**record, "packages": None}
+    return there is not None and not run_differences(there, record)
 
 
 def read_prompts(lines: Sequence[str]) -> list[str]:
@@ -497,7 +498,7 @@ def _guide(
         if part not in person.vectors:
             raise BolidError(
                 f"{option} needs a {part}, and {person.name} has none",
-                "leave it out, or make the profile from photos that show the face",
+                f"leave it out, or make the profile from photos that show the {part}",
             )
     if part == "body":
         _check_encoder(option, people, reader().encoder.space, family)

@@ -104,6 +104,23 @@ def run_record(
     return json.loads(canonical_json(record))
 
 
+def run_differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """What two runs differ in, by their records and whatever the packages' versions; settings and inputs are named one
+    by one."""
+    result = []
+    for name in ("family", "config", "seed", "inputs"):
+        old, new = found.get(name), record.get(name)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            result += [
+                key for key in sorted({*old, *new}) if canonical_json(old.get(key)) != canonical_json(new.get(key))
+            ]
+        else:
+            result.append(name)
+    return result
+
+
 def pick_device(name: str = "auto") -> str:
     """A torch device name that works here: ``auto`` is cuda or mps where there is one, else cpu.
 

@@ -623,6 +623,19 @@ def train_adapter(
             body_encoder=encoder, sliders=config.sliders, readers=config.readers,
             spare_heads=config.spare_heads, face=bool(config.face_weight), found=bool(config.found_weight),
         )  # fmt: skip
+    inputs = {"train": directory_sha256(train), **encoder.inputs, "base": base_sha256(chosen)}
+    if pixels is not None:
+        inputs |= pixels.inputs
+    if config.init:
+        inputs |= {f"init_{branch}": sha256_file(Path(config.init) / f"{branch}.safetensors") for branch in BRANCHES}
+    settings = {**dataclasses.asdict(config), "processes": processes}
+    # The vectors of one face recogniser mean nothing to an adapter that was trained with another's.
+    inputs_of = {"face": inputs | face_model_sha256(chosen), "body": inputs}
+    records = {
+        b: run_record(adapter_kind(b), family=chosen, config=settings, seed=seed, inputs=inputs_of[b]) for b in BRANCHES
+    }
+    for branch in BRANCHES:
+        check_result(out / f"{branch}.safetensors", records[branch])
     table = read_table(train, encoder, progress if main else None)
     channels, expected = table.latents.shape[2], pipe.unet.config.in_channels
     if channels != expected:
@@ -645,19 +658,6 @@ def train_adapter(
     with quiet_diffusers():
         unet = pipe.unet.to(memory_format=torch.channels_last)
 
-    inputs = {"train": directory_sha256(train), **encoder.inputs, "base": base_sha256(chosen)}
-    if pixels is not None:
-        inputs |= pixels.inputs
-    if config.init:
-        inputs |= {f"init_{branch}": sha256_file(Path(config.init) / f"{branch}.safetensors") for branch in BRANCHES}
-    settings = {**dataclasses.asdict(config), "processes": processes}
-    # The vectors of one face recogniser mean nothing to an adapter that was trained with another's.
-    inputs_of = {"face": inputs | face_model_sha256(chosen), "body": inputs}
-    records = {
-        b: run_record(adapter_kind(b), family=chosen, config=settings, seed=seed, inputs=inputs_of[b]) for b in BRANCHES
-    }
-    for branch in BRANCHES:
-        check_result(out / f"{branch}.safetensors", records[branch])
     if config.init:
         states = [nested_state_dict(load_adapter(Path(config.init) / f"{b}.safetensors", b)[0]) for b in BRANCHES]
         states = [{part: {k: v.float() for k, v in values.items()} for part, values in s.items()} for s in states]

@@ -176,11 +176,11 @@ def train_vae(
 
     config = config or TrainVaeConfig()
     chosen = match_family(family, read_index(train)["record"]["family"], train)
-    table = read_views(train, config.detail)
     others = {name: getattr(config, name) for name in ("init", "anchor") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
     check_result(out, record)
+    table = read_views(train, config.detail)
     device, anchor = pick_device(device), None
     if config.anchor:
         space = BodyEncoder(config.anchor, device)

@@ -14,7 +14,6 @@ from small_base import make_sdxl_base
 
 import bolid.pose_map
 from bolid.backends.base import add_controlnet, load_base, remembered_conditions
-from bolid.backends.face import FaceModel
 from bolid.backends.guides import guided_by
 from bolid.controls import parse_person_guidance
 from bolid.families import get_family
@@ -22,11 +21,11 @@ from bolid.formats.adapter import save_adapter
 from bolid.formats.profile import save_profile
 from bolid.generate import generate
 from bolid.method.body_condition import initial_state
-from bolid.run import derive_seed, run_record
+from bolid.run import derive_seed, run_record, sha256_file
 
 PROMPT = "a photo of a woman"
 FACE = get_family("tiny").require("face")
-FACE_MODEL = FaceModel(FACE).sha256
+FACE_MODEL = sha256_file(FACE / "rec.onnx")
 INPUTS = {"body_encoder": "e" * 64, "face_model": FACE_MODEL}
 
 

@@ -536,9 +536,9 @@ def test_crawl_delay_and_least_delay(server, tmp_path, listed):
     assert times[2] - times[0] >= 2 * 0.8 * 0.5, "as robots.txt asks"
     server.pages["/robots.txt"] = ""
     server.times.clear()
-    assert scrape(urls=urls, out=tmp_path / "b", **{**WEB, "delay": 0.3}).photos == 3
+    assert scrape(urls=urls, out=tmp_path / "b", **{**WEB, "delay": 0.6}).photos == 3
     times = sorted(t for path, when in server.times.items() if path.endswith("jpg") for t in when)
-    assert times[2] - times[0] >= 2 * 0.3 * 0.5 * 0.5, "AutoThrottle varies the delay by half"
+    assert times[2] - times[0] >= 2 * 0.6 * 0.5 * 0.5, "AutoThrottle varies the delay by half"
 
 
 def test_pages_that_reserve_their_rights(server, tmp_path):

@@ -164,7 +164,7 @@ def guided_by(pipe: Any, guides: Sequence[Guide], pictures: int) -> Iterator[Non
             for i in active:
                 guide = guides[i]
                 unlike, where = guide.look(pixels.clamp(-1, 1), x0.shape[2:])
-                (slope,) = torch.autograd.grad(unlike.sum(), noisy, retain_graph=True)
+                (slope,) = torch.autograd.grad(unlike.sum(), noisy, retain_graph=i != active[-1])
                 slopes[i] = _of_length_one(slope.float()) + guide.momentum * slopes[i].to(slope.device)
                 moved = moved - guide.step * guide.weight.up * _of_length_one(slopes[i], where)
                 if guide.keeps_noise:

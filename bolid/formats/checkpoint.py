@@ -11,7 +11,7 @@ import torch
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, read_record, save_tensors
-from bolid.run import canonical_json
+from bolid.run import run_differences
 
 KIND = "checkpoint"
 STEPS_DONE = "steps_done"  # in the settings of a result that was written early
@@ -56,7 +56,7 @@ def load_checkpoint(
     if not path.exists():
         return 0
     stored, found = load_tensors(path, KIND)
-    if changed := _differences(found, record):
+    if changed := run_differences(found, record):
         raise BolidError(
             f"{path} is the checkpoint of another run: different {', '.join(changed)}",
             "repeat that command as it was to go on with it, choose another --out, or remove the checkpoint",
@@ -85,27 +85,11 @@ def check_result(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
         return
     found = read_record(path)
     found["config"] = {name: value for name, value in found.get("config", {}).items() if name != STEPS_DONE}
-    if changed := _differences(found, record):
+    if changed := run_differences(found, record):
         raise BolidError(
             f"{path} is of another training: different {', '.join(changed)}",
             "choose another --out, or remove what is there",
         )
-
-
-def _differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
-    """What two runs differ in; settings and inputs are named one by one."""
-    result = []
-    for name in ("family", "config", "seed", "inputs"):
-        old, new = found.get(name), record.get(name)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            result += [
-                key for key in sorted({*old, *new}) if canonical_json(old.get(key)) != canonical_json(new.get(key))
-            ]
-        else:
-            result.append(name)
-    return result
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -103,11 +103,11 @@ def main() -> None:
         height, width = family.image_size
         extra = {"ip_adapter_image_embeds": embeds} if pipe is adapted else {}
         clock = time.process_time if args.device == "cpu" else time.perf_counter
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(quiet_diffusers())
-            if remember:
-                stack.enter_context(remembered_conditions(pipe))
-            stack.enter_context(guided_by(pipe, guides, args.batch))
+        with (
+            quiet_diffusers(),
+            remembered_conditions(pipe) if remember else contextlib.nullcontext(),
+            guided_by(pipe, guides, args.batch),
+        ):
             start = clock()
             latents = pipe(
                 **told,
@@ -133,13 +133,13 @@ def main() -> None:
         face, body = (vector.to(args.device) for vector in vectors)
         to_face, _ = towards_faces(family, args.device)
         to_body, _ = towards_bodies(family, BodyEncoder(family.require("body_encoder"), args.device), args.device)
-        guides = (
-            to_face(face, parse_person_guidance(1, "face")),
-            to_body(body, parse_person_guidance(1, "body")),
-        )
-        for guide, part in zip(guides, ("face", "body"), strict=True):
+        guides = {
+            "face": to_face(face, parse_person_guidance(1, "face")),
+            "body": to_body(body, parse_person_guidance(1, "body")),
+        }
+        for part, guide in guides.items():
             ways[f"face and body, --{part}-guidance 1"] = adapted, True, guide
-        ways["face and body, both guidances"] = adapted, True, *guides
+        ways["face and body, both guidances"] = adapted, True, *guides.values()
     pictures = {name: paint(*way)[1] for name, way in ways.items()}  # the first calls are slower
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
