@@ -6,7 +6,8 @@
 Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos it
 needs beside them. Pictures that are there are kept, unless a model they were made with has changed.
 Methods: base; ip-adapter (one photo); ip-adapter-attention (all conditioning photos); bolid-1 and bolid-8 (the first
-photo, all photos); bolid-8-equal (all photos, adapters that were trained as long as the baselines).
+photo, all photos); bolid-1-guided and bolid-8-guided (the same with guidance towards face and body); bolid-8-equal (all
+photos, adapters that were trained as long as the baselines).
 A further method is a function here that paints one person, and a line in METHODS.
 """
 
@@ -29,6 +30,8 @@ from protocol import Protocol, read_protocol
 
 import bolid.generate
 import bolid.profile
+from bolid.backends.body import BodyEncoder
+from bolid.backends.guides import towards_bodies, towards_faces
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import weights_file
 from bolid.errors import BolidError
@@ -38,6 +41,7 @@ from bolid.run import canonical_json, sha256_file, write_atomic
 from bolid.train_adapter import base_sha256
 
 EQUAL = "bolid-8-equal"
+GUIDED = ("bolid-1-guided", "bolid-8-guided")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class Bench:
             used |= {branch: sha256_file(folder / f"{branch}.safetensors") for branch in ("face", "body")}
             used["body_encoder"] = sha256_file(family.require("body_encoder"))
             used["pose"] = sha256_file(weights_file(family.require("pose")))
+        if method in GUIDED:
+            encoder = BodyEncoder(family.require("body_encoder"))
+            used |= towards_faces(family, "cpu")[1] | towards_bodies(family, encoder, "cpu")[1]
         return used
 
     def adapter_of(self, method: str) -> Path:
@@ -132,6 +139,16 @@ def bolid_8(bench: Bench, task: Task) -> None:
     _with_profile(bench, task, task.photos, "bolid-8")
 
 
+def bolid_1_guided(bench: Bench, task: Task) -> None:
+    """BoLID from a profile of the first photo, guided towards what it shows of face and body."""
+    _with_profile(bench, task, task.photos[:1], "bolid-1-guided")
+
+
+def bolid_8_guided(bench: Bench, task: Task) -> None:
+    """BoLID from a profile of all photos, guided towards what they show of face and body."""
+    _with_profile(bench, task, task.photos, "bolid-8-guided")
+
+
 def bolid_8_equal(bench: Bench, task: Task) -> None:
     """BoLID from a profile of all photos, its adapters trained as long as the baselines."""
     _with_profile(bench, task, task.photos, EQUAL)
@@ -144,6 +161,8 @@ METHODS: dict[str, Callable[[Bench, Task], None]] = {
     "bolid-1": bolid_1,
     EQUAL: bolid_8_equal,
     "bolid-8": bolid_8,
+    "bolid-1-guided": bolid_1_guided,
+    "bolid-8-guided": bolid_8_guided,
 }
 
 
@@ -158,9 +177,13 @@ def _with_images(bench: Bench, task: Task, name: str, photos: list[Path]) -> Non
 
 def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> None:
     profile = bench.work / "profiles" / str(len(photos)) / f"{task.person}.safetensors"
-    bolid.profile.make_profile(photos, profile, family=bench.family.name)
-    adapter = bench.adapter_of(method)
-    bolid.generate.generate(task.prompts, task.out, profile=profile, adapter=adapter, n=task.n, seed=task.seed)
+    made = bolid.profile.make_profile(photos, profile, family=bench.family.name)
+    guidance = {}
+    if method in GUIDED:  # a person whose face no photo shows is guided by the body alone
+        guidance = {"body_guidance": 1.0, "face_guidance": float(made.has_face)}
+    bolid.generate.generate(
+        task.prompts, task.out, profile=profile, adapter=bench.adapter_of(method), n=task.n, seed=task.seed, **guidance
+    )
 
 
 def run(method: str, protocol: Protocol, bench: Bench) -> Path:

@@ -31,6 +31,7 @@ from bolid.run import canonical_json, write_atomic
 from bolid.scores import DESCRIPTIONS, HIGHER
 
 ROOT = Path(__file__).parents[2]
+GUIDED_BY = "`--face-guidance 1 --body-guidance 1`"
 WHAT = {
     "base": "the frozen base, no photo",
     "ip-adapter": "IP-Adapter, image embedding of 1 photo",
@@ -38,6 +39,8 @@ WHAT = {
     "bolid-1": "BoLID, 1 photo",
     EQUAL: "BoLID, 8 photos, trained as long as the baselines",
     "bolid-8": "BoLID, 8 photos",
+    "bolid-1-guided": f"bolid-1 with {GUIDED_BY}",
+    "bolid-8-guided": f"bolid-8 with {GUIDED_BY}",
 }
 
 
