@@ -31,12 +31,14 @@ trial on the tiny family (docs/tiny-training.md)."""
 
 @dataclass(frozen=True)
 class PhotoReport:
-    """One photo's part in a person. `rejected` says why it has none."""
+    """One photo's part in a person. `down_to`: the lowest part of the body that it shows, "feet" to "head" (of
+    views.PAIRS). `rejected` says why it has no part."""
 
     photo: Path
     weight: float
     confidence: float
     face: bool
+    down_to: str = ""
     rejected: str = ""
 
 
@@ -83,7 +85,7 @@ class PersonReader:
 
         from bolid.backends.body import fuse_views
         from bolid.formats.images import decode_image
-        from bolid.views import NOT_RECOGNISED
+        from bolid.views import NOT_RECOGNISED, seen_down_to
 
         paths = [Path(photo) for photo in photos]
         if not paths:
@@ -136,10 +138,12 @@ class PersonReader:
         face = F.normalize(torch.stack(faces).mean(0), dim=0) if faces else None
 
         seen = {
-            contents[digest]: PhotoReport(contents[digest], float(weight), float(sure), view.face is not None)
+            contents[digest]: PhotoReport(
+                contents[digest], float(weight), float(sure), view.face is not None, seen_down_to(view.keypoints)
+            )
             for (digest, view), weight, sure in zip(views.items(), weights, confidence, strict=True)
         }
-        reports = [seen.get(path) or PhotoReport(path, 0.0, 0.0, False, reasons[path]) for path in paths]
+        reports = [seen.get(path) or PhotoReport(path, 0.0, 0.0, False, rejected=reasons[path]) for path in paths]
         face_model = self.view_reader.faces.sha256 if faces else ""
         return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))
 

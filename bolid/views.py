@@ -27,6 +27,7 @@ MIN_SCORE = 0.35  # of the person's detection
 MIN_HEIGHT = 32  # pixels of the person's box
 MIN_KEYPOINTS = 6  # seen ones, one of them of the torso; a hand or a foot alone has fewer
 HEAD, TORSO = slice(0, 5), (5, 6, 11, 12)  # of COCO's 17: nose, eyes, ears; shoulders, hips
+PAIRS = {"feet": (15, 16), "knees": (13, 14), "hips": (11, 12), "shoulders": (5, 6)}  # "feet": the ankles
 
 NO_PERSON = "no person found"
 UNSURE = "a person only guessed at (low confidence)"
@@ -128,6 +129,11 @@ def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
     if seen.sum() < MIN_KEYPOINTS or not seen[list(TORSO)].any():
         return CUT_OFF
     return person
+
+
+def seen_down_to(keypoints: np.ndarray) -> str:
+    """The lowest of PAIRS of which both sides are seen in `keypoints` [17, 3], else "head"."""
+    return next((part for part, pair in PAIRS.items() if (keypoints[list(pair), 2] >= SEEN).all()), "head")
 
 
 def face_of(person: Person, faces: Sequence[Face]) -> Face | None:

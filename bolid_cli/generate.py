@@ -33,7 +33,9 @@ def generate(
             help="Show this person: a file that `bolid profile` wrote. May be repeated: each in pictures of their own.",
         ),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="Show the person in this photo.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Show the person in this photo; one of the whole body, upright, says most.")
+    ] = None,
     new_person: Annotated[int | None, typer.Option(help="Invent a person; the same number, the same person.")] = None,
     adapter: Annotated[
         Path | None, typer.Option(help="Folder of face adapter, body adapter or both. Default: the family's.")

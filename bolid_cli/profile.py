@@ -21,7 +21,9 @@ from bolid_cli._render import (  # fmt: skip
 
 
 def profile(
-    photos: Annotated[list[Path], typer.Argument(help="Photos of one person, or their folder. One is enough.")],
+    photos: Annotated[
+        list[Path], typer.Argument(help="Photos of one person, or their folder. One of the whole body is enough.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("me.safetensors"),
     body_encoder: Annotated[
         Path | None, typer.Option(help="Body encoder that `bolid train-vae` has written. Default: the family's.")
@@ -43,11 +45,13 @@ def profile(
             photos, out, body_encoder=body_encoder, family=family, device=device, progress=progress
         )
     rows = [
-        (report.photo, report.weight, "yes" if report.face else "no", report.rejected or "-")
+        (report.photo, report.weight, "yes" if report.face else "no", report.down_to or "-", report.rejected or "-")
         for report in result.reports
     ]
-    print_table(("photo", "weight", "face", "rejected because"), rows, quiet)
+    print_table(("photo", "weight", "face", "seen down to", "rejected because"), rows, quiet)
     note(f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)", quiet)
+    if not any(report.down_to == "feet" for report in result.reports):
+        note("no photo shows the whole body; one that does, upright, says much more of it", quiet)
     if as_json:
         emit_json(result)
     else:

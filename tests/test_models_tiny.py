@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from bolid import views
 from bolid.backends.pose import PoseModel
@@ -21,6 +22,7 @@ from bolid.generate import generate
 from bolid.person import FACE_WEIGHT, PersonReader
 from bolid.profile import make_profile
 from bolid.shard import shard
+from bolid_cli.main import app
 
 pytestmark = [
     pytest.mark.slow,
@@ -129,6 +131,24 @@ def test_four_steps_without_guidance_show_people(tmp_path):
         assert json.loads(picture.text["bolid"])["config"]["steps"] == 4
     pictures = [np.asarray(Image.open(path)) for path in paths]
     assert all(PoseModel(get_family("tiny").pose).detect(pictures))
+
+
+def test_a_profile_says_how_much_of_the_body_its_photos_show(rendered_people, tmp_path):
+    photos = sorted(rendered_people.glob("*/*.jpg"))
+    framings = {path: json.loads(path.with_suffix(".json").read_text())["attributes"]["framing"] for path in photos}
+    whole = [path for path, framing in framings.items() if framing == "full body"]
+    cut = next(path for path, framing in framings.items() if framing != "full body")
+    reports = make_profile(photos, tmp_path / "all.safetensors", device="cpu").reports
+    assert {report.down_to for report in reports if report.photo in whole} == {"feet"}
+    assert next(report for report in reports if report.photo == cut).down_to not in ("", "feet")
+
+    told = {}
+    for photo in (whole[0], cut):
+        out = tmp_path / f"{photo.parent.name}-{photo.stem}.safetensors"
+        result = CliRunner().invoke(app, ["profile", str(photo), "--out", str(out)])
+        assert result.exit_code == 0 and result.stdout.strip() == str(out)
+        told[photo] = result.stderr
+    assert "no photo shows the whole body" not in told[whole[0]] and "no photo shows the whole body" in told[cut]
 
 
 def test_the_best_of_several_is_chosen_by_the_face_too(rendered_people, tmp_path, monkeypatch):
