@@ -1177,7 +1177,7 @@ def test_plain_diffusers_loads_both_files_and_paints_the_same(world, tmp_path):
     base = get_family(world.family).base
     done = subprocess.run(
         [sys.executable, "-I", "-c", script, str(base), str(tmp_path / "a"), str(tmp_path / "stock.png")],
-        capture_output=True, text=True, check=True,
+        stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1]) == []
     with Image.open(ours[0]) as a, Image.open(tmp_path / "stock.png") as b:
