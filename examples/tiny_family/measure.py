@@ -192,6 +192,11 @@ def measure_base(_: Path, count: int = 240) -> dict[str, float]:
     return figures
 
 
+def face_found(faces: FaceModel, pictures: list[np.ndarray]) -> float:
+    """Share of the pictures in which a face is found, 0..1."""
+    return float(np.mean([bool(faces.detect(picture)) for picture in pictures]))
+
+
 def folders(val: Path, people: int) -> list[Path]:
     """Of the first so many held-out people."""
     return sorted(path for path in val.iterdir() if path.is_dir())[:people]
@@ -308,9 +313,9 @@ def measure_adapter(val: Path, people: int = 100, each: int = 4) -> dict[str, fl
     figures |= {"people": len(truth), "pictures of each": each}
     figures |= {f"{name} as asked": value for name, value in as_asked(with_body, asked_all).items()}
     figures |= {f"{name} as asked, base alone": value for name, value in as_asked(without, asked_all).items()}
-    faces = PersonReader(get_family("tiny")).view_reader.faces
+    faces = FaceModel(get_family("tiny").face)
     for what, pictures in (("a face is found", with_body), ("a face is found, base alone", without)):
-        figures[what] = float(np.mean([bool(faces.detect(picture)) for picture in pictures]))
+        figures[what] = face_found(faces, pictures)
     return figures
 
 
@@ -396,8 +401,8 @@ def measure_face_branch(val: Path, people: int = 50, each: int = 2) -> dict[str,
     shown = rebuilt(read_resized(portraits, maker.family.image_size))
     return {
         **likeness(made, kept, reader.view_reader.faces),
-        "a face is found in real portraits as the autoencoder rebuilds them": float(
-            np.mean([bool(reader.view_reader.faces.detect(picture)) for picture in shown])
+        "a face is found in real portraits as the autoencoder rebuilds them": face_found(
+            reader.view_reader.faces, shown
         ),
         "people": len(kept),
         "pictures of each": each,
@@ -452,7 +457,7 @@ def measure_face_guidance(
         figures |= {f"full body: {row.removesuffix(', ')}{name}": value for row, value in said.items()}
         for row in ("pose", "framing"):
             figures[f"full body: {row} as asked{name}"] = as_asked(shown, wanted)[row]
-        figures[f"full body: a face is found{name}"] = float(np.mean([bool(own.detect(p)) for p in shown]))
+        figures[f"full body: a face is found{name}"] = face_found(own, shown)
     return {**figures, "people": len(truth), "pictures of each": each}
 
 
@@ -460,7 +465,7 @@ def measure_body_guidance(val: Path, people: int = 100, each: int = 4) -> dict[s
     """What `--body-guidance 1` makes of the pictures of `measure_adapter`: the same people, prompts and noise. The
     gradient is the body encoder's; the probe, which reads the pictures, has no part in it."""
     maker = Pictures("face", "body", body_guidance=1)
-    faces = PersonReader(get_family("tiny")).view_reader.faces
+    faces = FaceModel(get_family("tiny").face)
     eight, truth, seeds = profiles(val, people, 8)
     known = {"eight photos": eight} | {name: profiles(val, people, 1, upright)[0] for name, upright in ONE.items()}
     figures: dict[str, float] = {}
@@ -468,7 +473,7 @@ def measure_body_guidance(val: Path, people: int = 100, each: int = 4) -> dict[s
         readings, shown, wanted = paint_bodies(maker, vectors, seeds, each)
         figures |= read_out(truth, readings, name)
         figures |= {f"{row} as asked, {name}": value for row, value in as_asked(shown, wanted).items()}
-        figures[f"a face is found, {name}"] = float(np.mean([bool(faces.detect(picture)) for picture in shown]))
+        figures[f"a face is found, {name}"] = face_found(faces, shown)
         if vectors is eight:
             figures |= {f"{row}, {name}": value for row, value in by_ratio(truth, readings).items()}
             _, figures[f"rank-1 among the people, by the probe, {name}"] = to_everybody(truth, readings)
