@@ -133,7 +133,7 @@ class PersonReader:
 
         gaussians = [self._encode(view) for view in views.values()]
         mean, logvar, confidence = (torch.cat(parts) for parts in zip(*gaussians, strict=True))
-        body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence)
+        body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence, self.encoder.population)
         faces = [torch.from_numpy(view.face) for view in views.values() if view.face is not None]
         face = F.normalize(torch.stack(faces).mean(0), dim=0) if faces else None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.backends.body import BodyEncoder
-    from bolid.method.body_vae import BodyVAE, Views
+    from bolid.method.body_vae import BodyVAE, Population, Views
 
 Progress = Callable[[int, int, str], None]
 KIND = "body-encoder"
@@ -189,7 +189,7 @@ def train_vae(
         anchor = space, table if seen == config.detail else read_views(train, seen)
     started = time.monotonic()
     model, metrics = fit(table, config, record, Path(out), anchor, device=device, seed=seed, progress=progress)
-    save_body_encoder(out, model, {**record, "metrics": metrics})
+    save_body_encoder(out, model, {**record, "metrics": metrics}, people_of(model, table, device))
     checkpoint_path(Path(out)).unlink(missing_ok=True)
     return TrainVaeResult(
         Path(out), config.steps, time.monotonic() - started, len(table.people), len(table.views.keypoints), metrics
@@ -217,8 +217,8 @@ def fit(
     """
     import torch
 
+    from bolid.backends.body import read_body_encoder
     from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
-    from bolid.formats.tensors import load_tensors
     from bolid.method import body_vae as bv
 
     people = [rows for rows in table.people if len(rows) >= 2]
@@ -237,8 +237,7 @@ def fit(
         detail=config.detail,
     )  # fmt: skip
     if config.init:
-        tensors, told = load_tensors(config.init, KIND)
-        first = {name: value.float() for name, value in tensors.items()}
+        first, _, told = read_body_encoder(config.init)
         if model.direct is not None:  # one that has no such way starts without, as it were
             first.setdefault("direct.weight", model.direct.weight.detach())
         try:
@@ -315,6 +314,32 @@ def fit(
     return model.eval(), {name: round(value, 4) for name, value in recent.items()}
 
 
+def encode_table(model: BodyVAE, table: ViewTable, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mean, logvar [N, D] and confidence [N] of every view, on `device`."""
+    import torch
+
+    from bolid.method.body_vae import view_confidence
+
+    parts = []
+    with torch.no_grad():
+        for rows in torch.arange(len(table.views.keypoints)).split(256):
+            views = unpack(table.views, rows).to(device)
+            parts.append((*model.encode(views), view_confidence(views.keypoints)))
+    mean, logvar, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
+    return mean, logvar, confidence
+
+
+def people_of(model: BodyVAE, table: ViewTable, device: str) -> Population:
+    """How the bodies of the table's people are spread, each fused from all of their views."""
+    import torch
+
+    from bolid.method.body_vae import fuse, population
+
+    encoded = encode_table(model, table, device)
+    fused = [fuse(*(part[rows][None].cpu() for part in encoded)) for rows in table.people]
+    return population(*(torch.cat(part) for part in zip(*fused, strict=True)))
+
+
 class Anchor:
     """Another body encoder whose space is to be kept: what it reads in the views of a person that a fused body did not
     come from is what that body should be. So it also learns how far to trust few views, and bad ones.
@@ -323,18 +348,10 @@ class Anchor:
     def __init__(self, model: BodyVAE, table: ViewTable, device: str) -> None:
         import torch
 
-        from bolid.method.body_vae import view_confidence
-
         self.model = model
-        means, precisions = [], []
-        with torch.no_grad():
-            for rows in torch.arange(len(table.views.keypoints)).split(256):
-                views = unpack(table.views, rows).to(device)
-                mean, logvar = model.encode(views)
-                means.append(mean)
-                precisions.append(torch.exp(-logvar) * view_confidence(views.keypoints)[:, None])
-        self.precision = torch.cat(precisions)  # [N, D]
-        self.weighted = self.precision * torch.cat(means)  # [N, D]
+        mean, logvar, confidence = encode_table(model, table, device)
+        self.precision = torch.exp(-logvar) * confidence[:, None]  # [N, D]
+        self.weighted = self.precision * mean  # [N, D]
         self.whole = self.precision.new_empty(len(self.precision), 2, self.precision.shape[1])  # of a row's person
         for rows in table.people:
             self.whole[rows] = torch.stack([self.weighted[rows].sum(0), self.precision[rows].sum(0)])

@@ -12,10 +12,12 @@ from small_base import make_body_encoder, make_family
 from typer.testing import CliRunner
 
 import bolid.views
+from bolid.backends.body import FEW, BodyEncoder, save_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.method.body_vae import Population, within_population
 from bolid.method.sliders import cross_validated_r2, expect, fit_readout, slider_directions, standardised, unmixed
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
@@ -89,6 +91,31 @@ def test_another_photo_never_raises_the_uncertainty(world, tmp_path):
         spreads.append(me.body_logvar)
     assert all((more <= fewer).all() for fewer, more in zip(spreads, spreads[1:], strict=False))
     assert (spreads[0] <= 0).all()  # never above the prior's
+
+
+def test_few_photos_are_completed_by_the_population(world, tmp_path):
+    family, plain, photos = world
+    encoder = BodyEncoder(plain)
+    people = Population(torch.full((encoder.body_dim,), 0.5), 0.3 + torch.eye(encoder.body_dim))
+    save_body_encoder(tmp_path / "with.safetensors", encoder.model, {**encoder.record, "space": encoder.space}, people)
+    knowing = BodyEncoder(tmp_path / "with.safetensors")
+    assert knowing.space == encoder.space and encoder.population is None
+    assert all(torch.equal(a, b) for a, b in zip(knowing.population, people, strict=True))
+
+    def profiles(count):
+        paths = []
+        for file in (plain, tmp_path / "with.safetensors"):
+            paths.append(tmp_path / f"{count}-{file.name}")
+            make_profile(photos[:count], paths[-1], body_encoder=file, family=family, device="cpu")
+        return [load_profile(path) for path in paths]
+
+    for count in range(1, FEW + 1):
+        alone, completed = profiles(count)
+        expected = within_population(alone.body_mean, alone.body_logvar, people)
+        assert torch.equal(completed.body_mean, expected) and not torch.allclose(expected, alone.body_mean, atol=0.01)
+        assert torch.equal(completed.body_logvar, alone.body_logvar)  # or another photo would raise the uncertainty
+    many, same = profiles(FEW + 1)
+    assert torch.equal(many.body_mean, same.body_mean)
 
 
 def test_photos_that_cannot_be_used_are_reported(world, tmp_path):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_base import make_family, make_training_shards
 
-from bolid.backends.body import BodyEncoder
+from bolid.backends.body import BodyEncoder, read_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, read_record
+from bolid.method import body_vae as bv
 from bolid.run import sha256_file
 from bolid.train_vae import Anchor, TrainVaeConfig, _draw, checkpoint_path, read_views, train_vae, unpack
 
@@ -56,6 +57,23 @@ def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
     assert not checkpoint_path(tmp_path / "killed.safetensors").exists()
 
 
+def test_the_encoder_knows_its_people(world, tmp_path):
+    """Fused by hand, from the file's own network; and a training goes on from such a file."""
+    _, train = world
+    result = train_vae(train, tmp_path / "a.safetensors", config=CONFIG, device="cpu")
+    encoder, table = BodyEncoder(result.path), read_views(train)
+    mean, logvar = encoder.model.encode(unpack(table.views, torch.arange(result.views)))
+    confidence = bv.view_confidence(table.views.keypoints)
+    fused = [bv.fuse(mean[None, rows], logvar[None, rows], confidence[None, rows]) for rows in table.people]
+    expected = bv.population(torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused]))
+    assert len(fused) == result.people and encoder.population.covariance.shape == (6, 6)
+    for got, wanted in zip(encoder.population, expected, strict=True):
+        assert torch.allclose(got, wanted, atol=0.02)  # the file's network is in half precision
+    going_on = dataclasses.replace(CONFIG, init=str(result.path), steps=1)
+    again = BodyEncoder(train_vae(train, tmp_path / "b.safetensors", config=going_on, device="cpu").path)
+    assert not torch.equal(again.population.covariance, encoder.population.covariance)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path):
     _, train = world
     out = tmp_path / "b.safetensors"
@@ -90,7 +108,7 @@ def test_training_can_start_from_another_encoder(world, tmp_path):
     first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")
     still = dataclasses.replace(CONFIG, steps=1, learning_rate=0.0, init=str(first.path))
     second = train_vae(world[1], tmp_path / "b.safetensors", config=still, device="cpu")
-    ours, theirs = (load_tensors(result.path, "body-encoder")[0] for result in (first, second))
+    ours, theirs = (read_body_encoder(result.path)[0] for result in (first, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running" not in name and "num_" not in name)
     assert ours["direct.weight"].any()  # that the first one learnt
     without = dataclasses.replace(CONFIG, direct=False)

@@ -13,27 +13,54 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import BodyVAE, Views, crop_views, fuse, make_views, view_confidence, view_crop
+from bolid.method.body_vae import (
+    BodyVAE,
+    Population,
+    Views,
+    crop_views,
+    fuse,
+    make_views,
+    view_confidence,
+    view_crop,
+    within_population,
+)
 from bolid.run import sha256_file
 
 if TYPE_CHECKING:
     from bolid.backends.pose import PoseModel
 
 KIND = "body-encoder"
+FEW = 2
+"""So many views leave enough of a body open for the population to say more of it: by trial (docs/tiny-training.md)."""
+_PEOPLE = "population."
 _BATCH = 64
 
 
-def save_body_encoder(path: str | os.PathLike[str], model: BodyVAE, record: dict[str, Any]) -> None:
-    """Encoder and decoder in f16; the record's config says how to build the network again."""
+def save_body_encoder(
+    path: str | os.PathLike[str], model: BodyVAE, record: dict[str, Any], people: Population | None = None
+) -> None:
+    """Encoder and decoder in f16, the population in f32; the record's config says how to build the network again."""
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    if people is not None:
+        tensors |= {_PEOPLE + name: value.float() for name, value in people._asdict().items()}
     save_tensors(path, tensors, {**record, "feature_dim": model.feature_dim})
+
+
+def read_body_encoder(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, torch.Tensor], Population | None, dict[str, Any]]:
+    """(the network's tensors in f32, the population if it is known, the record)."""
+    tensors, record = load_tensors(path, KIND)
+    told = {name: tensors.pop(_PEOPLE + name) for name in Population._fields if _PEOPLE + name in tensors}
+    people = Population(**told) if len(told) == len(Population._fields) else None
+    return {name: value.float() for name, value in tensors.items()}, people, record
 
 
 class BodyEncoder:
     """A frozen body encoder. Raises BolidError for a file that is not one."""
 
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
-        tensors, self.record = load_tensors(path, KIND)
+        tensors, self.population, self.record = read_body_encoder(path)
         self.sha256 = sha256_file(path)
         self.path, self.device = Path(path), device
         config = self.record.get("config", {})
@@ -42,7 +69,7 @@ class BodyEncoder:
                 config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"],
                 direct=config.get("direct", False), detail=config.get("detail", 1.0),
             )  # fmt: skip
-            self.model.load_state_dict({name: value.float() for name, value in tensors.items()})
+            self.model.load_state_dict(tensors)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BolidError(
                 f"{path} does not hold a body encoder that this version can build", "make it again: bolid train-vae"
@@ -125,12 +152,15 @@ class BodyEncoder:
 
 
 def fuse_views(
-    mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor
+    mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor, people: Population | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All views of one person, [M, D], [M, D], [M] => body_mean [D], body_logvar [D], view_weights [M] summing to 1.
 
-    A view's weight is its share of the precision that the views add to the prior.
+    A view's weight is its share of the precision that the views add to the prior. With `people` the mean of FEW views
+    is that within them (`within_population`); the uncertainty stays that of N(0, I), or another view might raise it.
     """
-    body_mean, body_logvar = fuse(mean[None], logvar[None], confidence[None])
+    body_mean, body_logvar = (part[0] for part in fuse(mean[None], logvar[None], confidence[None]))
+    if people is not None and len(mean) <= FEW:
+        body_mean = within_population(body_mean, body_logvar, people)
     precision = (torch.exp(-logvar) * confidence[:, None]).sum(-1)
-    return body_mean[0], body_logvar[0], precision / precision.sum().clamp_min(1e-12)
+    return body_mean, body_logvar, precision / precision.sum().clamp_min(1e-12)

@@ -401,6 +401,37 @@ def fuse(mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor) -> 
     return (precision * mean).sum(dim=1) / body_precision, -body_precision.log()
 
 
+class Population(NamedTuple):
+    """How bodies are spread over people, as an encoder sees them: N(mean, covariance)."""
+
+    mean: torch.Tensor  # [D]
+    covariance: torch.Tensor  # [D, D]
+
+
+def population(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> Population:
+    """The Gaussian with the moments of the aggregated posterior, the prior that would fit the encoder best (Tomczak &
+    Welling 2018, arXiv:1705.07120): how the fused means of P people lie, and how unsure each of them is.
+
+    body_mean, body_logvar [P, D], P at least 2.
+    """
+    covariance = torch.cov(body_mean.double().T) + torch.diag(body_logvar.double().exp().mean(0))
+    return Population(body_mean.mean(0), covariance.to(body_mean))
+
+
+def within_population(body_mean: torch.Tensor, body_logvar: torch.Tensor, people: Population) -> torch.Tensor:
+    """The mean [D] of what `fuse` gives, [D] each, had `people` been its prior instead of N(0, I).
+
+    What the views leave open then follows from what they show as it does in the population, where N(0, I) knows of no
+    such ties. Not in the paper.
+    """
+    mean, covariance = (part.double() for part in people)
+    precision = body_logvar.double().neg().exp()  # of the views' and 1 of N(0, I)
+    shown = (precision - 1).clamp_min(0)
+    # (S^-1 + P)^-1 (S^-1 m + evidence), without an inverse of S
+    system = torch.eye(len(mean), dtype=mean.dtype) + covariance * shown
+    return torch.linalg.solve(system, mean + covariance @ (precision * body_mean)).to(body_mean)
+
+
 def identity_logits(
     mean_a: torch.Tensor, logvar_a: torch.Tensor, mean_b: torch.Tensor, logvar_b: torch.Tensor
 ) -> torch.Tensor:

@@ -630,6 +630,9 @@ BODY_ENCODER_CARD = f"""
 (encoder and decoder, fp16). Made by `bolid train-vae` from what `extract` and `shard` wrote; loaded by
 `bolid.backends.body.BodyEncoder`. It knows only rendered synthetic people. No measurement of any body was used.
 
+`population.mean`, `population.covariance`: how the bodies of 800 other people are spread (`measure_population.py`), by
+which one photo or two are completed.
+
 The read-out is a ridge regression learnt on training people; its figures below are for people neither it nor the
 encoder has seen.
 
