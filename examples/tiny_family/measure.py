@@ -685,7 +685,7 @@ def write_cards(part: str, measured: dict[str, dict[str, float]]) -> None:
         write_card(family.body_adapter.parent, "Tiny face and body adapters", ADAPTER_CARD, figures, facts)
 
 
-PARENTS = ("init_", "reader_", "mixed_")  # inputs of a training that are adapters, or read the pictures
+PARENTS = ("init", "reader_", "mixed_")  # inputs of a training that are adapters, or read the pictures
 
 
 def _settings(path: Path) -> dict[str, object]:
