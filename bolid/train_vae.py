@@ -189,7 +189,9 @@ def train_vae(
         anchor = space, table if seen == config.detail else read_views(train, seen)
     started = time.monotonic()
     model, metrics = fit(table, config, record, Path(out), anchor, device=device, seed=seed, progress=progress)
-    save_body_encoder(out, model, {**record, "metrics": metrics}, people_of(model, table, device))
+    # Of fewer people than dimensions the covariance knows nothing of most directions: then N(0, I) stays the prior.
+    people = people_of(model, table, device) if len(table.people) > config.body_dim else None
+    save_body_encoder(out, model, {**record, "metrics": metrics}, people)
     checkpoint_path(Path(out)).unlink(missing_ok=True)
     return TrainVaeResult(
         Path(out), config.steps, time.monotonic() - started, len(table.people), len(table.views.keypoints), metrics

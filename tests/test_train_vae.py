@@ -58,20 +58,24 @@ def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
 
 
 def test_the_encoder_knows_its_people(world, tmp_path):
-    """Fused by hand, from the file's own network; and a training goes on from such a file."""
+    """Fused by hand, from the file's own network; a training goes on from such a file. Where the people are fewer than
+    the dimensions, it says nothing of them."""
     _, train = world
-    result = train_vae(train, tmp_path / "a.safetensors", config=CONFIG, device="cpu")
+    config = dataclasses.replace(CONFIG, body_dim=2)
+    result = train_vae(train, tmp_path / "a.safetensors", config=config, device="cpu")
     encoder, table = BodyEncoder(result.path), read_views(train)
     mean, logvar = encoder.model.encode(unpack(table.views, torch.arange(result.views)))
     confidence = bv.view_confidence(table.views.keypoints)
     fused = [bv.fuse(mean[None, rows], logvar[None, rows], confidence[None, rows]) for rows in table.people]
     expected = bv.population(torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused]))
-    assert len(fused) == result.people and encoder.population.covariance.shape == (6, 6)
+    assert len(fused) == result.people and encoder.population.covariance.shape == (2, 2)
     for got, wanted in zip(encoder.population, expected, strict=True):
         assert torch.allclose(got, wanted, atol=0.02)  # the file's network is in half precision
-    going_on = dataclasses.replace(CONFIG, init=str(result.path), steps=1)
+    going_on = dataclasses.replace(config, init=str(result.path), steps=1)
     again = BodyEncoder(train_vae(train, tmp_path / "b.safetensors", config=going_on, device="cpu").path)
     assert not torch.equal(again.population.covariance, encoder.population.covariance)
+    few = train_vae(train, tmp_path / "few.safetensors", config=CONFIG, device="cpu")
+    assert few.people < CONFIG.body_dim and BodyEncoder(few.path).population is None
 
 
 def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path):
