@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.backends.body import BodyEncoder
-    from bolid.method.body_vae import BodyVAE, Population, Views
+    from bolid.method.body_vae import BodyVAE, Views
 
 Progress = Callable[[int, int, str], None]
 KIND = "body-encoder"
@@ -170,7 +170,7 @@ def train_vae(
     Raises BolidError for a directory that is no finished shard directory, or one with too few people, and where `out`
     is of another training.
     """
-    from bolid.backends.body import BodyEncoder, save_body_encoder
+    from bolid.backends.body import BodyEncoder, population_of, save_body_encoder
     from bolid.formats.checkpoint import check_result
     from bolid.formats.shards import directory_sha256, read_index
 
@@ -190,7 +190,10 @@ def train_vae(
     started = time.monotonic()
     model, metrics = fit(table, config, record, Path(out), anchor, device=device, seed=seed, progress=progress)
     # Of fewer people than dimensions the covariance knows nothing of most directions: then N(0, I) stays the prior.
-    people = people_of(model, table, device) if len(table.people) > config.body_dim else None
+    people = None
+    if len(table.people) > config.body_dim:
+        encoded = [part.cpu() for part in encode_table(model, table, device)]
+        people = population_of([part[rows] for part in encoded] for rows in table.people)
     save_body_encoder(out, model, {**record, "metrics": metrics}, people)
     checkpoint_path(Path(out)).unlink(missing_ok=True)
     return TrainVaeResult(
@@ -329,17 +332,6 @@ def encode_table(model: BodyVAE, table: ViewTable, device: str) -> tuple[torch.T
             parts.append((*model.encode(views), view_confidence(views.keypoints)))
     mean, logvar, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
     return mean, logvar, confidence
-
-
-def people_of(model: BodyVAE, table: ViewTable, device: str) -> Population:
-    """How the bodies of the table's people are spread, each fused from all of their views."""
-    import torch
-
-    from bolid.method.body_vae import fuse, population
-
-    encoded = encode_table(model, table, device)
-    fused = [fuse(*(part[rows][None].cpu() for part in encoded)) for rows in table.people]
-    return population(*(torch.cat(part) for part in zip(*fused, strict=True)))
 
 
 class Anchor:

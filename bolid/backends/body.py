@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from bolid.method.body_vae import (
     crop_views,
     fuse,
     make_views,
+    population,
     view_confidence,
     view_crop,
     within_population,
@@ -164,3 +165,9 @@ def fuse_views(
         body_mean = within_population(body_mean, body_logvar, people)
     precision = (torch.exp(-logvar) * confidence[:, None]).sum(-1)
     return body_mean, body_logvar, precision / precision.sum().clamp_min(1e-12)
+
+
+def population_of(people: Iterable[Sequence[torch.Tensor]]) -> Population:
+    """How bodies are spread over people all of whose views are given: mean [M, D], logvar [M, D], confidence [M]."""
+    fused = [fuse_views(*views)[:2] for views in people]
+    return population(*(torch.stack(part) for part in zip(*fused, strict=True)))

@@ -22,10 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from bolid.backends.body import BodyEncoder
+from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.families import get_family
 from bolid.formats.images import read_photo
-from bolid.method.body_vae import fuse
 from bolid.method.metrics import r2_scores
 from bolid.method.sliders import fit_readout
 from bolid.views import View, ViewReader, person_crop
@@ -61,7 +60,7 @@ def fused(people: list[tuple[torch.Tensor, ...]], rows: list[np.ndarray]) -> np.
     """body_mean [people, D] of the given views of each person."""
     means = []
     for (mean, logvar, confidence), own in zip(people, rows, strict=True):
-        means.append(fuse(mean[own][None], logvar[own][None], confidence[own][None])[0][0].numpy())
+        means.append(fuse_views(mean[own], logvar[own], confidence[own])[0].numpy())
     return np.stack(means)
 
 

@@ -15,12 +15,10 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
 from measure_body_encoder import encode_people
 
-from bolid.backends.body import BodyEncoder, save_body_encoder
+from bolid.backends.body import BodyEncoder, population_of, save_body_encoder
 from bolid.families import get_family
-from bolid.method.body_vae import fuse, population
 
 
 def main() -> None:
@@ -32,10 +30,8 @@ def main() -> None:
     args = parser.parse_args()
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
     people, _, _ = encode_people(args.photos, encoder, args.people)
-    fused = [fuse(*(part[None] for part in views)) for views in people]
-    spread = population(*(torch.cat(part) for part in zip(*fused, strict=True)))
     record = {**encoder.record, "space": encoder.space, "population": len(people)}
-    save_body_encoder(args.out, encoder.model, record, spread)
+    save_body_encoder(args.out, encoder.model, record, population_of(people))
     print(args.out)
 
 

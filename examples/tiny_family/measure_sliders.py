@@ -41,11 +41,10 @@ import torch
 from measure_body_encoder import encode_people
 
 import bolid.synth.people as world
-from bolid.backends.body import BodyEncoder
+from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.errors import BolidError
 from bolid.families import get_family
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
-from bolid.method.body_vae import fuse
 from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised, unmixed
 from bolid.run import run_record, sha256_file
 
@@ -62,7 +61,7 @@ VALUES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 def measure(photos: Path, encoder: BodyEncoder, wanted: dict[str, str]) -> tuple[Sliders, torch.Tensor]:
     """The sliders `wanted` (name -> ratio), and the body vectors [P, D] that they were measured from."""
     people, ratios, names = encode_people(photos, encoder)
-    bodies = torch.stack([fuse(mean[None], logvar[None], conf[None])[0][0] for mean, logvar, conf in people])
+    bodies = torch.stack([fuse_views(*views)[0] for views in people])
     ratios = ratios[:, [names.index(ratio) for ratio in wanted.values()]]
     target = torch.from_numpy(ratios)
     scores = {penalty: cross_validated_r2(bodies, target, penalty) for penalty in PENALTIES}
