@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.formats.places import is_remote, place
 from bolid.formats.shards import INDEX, JOURNAL, read_index, read_shards
+from bolid.formats.storage import is_remote, place
 from bolid.formats.tensors import load_tensors, read_header, read_record
 
 _NOT_OURS = "give a shard directory, a .safetensors file, an adapter directory or a PNG that `bolid` has written"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.families import Family
+from bolid.models.families import Family
 
 if TYPE_CHECKING:
     import numpy as np

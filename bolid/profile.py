@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.families import get_family, match_family
+from bolid.models.families import get_family, match_family
 from bolid.person import PersonReader, PhotoReport
 from bolid.run import pick_device, run_record, sha256_file
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.families import Family, match_family
 from bolid.formats.images import decode_image, encode_jpeg
-from bolid.formats.places import place
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
     Sample,
@@ -21,6 +19,8 @@ from bolid.formats.shards import (
     directory_sha256,
     read_index,
 )
+from bolid.formats.storage import place
+from bolid.models.families import Family, match_family
 from bolid.run import derive_seed, pick_device, run_record
 from bolid.views import person_crop
 
@@ -98,7 +98,7 @@ def shard(
         outs.append(writer.directory)
         if not writer.complete:
             if encoder is None:
-                from bolid.backends.base import LatentEncoder
+                from bolid.backends.diffusion import LatentEncoder
 
                 encoder = LatentEncoder(chosen, pick_device(device))
             for key, reason in rejected.items():

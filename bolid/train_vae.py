@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError, require_not_negative, require_parts
-from bolid.families import match_family
+from bolid.models.families import match_family
 from bolid.run import derive_seed, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:

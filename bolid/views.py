@@ -18,7 +18,7 @@ from bolid.errors import BolidError
 if TYPE_CHECKING:
     from bolid.backends.face import Face
     from bolid.backends.pose import Person
-    from bolid.families import Family
+    from bolid.models.families import Family
 
 PersonRule = Literal["main", "only"]
 

@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from bolid_cli._render import JsonOption, QuietOption, SeedOption, emit_json, emit_paths, note, print_table
+from bolid_cli._console import JsonOption, QuietOption, SeedOption, emit_json, emit_paths, note, print_table
 
 
 def demo(
+    context: typer.Context,
     person: Annotated[
         int, typer.Option(help="Seed of the person to show; from 200000 up nobody has seen them.", min=0)
     ] = 200000,
@@ -42,7 +43,7 @@ def demo(
     evaluations = []
     for command in plan.commands:
         note(f"\n$ {plan.shown(command)}", quiet)
-        printed = _run(command, quiet)
+        printed = _run(context, command, quiet)
         if command[0] == "evaluate":
             evaluations.append(json.loads(printed))
     rows = bolid.demo.how_close(plan, evaluations)
@@ -57,13 +58,12 @@ def demo(
         emit_paths([sheet])
 
 
-def _run(arguments: tuple[str, ...], quiet: bool) -> str:
+def _run(context: typer.Context, arguments: tuple[str, ...], quiet: bool) -> str:
     """Run one bolid command in this process (the libraries load once); returns what it printed on stdout."""
-    from bolid_cli.main import app
-
+    bolid = context.find_root().command
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = app([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
+        code = bolid.main([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
     if code:
         raise typer.Exit(code)
     return printed.getvalue()

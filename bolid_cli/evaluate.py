@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bolid.errors import BolidError
-from bolid_cli._render import (  # fmt: skip
+from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
     JsonOption,
@@ -25,7 +25,7 @@ from bolid_cli._render import (  # fmt: skip
 )
 
 if TYPE_CHECKING:
-    from bolid.evaluate import Comparison, Evaluation, Metric
+    from bolid.evaluate.results import Comparison, Evaluation, Metric
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bolid_cli._render import (
+from bolid_cli._console import (
     DeviceOption,
     FamilyOption,
     JsonOption,
@@ -69,10 +69,10 @@ def extract(
     same command goes on where it stopped. Started by torchrun or srun, several processes share the photos and the first
     one writes. The result is the same in all cases.
     """
-    import bolid.engines
     import bolid.extract
+    import bolid.extract.workers
 
-    quiet = quiet or not bolid.engines.this_rank().leads
+    quiet = quiet or not bolid.extract.workers.this_rank().leads
     chosen = choose_family(family, quiet)
 
     try:

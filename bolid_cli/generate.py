@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bolid.errors import BolidError
-from bolid_cli._render import (  # fmt: skip
+from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
     JsonOption,

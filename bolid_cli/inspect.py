@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bolid_cli._render import JsonOption, emit_json
+from bolid_cli._console import JsonOption, emit_json
 
 
 def inspect(

@@ -23,7 +23,7 @@ from bolid_cli import (
     train_adapter,
     train_vae,
 )
-from bolid_cli._render import show_error
+from bolid_cli._console import show_error
 
 # In the order of the chain. Each command is a function in a module of its (first) name, whose twin in bolid/
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bolid.errors import BolidError
-from bolid.families import (
+from bolid.models.families import (
     FAMILY_NAMES,
     PARTS,
     SOURCES,
@@ -18,7 +18,7 @@ from bolid.families import (
     remember_commercial,
     remember_family,
 )
-from bolid_cli._render import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
+from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
 
 app = typer.Typer(
     help="List, fetch, check and convert the models of the families, or choose a family.",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bolid_cli._render import (  # fmt: skip
+from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
     JsonOption,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bolid.errors import BolidError
-from bolid_cli._render import (
+from bolid_cli._console import (
     DeviceOption,
     FamilyOption,
     JsonOption,
@@ -26,7 +26,7 @@ from bolid_cli._render import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from bolid.scrape import ScrapeResult
+    from bolid.scrape.command import ScrapeResult
 
 
 def scrape(
@@ -187,10 +187,10 @@ def _summary(result: ScrapeResult, quiet: bool) -> None:
 
 
 def _forget(person: str, out: Path, also: list[Path], as_json: bool, quiet: bool) -> None:
-    import bolid.forget
+    import bolid.scrape.forget
 
     with progress_bar(quiet) as progress:
-        result = bolid.forget.forget(person, out, also, progress=progress)
+        result = bolid.scrape.forget.forget(person, out, also, progress=progress)
     samples = sum(map(len, result.samples.values()))
     note(
         f"{result.person}: deleted {len(result.photos)} files in {out}, {samples} samples in "

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bolid_cli._render import (
+from bolid_cli._console import (
     DeviceOption,
     FamilyOption,
     JsonOption,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from bolid.errors import BolidError
-from bolid_cli._render import JsonOption, QuietOption, emit_json, emit_paths, progress_bar
+from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, progress_bar
 
 
 class Framing(StrEnum):

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bolid.train_adapter import TrainAdapterConfig
-from bolid_cli._config import config_options
-from bolid_cli._render import (  # fmt: skip
+from bolid.train_adapter.config import TrainAdapterConfig
+from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
     JsonOption,
@@ -21,6 +20,7 @@ from bolid_cli._render import (  # fmt: skip
     print_table,
     progress_bar,
 )
+from bolid_cli._options import config_options
 
 
 @config_options(TrainAdapterConfig)

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from bolid.train_vae import TrainVaeConfig
-from bolid_cli._config import config_options
-from bolid_cli._render import (  # fmt: skip
+from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
     JsonOption,
@@ -20,6 +19,7 @@ from bolid_cli._render import (  # fmt: skip
     note,
     progress_bar,
 )
+from bolid_cli._options import config_options
 
 
 @config_options(TrainVaeConfig)

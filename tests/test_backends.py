@@ -22,9 +22,9 @@ from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
 from bolid.errors import BolidError
-from bolid.families import get_family
-from bolid.models import convert
-from bolid.pixel_losses import PixelLosses
+from bolid.models.families import get_family
+from bolid.models.pull import convert
+from bolid.train_adapter.pixel_losses import PixelLosses
 
 TINY = get_family("tiny")
 LOADERS = {"pose": PoseModel, "face": FaceModel, "image_text": ImageTextModel, "probe": BodyProbe}

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_base import make_base
 
-from bolid.backends.base import LatentEncoder, choose_dtype, load_base
+from bolid.backends.diffusion import LatentEncoder, choose_dtype, load_base
 from bolid.errors import BolidError
-from bolid.families import get_family
-from bolid.generate import generate
+from bolid.generate.command import generate
+from bolid.models.families import get_family
 
 SIZE = (64, 48)
 PROMPT = "a photo of a woman"
@@ -352,8 +352,8 @@ def test_bad_files_are_refused(world, family, single, tmp_path, form, kind):
 
 @pytest.mark.parametrize("kind", ["truncated", "malicious", "wrong shape", "wrong family"])
 def test_bad_controlnets_decoders_and_vaes_are_refused(world, family, tmp_path, kind):
-    from bolid.backends.base import add_controlnet
-    from bolid.pixel_losses import _load_decoder
+    from bolid.backends.diffusion import add_controlnet
+    from bolid.train_adapter.pixel_losses import _load_decoder
 
     trace, pipe = tmp_path / "it-ran", load_base(family)
     network = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16))

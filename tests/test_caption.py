@@ -8,12 +8,12 @@ import torch
 import transformers
 from PIL import Image
 
-import bolid.extract
+import bolid.extract.command
 from bolid.backends.caption import Captioner, captioner_path
 from bolid.errors import BolidError
-from bolid.extract import extract
-from bolid.families import get_family
+from bolid.extract.command import extract
 from bolid.formats.shards import read_index, read_shards
+from bolid.models.families import get_family
 from bolid.views import View
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *(f"word{n}" for n in range(40))]
@@ -131,7 +131,7 @@ class Reader:
 
 
 def test_extract_takes_the_text_beside_a_photo_first(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(bolid.extract, "ViewReader", Reader)
+    monkeypatch.setattr(bolid.extract.command, "ViewReader", Reader)
     rng = np.random.default_rng(0)
     (tmp_path / "photos" / "anna").mkdir(parents=True)
     for number in range(3):

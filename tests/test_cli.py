@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import bolid
 from bolid.errors import BolidError
-from bolid_cli import _render
+from bolid_cli import _console as _render
 from bolid_cli.main import COMMANDS, app
 
 run = CliRunner().invoke

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from small_base import make_body_encoder, make_family, make_training_shards
 
-import bolid.pose_map
-from bolid.families import get_family
+import bolid.generate.pose_map
 from bolid.formats.checkpoint import save_checkpoint
 from bolid.formats.tensors import load_tensors
-from bolid.generate import generate
-from bolid.train_adapter import TrainAdapterConfig, train_adapter
+from bolid.generate.command import generate
+from bolid.models.families import get_family
+from bolid.train_adapter.command import train_adapter
+from bolid.train_adapter.config import TrainAdapterConfig
 
 SCRIPTS = Path(__file__).parent.parent / "examples" / "tiny_family"
 
@@ -112,7 +113,9 @@ def test_the_controlnet(world, script, monkeypatch, tmp_path):
     # It is what `generate --pose-from` looks for, and after three steps it no longer adds zeros.
     (tmp_path / "a" / "export").rename(get_family(family).controlnet)
     monkeypatch.setattr(
-        bolid.pose_map, "read_pose", lambda photo, family, device: np.full((*family.image_size, 3), 200, np.uint8)
+        bolid.generate.pose_map,
+        "read_pose",
+        lambda photo, family, device: np.full((*family.image_size, 3), 200, np.uint8),
     )
     (tmp_path / "photo.png").write_bytes(b"photo")
     posed = generate(["a"], tmp_path / "1", family=family, pose_from=tmp_path / "photo.png", device="cpu")

@@ -13,12 +13,12 @@ import torch
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
-import bolid.observe
+import bolid.evaluate.observe
 from bolid.errors import BolidError
-from bolid.evaluate import compare, evaluate
-from bolid.families import PARTS, get_family
+from bolid.evaluate.command import compare, evaluate
+from bolid.evaluate.scores import DESCRIPTIONS, Against, outfit
 from bolid.formats.profile import save_profile
-from bolid.scores import DESCRIPTIONS, Against, outfit
+from bolid.models.families import PARTS, get_family
 from bolid_cli.main import app
 
 
@@ -195,14 +195,14 @@ def test_bodies_and_faces_of_known_readings():
     """Five people whose bodies and faces are far apart: everything is told from the vectors alone."""
     readings, faces = torch.eye(5).repeat_interleave(5, 0), torch.eye(512)[:5].repeat_interleave(5, 0)
     owner, noise = torch.arange(5).repeat_interleave(5), torch.Generator().manual_seed(0)
-    references = bolid.observe.References(
+    references = bolid.evaluate.observe.References(
         people=list("abcde"), owner=owner, embeds=torch.ones(25, 4) / 2,
         faces=torch.nn.functional.normalize(faces + 0.01 * torch.randn(25, 512, generator=noise), dim=1),
         keypoints=torch.zeros(25, 17, 3), widths=torch.full((25, 16), torch.nan), readings=readings, truth={},
         statistics=None,
     )  # fmt: skip
     against = Against(references, {}, None)
-    seen = bolid.observe.Seen(
+    seen = bolid.evaluate.observe.Seen(
         torch.ones(4) / 2, torch.ones(4), None, torch.eye(512)[1], torch.ones(17, 3), torch.zeros(16),
         torch.tensor([0.1, 0.9, 0.2, 0.0, 0.0]),
     )  # fmt: skip
@@ -284,7 +284,7 @@ def test_what_was_seen_in_references_is_kept(person, pictures, result, monkeypat
     def fail(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(bolid.observe, "_look_at_all", fail)
+    monkeypatch.setattr(bolid.evaluate.observe, "_look_at_all", fail)
     again = evaluate(pictures, person, family="tiny", device="cpu")
     for other in (first, result):  # the FID of a set with itself is 0 but for rounding, which hangs on the threads
         assert dataclasses.replace(again, metrics={}) == dataclasses.replace(other, metrics={})
@@ -296,7 +296,7 @@ def test_what_was_seen_in_references_is_kept(person, pictures, result, monkeypat
 
 def test_shards_on_both_sides(person, result, tmp_path):
     """The captions in shards are prompts; the photos' hashes tell which ones to hold out."""
-    from bolid.extract import extract
+    from bolid.extract.command import extract
 
     extract(person.parent, tmp_path / "reference", family="tiny", max_bad=1, device="cpu")
     extract(person, tmp_path / "pictures", family="tiny", max_bad=1, device="cpu")

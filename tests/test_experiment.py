@@ -12,10 +12,10 @@ import torch
 from small_base import make_family, make_training_shards
 
 from bolid.errors import BolidError
-from bolid.evaluate import Comparison, Difference, Evaluation, Metric
-from bolid.families import get_family
+from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
 from bolid.formats.images import picture_record
 from bolid.formats.tensors import load_tensors
+from bolid.models.families import get_family
 from bolid.run import canonical_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import bolid.extract
+import bolid.extract.command
 from bolid import views
 from bolid.errors import BolidError
-from bolid.extract import DUPLICATE, TooManyRejected, extract
+from bolid.extract.command import DUPLICATE, TooManyRejected, extract
 from bolid.formats.shards import decode_image, read_index, read_shards
 from bolid.views import View
 from bolid_cli.main import app
@@ -48,7 +48,7 @@ class Reader:
 @pytest.fixture(autouse=True)
 def reader(monkeypatch):
     Reader.looked_at = 0
-    monkeypatch.setattr(bolid.extract, "ViewReader", Reader)
+    monkeypatch.setattr(bolid.extract.command, "ViewReader", Reader)
 
 
 @pytest.fixture
@@ -94,18 +94,18 @@ def test_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch, stop):
     options = {"max_bytes": 60_000, "max_bad": 0.2}
     extract(photos, tmp_path / "whole", **options)
 
-    original = bolid.extract._look
+    original = bolid.extract.command._look
     calls = iter(range(100))
 
     def killed(batch, *args):
-        if next(calls) == stop // bolid.extract.BATCH:
+        if next(calls) == stop // bolid.extract.command.BATCH:
             raise KeyboardInterrupt
         return original(batch, *args)
 
-    monkeypatch.setattr(bolid.extract, "_look", killed)
+    monkeypatch.setattr(bolid.extract.command, "_look", killed)
     with pytest.raises(KeyboardInterrupt):
         extract(photos, tmp_path / "resumed", **options)
-    monkeypatch.setattr(bolid.extract, "_look", original)
+    monkeypatch.setattr(bolid.extract.command, "_look", original)
     with pytest.raises(BolidError, match="no index.json"):
         read_index(tmp_path / "resumed")
     extract(photos, tmp_path / "resumed", **options)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bolid import families
 from bolid.errors import BolidError
+from bolid.models import families
 from bolid.run import home
 
 

@@ -10,8 +10,8 @@ import torch
 
 from bolid.backends.features import InceptionFeatures, Lpips, alexnet_path, inception_path
 from bolid.errors import BolidError
-from bolid.families import get_family
-from bolid.observe import Models
+from bolid.evaluate.observe import Models
+from bolid.models.families import get_family
 
 pytest.importorskip("torch_fidelity")
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import bolid.forget
+import bolid.scrape.forget
 from bolid.errors import BolidError
-from bolid.forget import forget
 from bolid.formats import shards
 from bolid.formats.images import encode_jpeg
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.shards import ShardReader, ShardWriter, read_index, read_shards, remove_person, samples_of
-from bolid.scrape import scrape
+from bolid.scrape.command import scrape
+from bolid.scrape.forget import forget
 from bolid_cli.main import app
 
 
@@ -210,4 +210,4 @@ def test_the_command(world):
     assert len(lines) == 13 and "anna.safetensors" in lines and sum("shards/anna/" in line for line in lines) == 3
     told = json.loads(CliRunner().invoke(app, ["scrape", "--forget", "ben", "--json"]).stdout)
     assert told["person"] == "ben" and len(told["photos"]) == 6 and told["profiles"] == ["ben.safetensors"]
-    assert bolid.forget.ForgetResult(**told).samples["shards"]
+    assert bolid.scrape.forget.ForgetResult(**told).samples["shards"]

@@ -13,21 +13,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_base import make_body_encoder, make_family, make_training_shards
 
-import bolid.generate
-import bolid.pose_map
+import bolid.generate.command
+import bolid.generate.pose_map
 import bolid.views
-from bolid.backends.base import guidance_during, load_base, remembered_conditions, set_sampler
-from bolid.controls import parse_guidance
+from bolid.backends.diffusion import guidance_during, load_base, remembered_conditions, set_sampler
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.adapter import load_adapter, save_adapter
 from bolid.formats.profile import load_profile, save_profile
-from bolid.generate import _load_adapters, _people, generate, read_prompts, save_picture
+from bolid.generate.command import _load_adapters, _people, generate, read_prompts, save_picture
 from bolid.method.body_condition import build_ip_adapter_image_embeds
+from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.profile import make_profile
 from bolid.run import derive_seed, run_record, sha256_file
-from bolid.train_adapter import TrainAdapterConfig, train_adapter
+from bolid.scales import parse_guidance
+from bolid.train_adapter.command import train_adapter
+from bolid.train_adapter.config import TrainAdapterConfig
 
 PROMPTS = ["a photo of a woman", "a man on a beach"]
 
@@ -215,7 +216,7 @@ def test_commands_at_the_same_time_take_no_name_twice(tmp_path):
 
     def save(seed):
         picture, record = Image.new("RGB", (8, 8)), run_record("picture", family="tiny", seed=seed)
-        paths.append(bolid.generate._save(tmp_path / "a.png", picture, record))
+        paths.append(bolid.generate.command._save(tmp_path / "a.png", picture, record))
 
     threads = [threading.Thread(target=save, args=(seed,)) for seed in range(16)]
     for thread in threads:
@@ -582,7 +583,7 @@ def test_a_pose_from_a_photo(world, tmp_path, monkeypatch):
     for name in poses:
         (tmp_path / name).write_bytes(name.encode())
     monkeypatch.setattr(
-        bolid.pose_map,
+        bolid.generate.pose_map,
         "read_pose",
         lambda photo, family, device: np.full((*family.image_size, 3), poses[photo.name], np.uint8),
     )

@@ -12,16 +12,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_base import make_sdxl_base
 
-import bolid.pose_map
-from bolid.backends.base import add_controlnet, load_base, remembered_conditions
-from bolid.backends.guides import guided_by
-from bolid.controls import parse_person_guidance
-from bolid.families import get_family
+import bolid.generate.pose_map
+from bolid.backends.diffusion import add_controlnet, load_base, remembered_conditions
 from bolid.formats.adapter import save_adapter
 from bolid.formats.profile import save_profile
-from bolid.generate import generate
+from bolid.generate.command import generate
+from bolid.generate.guidance import guided_by
 from bolid.method.body_condition import initial_state
+from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, sha256_file
+from bolid.scales import parse_person_guidance
 
 PROMPT = "a photo of a woman"
 FACE = get_family("tiny").require("face")
@@ -117,7 +117,7 @@ def test_lora_few_steps_and_pose(world, tmp_path, monkeypatch):
     network.save_pretrained(family.controlnet)
     assert type(add_controlnet(pipe, family)).__name__ == "StableDiffusionXLControlNetPipeline"
     monkeypatch.setattr(
-        bolid.pose_map, "read_pose", lambda photo, family, device: np.full((*family.image_size, 3), 90, np.uint8)
+        bolid.generate.pose_map, "read_pose", lambda _, family, device: np.full((*family.image_size, 3), 90, np.uint8)
     )
     (tmp_path / "photo.png").write_bytes(b"photo")
     assert equal(paint(world, tmp_path / "4", pose_from=tmp_path / "photo.png"), many)  # untrained: adds zeros

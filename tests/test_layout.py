@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import inspect
 import re
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*(ROOT / "bolid").rglob("*.py"), *(ROOT / "bolid_cli").rglob("*.py")])
-COMMANDS = {path.stem for path in (ROOT / "bolid_cli").glob("*.py")} - {"__init__", "main", "_render"}
+COMMANDS = {path.stem for path in (ROOT / "bolid_cli").glob("*.py")} - {"__init__", "main", "_console", "_options"}
 FOUNDATION = {"bolid", "bolid.errors", "bolid.run", "bolid.config"}
 
 
@@ -22,16 +24,30 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def our_imports(path: Path, top_level_only: bool = False) -> set[str]:
-    found = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body if top_level_only else ast.walk(tree):
+def our_imports(path: Path) -> set[str]:
+    """Our modules that a file imports, inside functions too. `from package import module` is an import of the module."""
+    modules, found = {name_of(module) for module in MODULES}, set[str]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module in ("bolid", "bolid_cli")}
-    return {name for name in found if name.split(".")[0] in ("bolid", "bolid_cli")}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & modules if inside <= modules else {node.module} | inside & modules
+    return found & modules
+
+
+# Who may import whom, from the ground up: a room imports only from its own floor's packages and from those below.
+LAYERS = {
+    "bolid.method": ("bolid.method",),
+    "bolid.formats": ("bolid.formats",),
+    "bolid.synth": ("bolid.synth",),
+    "bolid.models": ("bolid.models", "bolid.formats", "bolid.backends", "bolid.scales"),
+    "bolid.backends": ("bolid.backends", "bolid.formats", "bolid.method", "bolid.models.families", "bolid.scales"),
+}
+
+
+def within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -39,19 +55,26 @@ def test_who_may_import_whom(path):
     name, imported = name_of(path), our_imports(path)
     if name.startswith("bolid_cli"):
         return
-    assert not {other for other in imported if other.startswith("bolid_cli")}
-    if name.startswith("bolid.method"):
-        assert all(other.startswith("bolid.method") for other in imported)
-    elif name.startswith("bolid.formats"):
-        assert all(other in FOUNDATION or other.startswith("bolid.formats") for other in imported)
-    elif name.startswith("bolid.backends"):
-        allowed = ("bolid.formats", "bolid.method", "bolid.backends", "bolid.families", "bolid.controls")
-        assert all(other in FOUNDATION or other.startswith(allowed) for other in imported)
-    elif name in FOUNDATION:
+    assert not {other for other in imported if within(other, ["bolid_cli"])}
+    if name in FOUNDATION:
         assert all(other in FOUNDATION or other.startswith("bolid.run.") for other in imported)
-    elif name.removeprefix("bolid.") in COMMANDS - {"demo", "models"}:
-        others = {f"bolid.{command}" for command in COMMANDS} - {name, "bolid.synth"}
-        assert not imported & others, "no command module imports another"
+    for layer, allowed in LAYERS.items():
+        if within(name, [layer]):
+            below = allowed if layer == "bolid.method" else (*allowed, *FOUNDATION)
+            assert all(other in FOUNDATION or within(other, below) for other in imported - {"bolid"}), layer
+    command = ".".join(name.split(".")[:2])
+    if command.removeprefix("bolid.") in COMMANDS - {"demo", "models", "synth"}:
+        others = {f"bolid.{other}" for other in COMMANDS - {"models", "synth"}} - {command}
+        assert not {other for other in imported if within(other, others)}, "no command imports another"
+
+
+def test_no_circles():
+    """No modules import each other in a ring, imports inside functions counted too."""
+    arrows = {name_of(path): our_imports(path) - {name_of(path)} for path in MODULES}
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "bolid_cli" not in p.parts], ids=name_of)
@@ -79,9 +102,9 @@ def test_defaults_on_the_command_line_are_those_of_the_library():
 
     compared = 0
     for name, command in registered:
-        module = importlib.import_module(f"bolid.{name.replace('-', '_')}") if (
-            ROOT / "bolid" / f"{name.replace('-', '_')}.py"
-        ).exists() else None  # fmt: skip
+        stem = name.replace("-", "_")
+        exists = any((ROOT / "bolid" / place).exists() for place in (f"{stem}.py", stem))
+        module = importlib.import_module(f"bolid.{stem}") if exists else None
         twin = getattr(module, name.replace("-", "_"), None)
         if twin is None:
             continue

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from bolid.families import get_family
 from bolid.method import losses
+from bolid.models.families import get_family
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -165,7 +165,7 @@ def photo(rendered_people):
 
 
 def test_the_best_person_is_whom_detect_finds(photo):
-    from bolid.backends.base import to_pixel_values
+    from bolid.backends.diffusion import to_pixel_values
     from bolid.backends.pose import PoseModel
 
     model = PoseModel(get_family("tiny").pose)
@@ -188,8 +188,8 @@ def test_the_best_person_is_whom_detect_finds(photo):
 def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_latents(photo, id_loss, clip_target):
     from PIL import Image
 
-    from bolid.backends.base import LatentEncoder
-    from bolid.pixel_losses import PixelLosses
+    from bolid.backends.diffusion import LatentEncoder
+    from bolid.train_adapter.pixel_losses import PixelLosses
 
     family = get_family("tiny")
     encoder = LatentEncoder(family)
@@ -219,7 +219,7 @@ def test_a_tiny_decoder_of_the_family_takes_the_place_of_the_vae(tmp_path):
     from diffusers import AutoencoderTiny
 
     from bolid.errors import BolidError
-    from bolid.pixel_losses import PixelLosses, find_decoder
+    from bolid.train_adapter.pixel_losses import PixelLosses, find_decoder
 
     def decoder(name: str, channels: int):
         network = AutoencoderTiny(

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from bolid import families, models
 from bolid.backends.pose import PoseModel, read_checkpoint
 from bolid.errors import BolidError
-from bolid.families import SOURCES, get_family
+from bolid.models import families
+from bolid.models import pull as models
+from bolid.models.families import SOURCES, get_family
 from bolid.run import home
 from bolid_cli.main import app
 
@@ -520,7 +521,7 @@ def test_what_is_no_pose_checkpoint(published, tmp_path):
 def test_ultralytics_leaves_nothing_in_the_home(tmp_path):
     """No settings file, no words, no network; also where the user's configuration says otherwise by default."""
     code = (
-        "import bolid.backends.pose as pose\nfrom bolid.families import get_family\n"
+        "import bolid.backends.pose as pose\nfrom bolid.models.families import get_family\n"
         "pose.PoseModel(get_family('tiny').pose)\nfrom ultralytics.utils import ONLINE\n"
         "from ultralytics.utils.events import events\nassert not ONLINE and not events.enabled\n"
     )

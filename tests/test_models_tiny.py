@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from bolid import views
 from bolid.backends.pose import PoseModel
 from bolid.errors import BolidError
-from bolid.extract import TooManyRejected, extract
-from bolid.families import get_family
+from bolid.extract.command import TooManyRejected, extract
 from bolid.formats.images import decode_image, read_photo
 from bolid.formats.profile import load_profile
 from bolid.formats.shards import read_shards
-from bolid.generate import generate
+from bolid.generate.command import generate
+from bolid.models.families import get_family
 from bolid.person import FACE_WEIGHT, PersonReader
 from bolid.profile import make_profile
 from bolid.shard import shard
@@ -84,7 +84,7 @@ def test_an_error_in_a_worker_arrives(rendered_people, tmp_path):
 
 @pytest.mark.skipif("base" in get_family("tiny").missing(), reason="the tiny family's base is not trained")
 def test_latents_are_those_of_the_cropped_photos(shards, tmp_path):
-    from bolid.backends.base import LatentEncoder
+    from bolid.backends.diffusion import LatentEncoder
 
     shard(shards, tmp_path / "train", device="cpu")
     samples = list(read_shards(tmp_path / "train", kind="training-shards"))

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from bolid.errors import BolidError
+from bolid.evaluate.pictures import assign_people, generated_pictures, reference_photos
 from bolid.formats.shards import ShardWriter
-from bolid.pictures import assign_people, generated_pictures, reference_photos
 
 
 def save(path, prompt=None, size=(48, 64), **record):

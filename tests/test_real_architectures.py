@@ -13,11 +13,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from small_base import make_base
 
-from bolid.backends.base import load_base
+from bolid.backends.diffusion import load_base
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.adapter import adapter_kind, save_adapter
 from bolid.method.body_condition import BRANCHES, FACE_DIM, initial_state, install
+from bolid.models.families import get_family
 from bolid.run import run_record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
@@ -158,7 +158,7 @@ def test_a_unet_of_the_other_family_is_refused_by_its_header(family, other, tmp_
     """The real names and shapes in a file's header; not a single weight is read or written."""
     import json
 
-    from bolid.backends import base
+    from bolid.backends import diffusion as base
 
     with torch.device("meta"):
         theirs = {n: list(t.shape) for n, t in UNet2DConditionModel.from_config(other).state_dict().items()}

@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bolid.evaluate import Difference
-from bolid.pictures import Picture, Source
-from bolid.report import _axis, write_report
-from bolid.scores import DESCRIPTIONS, Evaluation, Metric, Scored
+from bolid.evaluate.pictures import Picture, Source
+from bolid.evaluate.report import _axis, write_report
+from bolid.evaluate.results import Difference, Evaluation, Metric, Scored
+from bolid.evaluate.scores import DESCRIPTIONS
 
 PROMPTS = [
     "a full body photo of a woman standing, in a red short-sleeved top and blue trousers, on a beach & <more>",

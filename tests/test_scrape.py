@@ -26,12 +26,12 @@ import pytest
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from bolid.backends import crawl
 from bolid.errors import BolidError
 from bolid.formats.images import list_photos
 from bolid.formats.photos import NEAR_DUPLICATE, REMOVED, SAME_FILE, PhotoFolder, folder_name
 from bolid.formats.sites import SITES, read_site
-from bolid.scrape import DUPLICATE_BITS, TooManyFailed, scrape
+from bolid.scrape import crawl
+from bolid.scrape.command import DUPLICATE_BITS, TooManyFailed, scrape
 from bolid_cli.main import app
 
 ROOT = Path(__file__).parent.parent
@@ -876,7 +876,7 @@ def test_a_flat_folder_is_one_person(own, tmp_path):
 
 def test_extract_reads_it_as_it_stands(own, tmp_path):
     """What `bolid extract` takes from the folder: people, captions, and where each photo comes from."""
-    from bolid.extract import _origin, _photos
+    from bolid.extract.command import _origin, _photos
 
     out = scrape(own, out=tmp_path / "photos", min_size=64, licence="mine", consent="written").out
     photos = _photos(out, None)

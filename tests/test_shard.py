@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import bolid.backends.base
+import bolid.backends.diffusion
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.images import decode_image, encode_jpeg
 from bolid.formats.shards import ShardWriter, group_by_person, read_shards
+from bolid.models.families import get_family
 from bolid.shard import FEW_PHOTOS, NEAR_DUPLICATE, difference_hash, shard
 from bolid_cli.main import app
 
@@ -38,7 +38,7 @@ class Encoder:
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch):
     Encoder.encoded = 0
-    monkeypatch.setattr(bolid.backends.base, "LatentEncoder", Encoder)
+    monkeypatch.setattr(bolid.backends.diffusion, "LatentEncoder", Encoder)
 
 
 @pytest.fixture

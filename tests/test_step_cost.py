@@ -6,11 +6,11 @@ import pytest
 import torch
 from small_base import make_family
 
-from bolid.backends.base import load_base
-from bolid.families import get_family
+from bolid.backends.diffusion import load_base
 from bolid.method.body_condition import initial_state, install
-from bolid.precision import store_frozen
-from bolid.step_cost import LiveBytes, adapted_network, step_cost
+from bolid.models.families import get_family
+from bolid.train_adapter.precision import store_frozen
+from bolid.train_adapter.step_cost import LiveBytes, adapted_network, step_cost
 
 SHAPE, LENGTH, BATCH, BODY_DIM = (4, 16, 12), 24, 3, 8
 

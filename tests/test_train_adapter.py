@@ -23,24 +23,30 @@ from bolid.formats.adapter import load_adapter
 from bolid.formats.sliders import Sliders, save_sliders
 from bolid.formats.tensors import read_record
 from bolid.method.body_condition import BRANCHES, null_condition
-from bolid.objective import SWAPPED_ALPHA_BAR, Objective, few_step_sampler, person_bodies, photos_of_bodies
-from bolid.pixel_losses import PixelLosses, heads, through_windows
-from bolid.precision import choose_precision, computing, store_frozen
 from bolid.run import run_record
-from bolid.train_adapter import (
+from bolid.train_adapter.command import train_adapter
+from bolid.train_adapter.config import TrainAdapterConfig
+from bolid.train_adapter.data import (
     TextStates,
-    TrainAdapterConfig,
     batch_rows,
     draw_batch,
     draw_rows,
     fuse_context,
     fused_bodies,
     photo_generators,
-    plan_training,
     read_table,
-    train_adapter,
     without_build,
 )
+from bolid.train_adapter.objective import (
+    SWAPPED_ALPHA_BAR,
+    Objective,
+    few_step_sampler,
+    person_bodies,
+    photos_of_bodies,
+)
+from bolid.train_adapter.pixel_losses import PixelLosses, heads, through_windows
+from bolid.train_adapter.plan import plan_training
+from bolid.train_adapter.precision import choose_precision, computing, store_frozen
 
 CONFIG = TrainAdapterConfig(
     steps=4, batch_size=3, face_tokens=2, sample_every=0, checkpoint_minutes=0.0, learning_rate=0.05
@@ -70,7 +76,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory):
     """The same with the tiny family's pose, image-text and face models beside the random base."""
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     root, tiny = tmp_path_factory.mktemp("seeing"), get_family("tiny")
     family = make_family(root)
@@ -391,7 +397,7 @@ def test_precision_that_the_device_cannot_train_in():
 
 
 def test_only_the_branches_are_trained(world, tmp_path):
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     base = get_family(world.family).base
     before = {path: path.read_bytes() for path in base.rglob("*.safetensors")}
@@ -406,7 +412,7 @@ def test_only_the_branches_are_trained(world, tmp_path):
 
 def test_a_changed_face_recogniser_can_be_noticed(seeing, world, tmp_path):
     """The face adapter records which recogniser's vectors it understands; the body adapter does not need one."""
-    from bolid.families import get_family
+    from bolid.models.families import get_family
     from bolid.run import sha256_file
 
     one_step = dataclasses.replace(CONFIG, steps=1)
@@ -421,9 +427,9 @@ def test_a_changed_face_recogniser_can_be_noticed(seeing, world, tmp_path):
 
 
 def test_the_file_holds_the_product_of_the_thin_matrices(world, tmp_path):
-    from bolid.backends.base import load_base
-    from bolid.families import get_family
+    from bolid.backends.diffusion import load_base
     from bolid.method.body_condition import initial_state, merge_kv
+    from bolid.models.families import get_family
     from bolid.run import derive_seed
 
     config = dataclasses.replace(CONFIG, kv_rank=4)
@@ -474,8 +480,8 @@ def large(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["world", "large"])
 def test_text_states_are_those_of_the_encoders_cached_or_not(kind, request):
-    from bolid.backends.base import encode_prompts, load_base
-    from bolid.families import get_family
+    from bolid.backends.diffusion import encode_prompts, load_base
+    from bolid.models.families import get_family
 
     pipe = load_base(get_family(request.getfixturevalue(kind).family))
     captions = [f"a tall woman, {i}" for i in range(70)]
@@ -528,9 +534,9 @@ def joint(world, defaults=None, **settings):
 
     `defaults`: those of the family beside its own.
     """
-    from bolid.backends.base import load_base
-    from bolid.families import get_family
+    from bolid.backends.diffusion import load_base
     from bolid.method.body_condition import initial_state, install
+    from bolid.models.families import get_family
 
     config = dataclasses.replace(CONFIG, precision="fp32", pixel_alpha_bar=0.0, **settings)
     family = get_family(world.family)
@@ -639,8 +645,8 @@ def test_photos_under_too_much_noise_are_left_out(seeing):
 @pytest.mark.parametrize("defaults", [{}, LCM, LCM | {"guidance": "3@0.5..1"}])
 def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
     """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
-    from bolid.backends.base import encode_prompts, load_base, paint
-    from bolid.families import get_family
+    from bolid.backends.diffusion import encode_prompts, load_base, paint
+    from bolid.models.families import get_family
 
     with joint(seeing, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
         with torch.no_grad():
@@ -881,7 +887,7 @@ def make_probe(folder: Path, names: tuple[str, ...], size: tuple[int, int], seed
 
 
 def test_a_probe_reads_ratios_with_gradient(seeing, tmp_path):
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     size = get_family(seeing.family).image_size
     reader = make_probe(tmp_path / "reader", ("build", "waist", "legs"), size)
@@ -917,7 +923,7 @@ def test_a_probe_that_cannot_teach(seeing, tmp_path, names, id_loss, message):
 
 
 def test_the_probe_that_measures_a_family_does_not_teach_it(seeing, tmp_path):
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     folder, encoder = make_probe(tmp_path / "reader", ("legs", "build"), (64, 48)), BodyEncoder(seeing.encoder)
     family = dataclasses.replace(get_family(seeing.family), probe=folder / "probe")
@@ -976,7 +982,7 @@ def test_everybodys_vector_is_fused_from_all_their_photos_and_nobody_elses(table
 
 
 def test_many_step_bases_have_no_few_step_picture(world):
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     slow = dataclasses.replace(get_family(world.family), defaults={"steps": 25})
     with pytest.raises(BolidError, match="takes 25 steps and has no few-step LoRA") as error:
@@ -990,8 +996,8 @@ def test_the_few_step_lora_is_on_for_x_gen_alone(seeing, tmp_path):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    from bolid.backends.base import load_base
-    from bolid.families import get_family
+    from bolid.backends.diffusion import load_base
+    from bolid.models.families import get_family
 
     pipe = load_base(get_family(seeing.family))
     torch.manual_seed(1)
@@ -1026,8 +1032,8 @@ def test_the_few_step_lora_is_on_for_x_gen_alone(seeing, tmp_path):
 
 
 def test_a_dry_run_says_what_the_training_would_take(world, tmp_path):
-    from bolid.backends.base import load_base
-    from bolid.families import get_family
+    from bolid.backends.diffusion import load_base
+    from bolid.models.families import get_family
 
     config = dataclasses.replace(CONFIG, precision="fp32", gradient_accumulation_steps=2)
     before = sorted(tmp_path.rglob("*"))
@@ -1120,8 +1126,8 @@ def test_one_branch_learns_and_the_other_stays(world, tmp_path, branch, kv_rank)
 def test_a_sheet_of_samples_is_painted_with_the_familys_guidance(world, tmp_path, monkeypatch):
     from PIL import Image
 
-    from bolid.controls import parse_guidance
-    from bolid.families import Family
+    from bolid.models.families import Family
+    from bolid.scales import parse_guidance
 
     config, sheets = dataclasses.replace(CONFIG, steps=1, sample_every=1), []
     for guidance in (3.0, "3@0..0.5"):
@@ -1160,9 +1166,9 @@ def test_plain_diffusers_loads_both_files_and_paints_the_same(world, tmp_path):
     from PIL import Image
     from safetensors.torch import save_file
 
-    from bolid.families import get_family
     from bolid.formats.profile import save_profile
-    from bolid.generate import generate
+    from bolid.generate.command import generate
+    from bolid.models.families import get_family
     from bolid.run import derive_seed, run_record
 
     run(world, tmp_path / "a", dataclasses.replace(CONFIG, learning_rate=0.5))

@@ -104,7 +104,7 @@ def test_crop_keeps_the_head_of_a_person_too_tall_for_it():
 
 def test_unknown_rule():
     from bolid.errors import BolidError
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     with pytest.raises(BolidError, match="--person is 'everyone'"):
         views.ViewReader(get_family(), person="everyone")

@@ -11,7 +11,7 @@ import numpy as np
 from bolid.errors import BolidError
 
 if TYPE_CHECKING:
-    from bolid.families import Family
+    from bolid.models.families import Family
 
 QUESTION = "Describe the person in this photo, their clothes, what they do and where they are, in one sentence."
 MAX_TOKENS = 60  # of a caption; CLIP reads 75
@@ -67,7 +67,7 @@ class Captioner:
     def __init__(self, model: str, device: str = "cpu") -> None:
         import torch
 
-        from bolid.backends.base import quiet_diffusers
+        from bolid.backends.diffusion import quiet_diffusers
 
         self.device = torch.device(device)
         with quiet_diffusers():

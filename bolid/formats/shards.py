@@ -17,7 +17,7 @@ While a directory is being written ``journal.jsonl`` lists the finished tars, sy
 in progress and nothing else: the same command makes a ``ShardWriter`` again, skips its ``done_keys`` and
 ``done_rejects``, and ends with the very bytes of an uninterrupted run.
 
-Every directory may also be a URL of an object store, ``s3://bucket/shards`` (bolid/formats/places.py).
+Every directory may also be a URL of an object store, ``s3://bucket/shards`` (bolid/formats/storage.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.formats.images import decode_image
-from bolid.formats.places import fetch, is_remote, place, remote_errors, send
+from bolid.formats.storage import fetch, is_remote, place, remote_errors, send
 from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
 
 __all__ = [

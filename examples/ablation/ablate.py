@@ -47,28 +47,22 @@ import torch
 import torch.nn.functional as F
 
 import bolid.synth.people as world
-from bolid.backends.base import load_base, paint, quiet_diffusers
 from bolid.backends.body import BodyEncoder
+from bolid.backends.diffusion import load_base, paint, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
-from bolid.families import Family, match_family
 from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.images import read_photo
 from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds, install
 from bolid.method.body_vae import fuse
 from bolid.method.metrics import r2_scores
-from bolid.objective import Objective
-from bolid.pixel_losses import PixelLosses
+from bolid.models.families import Family, match_family
 from bolid.run import derive_seed, sha256_file, write_atomic
-from bolid.train_adapter import (
-    TextStates,
-    TrainAdapterConfig,
-    batch_rows,
-    draw_batch,
-    photo_generators,
-    read_table,
-    train_adapter,
-)
+from bolid.train_adapter.command import train_adapter
+from bolid.train_adapter.config import TrainAdapterConfig
+from bolid.train_adapter.data import TextStates, batch_rows, draw_batch, photo_generators, read_table
+from bolid.train_adapter.objective import Objective
+from bolid.train_adapter.pixel_losses import PixelLosses
 from bolid.views import ViewReader, person_crop
 
 SECTIONS = ("losses", "photos", "fusion", "bad photos")

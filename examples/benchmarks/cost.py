@@ -24,8 +24,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bolid.precision import attention_kernel, computing
-from bolid.step_cost import adapted_network, step_cost, text_state_width, unet_inputs
+from bolid.train_adapter.precision import attention_kernel, computing
+from bolid.train_adapter.step_cost import adapted_network, step_cost, text_state_width, unet_inputs
 
 GB = 1e9
 BODY_DIM, FACE_TOKENS, LENGTH = 64, 4, 77

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from bolid.extract import BATCH, extract
-from bolid.families import get_family
+from bolid.extract.command import BATCH, extract
 from bolid.formats.images import list_photos, read_photo
+from bolid.models.families import get_family
 from bolid.views import ViewReader
 
 

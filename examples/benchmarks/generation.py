@@ -25,13 +25,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from cost import BODY_DIM, FACE_TOKENS, SDXL
 
-from bolid.backends.base import load_base, quiet_diffusers, remembered_conditions
 from bolid.backends.body import BodyEncoder
-from bolid.backends.guides import Guide, guided_by, towards_bodies, towards_faces
-from bolid.controls import parse_person_guidance
-from bolid.families import Family, get_family
+from bolid.backends.diffusion import load_base, quiet_diffusers, remembered_conditions
+from bolid.generate.guidance import Guide, guided_by, towards_bodies, towards_faces
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
-from bolid.step_cost import adapted_network
+from bolid.models.families import Family, get_family
+from bolid.scales import parse_person_guidance
+from bolid.train_adapter.step_cost import adapted_network
 
 DTYPE = torch.float16  # of --random-sdxl
 PROMPT = "a full body photo of a woman standing, in a red long-sleeved top and blue trousers, on a beach"

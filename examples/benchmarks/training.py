@@ -30,20 +30,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from bolid.backends.base import encode_latents, load_base, quiet_diffusers
-from bolid.families import Family, get_family
+from bolid.backends.diffusion import encode_latents, load_base, quiet_diffusers
 from bolid.method.body_condition import initial_state, install
-from bolid.objective import Objective
-from bolid.pixel_losses import PixelLosses
-from bolid.precision import attention_kernel, choose_precision, computing, store_frozen
-from bolid.train_adapter import (
-    AdapterTable,
-    TextStates,
-    TrainAdapterConfig,
-    batch_rows,
-    draw_batch,
-    photo_generators,
-)
+from bolid.models.families import Family, get_family
+from bolid.train_adapter.config import TrainAdapterConfig
+from bolid.train_adapter.data import AdapterTable, TextStates, batch_rows, draw_batch, photo_generators
+from bolid.train_adapter.objective import Objective
+from bolid.train_adapter.pixel_losses import PixelLosses
+from bolid.train_adapter.precision import attention_kernel, choose_precision, computing, store_frozen
 
 BODY_DIM = 32
 

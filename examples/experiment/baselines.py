@@ -30,14 +30,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.base import load_base, paint, quiet_diffusers
+from bolid.backends.diffusion import load_base, paint, quiet_diffusers
 from bolid.errors import BolidError
-from bolid.families import Family, get_family
 from bolid.formats.adapter import nested_state_dict
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256, group_by_person, read_index, read_shards
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.generate import save_picture
+from bolid.generate.command import save_picture
 from bolid.method import losses
 from bolid.method.body_condition import (
     build_ip_adapter_image_embeds,
@@ -45,16 +44,13 @@ from bolid.method.body_condition import (
     initial_state,
     install,
 )
-from bolid.objective import training_schedule
+from bolid.models.families import Family, get_family
 from bolid.run import derive_seed, run_record
-from bolid.train_adapter import (
-    TextStates,
-    TrainAdapterConfig,
-    base_sha256,
-    batch_rows,
-    learning_rate,
-    without_build,
-)
+from bolid.train_adapter.command import base_sha256
+from bolid.train_adapter.config import TrainAdapterConfig
+from bolid.train_adapter.data import TextStates, batch_rows, without_build
+from bolid.train_adapter.objective import training_schedule
+from bolid.train_adapter.optim import learning_rate
 
 METHODS = ("ip-adapter", "ip-adapter-attention")
 KIND = "image-adapter"

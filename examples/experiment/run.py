@@ -31,14 +31,14 @@ from protocol import Protocol, read_protocol
 import bolid.generate
 import bolid.profile
 from bolid.backends.body import BodyEncoder
-from bolid.backends.guides import towards_bodies, towards_faces
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import weights_file
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.images import read_photo
+from bolid.generate.guidance import towards_bodies, towards_faces
+from bolid.models.families import get_family
 from bolid.run import canonical_json, sha256_file, write_atomic
-from bolid.train_adapter import base_sha256
+from bolid.train_adapter.command import base_sha256
 
 EQUAL = "bolid-8-equal"
 GUIDED = ("bolid-1-guided", "bolid-8-guided")

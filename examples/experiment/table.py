@@ -25,10 +25,11 @@ from protocol import Protocol, read_protocol
 from run import EQUAL, METHODS, Bench, arguments, run
 
 from bolid.errors import BolidError
-from bolid.evaluate import Comparison, Difference, Evaluation, Metric, compare
+from bolid.evaluate.command import compare
+from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
+from bolid.evaluate.scores import DESCRIPTIONS, HIGHER
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
-from bolid.scores import DESCRIPTIONS, HIGHER
 
 ROOT = Path(__file__).parents[2]
 GUIDED_BY = "`--face-guidance 1 --body-guidance 1`"

@@ -27,10 +27,10 @@ from measure import Pictures, person_prompts, profiles
 
 import bolid.synth.people as world
 from bolid.backends.probe import BodyProbe
-from bolid.families import get_family
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import see_bodies
 from bolid.method.sliders import Readout, expect, fit_readout, slider_directions
+from bolid.models.families import get_family
 from bolid.run import derive_seed
 
 AXES = 6

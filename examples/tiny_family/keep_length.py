@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 from bolid.backends.body import BodyEncoder
-from bolid.families import get_family
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import keep_length
-from bolid.train_adapter import fused_bodies, read_table
+from bolid.models.families import get_family
+from bolid.train_adapter.data import fused_bodies, read_table
 
 
 def main() -> None:

@@ -26,20 +26,20 @@ import torch
 from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
-from bolid.backends.base import load_base, load_loras, paint, quiet_diffusers
 from bolid.backends.body import BodyEncoder
+from bolid.backends.diffusion import load_base, load_loras, paint, quiet_diffusers
 from bolid.backends.face import FaceModel
-from bolid.backends.guides import Guide, guided_by, towards_bodies, towards_faces
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
-from bolid.controls import parse_guidance, parse_person_guidance
-from bolid.families import get_family
 from bolid.formats.images import read_photo
 from bolid.formats.tensors import read_record
+from bolid.generate.guidance import Guide, guided_by, towards_bodies, towards_faces
 from bolid.method.body_condition import build_ip_adapter_image_embeds
+from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.run import derive_seed
+from bolid.scales import parse_guidance, parse_person_guidance
 from bolid.views import View
 
 ROOT = Path(__file__).parents[2]

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from bolid.backends.body import BodyEncoder, fuse_views
-from bolid.families import get_family
 from bolid.formats.images import read_photo
 from bolid.method.metrics import r2_scores
 from bolid.method.sliders import fit_readout
+from bolid.models.families import get_family
 from bolid.views import View, ViewReader, person_crop
 
 GALLERY = 4  # photos of each person that are searched

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from measure_body_encoder import encode_people
 
 from bolid.backends.body import BodyEncoder, population_of, save_body_encoder
-from bolid.families import get_family
+from bolid.models.families import get_family
 
 
 def main() -> None:

@@ -43,9 +43,9 @@ from measure_body_encoder import encode_people
 import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised, unmixed
+from bolid.models.families import get_family
 from bolid.run import run_record, sha256_file
 
 SLIDERS = {"legs": "leg", "arms": "arm", "head": "head", "shoulders": "shoulder_breadth", "build": "volume"}

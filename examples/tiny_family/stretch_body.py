@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from bolid.backends.body import BodyEncoder
-from bolid.families import get_family
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import see_bodies
-from bolid.train_adapter import fused_bodies, read_table
+from bolid.models.families import get_family
+from bolid.train_adapter.data import fused_bodies, read_table
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from truth import read_resized, read_truth
 
-from bolid.precision import computing
+from bolid.train_adapter.precision import computing
 
 
 def build(width: int, latent_channels: int) -> AutoencoderTiny:

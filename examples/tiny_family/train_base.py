@@ -34,8 +34,8 @@ from torch import distributed
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from truth import read_resized, read_truth, store_float8
 
-from bolid.precision import computing
 from bolid.synth.people import POSE_PHRASES, article
+from bolid.train_adapter.precision import computing
 
 TOKENS, WIDTH = 40, 128  # longest prompt, and the channels of its states
 SHEET = [

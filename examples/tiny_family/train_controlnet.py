@@ -35,15 +35,15 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from truth import store_float8, write_card
 
-from bolid.backends.base import add_controlnet, encode_prompts, load_base, paint
+from bolid.backends.diffusion import add_controlnet, encode_prompts, load_base, paint
 from bolid.backends.pose import PoseModel
-from bolid.families import Family, get_family
 from bolid.formats.shards import directory_sha256, read_shards
+from bolid.generate.pose_map import draw_openpose
 from bolid.method import losses
-from bolid.pose_map import draw_openpose
-from bolid.precision import computing
+from bolid.models.families import Family, get_family
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.synth.people import POSE_PHRASES
+from bolid.train_adapter.precision import computing
 from bolid.views import SEEN
 
 CHANNELS = (16, 32, 48, 64)

@@ -27,8 +27,8 @@ from torch import nn
 from truth import FLIP_LANDMARKS, options, parse, read_image, read_truth, write_card
 
 from bolid.backends.probe import Residual, conv_block
-from bolid.precision import computing
 from bolid.run import derive_seed, run_record, sha256_file, write_atomic
+from bolid.train_adapter.precision import computing
 
 SIDE = 256  # the detector's input is SIDE x SIDE, fixed: InsightFace scales every picture to it
 STRIDES = (8, 16, 32)
@@ -410,7 +410,7 @@ def measure(photos: Path, model: Path | None = None, *, people: int = 150) -> di
     """Detection recall by framing (a face found that overlaps the true one by half), landmark error over the face's
     size, and the verification rate at 1 % false accepts, all through InsightFace on held-out people."""
     from bolid.backends.face import FaceModel
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     network = FaceModel(model or get_family("tiny").face)
     rows = [row for row in read_truth(photos, people=people) if row["face_box"] is not None]

@@ -40,26 +40,19 @@ from peft import LoraConfig
 from PIL import Image
 from train_base import SHEET
 
-from bolid.backends.base import load_base, paint
 from bolid.backends.body import BodyEncoder
-from bolid.controls import parse_guidance
-from bolid.families import get_family
+from bolid.backends.diffusion import load_base, paint
 from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.shards import directory_sha256
 from bolid.formats.tensors import save_tensors
 from bolid.method.body_condition import BRANCHES, drop_condition, install
-from bolid.precision import computing
+from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, sha256_file
-from bolid.train_adapter import (
-    AdapterTable,
-    TextStates,
-    TrainAdapterConfig,
-    draw_context,
-    fuse_context,
-    read_table,
-    swapped,
-    without_build,
-)
+from bolid.scales import parse_guidance
+from bolid.train_adapter.config import TrainAdapterConfig
+from bolid.train_adapter.data import AdapterTable, TextStates, draw_context, fuse_context, read_table, without_build
+from bolid.train_adapter.optim import swapped
+from bolid.train_adapter.precision import computing
 
 SOLVER_STEPS = 25
 LAYERS = [
@@ -246,7 +239,7 @@ def main() -> None:
 
 def sheet(path: Path, family, lora: Path, device: str) -> None:
     """The base with its own steps and guidance above, the few-step sampler below: the same prompts and seeds."""
-    from bolid.backends.base import load_loras
+    from bolid.backends.diffusion import load_loras
 
     height, width = family.image_size
     rows = []

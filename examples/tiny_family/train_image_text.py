@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 from truth import FLIP_KEYPOINTS, options, parse, read_resized, read_truth, write_card
 
-from bolid.families import get_family
-from bolid.precision import computing
+from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, write_atomic
 from bolid.synth.people import (
     BOTTOMS,
@@ -39,6 +38,7 @@ from bolid.synth.people import (
     article,
     bottom_phrase,
 )
+from bolid.train_adapter.precision import computing
 
 SIDE = 128  # the image tower's input is SIDE x SIDE; portrait-format pictures are letterboxed
 PICTURE = (128, 96)

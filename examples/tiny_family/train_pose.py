@@ -23,9 +23,9 @@ import cv2
 import numpy as np
 from truth import FLIP_KEYPOINTS, options, parse, read_image, read_truth, rebuilt, write_card
 
-from bolid.families import get_family
-from bolid.precision import computing
+from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, write_atomic
+from bolid.train_adapter.precision import computing
 
 IMAGE_SIZE = 256  # longest side, pixels
 SMALL_SIZE = 128  # of the first epochs
@@ -300,7 +300,7 @@ def _unfused(model: Path) -> dict[str, Any]:
 
 
 def _shipped() -> Path:
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     return get_family("tiny").pose
 

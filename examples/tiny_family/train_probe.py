@@ -23,11 +23,11 @@ from torch import nn
 from truth import FLIP_KEYPOINTS, options, parse, r2, read_resized, read_truth, rebuilt, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
-from bolid.families import get_family
 from bolid.formats.tensors import save_tensors
-from bolid.precision import computing
+from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record
 from bolid.synth.people import RATIO_NAMES
+from bolid.train_adapter.precision import computing
 
 SIZE = get_family("tiny").image_size  # of generated pictures: the probe is for those
 

@@ -92,7 +92,7 @@ def rebuilt(pixels: np.ndarray) -> np.ndarray:
     """The pictures, uint8 [N,h,w,3] of the size that the tiny base paints, as its autoencoder shows them."""
     import torch
 
-    from bolid.precision import computing
+    from bolid.train_adapter.precision import computing
 
     vae, parts = _autoencoder(), []
     for start in range(0, len(pixels), 64):
@@ -108,7 +108,7 @@ def _autoencoder() -> Any:
     import torch
     from diffusers import AutoencoderTiny
 
-    from bolid.families import get_family
+    from bolid.models.families import get_family
 
     vae = AutoencoderTiny.from_pretrained(get_family("tiny").require("base") / "vae").eval()
     return vae.to(memory_format=torch.channels_last)

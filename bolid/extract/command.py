@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid import engines
 from bolid.errors import BolidError
-from bolid.families import Family, get_family
+from bolid.extract import workers as work
 from bolid.formats.images import decode_image, encode_jpeg, list_photos
-from bolid.formats.places import place
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
+from bolid.formats.storage import place
+from bolid.models.families import Family, get_family
 from bolid.run import canonical_json, pick_device, run_record
 from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
 
@@ -78,7 +78,7 @@ class Looking:
     max_side: int
     captioner: str = ""
 
-    def load(self) -> engines.Look:
+    def load(self) -> work.Look:
         reader, captioner = ViewReader(self.family, self.device, self.person), None
         if self.captioner:
             from bolid.backends.caption import Captioner
@@ -98,7 +98,7 @@ def extract(
     max_bad: float = 0.05,
     max_bytes: int = DEFAULT_MAX_BYTES,
     caption: str = "sidecar",
-    engine: engines.EngineName = "local",
+    engine: work.EngineName = "local",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> ExtractResult | None:
@@ -119,7 +119,7 @@ def extract(
         raise BolidError(f"--workers is {workers}", "give at least 1")
     from bolid.backends.caption import captioner_path
 
-    with engines.start(engine, workers) as run:
+    with work.start(engine, workers) as run:
         if run is None:
             return None
         chosen = get_family(family)
@@ -160,7 +160,7 @@ def _run(
     photos: list[Photo],
     writer: ShardWriter,
     looking: Looking,
-    run: engines.Run,
+    run: work.Run,
     progress: Progress | None,
 ) -> None:
     keys: set[str] = set()

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bolid.errors import BolidError
-from bolid.extract import extract
-from bolid.formats.places import place
+from bolid.extract.command import extract
 from bolid.formats.shards import ShardReader, ShardWriter, read_index, read_shards, remove_person
+from bolid.formats.storage import place
 from bolid.run import home
 from bolid.shard import shard
 from bolid_cli.main import app

@@ -15,12 +15,13 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.pictures import Picture, Source
+from bolid.evaluate.pictures import Picture, Source
+from bolid.evaluate.results import Metric, Scored
+from bolid.evaluate.scores import HIGHER
 from bolid.run import write_atomic
-from bolid.scores import HIGHER, Metric, Scored
 
 if TYPE_CHECKING:
-    from bolid.evaluate import Difference
+    from bolid.evaluate.results import Difference
 
 MOST_PEOPLE, MOST_ROWS, MOST_PROMPTS = 8, 12, 12  # shown; a report is to be read
 THUMBNAIL = 224  # pixels, the height of a picture in the page

@@ -11,16 +11,16 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from PIL import Image
 
 from bolid.backends.face import DifferentiableFaces
-from bolid.backends.guides import FaceGuide, _noise_kept, guided_by, heads
-from bolid.controls import parse_person_guidance
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.profile import load_profile
 from bolid.formats.sliders import load_sliders
-from bolid.generate import generate
+from bolid.generate.command import generate
+from bolid.generate.guidance import FaceGuide, _noise_kept, guided_by, heads
 from bolid.method import losses
+from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.profile import make_profile
+from bolid.scales import parse_person_guidance
 from bolid.views import View
 
 SCHEDULERS = {

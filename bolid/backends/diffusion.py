@@ -23,8 +23,8 @@ from bolid.errors import BolidError
 from bolid.formats.tensors import read_header
 
 if TYPE_CHECKING:
-    from bolid.controls import Scale
-    from bolid.families import Family
+    from bolid.models.families import Family
+    from bolid.scales import Scale
 
 PAINTING = ("steps", "guidance", "face_scale", "body_scale")
 """What a family's `defaults` and `few_steps` say that is the call's and not the scheduler's."""

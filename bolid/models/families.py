@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bolid.controls import Scale, parse_guidance
 from bolid.errors import BolidError
 from bolid.run import home, write_atomic
+from bolid.scales import Scale, parse_guidance
 
 # part -> (path inside the family's directory, what is expected there)
 _LAYOUT = {
@@ -385,7 +385,7 @@ def get_family(name: str | None = None) -> Family:
     """
     name = name or chosen_family()[0]
     if name == DEFAULT_FAMILY:
-        root = Path(__file__).parent / "tiny"
+        root = Path(__file__).parent.parent / "tiny"
         return _family(name, root, json.loads((root / "family.json").read_text(encoding="utf-8")))
     if name in _FULL_SIZE:
         return _family(name, home() / name, _FULL_SIZE[name])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from diffusers import LCMScheduler
 
-from bolid.backends.base import map_tensors
+from bolid.backends.diffusion import map_tensors
 from bolid.backends.face import DifferentiableFaces
 from bolid.backends.pose import PoseModel, weights_file
 from bolid.errors import BolidError
@@ -28,8 +28,8 @@ from bolid.run import sha256_file
 
 if TYPE_CHECKING:
     from bolid.backends.body import BodyEncoder
-    from bolid.controls import Scale
-    from bolid.families import Family
+    from bolid.models.families import Family
+    from bolid.scales import Scale
 
 
 class Guide(Protocol):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.families import Family
+from bolid.models.families import Family
 from bolid.run import sha256_file
-from bolid.train_adapter import OF_THE_PERSON
+from bolid.train_adapter.config import OF_THE_PERSON
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ class PixelLosses:
     def _reader(self, folder: Path, own: BodyEncoder, device: str, number: int) -> Reader:
         """Reader `number`, from 1 on; what `folder` lacks is the family's pose model or the `own` body encoder."""
         from bolid.backends.body import BodyEncoder
-        from bolid.families import path_of
+        from bolid.models.families import path_of
 
         pose_path, encoder_path, probe_path = (path_of(part, folder) for part in ("pose", "body_encoder", "probe"))
         if not (pose_path.exists() or encoder_path.exists() or probe_path.exists()):
@@ -371,7 +371,7 @@ def find_decoder(family: Family, decoder: str) -> Path | None:
 def _load_decoder(folder: Path, vae: Any, device: str) -> Any:
     from diffusers import AutoencoderTiny
 
-    from bolid.backends.base import loading, require_whole
+    from bolid.backends.diffusion import loading, require_whole
 
     wanted = "it must be a directory that diffusers' AutoencoderTiny.from_pretrained loads"
     with loading(f"the tiny decoder in {folder}", wanted):

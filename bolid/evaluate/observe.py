@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from bolid.errors import BolidError
-from bolid.families import Family
-from bolid.pictures import Picture, Source
+from bolid.evaluate.pictures import Picture, Source
+from bolid.models.families import Family
 from bolid.run import canonical_json, home, run_record
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from bolid.errors import BolidError
-from bolid.families import FAMILY_NAMES, Family, chosen_family, get_family
+from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_family
 from bolid.run import canonical_json
 
 FamilyOption = Annotated[

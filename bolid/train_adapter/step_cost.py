@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bolid.method.body_condition import BRANCHES, FACE_DIM, initial_state, install
-from bolid.precision import computing, store_frozen
+from bolid.train_adapter.precision import computing, store_frozen
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def adapted_network(
     """(UNet of these settings with both branches, as in training; the parameters that learn), on the meta device."""
     from diffusers import UNet2DConditionModel
 
-    from bolid.backends.base import quiet_diffusers
+    from bolid.backends.diffusion import quiet_diffusers
 
     with quiet_diffusers(), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(settings).requires_grad_(False).eval()

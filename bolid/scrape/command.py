@@ -27,10 +27,10 @@ import numpy as np
 
 import bolid
 from bolid.errors import BolidError
-from bolid.families import get_family
 from bolid.formats.images import PHOTO_SUFFIXES, decode_image, encode_jpeg, glance, list_photos
 from bolid.formats.photos import FAILED, FILTERED, KEPT, PhotoFolder, same_name
 from bolid.formats.sites import read_site
+from bolid.models.families import get_family
 
 # Two photos whose perceptual hashes (signs of a 16x16 DCT) differ in no more of 256 bits are the same photo. Of 40
 # rendered people with 8 photos each, two photos of a person differed in 66 bits and more, a copy at 3/4 of the size and
@@ -187,7 +187,7 @@ def scrape(
         if folder is not None:
             _import(Path(folder), listed, keeper)
         else:
-            from bolid.backends.crawl import Manners, crawl_site, crawl_urls
+            from bolid.scrape.crawl import Manners, crawl_site, crawl_urls
 
             manners = Manners(contact, connections, delay, not ignore_robots, bolid.__version__)
             if addresses is not None:
@@ -294,7 +294,7 @@ class _Looker:
 
 
 class _Keeper:
-    """Decides about every photo and writes it down. It is the `Sink` of a crawl (see `bolid.backends.crawl`)."""
+    """Decides about every photo and writes it down. It is the `Sink` of a crawl (see `bolid.scrape.crawl`)."""
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bolid import engines
 from bolid.errors import BolidError
-from bolid.extract import extract
+from bolid.extract import workers
+from bolid.extract.command import extract
 
 BATCHES = [[number, number + 0.5] for number in range(21)]  # more than two rounds of two ranks, the last not full
 
@@ -41,12 +41,12 @@ EXPECTED = [[2 * number for number in batch] for batch in BATCHES]
 RANK_SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from bolid import engines
+from bolid.extract import workers
 from bolid.errors import BolidError
-from test_engines import BATCHES, Doubling
+from test_workers import BATCHES, Doubling
 
 try:
-    with engines.start("local", workers={workers}) as run:
+    with workers.start("local", workers={workers}) as run:
         if run is None:
             print("helped")
         elif {tells}:
@@ -93,9 +93,9 @@ def test_one_process_alone_keeps_its_threads():
     import torch
 
     threads = torch.get_num_threads()
-    assert list(engines.run(Doubling(), BATCHES, workers=1)) == EXPECTED
+    assert list(workers.run(Doubling(), BATCHES, workers=1)) == EXPECTED
     assert torch.get_num_threads() == threads
-    assert list(engines.run(Doubling(), [], workers=3)) == []
+    assert list(workers.run(Doubling(), [], workers=3)) == []
 
 
 @pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -119,14 +119,14 @@ def test_an_error_of_any_rank_reaches_rank_0():
 def test_a_batch_script_of_slurm_is_one_process(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "8")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert engines.this_rank() == engines.Rank(0, 1, 0) and engines.this_rank().leads
+    assert workers.this_rank() == workers.Rank(0, 1, 0) and workers.this_rank().leads
 
 
 def test_ranks_that_do_not_meet_say_so(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(BolidError, match="rank 0 of 2 found no others") as caught, engines.start("local", 1):
+    with pytest.raises(BolidError, match="rank 0 of 2 found no others") as caught, workers.start("local", 1):
         pass
     assert "MASTER_ADDR" in caught.value.hint
 
@@ -134,13 +134,13 @@ def test_ranks_that_do_not_meet_say_so(monkeypatch):
 RAY_SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from bolid import engines
+from bolid.extract import workers
 from bolid.errors import BolidError
-from test_engines import BATCHES, Doubling
+from test_workers import BATCHES, Doubling
 
-print(list(engines.on_ray(Doubling(), [], workers=2)))
+print(list(workers.on_ray(Doubling(), [], workers=2)))
 try:
-    for results in engines.on_ray(Doubling(fails_at=20), BATCHES, workers=2):
+    for results in workers.on_ray(Doubling(fails_at=20), BATCHES, workers=2):
         print(results)
 except BolidError as error:
     print("error:", error.message)
@@ -176,7 +176,7 @@ def test_ray_gives_results_in_order_up_to_an_error():
 def test_an_actor_without_its_model_says_so():
     """Raised there, Ray would start the actor again and again."""
     cloudpickle = pytest.importorskip("ray", reason="pip install 'bolid[ray]'").cloudpickle
-    answer = engines._RayWorker(Doubling(fails_at=0))({"batch": cloudpickle.dumps(BATCHES[0])})
+    answer = workers._RayWorker(Doubling(fails_at=0))({"batch": cloudpickle.dumps(BATCHES[0])})
     error = cloudpickle.loads(answer["results"])
     assert isinstance(error, BolidError) and (error.message, error.hint) == ("no model", "get one")
 

@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.families import Family
+from bolid.models.families import Family
 from bolid.views import SEEN
 
 # OpenPose's order, as COCO's numbers: nose, neck, right arm, left arm, right leg, left leg, eyes, ears (right first).

@@ -11,42 +11,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.families import get_family
-from bolid.pictures import Picture, Source, generated_pictures, reference_photos
+from bolid.evaluate.pictures import Picture, Source, generated_pictures, reference_photos
+from bolid.evaluate.results import Comparison, Difference, Evaluation, Scored
+from bolid.evaluate.scores import DESCRIPTIONS, REPLICATES, numbered, relative_source, score
+from bolid.models.families import get_family
 from bolid.run import derive_seed, pick_device
-from bolid.scores import DESCRIPTIONS, REPLICATES, Evaluation, Metric, Scored, numbered, relative_source, score
 
 if TYPE_CHECKING:
     import torch
 
-    from bolid.observe import Models
+    from bolid.evaluate.observe import Models
 
 Progress = Callable[[int, int, str], None]
-
-__all__ = ["Comparison", "Difference", "Evaluation", "Metric", "compare", "evaluate"]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Another method's figure minus the first one's, over pairs of equal person and prompt."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    pairs: int
-    paired_by: str  # "picture" or "person"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    baseline: str
-    methods: dict[str, Evaluation]
-    differences: dict[str, dict[str, Difference]]  # method -> metric
 
 
 def evaluate(
@@ -134,7 +115,7 @@ def _score_all(
     seed: int,
     progress: Progress | None,
 ) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
-    from bolid.observe import FEATURES, Models, read_references
+    from bolid.evaluate.observe import FEATURES, Models, read_references
 
     if features not in FEATURES:
         raise BolidError(f"--features is {features!r}", f"choose one of {', '.join(FEATURES)}")
@@ -163,7 +144,7 @@ def _score_all(
         one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)  # type: ignore[type-var]
     differences = {one.name: _differences(scored[0], one, seed) for one in scored[1:]}
     if html is not None:
-        from bolid.report import write_report
+        from bolid.evaluate.report import write_report
 
         write_report(html, scored, differences, held_out, DESCRIPTIONS, chosen.name)
     return scored, differences

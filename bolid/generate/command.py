@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bolid.controls import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
 from bolid.errors import BolidError
-from bolid.families import Family, get_family, match_family
+from bolid.models.families import Family, get_family, match_family
 from bolid.person import PersonReader
 from bolid.run import (
     atomic_path,
@@ -29,12 +28,13 @@ from bolid.run import (
     run_record,
     sha256_file,
 )
+from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from bolid.backends.guides import Guide, Guiding
+    from bolid.generate.guidance import Guide, Guiding
 
 Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
@@ -104,12 +104,12 @@ def generate(
     At most one of `profile`, `reference` (a photo) and `new_person` (a seed); with several profiles each person's
     pictures are made in calls of their own and go to a folder of the profile's name. `adapter`: a directory with
     face.safetensors, body.safetensors or both, by default the family's. `face_scale`, `body_scale`: numbers, or texts
-    as in `bolid.controls`; by default the family's, which is 1 if it says nothing else, for every branch that the
+    as in `bolid.scales`; by default the family's, which is 1 if it says nothing else, for every branch that the
     person and the adapter have. `lora`: FILE or FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through
     the family's ControlNet. `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by
     default the family's; guidance may have a stretch, as in "2.5@0..0.75". `face_guidance`, `body_guidance`: how
     strongly a step draws the picture towards the person's face and body, by the gradient of the family's face model and
-    of its body encoder; 1 is usual, in `bolid.controls.PERSON_STRETCH` where no stretch is given. `grid`: texts like
+    of its body encoder; 1 is usual, in `bolid.scales.PERSON_STRETCH` where no stretch is given. `grid`: texts like
     "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the last path returned is
     one sheet of all.
     `best_of`: so many are painted of each picture, and the one is written whose body, and face where one is shown,
@@ -182,8 +182,8 @@ def generate(
     import numpy as np
     import torch
 
-    from bolid.backends.base import add_controlnet, choose_dtype, load_base, load_loras
-    from bolid.backends.base import offload as offload_networks
+    from bolid.backends.diffusion import add_controlnet, choose_dtype, load_base, load_loras
+    from bolid.backends.diffusion import offload as offload_networks
 
     files = _adapter_files(chosen, adapter)
     reader = functools.cache(lambda: PersonReader(chosen, device))
@@ -196,7 +196,7 @@ def generate(
         inputs |= used
     extra: dict[str, Any] = {}
     if pose_from is not None:
-        from bolid.pose_map import read_pose
+        from bolid.generate.pose_map import read_pose
 
         chosen.require("controlnet")
         extra = _pose_arguments(read_pose(pose_from, chosen, device), pose_weight)
@@ -359,8 +359,8 @@ def _paint(
     guides: list[Guide],
 ) -> list[Image.Image]:
     """One picture a prompt, all of one person. `vectors`, `scales`: of each loaded branch, in the order of loading."""
-    from bolid.backends.base import paint, remembered_conditions
-    from bolid.backends.guides import guided_by
+    from bolid.backends.diffusion import paint, remembered_conditions
+    from bolid.generate.guidance import guided_by
     from bolid.method.body_condition import build_ip_adapter_image_embeds
 
     # diffusers leaves guidance out at 1 and below; the null rows must be there exactly when it does not.
@@ -414,7 +414,7 @@ def _grid_sheet(
     """Columns: the first axis of the grid. Rows: people, prompts and the other axes, where there are several."""
     from PIL import Image
 
-    from bolid.sheet import contact_sheet
+    from bolid.contact_sheet import contact_sheet
 
     first, *others = cells[0].values
     columns = list(dict.fromkeys(cell.values[first] for cell in cells))
@@ -487,7 +487,7 @@ def _guide(
 ) -> Guiding:
     """What makes guides to people's "face" or "body". BolidError where somebody has none, or one that the family's
     models do not know."""
-    from bolid.backends.guides import towards_bodies, towards_faces
+    from bolid.generate.guidance import towards_bodies, towards_faces
 
     option = f"--{part}-guidance"
     for person in people:
@@ -603,7 +603,7 @@ def _load_adapters(
     pipe: Any, family: Family, files: dict[str, Path], branches: list[str], people: list[Identity]
 ) -> dict[str, str]:
     """Load the branches into the pipeline in one call (a second would replace the first); returns their hashes."""
-    from bolid.backends.base import quiet_diffusers
+    from bolid.backends.diffusion import quiet_diffusers
     from bolid.formats.adapter import load_adapter, nested_state_dict
 
     states, inputs = [], {}

@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, {tests!r})
-from test_sharding import RECORD, new_network, tensors_of, train
+from test_fsdp import RECORD, new_network, tensors_of, train
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 
 distributed.init_process_group("gloo")

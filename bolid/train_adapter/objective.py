@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.families import Family
-from bolid.train_adapter import NO_TARGET, OF_THE_PERSON, WHOLE_BODY, draw_context, fuse_context
+from bolid.models.families import Family
+from bolid.train_adapter.config import NO_TARGET, OF_THE_PERSON, TrainAdapterConfig
+from bolid.train_adapter.data import WHOLE_BODY, AdapterTable, Batch, TextStates, draw_context, fuse_context
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from bolid.train_adapter import AdapterTable, Batch, TextStates, TrainAdapterConfig
 
 SWAPPED_ALPHA_BAR = (0.003, 0.6)  # where a body's outline is still open, and yet to be seen in x0-hat
 CALIBRATION_PEOPLE = 600  # who say what a reader sees in photos; their mean is then known to 0.04 of its deviations
@@ -57,7 +57,7 @@ class Objective:
         if x_gen == "sampled":
             from diffusers import LCMScheduler
 
-            from bolid.backends.base import sampler
+            from bolid.backends.diffusion import sampler
 
             scheduler = sampler(pipe.scheduler, family.defaults)
             scheduler.set_timesteps(config.x_gen_steps)
@@ -170,7 +170,7 @@ class Objective:
     ) -> torch.Tensor:
         import torch
 
-        from bolid.precision import compiler_errors, computing
+        from bolid.train_adapter.precision import compiler_errors, computing
 
         added: dict[str, Any] = {name: conditions[name] for name in ("text_embeds", "time_ids") if name in conditions}
         added["image_embeds"] = [conditions["face_embeds"], conditions["body_embeds"]]
@@ -378,7 +378,7 @@ def few_step_sampler(pipe: Any, family: Family) -> dict[str, Any]:
 
     Loads the family's few-step LoRA, switched off. Raises BolidError for a base that needs many steps.
     """
-    from bolid.backends.base import quiet_diffusers
+    from bolid.backends.diffusion import quiet_diffusers
 
     settings, lora = family.few_steps, family.few_steps_lora
     if settings and lora.is_file():

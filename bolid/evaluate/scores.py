@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.pictures import Picture, Source, assign_people
+from bolid.evaluate.pictures import Picture, Source, assign_people
+from bolid.evaluate.results import Evaluation, Metric, Scored
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.evaluate.observe import Models, References, Seen
     from bolid.method.distributions import FeatureStatistics
     from bolid.method.metrics import Interval
-    from bolid.observe import Models, References, Seen
 
 Progress = Callable[[int, int, str], None]
 FEW = 2048  # pictures; below, FID says more about their number than about them
@@ -58,45 +58,6 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One figure: its value (None where it could not be measured), its interval, and what is behind it."""
-
-    value: float | None
-    n: int
-    measured_by: str
-    note: str = ""
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    pictures: int
-    references: int  # held-out photos
-    people: int
-    metrics: dict[str, Metric]
-    ratios: dict[str, dict[str, float]]
-    """Body ratios by name: {"true", "pictures"}, means over people; empty without ground truth."""
-    held_out: dict[str, Any]
-    """{"excluded": reference photos that had made the profile, "checked": whether the pictures or --profile told}."""
-    notes: list[str]
-    rejected: dict[str, list[str]]
-
-
-@dataclass
-class Scored:
-    """A folder's pictures with all that was measured of each; what the report draws from."""
-
-    name: str
-    source: Source
-    pictures: list[Picture]
-    people: list[str]
-    scores: dict[str, torch.Tensor]  # name -> f64 [N], nan where not measured
-    per_person: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> person -> value
-    evaluation: Evaluation | None = None
-
-
 PER_PICTURE = (
     "text_score", "image_score", "face_found", "face_similarity", "face_tar", "person_found", "body_rank1", "body_auc",
     "copy_paste", "clothing_leak", "disturbance", "diversity",
@@ -115,8 +76,8 @@ def score(
     """Go through the pictures once; of each a few numbers stay, of all together the streaming statistics."""
     import torch
 
+    from bolid.evaluate.observe import loaded
     from bolid.method.distributions import FeatureStatistics, InceptionScore
-    from bolid.observe import loaded
 
     pictures, people = source.pictures, assign_people(source.pictures, set(references.people))
     against = Against(references, conditioning, models)

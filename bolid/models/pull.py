@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.families import DEFAULT_FAMILY, SOURCES, Family, Source, get_family
+from bolid.models.families import DEFAULT_FAMILY, SOURCES, Family, Source, get_family
 from bolid.run import atomic_path, canonical_json, disk_errors, home, sha256_file, write_atomic
 
 Progress = Callable[[int, int, str], None]

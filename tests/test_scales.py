@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bolid.controls import Scale, parse_grid, parse_lora, parse_scale
 from bolid.errors import BolidError
+from bolid.scales import Scale, parse_grid, parse_lora, parse_scale
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,291 @@
+"""What `train-adapter` learns from: every photo of the training shards in memory, and the batches drawn from it.
+
+Leave-one-out (BoLID section 3): the photo to be denoised is never part of its own condition. Everything random about a
+photo comes from its place in the run, not from the batch it is in.
+
+Shapes: B batch, N photos in the table, M photos of one person, D body dimension, (C, h, w) latents.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.run import derive_seed
+from bolid.train_adapter.config import TrainAdapterConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Progress = Callable[[int, int, str], None]
+WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
+
+# Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
+BUILD_WORDS = (
+    "tall", "short", "small", "petite", "slim", "slender", "thin", "skinny", "lean", "average", "medium", "heavy",
+    "heavyset", "stocky", "chubby", "plump", "curvy", "fat", "large", "big", "muscular", "athletic", "broad",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterTable:
+    """All that training needs of every photo, in memory."""
+
+    latents: torch.Tensor  # f16 [N, 2, C, h, w], the posterior's mean and std
+    captions: list[str]  # N
+    body_mean: torch.Tensor  # f32 [N, D], of this one photo
+    body_logvar: torch.Tensor  # f32 [N, D]
+    confidence: torch.Tensor  # f32 [N]
+    face: torch.Tensor  # f32 [N, 512], zeros where none is seen
+    people: list[np.ndarray]  # rows of each person, two or more
+    names: list[str]  # of the people
+
+    @functools.cached_property
+    def owner(self) -> np.ndarray:
+        """The person of each row, [N]."""
+        import numpy as np
+
+        owner = np.empty(len(self.captions), np.int64)
+        for person, rows in enumerate(self.people):
+            owner[rows] = person
+        return owner
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Everybody's rows, person by person."""
+        import numpy as np
+
+        return np.concatenate(self.people)
+
+    @functools.cached_property
+    def close_ups(self) -> np.ndarray:
+        """The rows that show a face and little of a body."""
+        return self.rows[(self.face[self.rows].any(1) & (self.confidence[self.rows] < WHOLE_BODY)).numpy()]
+
+    @functools.cached_property
+    def lookalikes(self) -> list[np.ndarray]:
+        """For each person those, themselves among them, whom their captions' "woman" or "man" fits as well."""
+        import numpy as np
+
+        words = []
+        for rows in self.people:
+            found = [word for row in rows for word in re.findall(r"\b(wom[ae]n|m[ae]n)\b", self.captions[row].lower())]
+            words.append(max(sorted(set(found)), key=found.count).replace("men", "man") if found else "")
+        alike = {word: np.array([i for i, other in enumerate(words) if other == word]) for word in set(words)}
+        return [alike[word] for word in words]  # shared by all of a word: people times people would not fit
+
+
+def read_table(train: str | Path, body_encoder: Any, progress: Progress | None = None) -> AdapterTable:
+    """Training shards -> latents, captions, each photo's body Gaussian (encoded here, once) and face."""
+    import numpy as np
+    import torch
+
+    from bolid.formats.shards import decode_image, group_by_person, read_index, read_shards
+
+    total = read_index(train)["samples"]
+    latents, faces, people = [], [], []
+    captions: list[str] = []
+    names: list[str] = []
+    bodies: list[tuple[torch.Tensor, ...]] = []
+    for name, group in group_by_person(read_shards(train)):
+        if len(group) < 2:
+            continue  # nothing to leave one out of
+        for sample in group:
+            if "latents" not in sample.tensors:
+                raise BolidError(f"{train} holds no latents", "give the directory that `bolid shard` writes")
+        people.append(np.arange(len(captions), len(captions) + len(group)))
+        names.append(name)
+        latents += [torch.from_numpy(sample.tensors["latents"]) for sample in group]
+        captions += [sample.caption for sample in group]
+        faces += [sample.tensors.get("face", np.zeros(512, np.float32)) for sample in group]
+        features = [sample.tensors.get("view_features") for sample in group] if body_encoder.needs_features else None
+        images = [decode_image(sample.image) for sample in group]
+        bodies.append(body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features))
+        if progress is not None:
+            progress(len(captions), total, "encoding bodies")
+    if not people:
+        raise nobody_has_two(train)
+    mean, logvar, confidence = (torch.cat(parts) for parts in zip(*bodies, strict=True))
+    return AdapterTable(
+        torch.stack(latents), captions, mean, logvar, confidence, torch.from_numpy(np.stack(faces)), people, names
+    )
+
+
+def nobody_has_two(train: str | Path) -> BolidError:
+    return BolidError(
+        f"nobody in {train} has two photos",
+        "the adapters learn a person's photo from their other photos: collect at least two each",
+    )
+
+
+def without_build(caption: str) -> str:
+    """The caption without the words that name the build."""
+    # Not "short-sleeved" and not "short hair".
+    return re.sub(rf"\b(?:{'|'.join(BUILD_WORDS)})\b(?![- ](?:sleeve|hair))\s*", "", caption)
+
+
+def caption_texts(captions: Iterable[str]) -> list[str]:
+    """Every text that training on these captions can ask for."""
+    captions = set(captions)
+    return sorted({"", *captions, *map(without_build, captions)})
+
+
+class TextStates:
+    """The captions' text states [N, L, E] and SDXL's pooled ones: each computed once and kept in main memory, or, where
+    they would take more than `limit` bytes, computed at each call.
+
+    `precision`: what the network computes in. They are kept in that, to which it would convert them anyway.
+    """
+
+    def __init__(self, pipe: Any, captions: list[str], *, limit: float = 2**33, precision: str = "fp32") -> None:
+        import torch
+
+        from bolid.backends.diffusion import DTYPES, encode_prompts
+
+        self._encode, self._device = lambda texts: encode_prompts(pipe, texts), pipe.device
+        texts, dtype = caption_texts(captions), DTYPES[precision]
+        first = [part[0] for part in self._encode([""]) if part is not None]
+        self._kept: list[torch.Tensor] = []
+        if len(texts) * sum(part.numel() for part in first) * dtype.itemsize <= limit:
+            self._row = {text: row for row, text in enumerate(texts)}
+            self._kept = [torch.empty(len(texts), *part.shape, dtype=dtype) for part in first]
+            for start in range(0, len(texts), 64):  # always the same 64 together: rounding may depend on it
+                encoded = self._encode(texts[start : start + 64])
+                for kept, part in zip(self._kept, encoded, strict=False):
+                    kept[start : start + 64] = part
+
+    @property
+    def cached(self) -> bool:
+        """Whether the text encoders are not needed any more."""
+        return bool(self._kept)
+
+    def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(text states, pooled states or None) on the pipeline's device."""
+        if not self._kept:
+            return self._encode(texts)
+        rows = [self._row[text] for text in texts]
+        states = [kept[rows].to(self._device) for kept in self._kept]
+        return states[0], states[1] if len(states) > 1 else None
+
+
+@dataclass(frozen=True)
+class Batch:
+    rows: np.ndarray  # [B] the photos to be denoised
+    context: torch.Tensor  # [B, M] rows of the table that the body is made of
+    present: torch.Tensor  # bool [B, M] which of them count
+    captions: list[str]  # [B], "" where the text is dropped
+    body_embeds: torch.Tensor  # [B, 1, D], null where dropped
+    face_embeds: torch.Tensor  # [B, 1, 512]
+    generators: Sequence[torch.Generator]  # [B] what else is random about each photo is drawn from these
+
+
+def draw_batch(
+    table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig, generators: Sequence[torch.Generator]
+) -> Batch:
+    """Conditions for the photos `rows`, each from other photos of its person only (leave-one-out)."""
+    import torch
+
+    from bolid.method.body_condition import drop_condition
+
+    mates = [table.people[table.owner[row]] for row in rows]
+    context, present = draw_context(
+        table, [own[own != row] for own, row in zip(mates, rows, strict=True)], config, generators
+    )
+    noise = torch.empty(len(rows), table.body_mean.shape[1])
+    coins = torch.empty(len(rows), 6)
+    for i, generator in enumerate(generators):
+        torch.randn(noise.shape[1:], generator=generator, out=noise[i])
+        torch.rand(coins.shape[1:], generator=generator, out=coins[i])
+
+    mean, logvar, face = fuse_context(table, context, present)
+    sampled = coins[:, :1] < config.body_sampling
+    body = torch.where(sampled, mean + (0.5 * logvar).exp() * noise, mean)
+
+    drop_all = coins[:, 1] < config.all_dropout
+    drop_text = drop_all | (coins[:, 2] < config.text_dropout)
+    drop_face = drop_all | (coins[:, 3] < config.face_dropout)
+    drop_body = drop_all | (coins[:, 4] < config.body_dropout)
+    lose_build = (coins[:, 5] < config.build_word_dropout) & ~drop_body
+    captions = []
+    for row, no_text, no_build in zip(rows, drop_text.tolist(), lose_build.tolist(), strict=True):
+        caption = table.captions[row]
+        captions.append("" if no_text else without_build(caption) if no_build else caption)
+    return Batch(
+        rows, context, present, captions,
+        drop_condition(body[:, None], drop_body), drop_condition(face[:, None], drop_face), generators,
+    )  # fmt: skip
+
+
+def draw_context(
+    table: AdapterTable, photos: Sequence[np.ndarray], config: TrainAdapterConfig,
+    generators: Sequence[torch.Generator],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """One photo or more of each of the sets of rows `photos`: (rows of the table [B, M], bool [B, M] which count)."""
+    import torch
+
+    most = min(config.max_context, max(map(len, table.people)) - 1)
+    context = torch.zeros(len(photos), most, dtype=torch.long)
+    present = torch.zeros(len(photos), most, dtype=torch.bool)
+    for i, (rows, generator) in enumerate(zip(photos, generators, strict=True)):
+        count = int(torch.randint(1, min(most, len(rows)) + 1, (1,), generator=generator))
+        chosen = rows[torch.randperm(len(rows), generator=generator)[:count].numpy()]
+        context[i, :count] = torch.from_numpy(chosen)
+        present[i, :count] = True
+    return context, present
+
+
+def fuse_context(
+    table: AdapterTable, context: torch.Tensor, present: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The bodies' Gaussians, mean and logvar [B, D], and the faces [B, 512] of photos [B, M] of the table."""
+    import torch.nn.functional as F
+
+    from bolid.method.body_vae import fuse
+
+    mean, logvar = fuse(table.body_mean[context], table.body_logvar[context], table.confidence[context] * present)
+    # The mean of unit vectors, unit length again; stays zero, the null condition, where no photo shows the face.
+    return mean, logvar, F.normalize((table.face[context] * present[..., None]).sum(1), dim=-1)
+
+
+def fused_bodies(table: AdapterTable) -> torch.Tensor:
+    """Everybody's c_body, of all their photos, [people, D]."""
+    import torch
+
+    photos = [torch.from_numpy(rows)[None] for rows in table.people]
+    return torch.cat([fuse_context(table, rows, torch.ones_like(rows))[0] for rows in photos])
+
+
+def photo_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    """One generator for each photo from the `first` of the whole run on: its place in the run is its seed."""
+    import torch
+
+    places = range(first, first + count)
+    return [torch.Generator().manual_seed(derive_seed(seed, "train-adapter", "photo", place)) for place in places]
+
+
+def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Rows of batch number `step`: consecutive pieces of one seeded permutation an epoch, [batch]."""
+    import numpy as np
+
+    position = np.arange(step * batch, (step + 1) * batch)
+    rows = np.empty(batch, np.int64)
+    for epoch in np.unique(position // total):
+        order = np.random.default_rng(derive_seed(seed, "train-adapter", "epoch", int(epoch))).permutation(total)
+        here = position // total == epoch
+        rows[here] = order[position[here] % total]
+    return rows
+
+
+def draw_rows(table: AdapterTable, config: TrainAdapterConfig, number: int, seed: int) -> np.ndarray:
+    """The photos of batch `number`, rows of the table: as they come, or the first of them close-ups."""
+    rows = table.rows[batch_rows(len(table.rows), config.batch_size, number, seed)]
+    if close := round(config.close_ups * config.batch_size):
+        own = derive_seed(seed, "close-ups")  # an order of their own
+        rows[:close] = table.close_ups[batch_rows(len(table.close_ups), close, number, own)]
+    return rows

@@ -1,0 +1,154 @@
+"""What a training leaves for people to look at: log.jsonl, the loss curve and the sample sheets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.models.families import Family
+from bolid.run import derive_seed
+from bolid.train_adapter.data import AdapterTable, TextStates, without_build
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Log:
+    """log.jsonl, one line a step: {"step", "loss", ...}; loss.png, its curve; and TensorBoard's files if wanted.
+
+    On resuming, what is past the checkpoint is dropped. Raises BolidError when the package tensorboard is missing.
+    """
+
+    def __init__(self, out: Path, step: int, tensorboard: bool) -> None:
+        self.path, self.lines = out / "log.jsonl", list[str]()
+        self.writer = _tensorboard_writer(out / "tensorboard", step) if tensorboard else None
+        out.mkdir(parents=True, exist_ok=True)
+        kept = self.path.read_text().splitlines()[:step] if self.path.exists() and step else []
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.lines.append(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}))
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
+        if len(self.lines) >= 100:
+            self.flush()
+
+    def flush(self) -> None:
+        with self.path.open("a") as file:
+            file.write("".join(line + "\n" for line in self.lines))
+        self.lines = []
+
+    def draw(self) -> None:
+        self.flush()
+        loss_curve(self.path, self.path.with_name("loss.png"))
+
+    def close(self) -> None:
+        self.draw()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _tensorboard_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BolidError(
+            "--tensorboard needs the package tensorboard, which is not installed",
+            "pip install 'bolid[tensorboard]', or leave it out: log.jsonl and loss.png hold the same numbers",
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def loss_curve(log: Path, path: Path) -> None:
+    """A picture of log.jsonl's losses over the steps: each as measured, faint, and averaged over 2 % of the run."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from bolid.run import atomic_path
+
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    figure = Figure(figsize=(8, 2.5 * max(1, len(names))), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(max(1, len(names)), 1, squeeze=False)[:, 0], names, strict=False):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        steps, values = np.array([s for s, _ in points]), np.array([v for _, v in points])
+        window = max(1, len(values) // 50)
+        axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.6)
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], smooth, color="tab:blue", linewidth=1.4)
+        axes.set(xlabel="step", ylabel=name)
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, metadata={"Software": None})
+
+
+def sample_sheet(
+    pipe: Any,
+    family: Family,
+    table: AdapterTable,
+    text_states: TextStates,
+    path: Path | None,
+    seed: int,
+    steps: int = 12,
+) -> None:
+    """A contact sheet: three captions down; across: no profile, then three people (their first photo in front). With
+    the family's sampler and guidance, as `generate` paints, but in no more than `steps` steps.
+
+    Without a path it is made and not kept: where branches are spread over processes, all of them have to compute.
+    """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from PIL import Image
+
+    from bolid.backends.diffusion import decode_latents, paint, set_sampler
+    from bolid.method.body_condition import build_ip_adapter_image_embeds
+    from bolid.method.body_vae import fuse
+    from bolid.run import atomic_path
+
+    trained_with = pipe.scheduler
+    set_sampler(pipe, family.defaults)
+    steps = min(steps, int(family.defaults.get("steps", steps)))
+    picks = np.random.default_rng(derive_seed(seed, "sheet")).permutation(len(table.people))[:3]
+    captions = [without_build(table.captions[table.people[p][-1]]) for p in picks]
+    guidance = family.guidance
+    height, width = family.image_size
+    pipe.vae.enable_slicing()  # decodes one picture at a time: a large one takes gigabytes
+    # Told what the texts say and what the noise is, the pipeline needs no text encoder and rounds no latents.
+    texts: dict[str, torch.Tensor] = {}
+    for sign, told in (("", captions), ("negative_", [""] * len(captions))):
+        states, pooled = text_states(told)
+        texts[f"{sign}prompt_embeds"] = states.float()
+        if pooled is not None:
+            texts[f"{sign}pooled_prompt_embeds"] = pooled.float()
+    columns = []
+    for person in (None, *picks):
+        if person is None:
+            body, face, front = torch.zeros_like(table.body_mean[0]), torch.zeros_like(table.face[0]), None
+            pipe.set_ip_adapter_scale([0.0, 0.0])
+        else:
+            rows = torch.from_numpy(table.people[person])
+            body = fuse(table.body_mean[rows][None], table.body_logvar[rows][None], table.confidence[rows][None])[0][0]
+            face = F.normalize(table.face[rows].sum(0), dim=-1)
+            front = decode_latents(pipe, table.latents[rows[:1], 0].float())[0]
+            pipe.set_ip_adapter_scale([1.0, 1.0])
+        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
+        noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
+        pictures = paint(
+            pipe, **texts, height=height, width=width, num_inference_steps=steps, guidance=guidance,
+            generator=generators, latents=noise.to(pipe.device),
+            ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
+        )  # fmt: skip
+        column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
+        columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))
+    pipe.set_ip_adapter_scale([1.0, 1.0])
+    pipe.scheduler = trained_with
+    if path is not None:
+        with atomic_path(path) as temporary:
+            Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "PNG")
