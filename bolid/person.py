@@ -6,13 +6,14 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.models.families import Family
+from bolid.run import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from bolid.views import View, ViewReader
 
-Progress = Callable[[int, int, str], None]
 MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
 DUPLICATE = "the same file again"
 _BATCH = 8

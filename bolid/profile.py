@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING
 from bolid.errors import BolidError
 from bolid.models.families import get_family, match_family
 from bolid.person import PersonReader, PhotoReport
-from bolid.run import pick_device, run_record, sha256_file
+from bolid.run import Progress, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
     from bolid.formats.profile import Profile
     from bolid.formats.sliders import Sliders
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
 
 FORMAT_VERSION = 1
+
+Progress = Callable[[int, int, str], None]
+"""How a long function reports: (done, total, what is being done)."""
 
 # The libraries whose version can change what an artefact holds.
 _RECORDED_PACKAGES = (

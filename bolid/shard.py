@@ -21,7 +21,7 @@ from bolid.formats.shards import (
 )
 from bolid.formats.storage import place
 from bolid.models.families import Family, match_family
-from bolid.run import derive_seed, pick_device, run_record
+from bolid.run import Progress, derive_seed, pick_device, run_record
 from bolid.views import person_crop
 
 FEW_PHOTOS = "person with fewer photos than --min-photos"
@@ -29,7 +29,6 @@ NEAR_DUPLICATE = "near-duplicate of another photo of the person"
 # Two photos whose hashes differ in no more of 256 bits are the same photo. On rendered people, other photos of a person
 # differed in 47 bits and more, a copy at 3/4 of the size and JPEG quality 50 in at most 28 (99 of 100).
 DUPLICATE_BITS = 28
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

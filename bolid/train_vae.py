@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError, require_not_negative, require_parts
 from bolid.models.families import match_family
-from bolid.run import derive_seed, pick_device, run_record, sha256_file
+from bolid.run import Progress, derive_seed, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from bolid.backends.body import BodyEncoder
     from bolid.method.body_vae import BodyVAE, Views
 
-Progress = Callable[[int, int, str], None]
 KIND = "body-encoder"
 
 

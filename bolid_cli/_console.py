@@ -7,14 +7,14 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from bolid.errors import BolidError
 from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_family
-from bolid.run import canonical_json
+from bolid.run import Progress, canonical_json
 
 FamilyOption = Annotated[
     str | None,
@@ -30,8 +30,6 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, 
 SeedOption = Annotated[int, typer.Option("--seed", help="Same seed, same result.", min=0)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the result.")]
-
-Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
 
 def note(text: str, quiet: bool = False) -> None:

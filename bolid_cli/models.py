@@ -41,7 +41,7 @@ def list_families(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show every model family: what it needs, how big that is, its licence, and where it lies or is looked for."""
+    """Show every model family: what it needs, how big that is, its license, and where it lies or is looked for."""
     import bolid.models
 
     chosen, source = chosen_family()
@@ -79,14 +79,14 @@ def list_families(
             note(f"\n{entry['name']}, in {entry['root']}", quiet)
             table: list[tuple[object, ...]] = [
                 (
-                    part["part"], part["name"], part["megabytes"], part["licence"],
+                    part["part"], part["name"], part["megabytes"], part["license"],
                     part["state"] + (", optional" if part["optional"] and part["state"] == "missing" else ""),
                     (part["revision"] or "-")[:12],
                     part["where"].relative_to(entry["root"]),
                 )
                 for part in entry["parts"]
             ]  # fmt: skip
-            print_table(("part", "what", "MB", "licence", "state", "revision", "where"), table, quiet)
+            print_table(("part", "what", "MB", "license", "state", "revision", "where"), table, quiet)
     notes: dict[str, list[str]] = {}
     for part in (part for entry in families for part in entry["parts"]):
         for text in (part["notice"], part["instead"] and f"refused; {part['instead']}"):
@@ -126,7 +126,7 @@ def pull(
         places = bolid.models.pull(family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress)
     for part in bolid.models.describe(get_family(family)):
         if part["where"] in places and part["notice"]:
-            note(f"{part['name']}, {part['licence']}: {part['notice']}", quiet)
+            note(f"{part['name']}, {part['license']}: {part['notice']}", quiet)
     if as_json:
         emit_json({"family": family, "parts": places})
     else:

@@ -71,9 +71,9 @@ def scrape(
             show_default=False,
         ),
     ] = None,
-    licence: Annotated[
+    license: Annotated[
         str | None,
-        typer.Option(help="Licence of the photos, for their records.  [default: the site's]", show_default=False),
+        typer.Option(help="License of the photos, for their records.  [default: the site's]", show_default=False),
     ] = None,
     consent: Annotated[str, typer.Option(help="What the people agreed to, for the photos' records.")] = "unknown",
     contact: Annotated[
@@ -121,7 +121,7 @@ def scrape(
     bolid scrape --site gallery.toml --contact you@example.org          a gallery
     bolid scrape --forget "Anna Ivanova"                                delete a person everywhere
 
-    Each photo gets a .json with its origin, hash, size, licence and consent. Dropped ones are listed with the reason in
+    Each photo gets a .json with its origin, hash, size, license and consent. Dropped ones are listed with the reason in
     dropped.csv. After an interruption the same command goes on where it stopped, and nothing is fetched twice.
     robots.txt, noai and TDM reservations are obeyed. Read docs/collecting.md first: photos of people are personal data.
     """
@@ -152,7 +152,7 @@ def scrape(
                 min_sharpness=min_sharpness,
                 one_person=one_person,
                 watermark=_checker(watermark) if watermark else None,
-                licence=licence,
+                license=license,
                 consent=consent,
                 contact=contact,
                 connections=connections,

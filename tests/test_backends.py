@@ -440,7 +440,7 @@ def test_nothing_asks_the_network(monkeypatch):
 @pytest.mark.parametrize("part", LOADERS)
 def test_every_model_has_its_card(part):
     card = (TINY.require(part) / "README.md").read_text()
-    assert "Licence" in card and "held-out" in card
+    assert "License" in card and "held-out" in card
 
 
 def test_config_of_the_pose_model_names_its_network():

@@ -74,14 +74,14 @@ def white(path: Path) -> None:
 
 
 def test_what_is_written(photos, tmp_path):
-    (photos / "anna" / "3.json").write_text('{"url": "https://example.org/3.jpg", "licence": "CC0", "seed": 1}')
+    (photos / "anna" / "3.json").write_text('{"url": "https://example.org/3.jpg", "license": "CC0", "seed": 1}')
     result = extract(photos, tmp_path / "shards")
     assert (result.samples, result.persons, result.rejected) == (27, 3, {})
     samples = list(read_shards(tmp_path / "shards", kind="shards"))
     assert [s.person for s in samples] == ["anna"] * 9 + ["ben"] * 9 + ["carl"] * 9
     sample = samples[3]
     assert sample.caption == "photo 3 of anna" and sample.meta["source"] == "anna/3.jpg"
-    assert sample.meta["url"].endswith("3.jpg") and sample.meta["licence"] == "CC0" and "seed" not in sample.meta
+    assert sample.meta["url"].endswith("3.jpg") and sample.meta["license"] == "CC0" and "seed" not in sample.meta
     assert sample.key == f"anna/{sample.meta['sha256'][:16]}"
     assert decode_image(sample.image).shape == (64, 48, 3) == (sample.meta["height"], sample.meta["width"], 3)
     assert set(sample.tensors) == {"keypoints", "image_embed", "view_features"}  # no face was seen

@@ -25,7 +25,7 @@ def name_of(path: Path) -> str:
 
 
 def our_imports(path: Path) -> set[str]:
-    """Our modules that a file imports, inside functions too. `from package import module` is an import of the module."""
+    """Our modules that a file imports, inside functions too; `from package import module` imports the module."""
     modules, found = {name_of(module) for module in MODULES}, set[str]()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

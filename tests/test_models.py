@@ -41,17 +41,17 @@ def no_network(monkeypatch, tmp_path):
 # ---- what there is
 
 
-def test_list_names_licence_size_and_place_of_every_part():
+def test_list_names_license_size_and_place_of_every_part():
     listed = json.loads(run(app, ["models", "list", "--json"]).stdout)
     parts = {f["name"]: {p["part"]: p for p in f["parts"]} for f in listed["families"]}
     assert parts["tiny"] == {}
     for name in ("sd15", "sdxl", "sdxl-lightning"):
         assert {"base", "pose", "face", "image_text"} <= set(parts[name])
         for part in parts[name].values():
-            assert part["licence"] and part["megabytes"] > 0 and part["source"] and part["state"] == "missing"
+            assert part["license"] and part["megabytes"] > 0 and part["source"] and part["state"] == "missing"
             assert part["where"].startswith(str(home() / name))
     assert parts["sdxl-lightning"]["unet"]["source"] == "ByteDance/SDXL-Lightning"
-    assert not parts["sdxl"]["face"]["commercial"] and parts["sdxl"]["pose"]["licence"] == "AGPL-3.0"
+    assert not parts["sdxl"]["face"]["commercial"] and parts["sdxl"]["pose"]["license"] == "AGPL-3.0"
     shown = run(app, ["models", "list", "sdxl"])
     assert shown.stdout.split() == ["sdxl"]
     assert "non-commercial research only" in shown.stderr and "falls under the AGPL" in shown.stderr
@@ -61,7 +61,7 @@ def test_every_source_is_well_formed():
     for name, sources in SOURCES.items():
         family = get_family(name)
         for source in sources:
-            assert bool(source.repo) != bool(source.url) and source.licence and source.megabytes
+            assert bool(source.repo) != bool(source.url) and source.license and source.megabytes
             assert source.commercial or source.instead
             assert getattr(family, source.part)
             assert not source.url or source.url.startswith("https://github.com/")
@@ -199,7 +199,7 @@ def test_what_the_hugging_face_cache_has_is_used_without_a_network(no_network, t
     snapshot = write_hub_base(hub_cache(tmp_path / "hub", "stabilityai/stable-diffusion-xl-base-1.0"))
     assert models.pull("sdxl", only=["base"]) == [home() / "sdxl" / "base"]
     entry = models.read_manifest(home() / "sdxl")["base"]
-    assert entry["revision"] == "c" * 40 and entry["licence"] == "CreativeML OpenRAIL++-M"
+    assert entry["revision"] == "c" * 40 and entry["license"] == "CreativeML OpenRAIL++-M"
     weights = "unet/diffusion_pytorch_model.fp16.safetensors"
     assert entry["files"][weights]["sha256"] == hashlib.sha256((snapshot / weights).read_bytes()).hexdigest()
     assert "README.md" not in entry["files"]

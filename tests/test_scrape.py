@@ -215,7 +215,7 @@ def current_markup(server: Server, people: dict[str, int], said: dict[str, int] 
 def test_current_markup(server, tmp_path):
     current_markup(server, {"Anna Ivanova": 7, "Ann Few": 2, "Boris Petrov": 4})
     out = tmp_path / "photos"
-    result = scrape(site=theplace(server, tmp_path), out=out, min_photos=4, licence="all rights reserved", **WEB)
+    result = scrape(site=theplace(server, tmp_path), out=out, min_photos=4, license="all rights reserved", **WEB)
     assert (result.people, result.photos, result.new, result.dropped, result.failed) == (2, 11, 11, {}, {})
     assert result.people_dropped == {"fewer than --min-photos 4 photos on the site": 1}
     assert files(out) == {"Anna Ivanova": 7, "Boris Petrov": 4}
@@ -223,7 +223,7 @@ def test_current_markup(server, tmp_path):
     record = next(r for r in records(out) if r["url"].endswith("/img/0-0.jpg"))
     assert record["person"] == "Anna Ivanova" and record["page"].endswith("/0.html")
     assert record["sha256"] == hashlib.sha256(jpeg(0)).hexdigest() and record["bytes"] == len(jpeg(0))
-    assert (record["width"], record["height"], record["licence"], record["consent"]) == (
+    assert (record["width"], record["height"], record["license"], record["consent"]) == (
         120,
         96,
         "all rights reserved",
@@ -239,7 +239,7 @@ def test_current_markup(server, tmp_path):
     assert server.most_busy == 1, "one request at a time"
 
     asked = len(server.hits)
-    again = scrape(site=theplace(server, tmp_path), out=out, min_photos=4, licence="all rights reserved", **WEB)
+    again = scrape(site=theplace(server, tmp_path), out=out, min_photos=4, license="all rights reserved", **WEB)
     assert (again.photos, again.new) == (11, 0)
     assert set(server.hits[asked:]) <= {"/robots.txt"}, "a second run fetches nothing"
 
@@ -277,7 +277,7 @@ def test_a_site_in_toml(server, tmp_path):
     toml = tmp_path / "mine.toml"
     toml.write_text(
         f'start = ["{server.url}/"]\npeople = "li.person a"\nphotos = "ul.thumbs img::attr(data-src)"\n'
-        'next = "a[rel=next]"\nlicence = "CC BY 4.0"\nthumbnail = ["/thumbs/", "/full/"]\n'
+        'next = "a[rel=next]"\nlicense = "CC BY 4.0"\nthumbnail = ["/thumbs/", "/full/"]\n'
     )
     server.pages["/"] = '<li class="person"><a href="/p/1"><img alt="Zoë"></a></li><a rel="next" href="/?2">more</a>'
     server.pages["/?2"] = '<li class="person"><a href="p/2" title="Noor">-</a></li><a rel="next" href="/">and round</a>'
@@ -289,7 +289,7 @@ def test_a_site_in_toml(server, tmp_path):
     result = scrape(site=str(toml), out=tmp_path / "photos", min_photos=3, **WEB)
     assert files(result.out) == {"-": 3, "Zoë": 3} and max(Counter(server.hits).values()) == 1
     record = records(result.out)[0]
-    assert record["licence"] == "CC BY 4.0" and record["format"] == "PNG"
+    assert record["license"] == "CC BY 4.0" and record["format"] == "PNG"
     stored = np.asarray(
         Image.open(
             result.out / "Zoë" / f"{next(r for r in records(result.out) if '/1-0' in r['url'])['sha256'][:16]}.jpg"
@@ -832,7 +832,7 @@ def own(tmp_path):
         for seed in seeds:
             (folder / person / f"IMG_{seed}.jpg").write_bytes(jpeg(seed))
     (folder / "anna" / "IMG_0.txt").write_text("anna on a beach")
-    (folder / "anna" / "IMG_1.json").write_text('{"url": "https://example.org/1.jpg", "licence": "CC0", "seed": 7}')
+    (folder / "anna" / "IMG_1.json").write_text('{"url": "https://example.org/1.jpg", "license": "CC0", "seed": 7}')
     (folder / "anna" / "scan.png").write_bytes(encoded(picture(9), "PNG"))
     (folder / "ben" / "broken.jpg").write_bytes(jpeg(5)[:-500])
     (folder / "ben" / "copy.jpg").write_bytes(jpeg(3))
@@ -841,7 +841,7 @@ def own(tmp_path):
 
 def test_own_folder(own, tmp_path):
     out = tmp_path / "photos"
-    result = scrape(own, out=out, min_size=64, licence="mine", consent="written, 2026-01-02")
+    result = scrape(own, out=out, min_size=64, license="mine", consent="written, 2026-01-02")
     assert result.warnings == []
     assert files(out) == {"anna": 4, "ben": 2} and result.dropped == {SAME_FILE: 1}
     assert result.failed == {"the file is damaged": 1}
@@ -851,7 +851,7 @@ def test_own_folder(own, tmp_path):
     by_file = {record["file"]: record for record in records(out)}
     assert by_file["anna/IMG_0.jpg"]["consent"] == "written, 2026-01-02" and "url" not in by_file["anna/IMG_0.jpg"]
     assert by_file["anna/IMG_1.jpg"]["url"] == "https://example.org/1.jpg", "what was known of its origin stays known"
-    assert by_file["anna/IMG_1.jpg"]["licence"] == "mine" and "seed" not in by_file["anna/IMG_1.jpg"]
+    assert by_file["anna/IMG_1.jpg"]["license"] == "mine" and "seed" not in by_file["anna/IMG_1.jpg"]
     assert {Path(row["source"]).name for row in table(out / "dropped.csv")} == {"broken.jpg", "copy.jpg"}
 
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
@@ -878,7 +878,7 @@ def test_extract_reads_it_as_it_stands(own, tmp_path):
     """What `bolid extract` takes from the folder: people, captions, and where each photo comes from."""
     from bolid.extract.command import _origin, _photos
 
-    out = scrape(own, out=tmp_path / "photos", min_size=64, licence="mine", consent="written").out
+    out = scrape(own, out=tmp_path / "photos", min_size=64, license="mine", consent="written").out
     photos = _photos(out, None)
     assert Counter(photo.person for photo in photos) == {"anna": 4, "ben": 2}
     assert {photo.caption for photo in photos} == {"", "anna on a beach"}
@@ -888,7 +888,7 @@ def test_extract_reads_it_as_it_stands(own, tmp_path):
         if json.loads(photo.path.with_suffix(".json").read_text())["format"] == "JPEG"
     }
     origin = _origin(next(p.path for p in photos if p.caption))
-    assert origin == {"licence": "mine", "consent": "written"}
+    assert origin == {"license": "mine", "consent": "written"}
 
 
 @pytest.mark.parametrize(
@@ -953,7 +953,7 @@ def test_the_command(own, tmp_path):
     result = CliRunner().invoke(app, ["scrape", str(own), "--out", str(out), "--min-size", "64", "--max-bad", "0.2"])
     assert result.exit_code == 0 and result.stdout == f"{out}\n", result.output
     assert "kept 6 photos of 2 people (6 new)" in result.stderr and SAME_FILE in result.stderr
-    assert "warning: licence or consent is recorded as unknown" in result.stderr
+    assert "warning: license or consent is recorded as unknown" in result.stderr
     shown = CliRunner().invoke(
         app, ["scrape", str(own), "-o", str(out), "--min-size", "64", "--max-bad", "1", "--json", "-q"]
     )
@@ -1010,7 +1010,7 @@ def test_scrape_then_extract(server, rendered_people, tmp_path):
     samples = list(read_shards(shards))
     assert {sample.person for sample in samples} <= set(people) and len(samples) > 7
     for sample in samples:
-        assert sample.meta["licence"] == "my own" and sample.meta["consent"] == "unknown"
+        assert sample.meta["license"] == "my own" and sample.meta["consent"] == "unknown"
         assert sample.meta["url"].startswith(f"{server.url}/{sample.person}/")
 
 

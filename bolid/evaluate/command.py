@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +20,12 @@ from bolid.evaluate.pictures import Picture, Source, generated_pictures, referen
 from bolid.evaluate.results import Comparison, Difference, Evaluation, Scored
 from bolid.evaluate.scores import DESCRIPTIONS, REPLICATES, numbered, relative_source, score
 from bolid.models.families import get_family
-from bolid.run import derive_seed, pick_device
+from bolid.run import Progress, derive_seed, pick_device
 
 if TYPE_CHECKING:
     import torch
 
     from bolid.evaluate.observe import Models
-
-Progress = Callable[[int, int, str], None]
 
 
 def evaluate(

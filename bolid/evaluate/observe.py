@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,11 @@ import torch
 from bolid.errors import BolidError
 from bolid.evaluate.pictures import Picture, Source
 from bolid.models.families import Family
-from bolid.run import canonical_json, home, run_record
+from bolid.run import Progress, canonical_json, home, run_record
 
 if TYPE_CHECKING:
     from bolid.method.distributions import FeatureStatistics
 
-Progress = Callable[[int, int, str], None]
 BATCH = 8
 FEATURES = ("auto", "inception", "tower")
 CACHE_KIND = "reference-statistics"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.evaluate.pictures import Picture, Source, assign_people
 from bolid.evaluate.results import Evaluation, Metric, Scored
+from bolid.run import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from bolid.method.distributions import FeatureStatistics
     from bolid.method.metrics import Interval
 
-Progress = Callable[[int, int, str], None]
 FEW = 2048  # pictures; below, FID says more about their number than about them
 FAR = 0.01  # false accepts at which faces are verified
 REPLICATES = 1000

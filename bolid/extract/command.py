@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from bolid.formats.images import decode_image, encode_jpeg, list_photos
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.formats.storage import place
 from bolid.models.families import Family, get_family
-from bolid.run import canonical_json, pick_device, run_record
+from bolid.run import Progress, canonical_json, pick_device, run_record
 from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 BATCH = 8
 DUPLICATE = "the same file again"
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -231,10 +229,10 @@ def _sample(photo: Photo, view: View) -> Sample:
 
 
 def _origin(path: Path) -> dict[str, str]:
-    """Where a photo comes from and under what licence, as `bolid scrape` notes it in the .json beside the photo."""
+    """Where a photo comes from and under what license, as `bolid scrape` notes it in the .json beside the photo."""
     try:
         notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return {name: notes[name] for name in ("url", "licence", "consent") if isinstance(notes.get(name), str)}
+        return {name: notes[name] for name in ("url", "license", "consent") if isinstance(notes.get(name), str)}
     except (OSError, ValueError, AttributeError):
         return {}
 

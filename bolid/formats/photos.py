@@ -1,7 +1,7 @@
 """The photo folder that `bolid scrape` writes and `bolid extract` reads, and what it takes to go on after a kill.
 
     photos/<person>/<sha16>.jpg     the photo; the original's own bytes where that is a JPEG
-    photos/<person>/<sha16>.json    where it comes from: url or file, sha256 of the original, size, licence, ...
+    photos/<person>/<sha16>.json    where it comes from: url or file, sha256 of the original, size, license, ...
     photos/people.csv               who is there, and how many photos
     photos/dropped.csv              what is not there, and why
     photos/.scrape.sqlite           every source that was settled, and the web pages of the last days
@@ -46,7 +46,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS people (folder TEXT PRIMARY KEY, name TEXT, page TEXT);
 CREATE TABLE IF NOT EXISTS photos (
   source TEXT PRIMARY KEY, person TEXT, kind TEXT, reason TEXT, setting TEXT, final INTEGER,
-  sha256 TEXT, phash TEXT, licence TEXT, consent TEXT, stored INTEGER);
+  sha256 TEXT, phash TEXT, license TEXT, consent TEXT, stored INTEGER);
 CREATE INDEX IF NOT EXISTS photos_of ON photos (person, kind);
 CREATE INDEX IF NOT EXISTS photos_sha256 ON photos (sha256);
 CREATE TABLE IF NOT EXISTS pages (
@@ -204,7 +204,7 @@ class PhotoFolder:
         self._kept(person, source, record, len(image))
 
     def _kept(self, person: str, source: str, record: dict[str, Any], size: int) -> None:
-        text = [str(record.get(name, "")) for name in ("sha256", "phash", "licence", "consent")]
+        text = [str(record.get(name, "")) for name in ("sha256", "phash", "license", "consent")]
         row = (source, person, *text, size)
         self._db.execute("INSERT OR REPLACE INTO photos VALUES (?, ?, 'kept', '', '', 1, ?, ?, ?, ?, ?)", row)
 
@@ -269,10 +269,10 @@ class PhotoFolder:
     def write_tables(self) -> None:
         """people.csv and dropped.csv."""
         people = self._db.execute(
-            "SELECT folder, name, count(*), page, group_concat(DISTINCT licence), group_concat(DISTINCT consent)"
+            "SELECT folder, name, count(*), page, group_concat(DISTINCT license), group_concat(DISTINCT consent)"
             " FROM people JOIN photos ON person = folder AND kind = 'kept' GROUP BY folder ORDER BY folder"
         )
-        _write_csv(self.path / PEOPLE, ("person", "name", "photos", "page", "licence", "consent"), people)
+        _write_csv(self.path / PEOPLE, ("person", "name", "photos", "page", "license", "consent"), people)
         dropped = self._db.execute(
             "SELECT person, source, reason FROM photos WHERE kind <> 'kept' ORDER BY person, source"
         )

@@ -30,7 +30,7 @@ class Site:
     photo_count: str = ""  # on a person's page: the text whose first number says how many photos there are
     picture: str = ""  # on a photo page: the picture
     encoding: str = ""  # of pages that do not say theirs
-    licence: str = "unknown"  # of the photos, where the site says it for all
+    license: str = "unknown"  # of the photos, where the site says it for all
     thumbnail: tuple[str, str] = ("", "")  # regular expression and replacement: a thumbnail's address -> the photo's
 
 

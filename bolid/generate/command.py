@@ -19,6 +19,7 @@ from bolid.errors import BolidError
 from bolid.models.families import Family, get_family, match_family
 from bolid.person import PersonReader
 from bolid.run import (
+    Progress,
     atomic_path,
     canonical_json,
     derive_seed,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from bolid.generate.guidance import Guide, Guiding
 
-Progress = Callable[[int, int, str], None]
 PathLike = str | os.PathLike[str]
 KIND = "picture"
 GRID_KIND = "grid"

@@ -69,25 +69,25 @@ class Source:
     part: str
     name: str
     megabytes: int  # of the download, approximately: from the number of parameters
-    licence: str
+    license: str
     repo: str = ""  # on the Hugging Face Hub, or
     url: str = ""  # one file or .zip
     files: tuple[str, ...] = ()  # of the repository: patterns
     file: str = ""  # of the repository: this one only; the part is this file
-    commercial: bool = True  # False: its licence forbids commercial use
+    commercial: bool = True  # False: its license forbids commercial use
     notice: str = ""  # what somebody who sells or distributes must know
     instead: str = ""  # what to use where commercial use is meant
     optional: bool = False  # fetched by `pull --only PART` alone
 
 
-_OPENRAIL_NOTICE = "its licence's list of forbidden uses goes with every copy"
+_OPENRAIL_NOTICE = "its license's list of forbidden uses goes with every copy"
 _AGPL_NOTICE = (
     "ultralytics and its weights are AGPL-3.0: what is distributed, or served over a network, together with them falls "
-    "under the AGPL, unless you hold ultralytics' enterprise licence"
+    "under the AGPL, unless you hold ultralytics' enterprise license"
 )
 _OWN_FACE_PACK = (
     "use an InsightFace-style pack of your own (an SCRFD detector and an ArcFace recogniser as .onnx files, trained on "
-    "data that permits it) as the family's `face` folder, or get a commercial licence from InsightFace"
+    "data that permits it) as the family's `face` folder, or get a commercial license from InsightFace"
 )
 _DIFFUSERS_CONFIGS = ("*.json", "*/*.json", "tokenizer*/*")
 _DIFFUSERS_FP16 = (
@@ -131,11 +131,11 @@ def _face(pack: str, megabytes: int) -> Source:
     )  # fmt: skip
 
 
-def _base(name: str, repo: str, megabytes: int, licence: str, files: tuple[str, ...]) -> tuple[Source, ...]:
+def _base(name: str, repo: str, megabytes: int, license: str, files: tuple[str, ...]) -> tuple[Source, ...]:
     return (
-        Source("base", name, megabytes, licence, repo=repo, files=files, notice=_OPENRAIL_NOTICE),
+        Source("base", name, megabytes, license, repo=repo, files=files, notice=_OPENRAIL_NOTICE),
         Source(
-            "base_config", f"{name}, without weights", 3, licence, repo=repo, files=_DIFFUSERS_CONFIGS, optional=True
+            "base_config", f"{name}, without weights", 3, license, repo=repo, files=_DIFFUSERS_CONFIGS, optional=True
         ),
     )
 
@@ -201,7 +201,7 @@ def refuse_non_commercial(part: str, path: Path, family: str) -> None:
             f"{name} in {path} is for non-commercial research only, and commercial use is asked for", _OWN_FACE_PACK
         )
     if source is not None and part == "caption" and not source.commercial:
-        raise BolidError(f"{source.name} is {source.licence}, and commercial use is asked for", source.instead)
+        raise BolidError(f"{source.name} is {source.license}, and commercial use is asked for", source.instead)
 
 
 # [height, width] that SDXL was trained on (arXiv:2307.01952, appendix I), those from 1:2 to 2:1 that people use.

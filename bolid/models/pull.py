@@ -1,7 +1,7 @@
 """`bolid models`: fetch a family's published weights, look whether they are whole, and convert them.
 
 Every part of a family is a folder or a file below BOLID_HOME/<family>. What `pull` put there is written down in
-models.json beside it: source, commit, licence, and size and SHA-256 of each file. The first fetch is trusted, for no
+models.json beside it: source, commit, license, and size and SHA-256 of each file. The first fetch is trusted, for no
 hashes are pinned (see `Source`); from then on `verify` compares.
 """
 
@@ -19,15 +19,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
 from bolid.models.families import DEFAULT_FAMILY, SOURCES, Family, Source, get_family
-from bolid.run import atomic_path, canonical_json, disk_errors, home, sha256_file, write_atomic
+from bolid.run import Progress, atomic_path, canonical_json, disk_errors, home, sha256_file, write_atomic
 
-Progress = Callable[[int, int, str], None]
 MANIFEST = "models.json"
 REACH_SECONDS = 1.5  # for the question whether there is a network at all
 _BLOCK = 1 << 20
@@ -37,9 +36,9 @@ _BLOCK = 1 << 20
 
 
 def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]]:
-    """Every published part of ``family``: what, how big, licence, revision, where it lies or is looked for, its state.
+    """Every published part of ``family``: what, how big, license, revision, where it lies or is looked for, its state.
 
-    state: "there", "missing", or "refused" where ``commercial`` use is asked for and its licence forbids it.
+    state: "there", "missing", or "refused" where ``commercial`` use is asked for and its license forbids it.
     """
     written = read_manifest(family.root)
     parts = []
@@ -51,7 +50,7 @@ def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]
                 "part": source.part,
                 "name": source.name,
                 "megabytes": source.megabytes,
-                "licence": source.licence,
+                "license": source.license,
                 "commercial": source.commercial,
                 "source": source.repo or source.url,
                 "revision": entry.get("revision", ""),
@@ -67,7 +66,7 @@ def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """What was pulled into a family's folder: part -> {source, revision, licence, files: name -> {size, sha256}}."""
+    """What was pulled into a family's folder: part -> {source, revision, license, files: name -> {size, sha256}}."""
     path = root / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +94,7 @@ def pull(
 
     ``only``: these parts, optional ones too; by default all that are not optional. ``from_dir``: take them from a
     folder copied from another machine (a family's folder, a Hugging Face cache, or the downloaded files as they are)
-    and ask no network. With ``commercial`` a part whose licence forbids that use is an error, before anything is
+    and ask no network. With ``commercial`` a part whose license forbids that use is an error, before anything is
     fetched. An interrupted download goes on where it stopped. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are respected.
     Raises BolidError, within two seconds where there is no network.
     """
@@ -115,7 +114,7 @@ def pull(
     for source in wanted:
         if commercial and not source.commercial:
             raise BolidError(
-                f"{source.name}: {source.licence}; commercial use is asked for",
+                f"{source.name}: {source.license}; commercial use is asked for",
                 f"{source.instead}; the other parts: bolid models pull {name} "
                 + " ".join(f"--only {s.part}" for s in wanted if s.commercial),
             )
@@ -166,7 +165,7 @@ def _fetch(family: Family, source: Source, from_dir: str | os.PathLike[str] | No
     entry = {
         "source": source.repo or source.url,
         "revision": revision,
-        "licence": source.licence,
+        "license": source.license,
         "files": files,
     }
     if not ready:

@@ -31,6 +31,7 @@ from bolid.formats.images import PHOTO_SUFFIXES, decode_image, encode_jpeg, glan
 from bolid.formats.photos import FAILED, FILTERED, KEPT, PhotoFolder, same_name
 from bolid.formats.sites import read_site
 from bolid.models.families import get_family
+from bolid.run import Progress
 
 # Two photos whose perceptual hashes (signs of a 16x16 DCT) differ in no more of 256 bits are the same photo. Of 40
 # rendered people with 8 photos each, two photos of a person differed in 66 bits and more, a copy at 3/4 of the size and
@@ -43,7 +44,6 @@ MIN_PHOTOS_OF_A_SITE = 100  # the paper's
 UNKNOWN = "unknown"
 DOCS = "docs/collecting.md says what consent and copyright ask for"
 
-Progress = Callable[[int, int, str], None]
 Watermark = Callable[[np.ndarray], str]
 
 
@@ -117,7 +117,7 @@ def scrape(
     min_sharpness: float = 20.0,
     one_person: bool = False,
     watermark: Watermark | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     consent: str = UNKNOWN,
     contact: str | None = None,
     connections: int = 1,
@@ -172,9 +172,9 @@ def scrape(
         max_photos=max_photos,
         robots=not ignore_robots,
     )
-    if licence is None:
-        licence = described.licence if described else UNKNOWN
-    marks = {"licence": licence, "consent": consent, "collected_with": f"bolid {bolid.__version__}"}
+    if license is None:
+        license = described.license if described else UNKNOWN
+    marks = {"license": license, "consent": consent, "collected_with": f"bolid {bolid.__version__}"}
     if ignore_robots and folder is None:
         marks["ignored_robots"] = "yes"
     # Both refuse what cannot be read before `out` is made.
@@ -235,8 +235,8 @@ def _judge(result: ScrapeResult, keeper: _Keeper, max_bad: float) -> ScrapeResul
         )
     if absent:
         result.warnings.append(f"{absent[0]}{': ' + absent[1] if absent[1] else ''}")
-    if keeper.marks["licence"] == UNKNOWN or keeper.marks["consent"] == UNKNOWN:
-        result.warnings.append(f"licence or consent is recorded as unknown: say them (--licence, --consent); {DOCS}")
+    if keeper.marks["license"] == UNKNOWN or keeper.marks["consent"] == UNKNOWN:
+        result.warnings.append(f"license or consent is recorded as unknown: say them (--license, --consent); {DOCS}")
     return result
 
 
@@ -445,7 +445,7 @@ class _Keeper:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 **self.marks,
             }
-            for name in ("licence", "consent"):  # what an earlier collection knew is better than "unknown"
+            for name in ("license", "consent"):  # what an earlier collection knew is better than "unknown"
                 if record[name] == UNKNOWN and origin.get(name):
                     record[name] = origin[name]
             self._photos.keep(person, source, image, record, caption)
@@ -565,7 +565,7 @@ def _earlier(path: Path) -> dict[str, str]:
     """What an earlier collection wrote of a photo's origin beside it."""
     try:
         notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        names = ("url", "page", "licence", "consent")
+        names = ("url", "page", "license", "consent")
         return {name: notes[name] for name in names if isinstance(notes.get(name), str)}
     except (OSError, ValueError, AttributeError):
         return {}

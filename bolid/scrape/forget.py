@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,7 @@ from bolid.formats.photos import DATABASE, PhotoFolder, same_name
 from bolid.formats.profile import KIND
 from bolid.formats.shards import INDEX, JOURNAL, remove_person, samples_of
 from bolid.formats.tensors import read_record
-from bolid.run import sha256_file
-
-Progress = Callable[[int, int, str], None]
+from bolid.run import Progress, sha256_file
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,16 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bolid.errors import BolidError
 from bolid.models.families import Family, match_family
-from bolid.run import derive_seed, pick_device, run_record, sha256_file
+from bolid.run import Progress, derive_seed, pick_device, run_record, sha256_file
 from bolid.train_adapter.config import TrainAdapterConfig, check_kv_rank
 from bolid.train_adapter.data import TextStates, draw_batch, draw_rows, photo_generators, read_table
 from bolid.train_adapter.optim import learning_rate, swapped
 from bolid.train_adapter.reports import Log, sample_sheet
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.run import derive_seed
+from bolid.run import Progress, derive_seed
 from bolid.train_adapter.config import TrainAdapterConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Progress = Callable[[int, int, str], None]
 WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
 
 # Words that name the build. Left out of most captions in training, so that the body is asked of the profile.

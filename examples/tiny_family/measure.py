@@ -618,13 +618,13 @@ def main() -> None:
         write_cards(part, figures)
 
 
-LICENCE = "Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0)."
+LICENSE = "License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0)."
 BASE_CARD = f"""
 A StableDiffusionPipeline directory that plain diffusers loads with `from_pretrained`: an AutoencoderTiny (8x
 smaller, 12 channels), a UNet2DConditionModel and a CLIPTextModel of our own, trained by `train_autoencoder.py` and
 `train_base.py` on renders of synthetic adults. It knows nothing else.
 
-{LICENCE}"""
+{LICENSE}"""
 BODY_ENCODER_CARD = f"""
 `body-encoder.safetensors`: photos of a person -> a Gaussian over the numbers that say what the body is like
 (encoder and decoder, fp16). Made by `bolid train-vae` from what `extract` and `shard` wrote; loaded by
@@ -636,7 +636,7 @@ which one photo or two are completed.
 The read-out is a ridge regression learnt on training people; its figures below are for people neither it nor the
 encoder has seen.
 
-{LICENCE}"""
+{LICENSE}"""
 ADAPTER_CARD = f"""
 `face.safetensors` (FaceID "portrait" layout) and `body.safetensors` (basic layout): two IP-Adapters in diffusers'
 own layout, fp16, for the base in `../base`, the body encoder in `../body-encoder.safetensors` and the face pack in
@@ -654,7 +654,7 @@ short in the leg and broad in torso and hips (docs/tiny-training.md says more). 
 pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
 hardly the person's without `--face-guidance`.
 
-{LICENCE}"""
+{LICENSE}"""
 
 
 FEW_STEPS_CARD = f"""
@@ -662,7 +662,7 @@ FEW_STEPS_CARD = f"""
 (`bolid generate --few-steps`). Distilled by `examples/tiny_family/train_few_steps.py`, the adapters taking part. Plain
 diffusers loads it with `load_lora_weights` and samples with LCMScheduler. It knows only rendered synthetic people.
 
-{LICENCE}"""
+{LICENSE}"""
 
 
 def write_cards(part: str, measured: dict[str, dict[str, float]]) -> None:

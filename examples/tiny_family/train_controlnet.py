@@ -56,7 +56,7 @@ A ControlNetModel for the base in `../base`, shown a skeleton as OpenPose draws 
 convolutions of the UNet's encoder without its attention; matrices are stored as 8-bit floats, which diffusers converts
 on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing else.
 
-Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
+License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
 
 

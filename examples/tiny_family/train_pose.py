@@ -41,8 +41,8 @@ Anny's synthetic people. It knows only that world: do not expect it to find peop
 `model.safetensors` holds the averaged (EMA) weights as fp16, before fusing; `config.json` names the network and the
 size of its input. Loaded by `bolid.backends.pose.PoseModel`, with no pickle involved.
 
-Licence: the network and its trainer are ultralytics', licensed AGPL-3.0, and ultralytics regards models trained with
-it as covered by the same licence; so these weights are offered under AGPL-3.0. The training pictures are renders of
+License: the network and its trainer are ultralytics', licensed AGPL-3.0, and ultralytics regards models trained with
+it as covered by the same license; so these weights are offered under AGPL-3.0. The training pictures are renders of
 Anny (Apache-2.0, shapes CC0).
 """
 

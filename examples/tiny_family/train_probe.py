@@ -39,7 +39,7 @@ ResNet, trained from scratch on renders of Anny's synthetic people; it means not
 It is used only to measure generated pictures. Its own error on renders of people it has never seen stands below and in
 the file's metadata: read any figure that it gives against that.
 
-Licence: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
+License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
 
 
