@@ -38,7 +38,7 @@ def test_canonical_json_takes_what_configs_hold():
 
     text = run.canonical_json({"z": np.float64(1.5), "a": Config()})
     assert text == '{"a":{"out":"a/b","scale":0.5,"size":[1,2]},"z":1.5}'
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Out of range float"):
         run.canonical_json(float("nan"))
 
 
@@ -52,10 +52,15 @@ def test_run_record_holds_plain_json():
 def test_atomic_path_keeps_the_old_content_when_writing_fails(tmp_path):
     target = tmp_path / "deep" / "file.txt"
     run.write_atomic(target, "old")
-    with pytest.raises(RuntimeError), run.atomic_path(target) as temporary:
-        assert temporary.suffix == ".txt"
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with run.atomic_path(target) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        write_half()
     assert target.read_text() == "old"
     assert os.listdir(target.parent) == ["file.txt"]
 

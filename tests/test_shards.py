@@ -207,5 +207,4 @@ def test_unusual_person_names(tmp_path, make_sample, record):
     writer.close()
     assert [sample.person for sample in read_shards(tmp_path / "shards")] == names
     with pytest.raises(ValueError, match="bad sample key"):
-        writer._open_tar = None
         shards._encode(shards.Sample("a/b.c", b"", {}, "", {}))

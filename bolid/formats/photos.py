@@ -142,7 +142,7 @@ class PhotoFolder:
         """The folder of the person of this name and page. Two people of one name and different pages get two."""
         query = "SELECT folder FROM people WHERE name = ? AND page IN (?, '')"
         if known := self._db.execute(query, (name, page)).fetchone():
-            return known[0]
+            return str(known[0])
         folder = folder_name(name)
         taken = {row[0].casefold() for row in self._db.execute("SELECT folder FROM people")}
         if folder.casefold() in taken:
@@ -183,7 +183,7 @@ class PhotoFolder:
     def count(self, person: str) -> int:
         """Photos kept of the person."""
         row = self._db.execute("SELECT count(*) FROM photos WHERE person = ? AND kind = 'kept'", (person,)).fetchone()
-        return row[0]
+        return int(row[0])
 
     def twin(self, person: str, sha256: str, phash: int, bits: int) -> str:
         """Why this photo is there already, or "": the same file of anybody, or one of the person that looks the same
@@ -390,7 +390,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(same_name(text).encode()).hexdigest()
 
 
-def _write_csv(path: Path, headers: Iterable[str], rows: Iterator[tuple]) -> None:
+def _write_csv(path: Path, headers: Iterable[str], rows: Iterator[tuple[Any, ...]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(headers)

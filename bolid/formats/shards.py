@@ -64,7 +64,8 @@ class Sample:
 
     @property
     def person(self) -> str:
-        return self.meta["person"]
+        """Whose photo it is."""
+        return str(self.meta["person"])
 
 
 def sample_key(person: str, photo_sha256: str) -> str:
@@ -449,7 +450,7 @@ def read_index(directory: str | os.PathLike[str]) -> dict[str, Any]:
             else "give a directory that `bolid extract` or `bolid shard` has finished",
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         index["record"]["kind"], index["shards"], index["rejected"], index["samples"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BolidError(f"{path} is not the index of a shard directory", "make the shards again") from error

@@ -29,7 +29,7 @@ class Sliders:
     @property
     def body_encoder(self) -> str:
         """sha256 of the body encoder that they belong to."""
-        return self.record["inputs"]["body_encoder"]
+        return str(self.record["inputs"]["body_encoder"])
 
     def read(self, body_mean: torch.Tensor) -> dict[str, float]:
         """Where a body [D] is on each slider."""

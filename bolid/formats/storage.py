@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bolid.errors import BolidError
 from bolid.run import atomic_path, home
@@ -38,10 +38,11 @@ def place(where: str | os.PathLike[str]) -> Path:
             f"cannot reach {text}: {error}",
             "pip install 'bolid[s3]'" if kind in ("s3", "s3a") else f"install fsspec's package for {kind}://",
         ) from error
-    return path
+    return cast(Path, path)  # UPath is no subclass, and is one in all but name
 
 
 def is_remote(path: Path) -> bool:
+    """Whether the path lies in an object store."""
     return "://" in str(path)
 
 

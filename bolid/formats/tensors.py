@@ -71,7 +71,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The run record of a safetensors file of ours. Reads the header only, without torch."""
     metadata = read_header(path).get("__metadata__", {})
     try:
-        record = json.loads(metadata[METADATA_KEY])
+        record: dict[str, Any] = json.loads(metadata[METADATA_KEY])
         kind, version = record["kind"], record["version"]
     except (KeyError, TypeError, ValueError):
         raise BolidError(
@@ -97,7 +97,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise BolidError(f"cannot read {path}: {error.strerror}", "check the path") from error
     try:
-        header = json.loads(raw)
+        header: dict[str, Any] = json.loads(raw)
         data_end = max(
             (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
         )
