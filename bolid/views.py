@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from bolid.errors import BolidError
+from bolid.method.keypoints import ANKLES, HEAD, HIPS, KNEES, MIN_CONFIDENCE, SHOULDERS, TORSO
 
 if TYPE_CHECKING:
     from bolid.backends.face import Face
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
 
 PersonRule = Literal["main", "only"]
 
-SEEN = 0.3  # a keypoint of less confidence is not seen
 MIN_SCORE = 0.35  # of the person's detection
 MIN_HEIGHT = 32  # pixels of the person's box
 MIN_KEYPOINTS = 6  # seen ones, one of them of the torso; a hand or a foot alone has fewer
-HEAD, TORSO = slice(0, 5), (5, 6, 11, 12)  # of COCO's 17: nose, eyes, ears; shoulders, hips
-PAIRS = {"feet": (15, 16), "knees": (13, 14), "hips": (11, 12), "shoulders": (5, 6)}  # "feet": the ankles
+PAIRS = {"feet": ANKLES, "knees": KNEES, "hips": HIPS, "shoulders": SHOULDERS}
 
 NO_PERSON = "no person found"
 UNSURE = "a person only guessed at (low confidence)"
@@ -95,7 +94,7 @@ class ViewReader:
         kept = [images[index] for index, _, _ in chosen]
         keypoints = np.stack([person.keypoints for _, person, _ in chosen])
         embeds, features = (part.float().cpu().numpy() for part in self.image_text.views(kept, keypoints))
-        features *= keypoints[..., 2:] >= SEEN
+        features *= keypoints[..., 2:] >= MIN_CONFIDENCE
         for (index, person, others), embed, feature in zip(chosen, embeds, features, strict=True):
             image = images[index]
             face = face_of(person, self.faces.detect(image)) if len(_head(person)) else None
@@ -125,7 +124,7 @@ def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
     person = max(sure, key=lambda person: _area(person.box) * person.score)
     if person.box[3] - person.box[1] < MIN_HEIGHT:
         return SMALL
-    seen = person.keypoints[:, 2] >= SEEN
+    seen = person.keypoints[:, 2] >= MIN_CONFIDENCE
     if seen.sum() < MIN_KEYPOINTS or not seen[list(TORSO)].any():
         return CUT_OFF
     return person
@@ -133,7 +132,7 @@ def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
 
 def seen_down_to(keypoints: np.ndarray) -> str:
     """The lowest of PAIRS of which both sides are seen in `keypoints` [17, 3], else "head"."""
-    return next((part for part, pair in PAIRS.items() if (keypoints[list(pair), 2] >= SEEN).all()), "head")
+    return next((part for part, pair in PAIRS.items() if (keypoints[list(pair), 2] >= MIN_CONFIDENCE).all()), "head")
 
 
 def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
@@ -157,7 +156,7 @@ def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
 
     A detector tends to leave out raised arms.
     """
-    seen = person.keypoints[person.keypoints[:, 2] >= SEEN, :2]
+    seen = person.keypoints[person.keypoints[:, 2] >= MIN_CONFIDENCE, :2]
     low, high = np.minimum(person.box[:2], seen.min(axis=0)), np.maximum(person.box[2:], seen.max(axis=0))
     return np.clip(np.concatenate([low, high]), 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
 
@@ -165,7 +164,7 @@ def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
 def _head(person: Person) -> np.ndarray:
     """The seen points of the head, [n, 2]."""
     head = person.keypoints[HEAD]
-    return head[head[:, 2] >= SEEN, :2]
+    return head[head[:, 2] >= MIN_CONFIDENCE, :2]
 
 
 def person_crop(

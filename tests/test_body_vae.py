@@ -272,7 +272,7 @@ def test_spoilt_views_are_blurred_or_lack_half_a_person():
     blurred = unseen == 0
     assert spoilt.limb[blurred].diff(dim=-1).abs().mean() < 0.7 * shape.limb[blurred].diff(dim=-1).abs().mean()
     assert (spoilt.torso[~blurred] == 0).all() and not torch.equal(spoilt.keypoints[blurred], shape.keypoints[blurred])
-    for bone, (start, end) in ((i, bv.BONES[bone]) for i, bone in enumerate(bv.LIMBS)):
+    for bone, (start, end) in ((i, bv.ENCODER_BONES[bone]) for i, bone in enumerate(bv.LIMBS)):
         gone = (spoilt.keypoints[:, [start, end], 2] == 0).any(1)
         assert ((spoilt.limb[:, bone] == 0).flatten(1).all(1) == gone).all()
     kept = bv.spoil_views(shape, torch.Generator().manual_seed(1), 1e-9)

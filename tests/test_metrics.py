@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bolid.method.keypoints import BONES
 from bolid.method.metrics import (
-    BONES,
     accept_threshold,
     bone_confidence,
     bone_ratios,

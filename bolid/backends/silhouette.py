@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from bolid.method.keypoints import MIN_CONFIDENCE
+
 NAME = "GrabCut from the pose"
 HEIGHT = 160  # larger pictures are reduced to this many rows: outlines need no more, and time grows with the area
 # Drawn as certainly body, with the thickness of a limb's core.
-_BONES = ((5, 6), (11, 12), (5, 11), (6, 12), (5, 12), (6, 11), (5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15),
+_LINES = ((5, 6), (11, 12), (5, 11), (6, 12), (5, 12), (6, 11), (5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15),
           (12, 14), (14, 16), (0, 5), (0, 6))  # fmt: skip
-_SEEN = 0.3
 
 
 def silhouette(image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +48,8 @@ def _skeleton(points: np.ndarray, size: tuple[int, int], thickness: float) -> np
     import cv2
 
     drawn = np.zeros(size, np.uint8)
-    for start, end in _BONES:
-        if min(points[start, 2], points[end, 2]) >= _SEEN:
+    for start, end in _LINES:
+        if min(points[start, 2], points[end, 2]) >= MIN_CONFIDENCE:
             a, b = ((round(float(points[i, 0])), round(float(points[i, 1]))) for i in (start, end))
             cv2.line(drawn, a, b, 1, max(1, round(thickness)))
     return drawn > 0

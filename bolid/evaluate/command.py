@@ -226,7 +226,7 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
     """Other minus first, over what both have: pictures by person, prompt and occurrence; people by name."""
     import torch
 
-    from bolid.method.metrics import FEWEST_GROUPS, bootstrap_mean
+    from bolid.method.metrics import MIN_GROUPS, bootstrap_mean
 
     places = [_by_prompt(one) for one in (first, other)]
     keys = [key for key in places[0] if key in places[1]]
@@ -248,7 +248,7 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
         if pairs:
             interval = bootstrap_mean(values, groups, REPLICATES, derive_seed(seed, "differences", metric) % 2**31)
             value, low, high = (None if math.isnan(x) else x for x in interval)
-            if pairs < FEWEST_GROUPS:  # three differences of one sign would always leave out 0
+            if pairs < MIN_GROUPS:  # three differences of one sign would always leave out 0
                 low = high = None
             found[metric] = Difference(value, low, high, pairs, by)
     return found

@@ -139,16 +139,19 @@ class Models:
 
     def _look_at_person(self, image: np.ndarray, person: Any, seen: Seen) -> None:
         from bolid.backends.silhouette import silhouette
+        from bolid.method.keypoints import HEAD, HIPS, KNEES, MIN_CONFIDENCE
         from bolid.method.metrics import width_profile
-        from bolid.views import SEEN, face_of, person_crop, whole_box
+        from bolid.views import face_of, person_crop, whole_box
 
         keypoints = person.keypoints
         seen.keypoints = torch.from_numpy(keypoints.astype("float32"))
-        if (keypoints[:5, 2] >= SEEN).any():
+        if (keypoints[HEAD, 2] >= MIN_CONFIDENCE).any():
             face = face_of(person, self.faces.detect(image))
             if face is not None:
                 seen.face = torch.from_numpy(face.embedding)
-        to_the_knees = (keypoints[[11, 12], 2] >= SEEN).any() and (keypoints[[13, 14], 2] >= SEEN).any()
+        to_the_knees = (keypoints[list(HIPS), 2] >= MIN_CONFIDENCE).any() and (
+            keypoints[list(KNEES), 2] >= MIN_CONFIDENCE
+        ).any()
         if not to_the_knees:
             return
         box = whole_box(person, image.shape[:2])
@@ -159,7 +162,7 @@ class Models:
         elif self.encoder is not None:
             pooled = self.image_text.views([image], keypoints[None])[1].float().cpu().numpy()[0]
             cut, _, inside = person_crop(image, box, keypoints, self.family.view_size)
-            features = [pooled * (keypoints[:, 2:] >= SEEN)] if self.encoder.needs_features else None
+            features = [pooled * (keypoints[:, 2:] >= MIN_CONFIDENCE)] if self.encoder.needs_features else None
             seen.reading = self.encoder.encode([cut], [inside], features)[0][0]
 
 

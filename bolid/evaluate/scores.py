@@ -474,7 +474,7 @@ def _per_person(
     """Mean over people of the error of their mean. Resampled: people where there are enough, else their pictures."""
     import torch
 
-    from bolid.method.metrics import ENDS, FEWEST_GROUPS, Interval, bootstrap_mean, resamples, weighted_mean
+    from bolid.method.metrics import ENDS, MIN_GROUPS, Interval, bootstrap_mean, resamples, weighted_mean
 
     errors: dict[str, float] = {}
     n = 0
@@ -491,7 +491,7 @@ def _per_person(
         return
     each = torch.tensor(list(errors.values()), dtype=torch.float64)
     interval = bootstrap_mean(each, None, REPLICATES)
-    if len(errors) < FEWEST_GROUPS and n >= 2:
+    if len(errors) < MIN_GROUPS and n >= 2:
         generator, draws = torch.Generator().manual_seed(0), []
         for _ in range(REPLICATES // 5):
             found = []

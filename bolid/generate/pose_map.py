@@ -12,8 +12,8 @@ import os
 import numpy as np
 
 from bolid.errors import BolidError
+from bolid.method.keypoints import MIN_CONFIDENCE, SHOULDERS
 from bolid.models.families import Family
-from bolid.views import SEEN
 
 # OpenPose's order, as COCO's numbers: nose, neck, right arm, left arm, right leg, left leg, eyes, ears (right first).
 _FROM_COCO = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
@@ -34,7 +34,7 @@ def coco_to_openpose(keypoints: np.ndarray) -> np.ndarray:
     for row, source in enumerate(_FROM_COCO):
         if source is not None:
             points[row] = keypoints[source]
-    shoulders = keypoints[[5, 6]]
+    shoulders = keypoints[list(SHOULDERS)]
     points[1] = [*shoulders[:, :2].mean(axis=0), shoulders[:, 2].min()]
     return points
 
@@ -42,13 +42,13 @@ def coco_to_openpose(keypoints: np.ndarray) -> np.ndarray:
 def draw_openpose(keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """COCO keypoints [17, 3], in pixels of `size` (height, width) -> uint8 [height, width, 3], RGB.
 
-    Keypoints of a confidence below `views.SEEN` are left out, with the limbs that end there.
+    Keypoints of a confidence below MIN_CONFIDENCE are left out, with the limbs that end there.
     """
     import cv2
 
     height, width = size
     points = coco_to_openpose(keypoints)
-    seen = points[:, 2] >= SEEN
+    seen = points[:, 2] >= MIN_CONFIDENCE
     canvas = np.zeros((height, width, 3), np.uint8)
     stick = max(1, round(4 * max(size) / 512))  # 4 pixels at the 512 of the published ControlNets
     for (a, b), colour in zip(_LIMBS, _COLOURS, strict=False):

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bolid.method.keypoints import KEYPOINTS, MIN_CONFIDENCE, MIRRORED
+
 CROP_SIZE = (96, 72)  # at a detail of 1; also what the pixels of a `Skeleton` are
-KEYPOINTS = 17
-FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # left <-> right in COCO's order
 MID_SHOULDER, MID_HIP = 17, 18  # two points that COCO lacks, appended by `bones`
 # (start, end, usual length over stature). The lengths only set a common scale; they need to be right to some 10 %.
 _SKELETON = (
@@ -28,10 +28,9 @@ _SKELETON = (
     (0, MID_SHOULDER, 0.115), (3, 4, 0.085), (5, 7, 0.17), (7, 9, 0.15), (6, 8, 0.17), (8, 10, 0.15),
     (11, 13, 0.245), (13, 15, 0.24), (12, 14, 0.245), (14, 16, 0.24),
 )  # fmt: skip
-BONES = [(start, end) for start, end, _ in _SKELETON]
+ENCODER_BONES = [(start, end) for start, end, _ in _SKELETON]
 USUAL_LENGTH = [length for _, _, length in _SKELETON]
 LIMBS = [7, 8, 9, 10, 11, 12, 13, 14]  # the bones that are arms and legs
-MIN_CONFIDENCE = 0.3  # keypoints below do not count as seen
 
 
 class Views(NamedTuple):
@@ -151,7 +150,7 @@ def skeleton(keypoints: torch.Tensor) -> Skeleton:
     middle = torch.stack([xy[:, [5, 6]].mean(1), xy[:, [11, 12]].mean(1)], dim=1)
     seen_middle = torch.stack([seen[:, [5, 6]].amin(1), seen[:, [11, 12]].amin(1)], dim=1)
     points = torch.cat([torch.cat([xy, middle], 1), torch.cat([seen, seen_middle], 1)[..., None]], dim=-1)
-    start, end = points[:, [a for a, _ in BONES]], points[:, [b for _, b in BONES]]
+    start, end = points[:, [a for a, _ in ENCODER_BONES]], points[:, [b for _, b in ENCODER_BONES]]
     vector = end[..., :2] - start[..., :2]
     length = vector.norm(dim=-1).clamp_min(0.5)
     confidence = torch.minimum(start[..., 2], end[..., 2])
@@ -186,9 +185,11 @@ def body_patches(crops: torch.Tensor, bones: Skeleton) -> dict[str, torch.Tensor
     head_seen = torch.minimum(head[..., 2].amax(1, keepdim=True), shoulder[..., 2])
     down = F.normalize(hip[..., :2] - shoulder[..., :2], dim=-1)
     up = F.normalize(head_xy - shoulder[..., :2], dim=-1)
-    limb_mid = torch.stack([points[:, list(BONES[i]), :2].mean(1) for i in LIMBS], dim=1)
+    limb_mid = torch.stack([points[:, list(ENCODER_BONES[i]), :2].mean(1) for i in LIMBS], dim=1)
     usual = scale.new_tensor([USUAL_LENGTH[i] for i in LIMBS])[:, None]
-    outward = scale.new_tensor([1.0 if BONES[i][0] % 2 else -1.0 for i in LIMBS])[:, None]  # left and right mirrored
+    outward = scale.new_tensor([1.0 if ENCODER_BONES[i][0] % 2 else -1.0 for i in LIMBS])[
+        :, None
+    ]  # left and right mirrored
     frames = {  # centre, unit vector along, half extents along and across, confidence
         "torso": ((shoulder + hip)[..., :2] / 2 + 0.03 * scale * down, down, 0.24 * scale, 0.20 * scale,
                   torch.minimum(shoulder[..., 2], hip[..., 2])),
@@ -299,8 +300,8 @@ class BodyVAE(nn.Module):
             raise ValueError(f"view is crop, pooled or both, not {view!r}")
         self.body_dim, self.view, self.feature_dim = body_dim, view, 0 if view == "crop" else feature_dim
         self.detail = detail
-        pose_dim = len(BONES) * 3
-        in_dim = KEYPOINTS * 3 + pose_dim + len(BONES)
+        pose_dim = len(ENCODER_BONES) * 3
+        in_dim = KEYPOINTS * 3 + pose_dim + len(ENCODER_BONES)
         if view != "pooled":
             self.crop_encoder = CropEncoder(width, detail)
             in_dim += self.crop_encoder.out_dim
@@ -320,7 +321,7 @@ class BodyVAE(nn.Module):
         self.logvar = nn.Linear(hidden_dim, body_dim)
         self.decoder = nn.Sequential(
             nn.Linear(body_dim + pose_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
-            nn.Linear(hidden_dim, len(BONES) + OUTLINE_DIM),
+            nn.Linear(hidden_dim, len(ENCODER_BONES) + OUTLINE_DIM),
         )  # fmt: skip
 
     def encode(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
@@ -349,7 +350,7 @@ class BodyVAE(nn.Module):
         The pose is the directions of the bones and what is seen; how long and how wide things are must come from z.
         """
         out = self.decoder(torch.cat([z, _pose(bones)], dim=1))
-        return out[:, : len(BONES)], out[:, len(BONES) :]
+        return out[:, : len(ENCODER_BONES)], out[:, len(ENCODER_BONES) :]
 
 
 def _pose(bones: Skeleton) -> torch.Tensor:
@@ -542,11 +543,11 @@ def augment(
     flip = mirror.view(-1, 1, 1, 1, 1)
     torso, bust = torch.where(flip, torso.flip(-1), torso), torch.where(flip, bust.flip(-1), bust)
     limb = torch.where(flip, limb[:, [2, 3, 0, 1, 6, 7, 4, 5]], limb)
-    mirrored = views.keypoints[:, FLIP] * torch.tensor([-1.0, 1.0, 1.0])
+    mirrored = views.keypoints[:, MIRRORED] * torch.tensor([-1.0, 1.0, 1.0])
     keypoints = torch.where(mirror[:, None, None], mirrored, views.keypoints)
     features = views.features
     if features is not None:
-        features = torch.where(mirror[:, None, None], features[:, FLIP], features)
+        features = torch.where(mirror[:, None, None], features[:, MIRRORED], features)
     shake = 0.01 * torch.randn(n, KEYPOINTS, 2, generator=generator) * (keypoints[..., 2:] > 0)
     views = Views(torso, bust, limb, torch.cat([keypoints[..., :2] + shake, keypoints[..., 2:]], -1), features)
     return spoil_views(views, generator, spoil) if spoil else views
@@ -575,7 +576,7 @@ def spoil_views(views: Views, generator: torch.Generator, part: float) -> Views:
     keypoints[..., :2] += shake * (keypoints[..., 2:] > 0)
     keypoints[gone] = 0
     trunk = gone[:, [5, 6, 11, 12]].any(1, keepdim=True)
-    limbs = torch.stack([gone[:, list(BONES[bone])].any(1) for bone in LIMBS], dim=1)
+    limbs = torch.stack([gone[:, list(ENCODER_BONES[bone])].any(1) for bone in LIMBS], dim=1)
     patches = []
     for patch, lost in ((views.torso, trunk), (views.bust, trunk), (views.limb, limbs)):
         patch = patch * ~lost[..., None, None, None]

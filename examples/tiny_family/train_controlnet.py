@@ -40,11 +40,11 @@ from bolid.backends.pose import PoseModel
 from bolid.formats.shards import directory_sha256, read_shards
 from bolid.generate.pose_map import draw_openpose
 from bolid.method import losses
+from bolid.method.keypoints import MIN_CONFIDENCE
 from bolid.models.families import Family, get_family
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.synth.people import POSE_PHRASES
 from bolid.train_adapter.precision import computing
-from bolid.views import SEEN
 
 CHANNELS = (16, 32, 48, 64)
 """Of the layers that shrink the skeleton to the latents' size; the published ones have (16, 32, 96, 256)."""
@@ -147,7 +147,7 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
             if start == 0:
                 sheet.append(np.concatenate(images[:8], 1))
             for row, people in zip(part, pose.detect(images), strict=True):
-                seen = keypoints[row][:, 2] >= SEEN
+                seen = keypoints[row][:, 2] >= MIN_CONFIDENCE
                 asked = keypoints[row][seen, :2]
                 near = np.zeros(len(asked), bool)
                 if people:

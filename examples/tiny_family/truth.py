@@ -19,7 +19,6 @@ import numpy as np
 from bolid.errors import BolidError
 from bolid.run import write_atomic
 
-FLIP_KEYPOINTS = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # COCO's left <-> right
 FLIP_LANDMARKS = [1, 0, 2, 4, 3]  # left eye, right eye, nose, mouth left, mouth right
 
 
