@@ -369,7 +369,8 @@ def test_inception_features_are_torchmetrics(person, tmp_path, monkeypatch):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     from bolid.backends.features import InceptionFeatures, inception_path
-    from bolid.method.distributions import FeatureStatistics, frechet_distance
+    from bolid.method.distributions import frechet_distance
+    from bolid.method.feature_statistics import FeatureStatistics
 
     torch.manual_seed(0)
     with monkeypatch.context() as patch:

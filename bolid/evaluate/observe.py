@@ -20,7 +20,7 @@ from bolid.models.families import Family
 from bolid.run import Progress, canonical_json, home, run_record
 
 if TYPE_CHECKING:
-    from bolid.method.distributions import FeatureStatistics
+    from bolid.method.feature_statistics import FeatureStatistics
 
 BATCH = 8
 FEATURES = ("auto", "inception", "tower")
@@ -204,7 +204,7 @@ def read_references(source: Source, models: Models, tell: Progress) -> Reference
     Cached under BOLID_HOME as safetensors, keyed by the photos' hashes and the models.
     """
     from bolid.formats.tensors import load_tensors, save_tensors
-    from bolid.method.distributions import FeatureStatistics
+    from bolid.method.feature_statistics import FeatureStatistics
 
     key = canonical_json([CACHE_KIND, 1, models.fingerprint, [[p.person, p.sha256] for p in source.pictures]])
     path = home() / "evaluate" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -231,7 +231,7 @@ def read_references(source: Source, models: Models, tell: Progress) -> Reference
 
 def _look_at_all(source: Source, models: Models, tell: Progress) -> dict[str, torch.Tensor]:
     """What is seen in all photos that can be read, with their `rows` in `source.pictures`, and the statistics."""
-    from bolid.method.distributions import FeatureStatistics
+    from bolid.method.feature_statistics import FeatureStatistics
 
     statistics = FeatureStatistics(models.feature_size)
     seen: list[Seen] = []

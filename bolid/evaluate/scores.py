@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.evaluate.observe import Models, References, Seen
-    from bolid.method.distributions import FeatureStatistics
+    from bolid.method.feature_statistics import FeatureStatistics
     from bolid.method.metrics import Interval
 
 FEW = 2048  # pictures; below, FID says more about their number than about them
@@ -77,7 +77,8 @@ def score(
     import torch
 
     from bolid.evaluate.observe import loaded
-    from bolid.method.distributions import FeatureStatistics, InceptionScore
+    from bolid.method.distributions import InceptionScore
+    from bolid.method.feature_statistics import FeatureStatistics
 
     pictures, people = source.pictures, assign_people(source.pictures, set(references.people))
     against = Against(references, conditioning, models)
