@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bolid.backends.face import DifferentiableFaces
     from bolid.backends.pose import PoseModel
     from bolid.backends.probe import BodyProbe
-    from bolid.method.sliders import Expectation
+    from bolid.method.sliders import Calibration
 
 TINY_DECODER = "tiny-decoder"  # an AutoencoderTiny directory beside a family's other models
 SHOWS_A_FACE = 0.5  # score, from which a photo does
@@ -41,7 +41,7 @@ class Reader:
     pose: PoseModel
     body_encoder: BodyEncoder
     probe: BodyProbe | None = None
-    expectation: Expectation | None = None  # of its readings, see `PixelLosses.calibrate`
+    expectation: Calibration | None = None  # of its readings, see `PixelLosses.calibrate`
 
 
 class PixelLosses:
@@ -179,7 +179,7 @@ class PixelLosses:
         """
         import torch
 
-        from bolid.method.sliders import expect
+        from bolid.method.sliders import fit_calibration
 
         told = bodies @ self.readout.T
         for reader in self.readers:
@@ -188,7 +188,7 @@ class PixelLosses:
                 for start in range(0, len(latents), _CHUNK):
                     parts.append(self._said(reader, self._decode(latents[start : start + _CHUNK])))
             said, weight = (torch.cat(part) for part in zip(*parts, strict=True))
-            reader.expectation = expect(told, said, weight)
+            reader.expectation = fit_calibration(told, said, weight)
 
     def __call__(
         self, latents: torch.Tensor, targets: torch.Tensor, rows: Sequence[int], captions: Sequence[str],

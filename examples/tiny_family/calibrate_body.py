@@ -29,7 +29,7 @@ import bolid.synth.people as world
 from bolid.backends.probe import BodyProbe
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import see_bodies
-from bolid.method.sliders import Readout, expect, fit_readout, slider_directions
+from bolid.method.sliders import Readout, fit_calibration, fit_readout, slider_directions
 from bolid.models.families import get_family
 from bolid.run import derive_seed
 
@@ -62,7 +62,7 @@ def correction(
     axes = torch.linalg.eigh(torch.cov(whole(bodies).T)).eigenvectors.flip(1)[:, :AXES]
     known = Readout(axes.T @ whole.weight, whole.center)
     shown = ((readings - ratios.mean(0)) / ratios.std(0)) @ axes
-    shows = expect(known(bodies), shown, torch.ones(len(bodies)).to(bodies))
+    shows = fit_calibration(known(bodies), shown, torch.ones(len(bodies)).to(bodies))
     inverse = torch.linalg.inv(torch.eye(AXES).to(bodies) + shows.change)
     turn = part * (inverse - torch.eye(AXES).to(bodies)) @ known.weight  # [K, D]
     directions = slider_directions(known, bodies).T  # [D, K]
