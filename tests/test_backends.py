@@ -43,12 +43,12 @@ def image_text():
 @pytest.fixture(scope="module")
 def photograph():
     """photograph(**plan) -> uint8 [256,192,3]: a validation person, rendered; say pose="standing"."""
-    from bolid.synth.people import sample_identity, sample_plan
+    from bolid.synth.people import sample_person, sample_plan
     from bolid.synth.render import Renderer
 
-    identity = sample_identity(199_001)
-    renderer = Renderer(identity, (256, 192))
-    return lambda **plan: renderer.render(sample_plan(identity, 0, yaw=0.0, **plan)).image
+    person = sample_person(199_001)
+    renderer = Renderer(person, (256, 192))
+    return lambda **plan: renderer.render(sample_plan(person, 0, yaw=0.0, **plan)).image
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ import bolid.demo
 from bolid.errors import BolidError
 from bolid.generate.command import save_picture
 from bolid.run import run_record
-from bolid.synth.people import RATIO_NAMES, build_words, sample_identity
-from bolid.synth.render import body_ratios
+from bolid.synth.body import body_ratios
+from bolid.synth.people import RATIO_NAMES, build_words, sample_person
 from bolid_cli.main import COMMANDS, app
 
 
 def test_plan_takes_an_unseen_person_and_one_of_another_build():
     plan = bolid.demo.plan("out")
-    me, other = (sample_identity(int(name[1:])) for name in (plan.person, plan.other))
+    me, other = (sample_person(int(name[1:])) for name in (plan.person, plan.other))
     assert me.seed >= bolid.demo.FIRST_UNSEEN and other.seed >= bolid.demo.FIRST_UNSEEN and me != other
     assert build_words(me)["gender_word"] == build_words(other)["gender_word"]
     mine, theirs = body_ratios(me), body_ratios(other)

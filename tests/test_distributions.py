@@ -48,7 +48,7 @@ def test_batches_do_not_matter(batch):
 
 
 def test_many_float32_features_far_off_zero():
-    """More features than LARGE_DIM, no multiple of any block: the covariance by float32 panels, FID by a kept factor."""
+    """More features than LARGE_DIM, no multiple of any block: float32 panels, and FID by a cached factor."""
     d = feature_statistics.LARGE_DIM + 89
     mix = normal(d, d, 2) * torch.logspace(0, -2, d, dtype=torch.float64)[:, None] / d**0.5
     a, b = (normal(2 * d, d, seed) @ mix + 30 for seed in (0, 1))

@@ -40,7 +40,7 @@ def our_imports(path: Path) -> set[str]:
 LAYERS = {
     "bolid.method": ("bolid.method",),
     "bolid.formats": ("bolid.formats",),
-    "bolid.synth": ("bolid.synth",),
+    "bolid.synth": ("bolid.synth", "bolid.method"),
     "bolid.models": ("bolid.models", "bolid.formats", "bolid.backends", "bolid.scales"),
     "bolid.backends": ("bolid.backends", "bolid.formats", "bolid.method", "bolid.models.families", "bolid.scales"),
 }
@@ -103,7 +103,6 @@ COMMAND_FILES = {f"bolid_cli/{name}.py" for name in COMMANDS} | {f"bolid/{name}/
 LONG_FUNCTIONS = {
     "bolid/evaluate/scores.py",
     "bolid/generate/command.py",
-    "bolid/synth/render.py",
     "bolid/train_adapter/command.py",
     "bolid/train_vae.py",
 }
@@ -117,7 +116,6 @@ LONG_FILES = {
     "bolid/models/pull.py",
     "bolid/scrape/command.py",
     "bolid/scrape/crawl.py",
-    "bolid/synth/render.py",
 }
 
 

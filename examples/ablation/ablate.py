@@ -142,7 +142,7 @@ def see(
         raise LookupError(f"no photo of {folder} can be used")
     mean, logvar, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
     ratios = np.array([truth["ratios"][name] for name in world.RATIO_NAMES])
-    gender = world.build_words(world.sample_identity(truth["seed"]))["gender_word"]
+    gender = world.build_words(world.sample_person(truth["seed"]))["gender_word"]
     return Person(truth["seed"], ratios, gender, mean, logvar, confidence, faces), unusable
 
 
@@ -229,9 +229,9 @@ class Judge:
         """Captions of people who were never rendered, without words for the build, with this person's gender."""
         prompts = []
         for i in range(self.each):
-            identity = world.sample_identity(150_000 + derive_seed(person.seed, "prompt", framing, i) % 20_000)
-            plan = world.sample_plan(identity, 0, name_build=False, framing=framing)
-            prompts.append(re.sub(r"\b(?:wo)?man\b", person.gender, world.caption(identity, plan)))
+            other = world.sample_person(150_000 + derive_seed(person.seed, "prompt", framing, i) % 20_000)
+            plan = world.sample_plan(other, 0, name_build=False, framing=framing)
+            prompts.append(re.sub(r"\b(?:wo)?man\b", person.gender, world.caption(other, plan)))
         return prompts
 
     def _paint(

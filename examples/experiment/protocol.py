@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.synth.people import build_words, sample_identity
+from bolid.synth.people import build_words, sample_person
 
 FILE = Path(__file__).with_name("protocol.json")
 HELD_OUT_START = 100  # photo numbers; no conditioning photo comes near
@@ -32,7 +32,7 @@ class Protocol:
 
     def prompts_for(self, person: int) -> list[str]:
         """The prompts with the person's gender word; never a word for the build, which a method must know by itself."""
-        who = build_words(sample_identity(person))["gender_word"]
+        who = build_words(sample_person(person))["gender_word"]
         return [prompt.format(who=who) for prompt in self.prompts]
 
     def picture_seed(self, person: int) -> int:
@@ -48,7 +48,7 @@ class Protocol:
             paths = write_photos(folder, person, 1, size=self.photo_size, framing="full body")
             paths += write_photos(folder, person, self.conditioning - 1, size=self.photo_size, start=1)
             write_photos(folder, person, self.held_out, size=self.photo_size, start=HELD_OUT_START, framing="full body")
-            found[sample_identity(person).person] = paths
+            found[sample_person(person).name] = paths
         return found
 
 

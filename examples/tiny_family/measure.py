@@ -139,15 +139,15 @@ class Pictures:
 
 def random_prompt(seed: int, **fixed: object) -> tuple[str, dict]:
     """A caption as the photos have them, of a person that was never rendered, without words for the build."""
-    identity = world.sample_identity(seed)
-    plan = world.sample_plan(identity, 0, name_build=False, **fixed)
-    return world.caption(identity, plan), world.attributes(identity, plan)
+    person = world.sample_person(seed)
+    plan = world.sample_plan(person, 0, name_build=False, **fixed)
+    return world.caption(person, plan), world.attributes(person, plan)
 
 
 def person_prompts(seed: int, use: str, each: int, framing: str) -> tuple[list[str], list[dict]]:
     """`each` random prompts for the held-out person `seed`, with the person's gender and no word for the build, and
     what they ask for."""
-    gender = world.build_words(world.sample_identity(seed))["gender_word"]
+    gender = world.build_words(world.sample_person(seed))["gender_word"]
     asked = [random_prompt(int(derive_seed(seed, use, i) % 20_000) + 150_000, framing=framing) for i in range(each)]
     return [re.sub(r"\b(?:wo)?man\b", gender, prompt) for prompt, _ in asked], [truth for _, truth in asked]
 
