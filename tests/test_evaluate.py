@@ -13,10 +13,13 @@ import torch
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
-import bolid.evaluate.observe
+import bolid.evaluate.references
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare, evaluate
-from bolid.evaluate.scores import DESCRIPTIONS, Against, outfit
+from bolid.evaluate.evaluators import PictureFeatures
+from bolid.evaluate.picture_scores import ReferenceScores, outfit
+from bolid.evaluate.references import References
+from bolid.evaluate.results import DESCRIPTIONS
 from bolid.formats.profile import save_profile
 from bolid.models.families import PARTS, get_family
 from bolid_cli.main import app
@@ -195,14 +198,14 @@ def test_bodies_and_faces_of_known_readings():
     """Five people whose bodies and faces are far apart: everything is told from the vectors alone."""
     readings, faces = torch.eye(5).repeat_interleave(5, 0), torch.eye(512)[:5].repeat_interleave(5, 0)
     owner, noise = torch.arange(5).repeat_interleave(5), torch.Generator().manual_seed(0)
-    references = bolid.evaluate.observe.References(
+    references = References(
         people=list("abcde"), owner=owner, embeds=torch.ones(25, 4) / 2,
         faces=torch.nn.functional.normalize(faces + 0.01 * torch.randn(25, 512, generator=noise), dim=1),
         keypoints=torch.zeros(25, 17, 3), widths=torch.full((25, 16), torch.nan), readings=readings, truth={},
         statistics=None,
     )  # fmt: skip
-    against = Against(references, {}, None)
-    seen = bolid.evaluate.observe.Seen(
+    against = ReferenceScores(references, {}, None)
+    seen = PictureFeatures(
         torch.ones(4) / 2, torch.ones(4), None, torch.eye(512)[1], torch.ones(17, 3), torch.zeros(16),
         torch.tensor([0.1, 0.9, 0.2, 0.0, 0.0]),
     )  # fmt: skip
@@ -284,7 +287,7 @@ def test_what_was_seen_in_references_is_kept(person, pictures, result, monkeypat
     def fail(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(bolid.evaluate.observe, "_look_at_all", fail)
+    monkeypatch.setattr(bolid.evaluate.references, "_extract_all", fail)
     again = evaluate(pictures, person, family="tiny", device="cpu")
     for other in (first, result):  # the FID of a set with itself is 0 but for rounding, which hangs on the threads
         assert dataclasses.replace(again, metrics={}) == dataclasses.replace(other, metrics={})

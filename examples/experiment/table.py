@@ -26,8 +26,7 @@ from run import EQUAL, METHODS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
-from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
-from bolid.evaluate.scores import DESCRIPTIONS, HIGHER
+from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Comparison, Difference, Evaluation, Metric
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
 
