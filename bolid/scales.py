@@ -6,7 +6,7 @@
     down=0.5,up=1@0..0.5  both
 
 Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75. So is the guidance towards a face or a body, which
-counts in PERSON_STRETCH where it names no stretch.
+counts in PERSON_INTERVAL where it names no stretch.
 
 Standard library only.
 """
@@ -25,7 +25,7 @@ from bolid.errors import BolidError
 PARTS = ("down", "mid", "up")
 GRID_AXES = ("body-scale", "face-scale", "guidance", "face-guidance", "body-guidance", "steps", "seed")
 # When there is a face or a body to be seen in x0-hat, and steps are left to clear up after it.
-PERSON_STRETCH = {"face": (0.3, 0.9), "body": (0.5, 0.9)}
+PERSON_INTERVAL = {"face": (0.3, 0.9), "body": (0.5, 0.9)}
 _SCALE_HINT = "give a number of 0 or more, parts like down=0.5,mid=1,up=1, a stretch like 0.2..0.8, or 1@0.2..0.8"
 _GUIDANCE_HINT = "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75"
 
@@ -48,8 +48,13 @@ class Scale:
     def is_uniform(self) -> bool:
         return self.down == self.mid == self.up
 
+    @property
+    def value(self) -> float:
+        """The one weight of a uniform scale."""
+        return self.up
+
     def steps(self, total: int) -> range:
-        """The steps of `total` in which it counts: those that begin in the stretch."""
+        """The steps of `total` in which it counts: those that begin in the interval."""
         return range(math.ceil(self.start * total - 1e-9), math.ceil(self.end * total - 1e-9))
 
     def at(self, step: int, total: int) -> float | dict[str, float]:
@@ -108,9 +113,9 @@ def parse_guidance(value: float | str, option: str = "--guidance") -> Scale:
 
 
 def parse_person_guidance(value: float | str, part: str, option: str = "") -> Scale:
-    """Guidance towards a person's `part`, "face" or "body", as written; in PERSON_STRETCH where it names no stretch."""
+    """Guidance towards a person's `part`, "face" or "body", as written; in PERSON_INTERVAL where it names no stretch."""
     scale = parse_guidance(value, option or f"--{part}-guidance")
-    start, end = PERSON_STRETCH[part]
+    start, end = PERSON_INTERVAL[part]
     return scale if "@" in str(value) else replace(scale, start=start, end=end)
 
 
