@@ -41,7 +41,9 @@ class CachedCrossAttention(IPAdapterAttnProcessor2_0):
 
         `encoder_hidden_states`: the text's tokens [N,L,E]; with branches, those and a list of theirs [N,1,L,E].
         """
-        text, branches = encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else (encoder_hidden_states, [])
+        text, branches = encoder_hidden_states, []
+        if isinstance(encoder_hidden_states, tuple):
+            text, branches = encoder_hidden_states
 
         def heads(states: torch.Tensor) -> torch.Tensor:
             return states.view(len(states), -1, attn.heads, states.shape[-1] // attn.heads).transpose(1, 2)

@@ -79,7 +79,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_dtype(name: str, device: str) -> torch.dtype:
-    """What a base paints in: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    """The precision of a base: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere."""
     if name == "auto":
         name = "fp16" if torch.device(device).type == "cuda" else "fp32"
     if name not in DTYPES:
@@ -259,7 +259,7 @@ def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -
     """Lay LoRAs (safetensors file, weight) over the base, through diffusers and peft.
 
     Raises BolidError for a file that is no LoRA and for one that does not wholly fit: diffusers itself only logs what
-    it could not place, and paints without it.
+    it could not place, and goes on without it.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors import SafetensorError
@@ -320,6 +320,20 @@ def load_controlnet(pipe: Any, family: Family) -> ControlNetModel:
     return network.requires_grad_(False).eval().to(pipe._execution_device)
 
 
+@torch.no_grad()
+def encode_prompts(pipe: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """c_tau = Gamma_tau(tau) (BoLID section 3): text states [N, L, E] and SDXL's pooled state [N, P] (else None).
+
+    Through the pipeline's own method, so truncation and padding are those of diffusers.
+    """
+    with quiet_diffusers():
+        encoded = pipe.encode_prompt(
+            prompt=list(prompts), device=pipe._execution_device, num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )  # fmt: skip
+    return encoded[0], encoded[2] if len(encoded) == 4 else None
+
+
 def to_pixel_values(images: Sequence[np.ndarray], device: str | torch.device, dtype: torch.dtype) -> torch.Tensor:
     """uint8 HWC 0..255 => float NCHW -1..1."""
     batch = torch.from_numpy(np.stack([np.ascontiguousarray(image) for image in images])).to(device)
@@ -344,7 +358,7 @@ def encode_latents(pipe_or_vae: Any, images: Sequence[np.ndarray]) -> torch.Tens
 
 @torch.no_grad()
 def decode_latents(pipe_or_vae: Any, latents: torch.Tensor) -> list[np.ndarray]:
-    """Scaled latents [N, C, h, w] => pictures, uint8 HWC 0..255, in the VAE's precision; as the pipelines decode them."""
+    """Scaled latents [N, C, h, w] => pictures, uint8 HWC 0..255, rounded as diffusers rounds them."""
     vae = getattr(pipe_or_vae, "vae", pipe_or_vae)
     # Where `offload` has moved the VAE away, it computes on another device than it lies on.
     latents = latents.to(getattr(pipe_or_vae, "_execution_device", vae.device), vae.dtype)

@@ -61,7 +61,7 @@ class LossGuidance:
     def move(
         self, predict: Callable[[torch.Tensor], torch.Tensor], z_t: torch.Tensor, t: Any, active: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(the conditional prediction; the same for an x0-hat that lies down the gradient; where noise stays), [N,.,h,w].
+        """(the prediction with the condition, the one for an x0-hat further down the gradient, where noise stays).
 
         The gradient is taken with respect to `z_t`, through the UNet, so that it asks for what the UNet can make.
         """
@@ -90,11 +90,12 @@ class LossGuidance:
 def keep_noise(
     scheduler: Any, t: Any, z_t: torch.Tensor, stepped: Sequence[torch.Tensor], where: torch.Tensor
 ) -> torch.Tensor:
-    """z_{t-1} with the noise of `z_t` where `where` [N,1,h,w] is 1, and between 0 and 1 with a mixture of the same variance.
+    """z_{t-1} with the noise of `z_t` where `where` [N,1,h,w] is 1, and between 0 and 1 with a mixture.
 
     `stepped`: (z_{t-1}, x0-hat) of the step that `scheduler` has just taken from `t`. LCM's step draws new noise, in
     which what guidance has moved is lost; the noise of `z_t` is what DDIM's step keeps (Song et al. 2020,
-    arXiv:2010.02502, Eq. 12 with sigma 0). The steps of other samplers are left as they are.
+    arXiv:2010.02502, Eq. 12 with sigma 0).
+    Mixtures have the variance of either. The steps of other samplers are left as they are.
     """
     if not isinstance(scheduler, LCMScheduler):
         return stepped[0]

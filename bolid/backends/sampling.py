@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bolid.backends.attention import conditions_cached
-from bolid.backends.diffusion import quiet_diffusers
+from bolid.backends.diffusion import encode_prompts, quiet_diffusers
 from bolid.backends.loss_guidance import GuidanceLoss, LossGuidance, keep_noise
 from bolid.errors import BolidError
 from bolid.method.body_condition import build_ip_adapter_image_embeds
@@ -74,7 +75,8 @@ def denoise(
     """
     unet, scheduler = pipe.unet, pipe.scheduler
     steps, w = len(scheduler.timesteps), guidance.value
-    both = None if null is None else null.then(condition)
+    unconditional = condition if null is None else null
+    both, guided_steps = unconditional.then(condition), range(0) if null is None else guidance.steps(steps)
     person = LossGuidance(losses, pipe.vae, scheduler)
     options = pipe.prepare_extra_step_kwargs(list(generators) or None, eta=0.0)
     current: list[float | dict[str, float]] = []
@@ -89,16 +91,16 @@ def denoise(
             pipe.set_ip_adapter_scale(wanted)
             current = wanted
         z_t = scheduler.scale_model_input(latents, t)
-        guided, kept = null is not None and step in guidance.steps(steps), None
+        guided, kept = step in guided_steps, None
         if active := person.active(step, steps):
-            plain, cond, kept = person.move(lambda z: predict(z, t, step, condition), z_t, t, active)
-            uncond = predict(z_t, t, step, null) + cond - plain if guided else cond
+            plain, cond, kept = person.move(partial(predict, t=t, step=step, given=condition), z_t, t, active)
+            uncond = predict(z_t, t, step, unconditional) + cond - plain if guided else cond
         elif guided:
             uncond, cond = predict(torch.cat([z_t, z_t]), t, step, both).chunk(2)
         else:
             cond = predict(z_t, t, step, condition)
 
-        # Classifier-free guidance, BoLID Eq. 13, with every condition left out of `uncond`; Eq. 8 has w + 1 for its w.
+        # Classifier-free guidance: BoLID Eq. 13 with this w, Eq. 8 with w - 1. `uncond` lacks text, face and body.
         prediction = uncond + w * (cond - uncond) if guided else cond
 
         stepped = scheduler.step(prediction, t, latents, **options, return_dict=False)
@@ -152,23 +154,7 @@ def sample(
         )  # fmt: skip
 
 
-@torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """c_tau = Gamma_tau(tau) (BoLID section 3): text states [N, L, E] and SDXL's pooled state [N, P] (else None).
-
-    Through the pipeline's own method: longer prompts are cut as `words_beyond` says.
-    """
-    with quiet_diffusers():
-        encoded = pipe.encode_prompt(
-            prompt=list(prompts), device=pipe._execution_device, num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )  # fmt: skip
-    return encoded[0], encoded[2] if len(encoded) == 4 else None
-
-
-def _condition(
-    pipe: Any, text: Text, count: int, size: tuple[int, int], embeds: Sequence[torch.Tensor]
-) -> Condition:
+def _condition(pipe: Any, text: Text, count: int, size: tuple[int, int], embeds: Sequence[torch.Tensor]) -> Condition:
     """`embeds`: of each branch, [1,1,D]."""
     given = text if isinstance(text, tuple) and isinstance(text[0], torch.Tensor) else encode_prompts(pipe, text)
     device, dtype = pipe._execution_device, pipe.unet.dtype

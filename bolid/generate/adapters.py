@@ -49,9 +49,7 @@ def _nothing_to_scale(branch: str, scale: float | str, person: Identity) -> Boli
     )
 
 
-def load_adapters(
-    pipe: Any, request: Request, branches: Sequence[str], people: Sequence[Identity]
-) -> dict[str, str]:
+def load_adapters(pipe: Any, request: Request, branches: Sequence[str], people: Sequence[Identity]) -> dict[str, str]:
     """Load the branches into the pipeline; name -> sha256 of the files. BolidError where something does not fit."""
     from bolid.backends.diffusion import quiet_diffusers
     from bolid.formats.adapter import load_adapter, nested_state_dict

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,9 +33,7 @@ class Cell:
 
     def at(self, values: dict[str, str]) -> Cell:
         """The cell of the grid with these `values`, in everything else like this one."""
-        cell = replace(
-            self, scales=dict(self.scales), person_guidance=dict(self.person_guidance), values=values
-        )
+        cell = replace(self, scales=dict(self.scales), person_guidance=dict(self.person_guidance), values=values)
         for axis, value in values.items():
             part, _, kind = axis.rpartition("-")
             if kind == "scale":
