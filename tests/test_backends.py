@@ -116,7 +116,7 @@ def test_a_face_too_small_is_none(photograph, monkeypatch):
     small = np.pad(photograph(framing="portrait", pose="standing")[::4, ::4], ((96, 96), (72, 72), (0, 0)), mode="edge")
     found = FaceModel(TINY.face, confidence=0.2).detect(small)[0]
     assert DifferentiableFaces(TINY.face).certainty(in_torch(small)).item() < 0.2 < found.score
-    network = DifferentiableFaces(TINY.face, small_too=True)
+    network = DifferentiableFaces(TINY.face, all_sizes=True)
     assert found.score > network.certainty(in_torch(small)).item() > 0.2, "it counts, but less than a large one"
     assert (network(in_torch(small))[0] @ torch.from_numpy(found.embedding)).item() > 0.999
     monkeypatch.setattr("bolid.backends.face.LARGE", 1.1)

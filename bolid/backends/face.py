@@ -113,13 +113,13 @@ class DifferentiableFaces:
     """The surest face in each picture, its embedding and its score, with a gradient to the pixels.
 
     A pack's detector and recogniser in torch, translated from ONNX. Only faces as high as LARGE count, for of small
-    ones the recogniser sees little; with `small_too` those count too, the less the smaller they are.
+    ones the recogniser sees little; with `all_sizes` those count too, the less the smaller they are.
     `sha256`, `detector_sha256`: of the recogniser and the detector. Raises BolidError for networks that onnx2torch
     cannot translate.
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu", small_too: bool = False) -> None:
-        self.small_too = small_too
+    def __init__(self, path: Path | str, device: str = "cpu", all_sizes: bool = False) -> None:
+        self.all_sizes = all_sizes
         faces = FaceModel(path, device)
         recogniser, self.scrfd = faces.network.models["recognition"], faces.network.det_model
         self.sha256, self.detector_sha256 = faces.sha256, sha256_file(Path(self.scrfd.model_file))
@@ -143,7 +143,7 @@ class DifferentiableFaces:
         """The detector's score, 0..1, of what is most like a face in such pictures, with a gradient. [B]"""
         return self._surest(pixel_values.float())[0]
 
-    def look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def detect_and_embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embeddings and scores of such pictures, with a gradient, and landmarks [B,5,2] in pixels, without one."""
         score, landmarks = self._surest(pixel_values.float())
         return self._recognise(pixel_values.float(), score, landmarks), score, landmarks.detach()
@@ -177,7 +177,7 @@ class DifferentiableFaces:
                 part.reshape(len(pictures), -1, part.shape[-1]) for part in seen[i :: self.scrfd.fmc]
             )
             height = (sides[..., 1] + sides[..., 3]).detach() * stride / (LARGE * scale * pictures.shape[2])
-            counts = height.clamp(0, 1) if self.small_too else height >= 1
+            counts = height.clamp(0, 1) if self.all_sizes else height >= 1
             surest, place = (score[..., 0] * counts).max(dim=1)
             cell = place // self.scrfd._num_anchors
             corner = torch.stack([cell % (width // stride), cell // (width // stride)], dim=1).to(points)

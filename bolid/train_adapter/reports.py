@@ -12,7 +12,7 @@ from bolid.run import derive_seed
 from bolid.train_adapter.data import AdapterTable, TextStates, without_build
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 class Log:
@@ -106,8 +106,8 @@ def sample_sheet(
     import torch.nn.functional as F
     from PIL import Image
 
-    from bolid.backends.diffusion import decode_latents, paint, set_sampler
-    from bolid.method.body_condition import build_ip_adapter_image_embeds
+    from bolid.backends.diffusion import decode_latents, set_sampler
+    from bolid.backends.sampling import sample
     from bolid.method.body_vae import fuse
     from bolid.run import atomic_path
 
@@ -119,13 +119,8 @@ def sample_sheet(
     guidance = family.guidance
     height, width = family.image_size
     pipe.vae.enable_slicing()  # decodes one picture at a time: a large one takes gigabytes
-    # Told what the texts say and what the noise is, the pipeline needs no text encoder and rounds no latents.
-    texts: dict[str, torch.Tensor] = {}
-    for sign, told in (("", captions), ("negative_", [""] * len(captions))):
-        states, pooled = text_states(told)
-        texts[f"{sign}prompt_embeds"] = states.float()
-        if pooled is not None:
-            texts[f"{sign}pooled_prompt_embeds"] = pooled.float()
+    # Given the states of the texts, sampling needs no text encoder.
+    prompts, negative = text_states(captions), text_states([""] * len(captions))
     columns = []
     for person in (None, *picks):
         if person is None:
@@ -137,16 +132,14 @@ def sample_sheet(
             face = F.normalize(table.face[rows].sum(0), dim=-1)
             front = decode_latents(pipe, table.latents[rows[:1], 0].float())[0]
             pipe.set_ip_adapter_scale([1.0, 1.0])
-        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
-        pictures = paint(
-            pipe, **texts, height=height, width=width, num_inference_steps=steps, guidance=guidance,
-            generator=generators, latents=noise.to(pipe.device),
-            ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
+        latents = sample(
+            pipe, prompts, size=family.image_size, steps=steps, guidance=guidance, generators=generators,
+            negative=negative, vectors=[face, body], latents=noise,
         )  # fmt: skip
         column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
-        columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))
+        columns.append(np.concatenate([*column, *decode_latents(pipe, latents)], axis=0))
     pipe.set_ip_adapter_scale([1.0, 1.0])
     pipe.scheduler = trained_with
     if path is not None:

@@ -30,16 +30,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.diffusion import load_base, paint, quiet_diffusers
+from bolid.backends.diffusion import decode_latents, load_base, quiet_diffusers
+from bolid.backends.sampling import sample
 from bolid.errors import BolidError
 from bolid.formats.adapter import nested_state_dict
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256, group_by_person, read_index, read_shards
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.generate.command import save_picture
+from bolid.generate import save_picture
 from bolid.method import losses
 from bolid.method.body_condition import (
-    build_ip_adapter_image_embeds,
     drop_condition,
     initial_state,
     install,
@@ -92,12 +92,12 @@ class Table:
         for _, group in group_by_person(read_shards(train)):
             if len(group) < 2:
                 continue
-            if any("latents" not in sample.tensors or "image_embed" not in sample.tensors for sample in group):
+            if any("latents" not in part.tensors or "image_embed" not in part.tensors for part in group):
                 raise BolidError(f"{train} holds no latents or no image embeddings", "give what `bolid shard` writes")
             self.people.append(np.arange(len(self.captions), len(self.captions) + len(group)))
-            self.captions += [sample.caption for sample in group]
-            latents += [torch.from_numpy(sample.tensors["latents"]) for sample in group]
-            embeds += [torch.from_numpy(sample.tensors["image_embed"]) for sample in group]
+            self.captions += [part.caption for part in group]
+            latents += [torch.from_numpy(part.tensors["latents"]) for part in group]
+            embeds += [torch.from_numpy(part.tensors["image_embed"]) for part in group]
         if not self.people:
             raise BolidError(f"nobody in {train} has two photos", "collect at least two of each person")
         self.latents, self.embeds = torch.stack(latents), torch.stack(embeds).float()
@@ -243,15 +243,13 @@ class Baseline:
     ) -> list[Path]:  # fmt: skip
         """`n` pictures of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
         steps, guidance = int(self.family.defaults.get("steps", 30)), self.family.guidance
-        height, width = self.family.image_size
         jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
         seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
-        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance.up > 1)
-        pictures = paint(
-            self.pipe, [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
-            guidance=guidance, negative_prompt=[""] * len(jobs) if guidance.up > 1 else None,
-            generator=[torch.Generator().manual_seed(s) for s in seeds], ip_adapter_image_embeds=embeds,
+        latents = sample(
+            self.pipe, [prompts[index] for index, _ in jobs], size=self.family.image_size, steps=steps,
+            guidance=guidance, generators=[torch.Generator().manual_seed(s) for s in seeds], vectors=[condition],
         )  # fmt: skip
+        pictures = decode_latents(self.pipe, latents)
         paths = []
         settings = {
             "steps": steps,

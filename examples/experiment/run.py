@@ -35,7 +35,7 @@ from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import weights_file
 from bolid.errors import BolidError
 from bolid.formats.images import read_photo
-from bolid.generate.guidance import towards_bodies, towards_faces
+from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.models.families import get_family
 from bolid.run import canonical_json, sha256_file, write_atomic
 from bolid.train_adapter.command import base_sha256
@@ -80,7 +80,7 @@ class Bench:
             used["pose"] = sha256_file(weights_file(family.require("pose")))
         if method in GUIDED:
             encoder = BodyEncoder(family.require("body_encoder"))
-            used |= towards_faces(family, "cpu")[1] | towards_bodies(family, encoder, "cpu")[1]
+            used |= face_guidance(family)[1] | body_guidance(family, encoder)[1]
         return used
 
     def adapter_of(self, method: str) -> Path:

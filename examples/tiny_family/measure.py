@@ -27,15 +27,15 @@ from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import load_base, load_loras, paint, quiet_diffusers
+from bolid.backends.diffusion import decode_latents, load_base, load_loras, quiet_diffusers
 from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
+from bolid.backends.loss_guidance import GuidanceLoss
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
+from bolid.backends.sampling import sample
 from bolid.formats.images import read_photo
 from bolid.formats.tensors import read_record
-from bolid.generate.guidance import Guide, guided_by, towards_bodies, towards_faces
-from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.run import derive_seed
@@ -83,13 +83,13 @@ class Pictures:
         body_guidance: float = 0,
     ) -> None:
         self.family = get_family("tiny")
-        self.guides: dict[str, Callable[[torch.Tensor], Guide]] = {}  # branch -> towards a vector of it
+        self.losses: dict[str, Callable[[torch.Tensor], GuidanceLoss]] = {}  # branch -> its guidance to a vector
         if face_guidance:
-            guide, _ = towards_faces(self.family)
-            self.guides["face"] = functools.partial(guide, weight=parse_person_guidance(face_guidance, "face"))
+            loss, _ = face_guidance(self.family)
+            self.losses["face"] = functools.partial(loss, weight=parse_person_guidance(face_guidance, "face"))
         if body_guidance:
-            guide, _ = towards_bodies(self.family, BodyEncoder(self.family.require("body_encoder")))
-            self.guides["body"] = functools.partial(guide, weight=parse_person_guidance(body_guidance, "body"))
+            loss, _ = body_guidance(self.family, BodyEncoder(self.family.require("body_encoder")))
+            self.losses["body"] = functools.partial(loss, weight=parse_person_guidance(body_guidance, "body"))
         self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
         if steps is not None:
             self.settings["steps"] = steps
@@ -111,29 +111,23 @@ class Pictures:
         """Pictures uint8 [h, w, 3], one a prompt; `vectors` [D] of one person, one for each branch; at
         the scales that `bolid generate` has by default."""
         pictures: list[np.ndarray] = []
-        height, width = self.family.image_size
-        guidance = parse_guidance(self.settings["guidance"])
-        extra = {}
         if vectors:
             self.pipe.set_ip_adapter_scale([self.settings.get(f"{branch}_scale", 1.0) for branch in self.branches])
-            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guidance.up > 1)
         for start in range(0, len(prompts), 16):
             asked = prompts[start : start + 16]
             told = dict(zip(self.branches, vectors, strict=False))
-            guides = [guide(told[branch]) for branch, guide in self.guides.items() if bool(told[branch].any())]
-            with guided_by(self.pipe, guides, len(asked)):
-                made = paint(
-                    self.pipe,
-                    asked,
-                    guidance=guidance,
-                    height=height,
-                    width=width,
-                    num_inference_steps=self.settings["steps"],
-                    output_type="np",
-                    generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
-                    **extra,
-                )
-            pictures += [(picture * 255).round().astype(np.uint8) for picture in made]
+            losses = [loss(told[branch]) for branch, loss in self.losses.items() if bool(told[branch].any())]
+            latents = sample(
+                self.pipe,
+                asked,
+                size=self.family.image_size,
+                steps=self.settings["steps"],
+                guidance=parse_guidance(self.settings["guidance"]),
+                generators=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
+                vectors=vectors,
+                losses=losses,
+            )
+            pictures += decode_latents(self.pipe, latents)
         return pictures
 
 

@@ -35,8 +35,9 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from truth import store_float8, write_card
 
-from bolid.backends.diffusion import add_controlnet, encode_prompts, load_base, paint
+from bolid.backends.diffusion import decode_latents, encode_prompts, load_base, load_controlnet
 from bolid.backends.pose import PoseModel
+from bolid.backends.sampling import Control, sample
 from bolid.formats.shards import directory_sha256, read_shards
 from bolid.generate.pose_map import draw_openpose
 from bolid.method import losses
@@ -63,11 +64,11 @@ License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shap
 def read_data(train: Path, family: Family) -> tuple[torch.Tensor, list[str], np.ndarray, np.ndarray]:
     """Latents' moments f16 [N,2,C,h,w], captions, keypoints f32 [N,17,3] in pixels, skeletons uint8 [N,H,W,3]."""
     latents, captions, keypoints, skeletons = [], [], [], []
-    for sample in read_shards(train):
-        scale = family.image_size[0] / sample.meta["height"]
-        points = sample.tensors["keypoints"] * np.array([scale, scale, 1], np.float32)
-        latents.append(torch.from_numpy(sample.tensors["latents"]))
-        captions.append(sample.caption)
+    for photo in read_shards(train):
+        scale = family.image_size[0] / photo.meta["height"]
+        points = photo.tensors["keypoints"] * np.array([scale, scale, 1], np.float32)
+        latents.append(torch.from_numpy(photo.tensors["latents"]))
+        captions.append(photo.caption)
         keypoints.append(points)
         skeletons.append(draw_openpose(points, family.image_size))
     return torch.stack(latents), captions, np.stack(keypoints), np.stack(skeletons)
@@ -115,7 +116,7 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
     """Joints found where they were drawn, with and without out/export, in up to `count` pictures; writes a sheet."""
     _, captions, keypoints, skeletons = read_data(shards, family)
     pipe = load_base(family, sampler=family.defaults)
-    controlled = add_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
+    network = load_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
     pose = PoseModel(family.require("pose"))
     height, width = family.image_size
     rows = np.random.default_rng(7).permutation(len(captions))[:count]
@@ -130,20 +131,17 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
         for name, prompts in ways.items():
-            extra = {} if name == "without" else {"image": as_condition(skeletons[part])}
-            painter = controlled if extra else pipe
-            pictures = paint(
-                painter,
+            control = Control(network, as_condition(skeletons[part]))
+            latents = sample(
+                pipe,
                 [prompts[row] for row in part],
+                size=family.image_size,
+                steps=family.defaults["steps"],
                 guidance=family.guidance,
-                height=height,
-                width=width,
-                num_inference_steps=family.defaults["steps"],
-                generator=[torch.Generator().manual_seed(int(row)) for row in part],
-                output_type="np",
-                **extra,
+                generators=[torch.Generator().manual_seed(int(row)) for row in part],
+                controls=[] if name == "without" else [control],
             )
-            images = [(picture * 255).round().astype(np.uint8) for picture in pictures]
+            images = decode_latents(pipe, latents)
             if start == 0:
                 sheet.append(np.concatenate(images[:8], 1))
             for row, people in zip(part, pose.detect(images), strict=True):

@@ -41,7 +41,8 @@ from PIL import Image
 from train_base import SHEET
 
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import load_base, paint
+from bolid.backends.diffusion import decode_latents, load_base
+from bolid.backends.sampling import sample
 from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.shards import directory_sha256
 from bolid.formats.tensors import save_tensors
@@ -241,24 +242,21 @@ def sheet(path: Path, family, lora: Path, device: str) -> None:
     """The base with its own steps and guidance above, the few-step sampler below: the same prompts and seeds."""
     from bolid.backends.diffusion import load_loras
 
-    height, width = family.image_size
     rows = []
     for settings in (family.defaults, family.few_steps):
         pipe = load_base(family, device, sampler=settings)
         if settings is family.few_steps:
             load_loras(pipe, [(lora, 1.0)], family)
-        pictures = paint(
+        latents = sample(
             pipe,
             SHEET,
+            size=family.image_size,
+            steps=settings["steps"],
             guidance=parse_guidance(settings["guidance"]),
-            height=height,
-            width=width,
-            num_inference_steps=settings["steps"],
-            generator=[torch.Generator().manual_seed(i) for i in range(len(SHEET))],
-            output_type="np",
+            generators=[torch.Generator().manual_seed(i) for i in range(len(SHEET))],
         )
-        rows.append(np.concatenate(list(pictures), 1))
-    Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(path)
+        rows.append(np.concatenate(decode_latents(pipe, latents), 1))
+    Image.fromarray(np.concatenate(rows)).save(path)
 
 
 if __name__ == "__main__":
