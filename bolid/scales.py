@@ -14,6 +14,7 @@ Standard library only.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -142,6 +143,17 @@ def parse_grid(options: Sequence[str]) -> list[dict[str, str]]:
             raise BolidError(f"--grid {option} names a value twice", "leave one of them out")
         axes[name] = values
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """A picture's size as written, `WIDTHxHEIGHT` in pixels -> (height, width), as arrays have it.
+
+    Raises BolidError for anything else; whether a model takes that size is not checked here.
+    """
+    width, _, height = text.strip().lower().partition("x")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,4}", width) or not re.fullmatch(r"0*[1-9][0-9]{0,4}", height):
+        raise BolidError(f"{option} is {text!r}", "give WIDTHxHEIGHT in pixels, like 832x1216")
+    return int(height), int(width)
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
