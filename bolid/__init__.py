@@ -7,10 +7,6 @@ Every command of the ``bolid`` program has a twin here: ``bolid.extract.extract`
 from __future__ import annotations
 
 from bolid.errors import BolidError
-from bolid.run import prepare_environment
 
 __version__ = "0.1.0"
 __all__ = ["BolidError", "__version__"]
-
-# Thread policy and the like only count when they are set before torch and ultralytics load.
-prepare_environment()

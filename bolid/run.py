@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ FORMAT_VERSION = 1
 
 Progress = Callable[[int, int, str], None]
 """How a long function reports: (done, total, what is being done)."""
+
+_MAX_TOML = 256 * 1024  # bytes
+_MAX_TOML_DOTS = 500  # in a key
 
 # The libraries whose version can change what an artefact holds.
 _RECORDED_PACKAGES = (
@@ -91,6 +94,8 @@ def run_record(
     ``kind``: "profile", "adapter", ...; ``family``: a Family or its name; ``config``: a dataclass or a dict;
     ``inputs``: name -> sha256 of what went in. The result holds plain JSON values only.
     """
+    import importlib.metadata
+
     packages = {}
     for name in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -140,6 +145,26 @@ def pick_device(name: str = "auto") -> str:
             f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "try --device cpu, or --device auto"
         ) from error
     return name
+
+
+def read_toml(path: str | os.PathLike[str], hint: str = "correct that line") -> dict[str, Any]:
+    """What is in a TOML file of at most 256 KiB. Raises BolidError for anything else; ``hint``: for a missing file."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_TOML + 1)
+    except OSError as error:
+        raise BolidError(f"cannot read {path}: {error.strerror}", hint) from error
+    if len(data) > _MAX_TOML:
+        raise BolidError(f"{path} is larger than {_MAX_TOML // 1024} KiB", "it is no file of settings")
+    try:
+        text = data.decode()
+        # The parser takes quadratic time for a key of many parts.
+        if any(line.count(".") > _MAX_TOML_DOTS and "=" not in line[:_MAX_TOML_DOTS] for line in text.splitlines()):
+            raise ValueError(f"a key of more than {_MAX_TOML_DOTS} parts")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise BolidError(f"{path} is not valid TOML: {reason}", "correct that line") from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

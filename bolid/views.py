@@ -31,7 +31,7 @@ PAIRS = {"feet": (15, 16), "knees": (13, 14), "hips": (11, 12), "shoulders": (5,
 
 NO_PERSON = "no person found"
 UNSURE = "a person only guessed at (low confidence)"
-SEVERAL = "several people (--person only)"
+SEVERAL = "several people (--select-person only)"
 SMALL = "the person is too small"
 CUT_OFF = "too little of the person is in the picture"
 # Reasons that also come from models that do not know this kind of picture.
@@ -71,7 +71,7 @@ class ViewReader:
 
     def __init__(self, family: Family, device: str = "cpu", person: PersonRule = "main") -> None:
         if person not in ("main", "only"):
-            raise BolidError(f"--person is {person!r}", "choose main or only")
+            raise BolidError(f"--select-person is {person!r}", "choose main or only")
         from bolid.backends.face import FaceModel
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.pose import PoseModel

@@ -18,6 +18,7 @@ from bolid.models.families import (
     remember_commercial,
     remember_family,
 )
+from bolid_cli._command import Command
 from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ CommercialOption = Annotated[
 FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help=f"One of {', '.join(SOURCES)}.")]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_families(
     family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Only this one.", show_default=False)] = None,
     commercial: CommercialOption = False,
@@ -72,7 +73,7 @@ def list_families(
         missing = entry["missing"]
         state = "complete" if not missing else "none" if len(missing) >= len(PARTS) else "missing " + ", ".join(missing)
         name = f"{entry['name']} *" if entry["chosen"] else entry["name"]
-        rows.append((name, f"{height}x{width}", entry["description"], state, entry["root"]))
+        rows.append((name, f"{width}x{height}", entry["description"], state, entry["root"]))
     print_table(("family", "size", "what", "files", "where"), rows, quiet)
     for entry in families:
         if entry["parts"]:
@@ -99,7 +100,7 @@ def list_families(
     note("own training's (train-vae, train-adapter). Next: bolid models pull FAMILY", quiet)
 
 
-@app.command("pull")
+@app.command("pull", cls=Command)
 def pull(
     family: FamilyArgument,
     only: Annotated[
@@ -133,7 +134,7 @@ def pull(
         emit_paths(places)
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Check that the files of FAMILY are there and whole: as they were fetched, where that was written down."""
     import bolid.models
@@ -150,7 +151,7 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
         raise BolidError(f"family {family!r} lacks {', '.join(missing)}", f"bolid models pull {family}")
 
 
-@app.command("convert")
+@app.command("convert", cls=Command)
 def convert(
     file: Annotated[
         Path, typer.Argument(help="YOLO pose weights: as ultralytics publishes them (.pt), or exported (.onnx).")
@@ -167,7 +168,7 @@ def convert(
     note("AGPL-3.0, like the file it is made from", quiet)
 
 
-@app.command("use")
+@app.command("use", cls=Command)
 def use(
     name: str,
     commercial: Annotated[

@@ -49,7 +49,7 @@ def test_every_command_shown_can_be_typed():
             if word.startswith("-"):
                 assert word in help_text, (command[0], word)
     assert {"synth", "extract", "profile", "generate", "evaluate"} <= {command[0] for command in plan.commands}
-    assert plan.shown(plan.commands[0]).startswith("bolid synth --people 200000 ")
+    assert plan.shown(plan.commands[0]).startswith("bolid synth --person-seed 200000 ")
 
 
 def test_pictures_of_an_earlier_demo_go_and_nothing_else(tmp_path):

@@ -324,7 +324,9 @@ def _mean_metrics(
         "clothing_leak": "needs captions of the photos that made the profile, and prompts that name clothes"
         if has_conditioning
         else "needs the photos that made the profile: among the reference photos, or --conditioning",
-        "disturbance": "no picture in --base has the same prompt and seed" if has_base else "needs --base",
+        "disturbance": "no picture in --without-adapter has the same prompt and seed"
+        if has_base
+        else "needs --without-adapter",
         diversity: "needs two pictures or more of the same prompt and person",
     }
     notes = {}
