@@ -20,8 +20,8 @@ _HEAD = """# Commands
 Written by `python tests/test_docs.py` from the commands' own `--help`.
 
 A command with `--config` takes its settings from a TOML file too. `bolid train-vae --print-config > vae.toml` writes
-all settings in force, `bolid train-vae --config vae.toml` uses them. A key is the option's name with underscores. Default,
-`--preset`, file, environment variable, command line: the later one wins.
+all settings in force, `bolid train-vae --config vae.toml` uses them. A key is the option's name with underscores.
+Default, `--preset`, file, environment variable, command line: the later one wins.
 """
 REFERENCE = ROOT / "docs" / "commands.md"
 
