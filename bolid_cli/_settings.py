@@ -67,7 +67,7 @@ def read_settings(file: Path, settings: Mapping[str, Setting], command: str) -> 
     Raises BolidError for a file that is no TOML, a key that ``command`` does not have, and a value of another type.
     """
     values: dict[str, Any] = {}
-    for key, value in read_toml(file, hint=f"{command} --print-config writes one to begin with").items():
+    for key, value in read_toml(file, "config file", f"{command} --print-config writes one").items():
         name = key.replace("-", "_")
         if name not in settings:
             near = difflib.get_close_matches(name, settings, 1)

@@ -11,13 +11,13 @@ from bolid.errors import BolidError
 from bolid.models.families import (
     FAMILY_NAMES,
     PARTS,
-    SOURCES,
     chosen_family,
     commercial_use,
     get_family,
     remember_commercial,
     remember_family,
 )
+from bolid.models.sources import SOURCES
 from bolid_cli._command import Command
 from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
 
@@ -43,7 +43,7 @@ def list_families(
     quiet: QuietOption = False,
 ) -> None:
     """Show every model family: what it needs, how big that is, its license, and where it lies or is looked for."""
-    import bolid.models
+    from bolid.models.manifest import describe
 
     chosen, source = chosen_family()
     names = [family] if family else [*FAMILY_NAMES] + ([chosen] if chosen not in FAMILY_NAMES else [])
@@ -59,7 +59,7 @@ def list_families(
                 "root": found.root,
                 "missing": found.missing(),
                 "chosen": name == chosen,
-                "parts": bolid.models.describe(found, commercial=commercial),
+                "parts": describe(found, commercial=commercial),
             }
         )
     if as_json:
@@ -120,12 +120,15 @@ def pull(
     From the Hugging Face Hub (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected) and the releases of InsightFace and
     ultralytics. What was fetched is written down with its SHA-256; `bolid models verify` compares with that.
     """
-    import bolid.models
+    import bolid.models.pull
+    from bolid.models.manifest import describe
 
     commercial = commercial or commercial_use()
     with progress_bar(quiet) as progress:
-        places = bolid.models.pull(family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress)
-    for part in bolid.models.describe(get_family(family)):
+        places = bolid.models.pull.pull(
+            family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress
+        )
+    for part in describe(get_family(family)):
         if part["where"] in places and part["notice"]:
             note(f"{part['name']}, {part['license']}: {part['notice']}", quiet)
     if as_json:
@@ -137,10 +140,10 @@ def pull(
 @app.command("verify", cls=Command)
 def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Check that the files of FAMILY are there and whole: as they were fetched, where that was written down."""
-    import bolid.models
+    import bolid.models.manifest
 
     with progress_bar(quiet) as progress:
-        rows = bolid.models.verify(family, progress=progress)
+        rows = bolid.models.manifest.verify(family, progress=progress)
     if as_json:
         emit_json({"family": family, "parts": rows})
     else:
@@ -162,9 +165,9 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """Make a pose model that BoLID reads (safetensors or ONNX, and a config) of a file. Nothing in a .pt is run."""
-    import bolid.models
+    import bolid.models.convert
 
-    emit_paths([bolid.models.convert(file, out)])
+    emit_paths([bolid.models.convert.convert(file, out)])
     note("AGPL-3.0, like the file it is made from", quiet)
 
 

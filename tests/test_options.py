@@ -127,7 +127,7 @@ def test_print_config_refuses_what_the_command_would(tool):
         ("steps = ", "is not valid TOML", "correct that line"),
         ("a" + ".a" * 50_000 + " = 1", "is not valid TOML", "correct that line"),
         ("a = " + "[" * 50_000, "is not valid TOML", "correct that line"),
-        ("# " + "x" * 300_000, "is larger than 256 KiB", "no file of settings"),
+        ("# " + "x" * 300_000, "is larger than 256 KiB", "give another file"),
     ],
 )
 def test_mistakes_in_a_config_file(tool, tmp_path, text, message, hint):
