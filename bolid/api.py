@@ -8,7 +8,7 @@
     me = api.make_profile(photos[:3], "anna.safetensors")
     print(f"{me.photos} photos, uncertainty {me.uncertainty:.2f} (1: nothing known)")
     prompts = ["a full body photo of a woman waving", "a portrait of a woman, smiling"]
-    for picture in api.generate(prompts, "pictures", profile=me.path, face_guidance=1, seed=1):
+    for picture in api.generate(prompts, "pictures", profile=me.path, seed=1):
         print(picture)
 
 Every function takes and returns paths and plain values, writes what the command of its name writes, and raises

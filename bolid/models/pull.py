@@ -157,7 +157,7 @@ def _from_hub(family: Family, source: PublishedPart, progress: Progress | None) 
     """(the snapshot's folder or file in the Hugging Face cache, its commit)."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-    reachable = not offline and reachable(endpoint)
+    online = not offline and reachable(endpoint)
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
@@ -171,7 +171,7 @@ def _from_hub(family: Family, source: PublishedPart, progress: Progress | None) 
                 huggingface_hub.snapshot_download(
                     source.repo,
                     allow_patterns=patterns,
-                    local_files_only=not reachable,
+                    local_files_only=not online,
                     tqdm_class=_bar(progress, source.name),
                 )  # fmt: skip
             )
@@ -193,7 +193,7 @@ def _from_hub(family: Family, source: PublishedPart, progress: Progress | None) 
         ) from error
     found = snapshot / source.file if source.file else snapshot
     if absent := _absent(snapshot, source):
-        if not reachable:
+        if not online:
             raise _out_of_reach(family, source, endpoint, offline, cache)
         raise BolidError(
             f"{source.repo} has no {absent} any more", "tell the makers of bolid; until then fetch it by hand"
