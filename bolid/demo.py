@@ -73,7 +73,7 @@ def plan(
     if out.exists() and not out.is_dir():
         raise BolidError(f"--out {out} is a file", "give a folder for the demo's files")
     if other == person:
-        raise BolidError(f"--other {other} is the same person", "give another seed")
+        raise BolidError(f"--other-seed {other} is the same person", "give another seed")
     me = sample_person(person)
     who = build_words(me)["gender_word"]
     if other is None:
@@ -93,7 +93,7 @@ def plan(
     prompt_file = str(out / "prompts.txt")
     profiles = [str(out / f"{name}.safetensors") for name in names]
     commands: list[tuple[str, ...]] = [
-        ("synth", "--people", str(seed_of), "--photos", str(PHOTOS), "--out", photos) for seed_of in (person, other)
+        ("synth", "--person-seed", str(number), "--photos", str(PHOTOS), "--out", photos) for number in (person, other)
     ]
     commands.append(("extract", photos, "--out", str(out / "shards"), "--max-bad", "0.5"))
     commands += [
@@ -107,7 +107,7 @@ def plan(
         for name, profile in zip(names, profiles, strict=True):
             commands.append((*common, "--profile", profile, *guided, "--out", str(place / name)))
     held_out = str(out / "held-out")
-    commands.append(("synth", "--people", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
+    commands.append(("synth", "--person-seed", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
     for folder in ("base", *names):
         commands.append(("evaluate", str(out / folder), "--reference", str(Path(held_out) / names[0]), "--json"))
     return Plan(out, names[0], names[1], prompts, portrait, tuple(commands))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,9 @@ FORMAT_VERSION = 1
 
 Progress = Callable[[int, int, str], None]
 """How a long function reports: (done, total, what is being done)."""
+
+_MAX_TOML = 256 * 1024  # bytes
+_MAX_TOML_DOTS = 500  # in a key
 
 # The libraries whose version can change what an artefact holds.
 _RECORDED_PACKAGES = (
@@ -36,7 +37,11 @@ def home() -> Path:
 
 
 def prepare_environment() -> None:
-    """Set what the libraries below us read from the environment when they load. What the user has set stays."""
+    """Set what torch, ultralytics and others read from the environment when they load. What the user has set stays.
+
+    Called by the ``bolid`` program when it starts, by ``bolid.api`` before it loads a command, and before ultralytics
+    is imported. Thread policies have no effect on a torch that is loaded already.
+    """
     defaults = {
         # Spinning OpenMP threads made one forward pass 30 times slower as soon as anything else used the CPU.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -49,14 +54,10 @@ def prepare_environment() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",  # it warns at length when worker processes start
+        "YOLO_CONFIG_DIR": str(home().absolute()),  # ultralytics makes a folder and a settings file there
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if "YOLO_CONFIG_DIR" not in os.environ:
-        # Ultralytics makes this folder and a settings file in it when it loads; worker processes share it.
-        folder = os.path.join(tempfile.gettempdir(), f"bolid-ultralytics-{os.urandom(8).hex()}")
-        os.environ["YOLO_CONFIG_DIR"] = folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def derive_seed(seed: int, *names: object) -> int:
@@ -91,6 +92,8 @@ def run_record(
     ``kind``: "profile", "adapter", ...; ``family``: a Family or its name; ``config``: a dataclass or a dict;
     ``inputs``: name -> sha256 of what went in. The result holds plain JSON values only.
     """
+    import importlib.metadata
+
     packages = {}
     for name in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -129,6 +132,7 @@ def pick_device(name: str = "auto") -> str:
 
     Raises BolidError for a device that this machine lacks.
     """
+    prepare_environment()
     import torch
 
     if name == "auto":
@@ -140,6 +144,29 @@ def pick_device(name: str = "auto") -> str:
             f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "try --device cpu, or --device auto"
         ) from error
     return name
+
+
+def read_toml(path: str | os.PathLike[str], what: str, hint: str) -> dict[str, Any]:
+    """What is in a TOML file of at most 256 KiB. ``what``: the file's kind; ``hint``: for a file that is missing.
+
+    Raises BolidError for a file that cannot be read, is too large or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_TOML + 1)
+    except OSError as error:
+        raise BolidError(f"cannot read the {what} {path}: {error.strerror}", hint) from error
+    if len(data) > _MAX_TOML:
+        raise BolidError(f"the {what} {path} is larger than {_MAX_TOML // 1024} KiB", "give another file")
+    try:
+        text = data.decode()
+        # The parser takes quadratic time for a key of many parts.
+        if any(line.count(".") > _MAX_TOML_DOTS and "=" not in line[:_MAX_TOML_DOTS] for line in text.splitlines()):
+            raise ValueError(f"a key of more than {_MAX_TOML_DOTS} parts")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise BolidError(f"the {what} {path} is not valid TOML: {reason}", "correct that line") from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -201,3 +228,17 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a whole file at once, or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill, which is renamed to ``path`` at the end; a failure leaves nothing."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

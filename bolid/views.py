@@ -30,7 +30,7 @@ PAIRS = {"feet": ANKLES, "knees": KNEES, "hips": HIPS, "shoulders": SHOULDERS}
 
 NO_PERSON = "no person found"
 UNSURE = "a person only guessed at (low confidence)"
-SEVERAL = "several people (--person only)"
+SEVERAL = "several people (--select-person only)"
 SMALL = "the person is too small"
 CUT_OFF = "too little of the person is in the picture"
 # Reasons that also come from models that do not know this kind of picture.
@@ -70,7 +70,7 @@ class ViewReader:
 
     def __init__(self, family: Family, device: str = "cpu", person: PersonRule = "main") -> None:
         if person not in ("main", "only"):
-            raise BolidError(f"--person is {person!r}", "choose main or only")
+            raise BolidError(f"--select-person is {person!r}", "choose main or only")
         from bolid.backends.face import FaceModel
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.pose import PoseModel

@@ -1,11 +1,18 @@
-"""What all commands share on a terminal: common options, progress, tables, errors. stdout is data, stderr is talk."""
+"""What all commands share on a terminal: common options, progress, tables, errors.
+
+Standard output is for data, standard error for everything else.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -15,6 +22,10 @@ import typer
 from bolid.errors import BolidError
 from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_family
 from bolid.run import Progress, canonical_json
+from bolid_cli._command import LARGEST_SEED, explain_usage
+from bolid_cli._settings import COMMON
+
+MINUTE = 60.0  # seconds between two lines of progress where there is no terminal
 
 FamilyOption = Annotated[
     str | None,
@@ -24,16 +35,29 @@ FamilyOption = Annotated[
         "`bolid models use`, tiny.",
         metavar="NAME",
         show_default=False,
+        rich_help_panel=COMMON,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Same seed, same result.", min=0)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the result.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto: the best there is.", rich_help_panel=COMMON),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        "--seed", help="Same seed, same result.", min=0, max=LARGEST_SEED, metavar="N", rich_help_panel=COMMON
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output.", rich_help_panel=COMMON)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors and the result only.", rich_help_panel=COMMON)
+]
 
 
 def note(text: str, quiet: bool = False) -> None:
-    """One line of talk on stderr."""
+    """One line on stderr."""
     if not quiet:
         print(text, file=sys.stderr, flush=True)
 
@@ -84,22 +108,55 @@ def print_rejected(rejected: dict[str, list[str]], quiet: bool = False, most: in
 def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     """``with progress_bar(quiet) as progress: work(..., progress=progress)``.
 
-    A bar on stderr while the work calls ``progress(done, total, text)``; nothing when stderr is no terminal.
+    A bar on stderr while the work calls ``progress(done, total, text)``; a line a minute when stderr is no terminal.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet:
         yield lambda done, total, text: None
+        return
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield _LineEachMinute()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:  # rich respects NO_COLOR
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int, text: str) -> None:
             bar.update(task, completed=done, total=total or None, description=text.replace("[", r"\["))
 
         yield progress
+
+
+class _LineEachMinute:
+    """Progress for a log file: what is done, of how much, and how long the rest takes."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+        self._total, self._first, self._began = -1, 0, self._said  # of the work that is now under way
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if total != self._total or done < self._first:
+            self._total, self._first, self._began = total, done, now
+        if now - self._said < MINUTE:
+            return
+        self._said = now
+        part = f"{done}/{total}" if total else str(done)
+        left = ""
+        if total and done > self._first:
+            seconds = (now - self._began) / (done - self._first) * (total - done)
+            left = f", {duration(seconds)} left"
+        note(f"{part} {' '.join(text.split())}{left}")
+
+
+def duration(seconds: float) -> str:
+    """In words: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def choose_family(option: str | None, quiet: bool = False) -> Family:
@@ -113,20 +170,84 @@ def choose_family(option: str | None, quiet: bool = False) -> Family:
     return family
 
 
+# ------------------------------------------------------------------------------------------- the program's two ends
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP. Ends a command as Ctrl-C does, with an exit status of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+def prepare_terminal() -> None:
+    """Before anything else: closed streams, names that are not UTF-8, and signals that end the program."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us; else a file that is opened would take its place
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it, and so do we
+            signal.signal(number, end)
+
+
+def working_directory() -> None:
+    """Raises BolidError when the working directory has been deleted."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise BolidError("the working directory does not exist any more", "go to another one: cd") from error
+
+
+def finish_output() -> None:
+    """Write what is still in stdout's buffer. Raises OSError where that cannot be: a full disk, a closed pipe."""
+    sys.stdout.flush()
+
+
 def show_error(error: BaseException) -> int:
-    """Tell a failure on stderr; returns the exit status. BOLID_DEBUG=1 adds the traceback."""
+    """Show a failure on stderr; returns the exit status. BOLID_DEBUG=1 adds the traceback."""
     if os.environ.get("BOLID_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):  # `bolid ... | head`: whoever reads has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more when it ends
+        _discard_output()
         return 0
     if isinstance(error, KeyboardInterrupt):
-        note("interrupted; the same command goes on where it stopped")
-        return 130
+        what = f"ended by {error}" if isinstance(error, Terminated) else "interrupted"
+        note(f"{what}; the same command goes on where it stopped")
+        return error.status if isinstance(error, Terminated) else 130
     if isinstance(error, BolidError):
         message, hint = error.message, error.hint
+    elif isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+        _discard_output()
+        message, hint = f"cannot write to standard output: {error.strerror}", "free some space, or print it elsewhere"
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a fault in bolid; BOLID_DEBUG=1 before the same command shows where"
+    _show(message, hint)
+    return getattr(error, "exit_code", 1)
+
+
+def show_usage_error(error: Any) -> int:
+    """Show a mistake in typing that Typer has found; returns the exit status."""
+    if "NoArgs" in type(error).__name__:  # no command: the help is the answer
+        note(error.format_message())
+    else:
+        _show(*explain_usage(error))
+    return int(getattr(error, "exit_code", 2))
+
+
+def _show(message: str, hint: str) -> None:
     note(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
-    return 1
+
+
+def _discard_output() -> None:
+    """Or Python complains once more about stdout when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -36,7 +36,7 @@ def profile(
     """Make a small file of a person's body and face. From then on the photos are not needed any more.
 
     More and better photos make the body more certain; their order does not matter. `bolid profile mix`, `edit` and
-    `show` work on such files; if a file or folder of that name is there, it is taken for photos.
+    `show` work on such files; if there is a file or folder called mix, edit or show, it is read as photos.
     """
     import bolid.profile
 
@@ -48,10 +48,10 @@ def profile(
         (report.photo, report.weight, "yes" if report.face else "no", report.down_to or "-", report.rejected or "-")
         for report in result.reports
     ]
-    print_table(("photo", "weight", "face", "seen down to", "rejected because"), rows, quiet)
+    print_table(("photo", "weight", "face", "visible down to", "rejected because"), rows, quiet)
     note(f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)", quiet)
     if not any(report.down_to == "feet" for report in result.reports):
-        note("no photo shows the whole body; one that does, upright, says much more of it", quiet)
+        note("no photo shows the whole body; an upright full-body photo makes the profile much more certain", quiet)
     if as_json:
         emit_json(result)
     else:
@@ -59,14 +59,14 @@ def profile(
 
 
 SlidersOption = Annotated[
-    Path | None, typer.Option(help="File of sliders for this body encoder. Default: the family's.")
+    Path | None, typer.Option(metavar="FILE", help="Sliders measured for this body encoder. Default: the family's.")
 ]
 
 
 def mix(
     a: Annotated[Path, typer.Argument(help="Profile of one person.")],
     b: Annotated[Path, typer.Argument(help="Profile of another.")],
-    weight: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.")] = 0.5,
+    weight: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.", min=0, max=1)] = 0.5,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("mixed.safetensors"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -117,7 +117,7 @@ def show(
 ) -> None:
     """Show where a profile's body is on each slider, in standard deviations from the population's mean.
 
-    R2 says how far to believe it: 1 is exact, 0 is a guess. What else is in the file: bolid inspect.
+    R2 says how exact a slider is: 1 is exact, 0 is a guess. bolid inspect shows what else is in the file.
     """
     import bolid.profile
 

@@ -22,8 +22,8 @@ from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
 from bolid.errors import BolidError
+from bolid.models.convert import convert
 from bolid.models.families import get_family
-from bolid.models.pull import convert
 from bolid.train_adapter.pixel_losses import PixelLosses
 
 TINY = get_family("tiny")

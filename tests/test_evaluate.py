@@ -123,7 +123,7 @@ def test_every_figure_says_what_measured_it_of_how_many_and_how_surely(result):
 def test_figures_that_cannot_be_measured_say_why(result):
     why = {name: metric.note for name, metric in result.metrics.items() if metric.value is None}
     assert "several people" in why["body_rank1"] and "other people's faces" in why["face_tar"]
-    assert "--conditioning" in why["copy_paste"] and why["disturbance"] == "needs --base"
+    assert "--conditioning" in why["copy_paste"] and why["disturbance"] == "needs --without-adapter"
     assert "same prompt and person" in why["tower_lpips_diversity"]
 
 

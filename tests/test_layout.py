@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*(ROOT / "bolid").rglob("*.py"), *(ROOT / "bolid_cli").rglob("*.py")])
-COMMANDS = {path.stem for path in (ROOT / "bolid_cli").glob("*.py")} - {"__init__", "main", "_console", "_options"}
+COMMANDS = {path.stem for path in (ROOT / "bolid_cli").glob("*.py") if not path.stem.startswith("_")} - {"main"}
 FOUNDATION = {"bolid", "bolid.errors", "bolid.run", "bolid.config"}
 
 

@@ -62,7 +62,7 @@ def world(tmp_path_factory):
             name: Metric(float(v), n, "the tower of family tiny", "a note <b>", float(v) - 0.1, float(v) + 0.1)
             for name, v in zip(DESCRIPTIONS, rng.uniform(0, 1, len(DESCRIPTIONS)), strict=True)
         }
-        metrics["disturbance"] = Metric(None, 0, "the tower", "needs --base")
+        metrics["disturbance"] = Metric(None, 0, "the tower", "needs --without-adapter")
         evaluation = Evaluation(
             n, 3, 3, metrics, {"waist_girth": {"true": 0.5, "pictures": 0.55}}, {"excluded": 2, "checked": True},
             ["a note on sizes"], {"it is damaged": ["x.png"] * 8},

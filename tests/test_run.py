@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +87,3 @@ def test_prepare_environment_leaves_what_the_user_has_set(monkeypatch):
     monkeypatch.delenv("YOLO_AUTOINSTALL", raising=False)
     run.prepare_environment()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["YOLO_AUTOINSTALL"] == "false"
-
-
-def test_importing_bolid_sets_the_thread_policy_and_loads_nothing_heavy():
-    code = "import bolid, bolid.families, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.stdout.split() == ["PASSIVE", "False"]

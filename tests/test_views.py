@@ -106,5 +106,5 @@ def test_unknown_rule():
     from bolid.errors import BolidError
     from bolid.models.families import get_family
 
-    with pytest.raises(BolidError, match="--person is 'everyone'"):
+    with pytest.raises(BolidError, match="--select-person is 'everyone'"):
         views.ViewReader(get_family(), person="everyone")

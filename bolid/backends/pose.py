@@ -23,7 +23,9 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.run import run_record, write_atomic
+from bolid.run import prepare_environment, run_record, write_atomic
+
+prepare_environment()  # ultralytics reads it when it loads
 
 KIND = "pose-weights"
 CONFIDENCE = 0.25  # ultralytics' own default for predictions

@@ -287,7 +287,7 @@ class _Looker:
             with self._one_at_a_time:
                 choice = choose_person(self._pose.detect([image])[0], "only")
             if isinstance(choice, str):
-                return choice.replace("--person only", "--one-person"), filters.setting("one_person")
+                return choice.replace("--select-person only", "--one-person"), filters.setting("one_person")
         if self._watermark is not None and (mark := self._watermark(image)):
             return f"watermark: {mark}", filters.setting("watermark")
         return "", ""

@@ -92,7 +92,7 @@ for branch in face body; do
 done
 cp "$work/mean/face.safetensors" "$work/stretched/"
 python "$tiny/stretch_body.py" "$work/mean/body.safetensors" "$work/train" 1.35 "$work/stretched/body.safetensors"
-bolid synth --people 15000:15300 --photos 8 --size 256x192 --out "$work/new-people" --quiet > /dev/null
+bolid synth --person-seed 15000:15300 --photos 8 --size 192x256 --out "$work/new-people" --quiet > /dev/null
 cp "$encoder" "$here/bolid/tiny/"
 python "$tiny/calibrate_body.py" "$work/stretched" "$work/new-people" "$work/calibrated/body.safetensors" --part 0.4
 cp "$work/mean/face.safetensors" "$here/bolid/tiny/adapter/"
