@@ -5,8 +5,8 @@
 
 Four questions, one section of the table each:
 
-- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, L_id by the body encoder
-  on pictures sampled from pure noise, and with `--sliders` L_id by what those read on photos told to be others;
+- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, and L_id by the body
+  encoder on pictures sampled from pure noise;
 - photos: 1, 2, 4 or 8 photos in the profile;
 - fusion: product of experts, plain mean of the views' means, best single view;
 - bad photos: half of them cut off, blurred or half hidden, with and without the confidence weights.
@@ -15,7 +15,7 @@ Every row of the first section is a training by `bolid train-adapter`'s own code
 as the plain one does in `--minutes` (measured once, kept in plan.json), or `--steps`; from nothing, or from the trained
 adapters of `--init`, where a loss is to say what it adds to them. The weights of L_id and L_CLIP are chosen so that at
 the end of the plain training each one's gradient is `--share` of L_diff's; all other settings are the defaults, but
-for the last two rows', which are those of train_body.sh. The other sections use the adapters of `--adapter`, or of the
+for the last row's (SAMPLED). The other sections use the adapters of `--adapter`, or of the
 row with the best body R2.
 
 "gain" is the body R2 beyond that of the section's row named in BESIDE, with the standard error of that difference over
@@ -23,7 +23,7 @@ the choice of people: the same people, prompts and noise are in both rows, so it
 
 Run it again after an interruption: rows that are in ablation.json are not done again, and an unfinished training goes
 on. Expected: `--minutes` for each of the trainings (those with pixel losses up to a quarter more; sampled pictures, ten
-times as long; swapped photos, four times), then two minutes a row on one core for 60 people. Writes ablation.json and
+times as long), then two minutes a row on one core for 60 people. Writes ablation.json and
 ablation.md into `--results`, and what was read off the pictures into `--out`.
 """
 
@@ -51,9 +51,8 @@ from bolid.backends.body import BodyEncoder
 from bolid.backends.diffusion import load_base, paint, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
-from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.images import read_photo
-from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds, install
+from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds
 from bolid.method.body_vae import fuse
 from bolid.method.metrics import r2_scores
 from bolid.models.families import Family, match_family
@@ -61,8 +60,9 @@ from bolid.run import derive_seed, sha256_file, write_atomic
 from bolid.train_adapter.command import train_adapter
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import TextStates, batch_rows, draw_batch, photo_generators, read_table
-from bolid.train_adapter.objective import Objective
-from bolid.train_adapter.pixel_losses import PixelLosses
+from bolid.train_adapter.decoder import LatentDecoder
+from bolid.train_adapter.pixel_losses import pixel_losses
+from bolid.train_adapter.setup import install_branches, load_models, make_objective
 from bolid.views import ViewReader, person_crop
 
 SECTIONS = ("losses", "photos", "fusion", "bad photos")
@@ -75,7 +75,6 @@ ON_PICTURES = {"pixel_every": 1, "face_dropout": 0.6, "build_word_dropout": 1.0,
 SAMPLED = ON_PICTURES | {
     "id_loss": "body", "id_weight": 0.3, "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 6,
 }  # fmt: skip
-SWAPPED = ON_PICTURES | {"id_loss": "sliders", "id_weight": 0.4, "clip_weight": 0.3, "x_gen": "swapped"}
 SHOWN = (
     "body R2", "body R2, standard error", "gain", "gain, standard error", "body correlation",
     "right person of all, percentile", "face, own", "face, another's", "image-text cosine", "uncertainty",
@@ -322,24 +321,18 @@ class Rows:
 
     def _balance(self, plain: Path, batches: int = 8) -> dict[str, float]:
         """Root mean square of each loss's gradient on the plain row's adapters, over some batches."""
-        pipe, encoder = load_base(self.family), BodyEncoder(self.args.body_encoder)
-        table = read_table(self.args.train, encoder)
-        with quiet_diffusers():
-            states = [nested_state_dict(load_adapter(plain / f"{b}.safetensors", b)[0]) for b in BRANCHES]
-            states = [{part: {k: v.float() for k, v in vs.items()} for part, vs in state.items()} for state in states]
-            branches = install(pipe.unet, states)
-        parameters = [parameter.requires_grad_(True) for branch in branches for parameter in branch.values()]
-        text_states = TextStates(pipe, table.captions)
+        settings = dataclasses.replace(self.base, precision="fp32", init=str(plain))
+        models = load_models(self.args.train, settings, self.args.body_encoder, self.family.name, "cpu")
+        table = read_table(self.args.train, models.body_encoder)
+        branches = install_branches(models, settings, self.args.seed)
+        parameters = [parameter for branch in branches.values() for parameter in branch.values()]
+        decode = LatentDecoder(self.family, models.pipe.vae)
+        text_states = TextStates(models.pipe, table.captions)
         norms: dict[str, list[float]] = {}
         for name, term in PIXELS.items():
-            config = dataclasses.replace(self.base, precision="fp32", **on(name, 1.0))
-            pixels = PixelLosses(
-                self.family,
-                pipe.vae,
-                id_loss=name if term == "id" else "",
-                clip_target="text" if term == "clip" else "",
-            )
-            objective = Objective(pipe, pipe.unet, table, text_states, self.family, config, torch.device("cpu"), pixels)
+            config = dataclasses.replace(settings, **on(name, 1.0))
+            with_losses = dataclasses.replace(models, pixel_losses=pixel_losses(config, self.family), decode=decode)
+            objective = make_objective(with_losses, table, config, torch.device("cpu"), text_states)
             for number in range(batches):
                 size = config.batch_size
                 rows = batch_rows(len(table.captions), size, number, self.args.seed)
@@ -451,7 +444,6 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=60, help="held-out people")
     parser.add_argument("--each", type=int, default=2, help="pictures of each of them, and as many portraits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sliders", type=Path, help="measure_sliders.py --every-ratio, training people: one more row")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; losses first")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -482,7 +474,7 @@ def main() -> None:
 
     sections = args.only or SECTIONS
     if "losses" in sections:
-        losses_section(rows, table, judge, people, args.sliders)
+        losses_section(rows, table, judge, people)
     adapter, branches = args.adapter, BRANCHES
     if adapter is None:
         done = {row: figures for row, figures in table.rows.get("losses", {}).items() if "folder" in figures}
@@ -515,7 +507,7 @@ def main() -> None:
         measure("bad photos", "2 of 4 bad, plain mean", bad, photos=4, fusion="plain mean")
 
 
-def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person], sliders: Path | None) -> None:
+def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person]) -> None:
     """Trains and measures the rows of the first section."""
     bodies = [body_of(person, 4)[0] for person in people]
 
@@ -545,8 +537,6 @@ def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person],
         **on(name, weights[name]), **on("clip", weights["clip"]),
     )  # fmt: skip
     row("+ face + L_id body, sampled pictures", "sampled", BRANCHES, **SAMPLED)
-    if sliders:
-        row("+ face + L_id sliders + L_CLIP, swapped photos", "swapped", BRANCHES, **SWAPPED, sliders=str(sliders))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bolid.backends.body import BodyEncoder
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
-from bolid.method.body_condition import keep_length
+from bolid.method.body_condition import norm_preserving_projection
 from bolid.models.families import get_family
 from bolid.train_adapter.data import fused_bodies, read_table
 
@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
     tensors, record = load_adapter(args.adapter, "body")
-    longer = keep_length(nested_state_dict(tensors), fused_bodies(table))
+    longer = norm_preserving_projection(nested_state_dict(tensors), fused_bodies(table))
     save_adapter(args.out, flat_tensors(longer), record)
 
 

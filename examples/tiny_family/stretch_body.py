@@ -16,7 +16,7 @@ import torch
 
 from bolid.backends.body import BodyEncoder
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
-from bolid.method.body_condition import see_bodies
+from bolid.method.body_condition import compose_projection
 from bolid.models.families import get_family
 from bolid.train_adapter.data import fused_bodies, read_table
 
@@ -32,7 +32,8 @@ def main() -> None:
     table = read_table(args.train, BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder")))
     mean = fused_bodies(table).mean(0)
     tensors, record = load_adapter(args.adapter, "body")
-    stretched = see_bodies(nested_state_dict(tensors), args.factor * torch.eye(len(mean)), (1 - args.factor) * mean)
+    scaling, offset = args.factor * torch.eye(len(mean)), (1 - args.factor) * mean
+    stretched = compose_projection(nested_state_dict(tensors), scaling, offset)
     factor = args.factor * record["config"].get("stretched", 1.0)
     save_adapter(args.out, flat_tensors(stretched), {**record, "config": {**record["config"], "stretched": factor}})
 
