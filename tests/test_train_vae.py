@@ -133,6 +133,7 @@ def test_training_can_start_from_another_encoder(world, tmp_path):
         train_vae(world[1], tmp_path / "c.safetensors", config=dataclasses.replace(still, body_dim=7), device="cpu")
 
 
+@pytest.mark.slow
 def test_distillation_keeps_the_space(world, tmp_path):
     """A new encoder comes near its teacher's body of a person's other photos; left to itself it does not."""
     first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")

@@ -98,7 +98,7 @@ class Person:
     faces: list[torch.Tensor | None]  # M of [512]
 
 
-def spoil(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
+def degrade(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
     """A bad photo: "cut" to its upper or lower half, "blurred", or its left or right half "hidden" behind grey."""
     import cv2
 
@@ -114,11 +114,11 @@ def spoil(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
     return hidden
 
 
-def see(
+def read_person(
     folder: Path, reader: ViewReader, encoder: BodyEncoder, family: Family, photos: int, bad: bool
 ) -> tuple[Person, int]:
     """(the person from their first `photos` photos, how many of those could not be used). `bad`: every other one is
-    spoilt. Portraits come last: they show no body."""
+    degraded. Portraits come last: they show no body."""
     rows = sorted(
         ((path, json.loads(path.with_suffix(".json").read_text())) for path in folder.glob("*.jpg")),
         key=lambda row: (row[1]["attributes"]["framing"] == "portrait", row[0].name),
@@ -129,7 +129,7 @@ def see(
     for number, (path, _) in enumerate(rows):
         image = read_photo(path)
         if bad and number % 2 == 0:
-            image = spoil(image, ("cut", "blurred", "hidden")[(number // 2 + truth["seed"]) % 3], rng)
+            image = degrade(image, ("cut", "blurred", "hidden")[(number // 2 + truth["seed"]) % 3], rng)
         view = reader.read([image])[0]
         if isinstance(view, str):
             unusable += 1
@@ -166,8 +166,8 @@ def face_of(person: Person, views: slice) -> torch.Tensor:
 # ---- measuring a row ----------------------------------------------------------------------------------------------
 
 
-class Judge:
-    """Paints every person with an adapter and reads what came out."""
+class Evaluator:
+    """Generates pictures of every person with an adapter and reads their bodies and faces."""
 
     def __init__(self, family: Family, reader: ViewReader, each: int) -> None:
         self.family, self.reader, self.each = family, reader, each
@@ -194,14 +194,14 @@ class Judge:
         for i, (person, body) in enumerate(zip(people, bodies, strict=True)):
             face = face_of(person, slice(0, 4))
             prompts = self._prompts(person, "full body")
-            made = self._paint(pipe, prompts, person, "body", face, body, adapter)
+            made = self._generate(pipe, prompts, person, "body", face, body, adapter)
             readings.append(self.probe.predict(made)[:, self.order].mean(0))
-            seen, said = self.image_text.encode_images(made), self.image_text.encode_text(prompts)
-            agreements += (seen * said).sum(-1).tolist()
+            image_embeds, text_embeds = self.image_text.encode_images(made), self.image_text.encode_text(prompts)
+            agreements += (image_embeds * text_embeds).sum(-1).tolist()
             if not faces:
                 continue
             other = references[(i + 1) % len(people)]
-            for picture in self._paint(pipe, self._prompts(person, "portrait"), person, "face", face, body, adapter):
+            for picture in self._generate(pipe, self._prompts(person, "portrait"), person, "face", face, body, adapter):
                 found = self.reader.faces.detect(picture)
                 if found and references[i].any() and other.any():
                     vector = torch.from_numpy(found[0].embedding)
@@ -233,7 +233,7 @@ class Judge:
             prompts.append(re.sub(r"\b(?:wo)?man\b", person.gender, world.caption(identity, plan)))
         return prompts
 
-    def _paint(
+    def _generate(
         self, pipe: Any, prompts: list[str], person: Person, purpose: str, face: torch.Tensor, body: torch.Tensor,
         adapter: Path | None,
     ) -> list[np.ndarray]:  # fmt: skip
@@ -432,7 +432,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, default=Path("train"), help="training shards")
     parser.add_argument("--body-encoder", type=Path, required=True)
-    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="rendered people that nothing has seen")
+    parser.add_argument(
+        "--val", type=Path, default=Path("photos/val"), help="rendered people that nothing was trained on"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="for adapters and checkpoints")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent, help="for ablation.md and ablation.json")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the plain training; all have its steps")
@@ -467,14 +469,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     table = Table(args.results, args.out, facts)
     reader = ViewReader(family)
-    judge = Judge(family, reader, args.each)
+    evaluator = Evaluator(family, reader, args.each)
     folders = sorted(path for path in args.val.iterdir() if path.is_dir())[: args.people]
-    print(f"looking at {len(folders)} people", flush=True)
-    people = [see(folder, reader, encoder, family, 8, bad=False)[0] for folder in folders]
+    print(f"reading {len(folders)} people", flush=True)
+    people = [read_person(folder, reader, encoder, family, 8, bad=False)[0] for folder in folders]
 
     sections = args.only or SECTIONS
     if "losses" in sections:
-        losses_section(rows, table, judge, people)
+        losses_section(rows, table, evaluator, people)
     adapter, branches = args.adapter, BRANCHES
     if adapter is None:
         done = {row: figures for row, figures in table.rows.get("losses", {}).items() if "folder" in figures}
@@ -488,7 +490,7 @@ def main() -> None:
     def measure(section: str, row: str, seen: list[Person], **how: Any) -> None:
         if section in sections and not table.has(section, row):
             vectors = [body_of(person, **how) for person in seen]
-            figures, reading = judge.measure(seen, [v[0] for v in vectors], adapter, branches, faces=False)
+            figures, reading = evaluator.measure(seen, [v[0] for v in vectors], adapter, branches, faces=False)
             if how.get("fusion") != "plain mean":  # which has none
                 figures["uncertainty"] = float(np.mean([(0.5 * v[1]).exp().mean() for v in vectors]))
             figures["photos used"] = float(np.mean([min(how["photos"], len(person.mean)) for person in seen]))
@@ -499,7 +501,7 @@ def main() -> None:
     for fusion in ("product of experts", "plain mean", "best single view"):
         measure("fusion", fusion, people, photos=4, fusion=fusion)
     if "bad photos" in sections:
-        bad = [see(folder, reader, encoder, family, 4, bad=True)[0] for folder in folders]
+        bad = [read_person(folder, reader, encoder, family, 4, bad=True)[0] for folder in folders]
         measure("bad photos", "4 good photos, confidence weights", people, photos=4)
         measure("bad photos", "4 good photos, no confidence weights", people, photos=4, confidence=False)
         measure("bad photos", "2 of 4 bad, confidence weights", bad, photos=4)
@@ -507,14 +509,14 @@ def main() -> None:
         measure("bad photos", "2 of 4 bad, plain mean", bad, photos=4, fusion="plain mean")
 
 
-def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person]) -> None:
+def losses_section(rows: Rows, table: Table, evaluator: Evaluator, people: list[Person]) -> None:
     """Trains and measures the rows of the first section."""
     bodies = [body_of(person, 4)[0] for person in people]
 
     def row(name: str, folder: str | None, branches: Sequence[str], **changes: Any) -> None:
         if not table.has("losses", name):
             adapter = rows.train(folder, **changes) if folder is not None else None
-            figures, reading = judge.measure(people, bodies, adapter, branches, faces=True)
+            figures, reading = evaluator.measure(people, bodies, adapter, branches, faces=True)
             if adapter is not None:
                 facts = json.loads((adapter / "done.json").read_text())
                 figures |= {"folder": folder, "changes": changes, "training seconds": facts["seconds"]}

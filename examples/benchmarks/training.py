@@ -187,9 +187,7 @@ def main() -> None:
     def with_pixels(number: int) -> None:
         step(objective, config, parameters, optimizer, number, True)
 
-    kinds = {"own": own, "texts": texts, "encoding": encoding} | (
-        {"pixels": with_pixels} if losses else {}
-    )
+    kinds = {"own": own, "texts": texts, "encoding": encoding} | ({"pixels": with_pixels} if losses else {})
     best: dict[str, float] = {}
     first = 2 if losses else 1  # the slow first steps; and where the targets become known
     for number in range(first + args.rounds):
