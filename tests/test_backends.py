@@ -24,7 +24,8 @@ from bolid.backends.probe import BodyProbe
 from bolid.errors import BolidError
 from bolid.models.convert import convert
 from bolid.models.families import get_family
-from bolid.train_adapter.pixel_losses import PixelLosses
+from bolid.train_adapter import TrainAdapterConfig
+from bolid.train_adapter.pixel_losses import pixel_losses
 
 TINY = get_family("tiny")
 LOADERS = {"pose": PoseModel, "face": FaceModel, "image_text": ImageTextModel, "probe": BodyProbe}
@@ -204,7 +205,7 @@ def test_pose_in_onnx_finds_the_same(pose, pictures, exported, tmp_path):
     with pytest.raises(BolidError, match="no gradient goes through"):
         model.raw(torch.rand(1, 3, 192, 192, requires_grad=True))
     with pytest.raises(BolidError, match="L_id needs a gradient"):
-        PixelLosses(replace(TINY, pose=folder), None, id_loss="keypoints", clip_target="")
+        pixel_losses(TrainAdapterConfig(id_weight=1.0), replace(TINY, pose=folder))
 
 
 def test_what_is_no_pose_network_in_onnx(tmp_path):

@@ -353,7 +353,7 @@ def test_bad_files_are_refused(world, family, single, tmp_path, form, kind):
 @pytest.mark.parametrize("kind", ["truncated", "malicious", "wrong shape", "wrong family"])
 def test_bad_controlnets_decoders_and_vaes_are_refused(world, family, tmp_path, kind):
     from bolid.backends.diffusion import add_controlnet
-    from bolid.train_adapter.pixel_losses import _load_decoder
+    from bolid.train_adapter.decoder import load_decoder
 
     trace, pipe = tmp_path / "it-ran", load_base(family)
     network = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16))
@@ -362,7 +362,7 @@ def test_bad_controlnets_decoders_and_vaes_are_refused(world, family, tmp_path, 
     shutil.copytree(world / "base", tmp_path / "base")
     for folder, load in (
         ("controlnet", lambda: add_controlnet(pipe, replace(family, controlnet=tmp_path / "controlnet"))),
-        ("decoder", lambda: _load_decoder(tmp_path / "decoder", pipe.vae, "cpu")),
+        ("decoder", lambda: load_decoder(tmp_path / "decoder", pipe.vae, "cpu")),
         ("base/vae", lambda: LatentEncoder(replace(family, base=tmp_path / "base"))),
     ):
         file = tmp_path / folder / WEIGHTS

@@ -13,18 +13,8 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import (
-    BodyVAE,
-    Population,
-    Views,
-    crop_views,
-    fuse,
-    make_views,
-    population,
-    view_confidence,
-    view_crop,
-    within_population,
-)
+from bolid.method.body_vae import BodyVAE, Population, fuse, population, within_population
+from bolid.method.body_views import Views, crop_views, make_views, view_confidence, view_crop
 from bolid.run import sha256_file
 
 if TYPE_CHECKING:
@@ -68,7 +58,7 @@ class BodyEncoder:
         try:
             self.model = BodyVAE(
                 config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"],
-                direct=config.get("direct", False), detail=config.get("detail", 1.0),
+                detail=config.get("detail", 1.0),
             )  # fmt: skip
             self.model.load_state_dict(tensors)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -88,7 +78,7 @@ class BodyEncoder:
 
     @property
     def space(self) -> str:
-        """sha256 of the encoder whose space its vectors lie in: its own, or what it was anchored to in its training.
+        """sha256 of the encoder whose space its vectors lie in: its own, or its teacher's in distillation.
         Vectors, adapters and sliders of one space go together.
         """
         return self.record.get("space", self.sha256)

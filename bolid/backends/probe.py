@@ -1,5 +1,4 @@
-"""The body probe: reads body ratios off a picture. A family's own only measures generated pictures; another one may
-teach an adapter (`train-adapter --readers`).
+"""The body probe: predicts body ratios from a picture. It measures generated pictures; nothing is trained with it.
 
 Shapes: N pictures, R ratios (`ratio_names`: lengths, breadths and girths over stature, volume over stature cubed).
 """
@@ -58,15 +57,11 @@ class BodyProbe:
         with torch.no_grad():
             pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1 for image in images]
             inputs = [fit(picture, self.image_size) for picture in pixels]
-            outputs = [self._read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
+            outputs = [self._predict(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
         return torch.cat(outputs).cpu().numpy() * self.std + self.mean
 
-    def read(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The ratios in units of `std` from `mean`, [B,R], of pictures [B,3,H,W] in -1..1, with gradient."""
-        return self._read(fit(pixels, self.image_size))
-
-    def _read(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Each picture and its mirror image, averaged: the same body, seen twice."""
+    def _predict(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Standardised ratios [B,R] of pictures [B,3,*image_size], averaged over each picture and its mirror image."""
         return (self.network(pictures) + self.network(pictures.flip(-1))) / 2
 
 

@@ -101,7 +101,9 @@ def _missing_notes(diversity: str, has_base: bool, has_conditioning: bool) -> di
         "body_auc": several,
         "copy_paste": profile_photos,
         "clothing_leak": captions if has_conditioning else profile_photos,
-        "disturbance": "no picture in --without-adapter has the same prompt and seed" if has_base else "needs --without-adapter",
+        "disturbance": "no picture in --without-adapter has the same prompt and seed"
+        if has_base
+        else "needs --without-adapter",
         diversity: "needs two pictures or more of the same prompt and person",
     }
 

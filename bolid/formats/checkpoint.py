@@ -78,18 +78,23 @@ def load_checkpoint(
     return int(found["step"])
 
 
-def check_result(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Raises BolidError when `path`, which this run would write, is what another run has trained."""
+def check_result(path: str | os.PathLike[str], record: dict[str, Any], init: str | os.PathLike[str] = "") -> bool:
+    """Whether `path`, which this run would write, is its finished result.
+
+    Raises BolidError when another run has trained it. `init`: what to give --init to train on from it.
+    """
     path = Path(path)
     if not path.exists():
-        return
+        return False
     found = read_record(path)
-    found["config"] = {name: value for name, value in found.get("config", {}).items() if name != STEPS_DONE}
-    if changed := run_differences(found, record):
-        raise BolidError(
-            f"{path} is of another training: different {', '.join(changed)}",
-            "choose another --out, or remove what is there",
-        )
+    config = dict(found.get("config", {}))
+    finished = config.pop(STEPS_DONE, None) is None
+    if changed := run_differences({**found, "config": config}, record):
+        hint = "choose another --out, or remove what is there"
+        if changed == ["steps"]:
+            hint = f"to train on from it give --init {init or path} and another --out; to start anew, remove it"
+        raise BolidError(f"{path} is of another training: different {', '.join(changed)}", hint)
+    return finished
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

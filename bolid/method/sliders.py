@@ -42,41 +42,9 @@ def standardise(readout: Readout, bodies: torch.Tensor) -> Readout:
     return Readout(readout.weight / readout(bodies).std(0)[:, None], readout.center)
 
 
-class Calibration(NamedTuple):
-    """What an evaluator predicts, on average, for a person with readings x: x + change @ (x - center) + shift."""
-
-    change: torch.Tensor  # [R, R]
-    center: torch.Tensor  # [R]
-    shift: torch.Tensor  # [R]
-
-    def __call__(self, readings: torch.Tensor) -> torch.Tensor:
-        """Readings [..., R] -> expected predictions [..., R]."""
-        return readings + (readings - self.center) @ self.change.T + self.shift
-
-
-def fit_calibration(
-    readings: torch.Tensor, predicted: torch.Tensor, confidence: torch.Tensor, penalty: float = 10.0
-) -> Calibration:
-    """Fit an evaluator's `predicted` values to people's known `readings`, both [P, R], weighted by `confidence` [P].
-
-    Ridge regression of their difference. With few people only the mean difference remains.
-    """
-    weight = (confidence / confidence.mean().clamp_min(1e-12))[:, None]
-    center, middle = ((weight * part).mean(0) for part in (readings, predicted))
-    x = readings - center
-    y = predicted - middle - x
-    gram = x.T @ (weight * x) + penalty * torch.eye(x.shape[1]).to(x)
-    return Calibration(torch.linalg.solve(gram, x.T @ (weight * y)).T, center, middle - center)
-
-
-def reading_distance(
-    predicted: torch.Tensor, readings: torch.Tensor, calibration: Calibration | None = None
-) -> torch.Tensor:
-    """L_id on sliders: mean squared difference of `predicted` and the person's `readings`, both [B, R]. [B]
-
-    Units are standard deviations of the readings. With a `calibration` the target is what it expects of `readings`.
-    """
-    return (predicted - (readings if calibration is None else calibration(readings))).square().mean(-1)
+def reading_distance(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean squared difference of slider readings, [B, R] each in standard deviations of the population, [B]."""
+    return (predicted - target).square().mean(-1)
 
 
 def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:

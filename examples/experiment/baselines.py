@@ -44,13 +44,13 @@ from bolid.method.body_condition import (
     initial_state,
     install,
 )
+from bolid.method.optim import adapter_schedule, update_ema
 from bolid.models.families import Family, get_family
 from bolid.run import derive_seed, run_record
-from bolid.train_adapter.command import base_sha256
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import TextStates, batch_rows, without_build
-from bolid.train_adapter.objective import training_schedule
-from bolid.train_adapter.optim import learning_rate
+from bolid.train_adapter.denoiser import training_schedule
+from bolid.train_adapter.setup import base_sha256
 
 METHODS = ("ip-adapter", "ip-adapter-attention")
 KIND = "image-adapter"
@@ -185,15 +185,13 @@ def train_baseline(
         alphas = losses.alpha_bar(schedule, timesteps)
         loss = losses.loss_diffusion(noise_pred, target, alphas, schedule.config.prediction_type, config.min_snr_gamma)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = config.learning_rate * adapter_schedule(step, config.steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimizer.step()
         step += 1
-        with torch.no_grad():
-            decay = min(config.ema, step / (step + 10))
-            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        update_ema(average, parameters, step, config.ema)
         value = float(loss.detach())
         recent = value if math.isnan(recent) else 0.99 * recent + 0.01 * value
         if not math.isfinite(recent):

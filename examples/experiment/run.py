@@ -38,7 +38,7 @@ from bolid.formats.images import read_photo
 from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.models.families import get_family
 from bolid.run import canonical_json, sha256_file, write_atomic
-from bolid.train_adapter.command import base_sha256
+from bolid.train_adapter.setup import base_sha256
 
 EQUAL = "bolid-8-equal"
 GUIDED = ("bolid-1-guided", "bolid-8-guided")

@@ -47,12 +47,12 @@ from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.shards import directory_sha256
 from bolid.formats.tensors import save_tensors
 from bolid.method.body_condition import BRANCHES, drop_condition, install
+from bolid.method.optim import ema_weights
 from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.scales import parse_guidance
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import AdapterTable, TextStates, draw_context, fuse_context, read_table, without_build
-from bolid.train_adapter.optim import swapped
 from bolid.train_adapter.precision import computing
 
 SOLVER_STEPS = 25
@@ -224,7 +224,7 @@ def main() -> None:
             a = torch.where(index.to(device) == 1, torch.ones_like(alphas_of[t]), alphas_of[t_next]).view(-1, 1, 1, 1)
             nearer = a.sqrt() * x0 + (1 - a).sqrt() * eps
             # By the moving average: by itself, a student may run away from the base without ever meeting an error.
-            with swapped(parameters, average):
+            with ema_weights(parameters, average):
                 target = consistency(nearer, t_next, predict(nearer, t_next, hidden, people))
         output = consistency(noisy, t, predict(noisy, t, hidden, people))
         loss = ((output - target).square() + 1e-6).sqrt().sub(1e-3).mean()  # pseudo-Huber, c = 0.001
