@@ -2,7 +2,7 @@
 
     python examples/tiny_family/measure.py --val photos/val
 
-Expected time: three hours on one core. Writes docs/tiny-figures.md and docs/tiny-figures.json.
+Expected time: three hours on one core. Writes docs/results/tiny-figures.md and .json.
 `--only adapter` measures one part (see PARTS) and leaves the other rows as they are.
 No threshold is applied anywhere: the table gives the figure asked for beside the figure measured.
 """
@@ -604,7 +604,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="pictures of each of them")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = ROOT / "docs" / "tiny-figures.json"
+    data = ROOT / "docs" / "results" / "tiny-figures.json"
     for part in args.only or PARTS:
         started = time.time()
         rows = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
@@ -614,7 +614,7 @@ def main() -> None:
         print(f"{part}: {time.time() - started:.0f} s", figures[part], flush=True)
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")
-        write_table(figures, ROOT / "docs" / "tiny-figures.md")
+        write_table(figures, ROOT / "docs" / "results" / "tiny-figures.md")
         write_cards(part, figures)
 
 
@@ -650,7 +650,7 @@ Last, the body branch was corrected by what the probe read off pictures of 300 p
 (`calibrate_body.py`). The figures are of other people, but the same probe reads them.
 
 What limits the figures: heads and arms follow least; the pictures of one person differ, and all come out a little
-short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
+short in the leg and broad in torso and hips (examples/tiny_family/LEARNT.md says more). The losses leave the
 pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
 hardly the person's without `--face-guidance`.
 
