@@ -45,7 +45,7 @@ class TrainVaeConfig:
     kl_warmup: float = field(
         default=0.2, metadata={"help": "part of the training over which the KL weight grows from 0"}
     )
-    # At 0.1 InfoNCE all but decides alone what z holds, and proportions are read worse from it (docs/tiny-training.md).
+    # At 0.1 InfoNCE dominates z, and a read-out of proportions is worse (by trial).
     reconstruction_weight: float = field(default=1.0, metadata={"help": "weight of rebuilding held-out views"})
     identity_weight: float = field(default=1.0, metadata={"help": "weight of telling people apart (InfoNCE)"})
     grey: float = field(default=0.3, metadata={"help": "part of the training views without colour"})

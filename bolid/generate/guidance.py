@@ -86,7 +86,7 @@ class BodyGuide:
     body: torch.Tensor
     weight: Scale
     step: float = 0.05
-    # With either of these bodies come out no more like the person (docs/tiny-training.md).
+    # With either of these bodies come out no more like the person (examples/tiny_family/LEARNT.md).
     momentum: float = 0.0
     keeps_noise: bool = False
 

@@ -6,7 +6,8 @@ Makes the pictures that are not there yet (run.py), compares all methods with th
 functions, and writes docs/results/experiment.md and .json, and report.html beside the pictures. Of a smaller run
 (--people, --prompts, --methods) the tables go beside the pictures too. When only some methods have changed:
 
-    python examples/experiment/table.py --methods base bolid-1 bolid-8 --earlier docs/results/experiment.json --out docs/results
+    python examples/experiment/table.py --methods base bolid-1 bolid-8 \\
+        --earlier docs/results/experiment.json --out docs/results
 
 makes those alone and takes the others from that file, if what both have of the first method is the same.
 """
