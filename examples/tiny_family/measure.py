@@ -658,8 +658,9 @@ like the person's. examples/tiny_family/LEARNT.md says more.
 
 FEW_STEPS_CARD = f"""
 `few-steps.safetensors`: a LoRA for the base in `base/`, with which it generates in four steps without
-guidance (`bolid generate --few-steps`). Distilled by `examples/tiny_family/train_few_steps.py`, the adapters taking part. Plain
-diffusers loads it with `load_lora_weights` and samples with LCMScheduler. It knows only rendered synthetic people.
+guidance (`bolid generate --few-steps`). Distilled together with the adapters by
+`examples/tiny_family/train_few_steps.py`. Plain diffusers loads it with `load_lora_weights` and samples with
+LCMScheduler. It knows only rendered synthetic people.
 
 {LICENSE}"""
 
