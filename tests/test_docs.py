@@ -116,6 +116,26 @@ def test_documented_commands_are_found():
     assert names >= {"demo", "extract", "shard", "train-vae", "profile", "train-adapter", "generate", "evaluate"}
 
 
+def all_options(command: Any) -> set[str]:
+    """Every option of a command and of the commands below it."""
+    found = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return found.union(*(all_options(below) for below in getattr(command, "commands", {}).values()))
+
+
+OTHERS = {"--help", "--threshold", "--use_fsdp"}  # the parser's own, and those of other programs
+HISTORY = {"CHANGELOG.md", "CONTRIBUTING.md", "LEARNT.md"}  # name what was there once, or options of scripts
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name not in HISTORY], ids=named)
+def test_options_named_in_documents_exist(document):
+    known = all_options(typer.main.get_command(app)) | OTHERS
+    for span in re.findall(r"(?<!`)`([^`\n]+)`", text_of(document)):
+        if span.startswith(("yolo ", "pip ")):
+            continue
+        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span):
+            assert option in known, f"`{span}`"
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # Links, names, figures
 
