@@ -26,7 +26,7 @@ DUPLICATE = "the same file again"
 _BATCH = 8
 FACE_WEIGHT = 8.0
 """How many standard deviations of the body a face counts that is nothing like the person's, where no body is seen. By
-trial on the tiny family (docs/tiny-training.md)."""
+trial on the tiny family (examples/tiny_family/LEARNT.md)."""
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,8 @@ def scrape(
 
     Each photo gets a .json with its origin, hash, size, license and consent. Dropped ones are listed with the reason in
     dropped.csv. After an interruption the same command goes on where it stopped, and nothing is fetched twice.
-    robots.txt, noai and TDM reservations are obeyed. Read docs/collecting.md first: photos of people are personal data.
+    robots.txt, noai and TDM reservations are obeyed. Photos of people are personal data:
+    read docs/guides/collecting.md first.
     """
     if forget is not None:
         if folder is not None or urls is not None or site is not None:

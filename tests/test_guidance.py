@@ -155,7 +155,7 @@ def test_what_is_moved_is_around_the_face():
 
 
 def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
-    """By the tiny family's own models, which guide; by others that do not, docs/tiny-figures.md."""
+    """By the tiny family's own models, which guide; by others that do not, docs/results/tiny-figures.md."""
     folder = sorted(rendered_people.iterdir())[0]
     make_profile(sorted(folder.glob("*.jpg")), tmp_path / "me.safetensors", device="cpu")
     me, family = load_profile(tmp_path / "me.safetensors"), get_family("tiny")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KIND = "body-encoder"
 FEW = 2
-"""So many views leave enough of a body open for the population to say more of it: by trial (docs/tiny-training.md)."""
+"""With one or two views, use the population prior (by trial: examples/tiny_family/LEARNT.md)."""
 _PEOPLE = "population."
 _BATCH = 64
 

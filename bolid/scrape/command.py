@@ -42,7 +42,7 @@ LOOK_SIDE = 512  # pixels: sharpness is measured on a copy of this size, so that
 POSE_SIDE = 1536  # pixels: what `extract` shows the pose model
 MIN_PHOTOS_OF_A_SITE = 100  # the paper's
 UNKNOWN = "unknown"
-DOCS = "docs/collecting.md says what consent and copyright ask for"
+DOCS = "docs/guides/collecting.md says what consent and copyright ask for"
 
 Watermark = Callable[[np.ndarray], str]
 

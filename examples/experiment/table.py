@@ -3,10 +3,11 @@
     python examples/experiment/table.py --work runs/experiment --baselines runs/baselines
 
 Makes the pictures that are not there yet (run.py), compares all methods with the base by `bolid evaluate`'s own
-functions, and writes docs/experiment.md and docs/experiment.json, and report.html beside the pictures. Of a smaller run
+functions, and writes docs/results/experiment.md and .json, and report.html beside the pictures. Of a smaller run
 (--people, --prompts, --methods) the tables go beside the pictures too. When only some methods have changed:
 
-    python examples/experiment/table.py --methods base bolid-1 bolid-8 --earlier docs/experiment.json --out docs
+    python examples/experiment/table.py --methods base bolid-1 bolid-8 \\
+        --earlier docs/results/experiment.json --out docs/results
 
 makes those alone and takes the others from that file, if what both have of the first method is the same.
 """
@@ -186,12 +187,12 @@ def main() -> None:
     parser.add_argument(
         "--earlier", type=Path, help="experiment.json of an earlier run, for the methods not in --methods"
     )
-    parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/, or WORK")
+    parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/results/, or WORK")
     args = parser.parse_args()
     protocol = read_protocol(args.people, args.prompts)
     whole = protocol.whole and args.methods == list(METHODS)
     bench = Bench(args.work, protocol, args.baselines, args.family, args.adapter)
-    out = args.out or (ROOT / "docs" if whole else bench.work)
+    out = args.out or (ROOT / "docs" / "results" if whole else bench.work)
     folders = []
     for method in args.methods:
         print(f"pictures of {method}", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
     python examples/tiny_family/measure.py --val photos/val
 
-Expected time: three hours on one core. Writes docs/tiny-figures.md and docs/tiny-figures.json.
+Expected time: three hours on one core. Writes docs/results/tiny-figures.md and .json.
 `--only adapter` measures one part (see PARTS) and leaves the other rows as they are.
 No threshold is applied anywhere: the table gives the figure asked for beside the figure measured.
 """
@@ -598,7 +598,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="pictures of each of them")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = ROOT / "docs" / "tiny-figures.json"
+    data = ROOT / "docs" / "results" / "tiny-figures.json"
     for part in args.only or PARTS:
         started = time.time()
         rows = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
@@ -608,7 +608,7 @@ def main() -> None:
         print(f"{part}: {time.time() - started:.0f} s", figures[part], flush=True)
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")
-        write_table(figures, ROOT / "docs" / "tiny-figures.md")
+        write_table(figures, ROOT / "docs" / "results" / "tiny-figures.md")
         write_cards(part, figures)
 
 
@@ -620,15 +620,15 @@ smaller, 12 channels), a UNet2DConditionModel and a CLIPTextModel of our own, tr
 
 {LICENSE}"""
 BODY_ENCODER_CARD = f"""
-`body-encoder.safetensors`: photos of a person -> a Gaussian over the numbers that say what the body is like
-(encoder and decoder, fp16). Made by `bolid train-vae` from what `extract` and `shard` wrote; loaded by
+`body-encoder.safetensors`: photos of a person -> a Gaussian over 64 numbers that describe the body (encoder and
+decoder, fp16). Made by `bolid train-vae` from what `extract` and `shard` wrote; loaded by
 `bolid.backends.body.BodyEncoder`. It knows only rendered synthetic people. No measurement of any body was used.
 
-`population.mean`, `population.covariance`: how the bodies of 800 other people are spread (`measure_population.py`), by
-which one photo or two are completed.
+`population.mean`, `population.covariance`: the mean and covariance of 800 other people's bodies
+(`measure_population.py`). They complete a body of which there are one or two photos.
 
-The read-out is a ridge regression learnt on training people; its figures below are for people neither it nor the
-encoder has seen.
+The read-out is a ridge regression fitted on training people; its figures below are of people that neither it nor the
+encoder was trained on.
 
 {LICENSE}"""
 ADAPTER_CARD = f"""
@@ -637,24 +637,24 @@ own layout, fp16, for the base in `../base`, the body encoder in `../body-encode
 `../face`. Made by `bolid train-adapter`. Plain diffusers loads both with `load_ip_adapter`. They know only rendered
 synthetic people.
 
-In its last trainings a loss compares bodies by a linear read-out of ten body ratios, learnt on measured training people
-(`--id-loss sliders`; the body encoder itself knows nothing of measures).
+In the last trainings a loss compared bodies by a linear read-out of ten body ratios, learnt on training people whose
+bodies are known. (That loss is no longer in the program. The body encoder itself is trained without measurements.)
 
 Last, the body branch was corrected by what the probe read off pictures of 300 people that it was not trained on
-(`calibrate_body.py`). The figures are of other people, but the same probe reads them.
+(`calibrate_body.py`). The figures below are of other people, but the same probe measures them.
 
-What limits the figures: heads and arms follow least; the pictures of one person differ, and all come out a little
-short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
-pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
-hardly the person's without `--face-guidance`.
+What limits the figures: heads and arms follow least. Pictures of one person differ, and all are a little short in the
+leg and broad in torso and hips. Faces are blurred, more so for darker skin tones, and without `--face-guidance` hardly
+like the person's. examples/tiny_family/LEARNT.md says more.
 
 {LICENSE}"""
 
 
 FEW_STEPS_CARD = f"""
-`few-steps.safetensors`: a LoRA for the base in `base/`, with which it paints in four steps without guidance
-(`bolid generate --few-steps`). Distilled by `examples/tiny_family/train_few_steps.py`, the adapters taking part. Plain
-diffusers loads it with `load_lora_weights` and samples with LCMScheduler. It knows only rendered synthetic people.
+`few-steps.safetensors`: a LoRA for the base in `base/`, with which it generates in four steps without
+guidance (`bolid generate --few-steps`). Distilled together with the adapters by
+`examples/tiny_family/train_few_steps.py`. Plain diffusers loads it with `load_lora_weights` and samples with
+LCMScheduler. It knows only rendered synthetic people.
 
 {LICENSE}"""
 

@@ -24,9 +24,9 @@ encoder=$work/body-encoder.safetensors
 bolid train-vae "$work/train" --out "$encoder"
 bolid train-adapter "$work/train" --body-encoder "$encoder" --out "$work/adapter"
 
-# From here on the pictures' bodies are compared with the person's (docs/tiny-training.md says what each stage gave). The shipped
+# From here on the pictures' bodies are compared with the person's (examples/tiny_family/LEARNT.md says what each stage gave). The shipped
 # ones came here in more parts, on 4,369 people, and their first 200 swapped steps were with --id-loss body; L_id did not yet
-# look through windows, nor ask for what is expected of photos (docs/tiny-training.md).
+# look through windows, nor ask for what is expected of photos (examples/tiny_family/LEARNT.md).
 go_on() {  # go_on OUT INIT OPTIONS...: a step of 24 photos, 12 for each of two processes; later options win
     out=$1 init=$2
     shift 2
@@ -46,7 +46,7 @@ go_on "$work/adapter-last" "$work/both" --steps 470 --learning-rate 0.0007 --ema
     --id-loss sliders --sliders "$work/readout.safetensors" --id-weight 0.4 --clip-weight 0.3 \
     --x-gen sampled --x-gen-steps 8 --x-gen-grad-steps 4
 
-# At full strength these branches override the text: the pose is as asked less often (docs/tiny-training.md has the figures).
+# At full strength these branches override the text: the pose is as asked less often (examples/tiny_family/LEARNT.md has the figures).
 mkdir -p "$work/weighed" "$work/longer"
 python "$tiny/weigh_adapter.py" "$work/adapter-last/face.safetensors" 0.5 "$work/weighed/face.safetensors"
 python "$tiny/weigh_adapter.py" "$work/adapter-last/body.safetensors" 0.72 "$work/weighed/body.safetensors"

@@ -53,9 +53,10 @@ CHANNELS = (16, 32, 48, 64)
 POSE_WORDS = re.compile(rf"(\b(?:wo)?man) ({'|'.join(POSE_PHRASES.values())}),")
 
 CARD = """
-A ControlNetModel for the base in `../base`, shown a skeleton as OpenPose draws it: `bolid generate --pose-from`. The
-convolutions of the UNet's encoder without its attention; matrices are stored as 8-bit floats, which diffusers converts
-on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing else.
+A ControlNetModel for the base in `../base`, conditioned on a skeleton as OpenPose draws it: `bolid generate
+--pose-from`. It has the convolutions of the UNet's encoder without its attention. Matrices are stored as 8-bit floats,
+which diffusers converts on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing
+else.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """

@@ -37,8 +37,8 @@ Reads ten body ratios (lengths, breadths and girths over stature, volume over st
 clothes) off a picture of a full body or three-quarters of one, at the size that the tiny family generates. A small
 ResNet, trained from scratch on renders of Anny's synthetic people; it means nothing for other pictures.
 
-It is used only to measure generated pictures. Its own error on renders of people it has never seen stands below and in
-the file's metadata: read any figure that it gives against that.
+It measures generated pictures. Its own error on renders of people that it was not trained on stands below and in the
+file's metadata: compare any figure that it gives with that. The shipped body branch was corrected by its readings.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
