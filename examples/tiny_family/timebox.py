@@ -1,5 +1,7 @@
 """A training that lasts a given number of minutes: learning rate, moving average, checkpoints, a line a minute.
 
+On a CPU these are minutes of computing, which others on the machine do not shorten; on a GPU, minutes of the clock.
+
     box = TimeBox({"unet": unet}, optimizer, out, minutes=60)
     while box.running():
         loss = ...
@@ -36,6 +38,7 @@ class TimeBox:
         out: Path,
         *,
         minutes: float,
+        device: str = "cpu",
         flat: float = 0.0,
         warmup: int = 100,
         decay: float = 0.998,
@@ -51,13 +54,14 @@ class TimeBox:
         self.averaged = [p for network in self.average.values() for p in network.parameters() if p.requires_grad]
         averages = {f"average_{name}": network for name, network in self.average.items()}
         self._saved = {**networks, **averages, "optimizer": optimizer, **(others or {})}
+        self._now = time.process_time if torch.device(device).type == "cpu" else time.monotonic
         self.step, self.spent = 0, 0.0
         if (checkpoint := out / "checkpoint.pt").exists():
             state = torch.load(checkpoint, weights_only=True, map_location="cpu")
             for name, item in self._saved.items():
                 item.load_state_dict(state[name])
             self.step, self.spent = state["step"], state["spent"]
-        self._resumed, self._began = self.spent, time.monotonic() - self.spent
+        self._resumed, self._began = self.spent, self._now() - self.spent
         self._last: dict[str, float] = {}
         self._means: dict[str, list[torch.Tensor]] = {}
 
@@ -118,7 +122,7 @@ class TimeBox:
 
     def _clock(self) -> float:
         """The first process's clock: with clocks of their own the processes would stop at different steps."""
-        clock = torch.tensor(time.monotonic() - self._began, dtype=torch.float64)
+        clock = torch.tensor(self._now() - self._began, dtype=torch.float64)
         if WORLD > 1:
             distributed.broadcast(clock, src=0)
         return float(clock)

@@ -350,7 +350,9 @@ def main() -> None:
         reconstruction = Reconstruction(model, teacher, args.noise)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    box = TimeBox({"model": model}, optimizer, args.out, minutes=args.minutes, seed=args.seed, others=others)
+    box = TimeBox(
+        {"model": model}, optimizer, args.out, minutes=args.minutes, device=args.device, seed=args.seed, others=others
+    )
     while box.running():
         rng = box.rng()
         whole = box.step % 8 == 7  # a whole picture is three crops of 128x128

@@ -199,20 +199,20 @@ class TrainingSet:
         return self.latents[rows].float(), self.weights[rows], self.tokens[captions]
 
 
-def prepare(args: argparse.Namespace, vae: AutoencoderTiny) -> tuple[TrainingSet, CLIPTokenizer]:
-    """Captions, vocabulary and latents, which are kept in OUT: to encode takes minutes."""
+def prepare(args: argparse.Namespace, vae: AutoencoderTiny, out: Path) -> tuple[TrainingSet, CLIPTokenizer]:
+    """Captions, vocabulary and latents, which are kept in `out`: to encode takes minutes."""
     photos = read_truth(args.photos)[: args.limit]
     captions = write_captions(photos, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if RANK == 0 and not (args.out / "tokenizer").exists():
+    out.mkdir(parents=True, exist_ok=True)
+    if RANK == 0 and not (out / "tokenizer").exists():
         tokenizer = CLIPTokenizer.from_pretrained(args.init / "tokenizer") if args.init else None
         if tokenizer is None or not knows(tokenizer, captions):
-            tokenizer = build_tokenizer(captions, args.out / "vocabulary")
-        tokenizer.save_pretrained(args.out / "tokenizer")
+            tokenizer = build_tokenizer(captions, out / "vocabulary")
+        tokenizer.save_pretrained(out / "tokenizer")
     mirrored = np.random.default_rng([args.seed, 3]).random(len(photos)) < 0.5
     key = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in vae.encoder.parameters())).hexdigest()[:8]
-    share = args.out / f"latents-{key}-{len(photos)}-{RANK}of{WORLD}.pt"
-    whole = args.out / f"latents-{key}-{len(photos)}.pt"
+    share = out / f"latents-{key}-{len(photos)}-{RANK}of{WORLD}.pt"
+    whole = out / f"latents-{key}-{len(photos)}.pt"
     if not whole.exists():
         torch.save(encode(vae, photos[RANK::WORLD], mirrored[RANK::WORLD], tuple(args.size)).cpu(), share)
         if WORLD > 1:
@@ -225,7 +225,7 @@ def prepare(args: argparse.Namespace, vae: AutoencoderTiny) -> tuple[TrainingSet
             torch.save(latents, whole)
     if WORLD > 1:
         distributed.barrier()
-    tokenizer = CLIPTokenizer.from_pretrained(args.out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     padded = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
     latents = torch.load(whole, weights_only=True)
     weights = person_weights(photos, tuple(latents.shape[2:]))
@@ -324,7 +324,7 @@ def main() -> None:
         distributed.init_process_group("gloo")
     vae = AutoencoderTiny.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.to(args.device, memory_format=torch.channels_last)
-    data, tokenizer = prepare(args, vae)
+    data, tokenizer = prepare(args, vae, args.out)
     text, unet = build(tokenizer, tuple(data.latents.shape[2:]), data.latents.shape[1], tuple(args.widths))
     if args.init:
         adopt(text, tokenizer, args.init)
@@ -332,7 +332,16 @@ def main() -> None:
     networks = {"text": text.to(args.device).train(), "unet": unet.to(args.device, memory_format=torch.channels_last)}
     parameters = [p for network in networks.values() for p in network.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    box = TimeBox(networks, optimizer, args.out, minutes=args.minutes, flat=0.4, decay=args.decay, seed=args.seed)
+    box = TimeBox(
+        networks,
+        optimizer,
+        args.out,
+        minutes=args.minutes,
+        device=args.device,
+        flat=0.4,
+        decay=args.decay,
+        seed=args.seed,
+    )
     denoise = torch.compile(unet, dynamic=False) if args.compile else unet
     alphas = build_scheduler().alphas_cumprod.to(args.device)
 
