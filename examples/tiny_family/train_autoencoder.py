@@ -69,14 +69,11 @@ def grow(model: AutoencoderTiny, earlier: AutoencoderTiny) -> None:
     *_, between, last = (m for m in model.decoder.layers if isinstance(m, nn.Conv2d))
     nn.init.dirac_(between.weight)
     last.load_state_dict(earlier.decoder.layers[-1].state_dict())
-    first, halving = (m for m in model.encoder.layers[:2])
-    nn.init.zeros_(first.weight[:3])
-    nn.init.zeros_(first.bias)
+    first = model.encoder.layers[0]
+    first.weight[:3].zero_()
+    first.bias.zero_()
     for color in range(3):
         first.weight[color, color, :2, :2] = 0.25  # the mean of four pixels
-    nn.init.zeros_(halving.weight[:, :3])
-    halving.weight.mul_(0.1)
-    halving.weight[:, :3] = earlier.encoder.layers[0].weight
 
 
 def _levels(half: nn.Module) -> list[list[nn.Module]]:
@@ -94,16 +91,14 @@ def _copy_level(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
     for kind in (AutoencoderTinyBlock, nn.Conv2d):
         pairs = zip(*([m for m in level if isinstance(m, kind)] for level in (ours, theirs)), strict=False)
         for new, old in pairs:
-            if kind is AutoencoderTinyBlock:
+            if kind is AutoencoderTinyBlock or new.weight.shape == old.weight.shape:
                 new.load_state_dict(old.state_dict())
-            elif new.weight.shape == old.weight.shape:
-                new.load_state_dict(old.state_dict())
-            elif new.weight.shape[2:] == old.weight.shape[2:] and 64 in new.weight.shape[:2]:
+            else:
                 _copy_channels(new, old)
 
 
 def _copy_channels(new: nn.Conv2d, old: nn.Conv2d) -> None:
-    """The latents' first channels are the earlier ones."""
+    """The first channels are the earlier ones, the further ones quiet."""
     outputs, inputs = old.weight.shape[:2]
     new.weight.mul_(0.3)
     new.weight[:outputs, :inputs] = old.weight
@@ -127,7 +122,7 @@ class Photos:
         """Pictures [count, 3, h, w] in -1..1 and what their pixels count [count, 1, h, w]; half of them mirrored."""
         size = self.pictures.shape[1:3]
         rows = rng.integers(0, len(self.pictures), count)
-        corners = crop_corners(rng, self.faces[rows], crop, tuple(size))
+        corners = crop_corners(rng, self.faces[rows], crop, tuple(size)) // GRID * GRID
         cut = [self.pictures[i, y : y + crop[0], x : x + crop[1]] for i, (y, x) in zip(rows, corners, strict=True)]
         x = torch.stack(cut).permute(0, 3, 1, 2).float() / 127.5 - 1
         weight = torch.ones(count, 1, *crop)
@@ -154,15 +149,14 @@ def face_boxes(photos: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
 def crop_corners(
     rng: np.random.Generator, boxes: np.ndarray, crop: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Top and left of a crop of each picture, on the latents' grid, int [N, 2]: half of them anywhere, half of them
-    about the face."""
+    """Top and left of a crop of each picture, int [N, 2]: half of them anywhere, half of them about the face."""
     room, sides = np.array(size) - crop, np.array(crop)
     anywhere = rng.integers(0, room + 1, (len(boxes), 2))
     middles = np.stack([boxes[:, 1] + boxes[:, 3], boxes[:, 0] + boxes[:, 2]], 1) // 2
     shift = rng.integers(-sides // 4, sides // 4 + 1, anywhere.shape)
     about_face = np.clip(middles - sides // 2 + shift, 0, room)
     chosen = (rng.random(len(boxes)) < 0.5) & boxes.any(1)
-    return np.where(chosen[:, None], about_face, anywhere) // GRID * GRID
+    return np.where(chosen[:, None], about_face, anywhere)
 
 
 def picture_loss(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
