@@ -98,9 +98,9 @@ def _copy_level(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
 
 
 def _copy_channels(new: nn.Conv2d, old: nn.Conv2d) -> None:
-    """The first channels are the earlier ones, the further ones quiet."""
+    """The first channels are the earlier ones. Further outputs stay as loud as they are, further inputs are quiet."""
     outputs, inputs = old.weight.shape[:2]
-    new.weight.mul_(0.3)
+    new.weight[:, inputs:] *= 0.1
     new.weight[:outputs, :inputs] = old.weight
     if new.bias is not None and old.bias is not None:
         new.bias[:outputs] = old.bias
@@ -191,11 +191,11 @@ class Reconstruction:
 
 
 class Discriminator(nn.Module):
-    """Real or rebuilt, patch by patch: [B, 3, h, w] in -1..1 -> logits [B, 1, h/8, w/8]; `features` too."""
+    """Real or rebuilt, patch by patch: [B, 3, h, w] in -1..1 -> logits [B, 1, h/16, w/16], and all layers' features."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
-        widths = (3, width, 2 * width, 4 * width)
+        widths = (3, width, 2 * width, 4 * width, 4 * width)
         self.layers = nn.ModuleList(
             nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
@@ -206,11 +206,11 @@ class Discriminator(nn.Module):
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
-        return self.last(x), features
+        return self.last(x).float(), features
 
 
 class Adversarial:
-    """Step of the second stage: the decoder against picture loss and discriminator.
+    """Step of the second stage: the decoder against picture loss and discriminator, faces counted more in both.
 
     The adversarial gradient at the picture is scaled to `weight` times the picture loss's (as VQGAN scales it at its
     last layer, Esser et al. 2021), so neither outgrows the other.
@@ -221,45 +221,49 @@ class Adversarial:
         self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=lr, betas=(0.5, 0.98), weight_decay=1e-4)
 
     def __call__(
-        self, x: torch.Tensor, weight: torch.Tensor, generator: torch.Generator, step: int
+        self, x: torch.Tensor, counts: torch.Tensor, generator: torch.Generator, step: int
     ) -> dict[str, torch.Tensor]:
-        """Leaves its gradients on the decoder; returns figures for the log."""
+        """Leaves its gradients on the decoder; returns figures for the log. x [B, 3, h, w], counts [B, 1, h, w]."""
         with torch.no_grad(), computing(x.device):
             latents = self.model.encode(x).latents.float()
-        # From none to twice the mean noise: the denoiser's errors differ from picture to picture.
+        # From none to twice the mean noise: a denoiser's errors differ from picture to picture.
         sigma = 2 * self.noise * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
         latents += sigma * torch.randn(latents.shape, generator=generator, device=x.device)
         with computing(x.device):
             y = self.model.decode(latents).sample
         shown = y.detach().float().requires_grad_()
-        reconstruction = picture_loss(shown, x, weight)
+        reconstruction = picture_loss(shown, x, counts)
         (direct,) = torch.autograd.grad(reconstruction, shown)
         with computing(x.device):
             logits, features = self.discriminator(shown)
             with torch.no_grad():
                 _, wanted = self.discriminator(x)
-            matching = sum(F.l1_loss(ours.float(), real.float()) for ours, real in zip(features, wanted, strict=True))
-            adversarial = -logits.float().mean() + 2 * matching
-        (against,) = torch.autograd.grad(adversarial, shown)
+        patches = F.adaptive_avg_pool2d(counts, logits.shape[2:])
+        matching = sum(F.l1_loss(ours.float(), real.float()) for ours, real in zip(features, wanted, strict=True))
+        (against,) = torch.autograd.grad(2 * matching - (patches * logits).mean(), shown)
         scale = self.weight * min(1.0, step / 200) * direct.norm() / against.norm().clamp(min=1e-12)
         y.backward((direct + scale * against).to(y.dtype))
-        return {"picture": reconstruction, "matching": matching, **self._discriminate(x, shown, step)}
+        figures = self._discriminate(x, shown.detach(), patches, step)
+        return {"picture": reconstruction, "matching": matching, **figures}
 
-    def _discriminate(self, x: torch.Tensor, y: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+    def _discriminate(
+        self, x: torch.Tensor, y: torch.Tensor, patches: torch.Tensor, step: int
+    ) -> dict[str, torch.Tensor]:
         """Hinge loss; every eighth step the R1 penalty on the real pictures' gradient (Mescheder et al. 2018)."""
         with computing(x.device):
-            both, _ = self.discriminator(torch.cat([x, y.detach()]))
-        real, made = both.float().chunk(2)
-        loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
+            real, made = self.discriminator(torch.cat([x, y]))[0].chunk(2)
+        hinge = (patches * (F.relu(1 - real) + F.relu(1 + made))).mean() / patches.mean()
+        loss = hinge
         if step % 8 == 0:
-            x = x[: len(x) // 2].detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.discriminator(x)[0].mean((1, 2, 3)).sum(), x, create_graph=True)
-            loss = loss + 8 * 10.0 * slope.pow(2).sum((1, 2, 3)).mean()
+            x = x[: max(1, len(x) // 2)].detach().requires_grad_()
+            logits = self.discriminator(x)[0].mean((1, 2, 3))
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            loss = hinge + 8 * 10.0 * slope.pow(2).sum((1, 2, 3)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        right = ((real > 0).float().mean() + (made < 0).float().mean()) / 2
-        return {"hinge": loss, "accuracy": right}
+        accuracy = ((real > 0).float().mean() + (made < 0).float().mean()) / 2
+        return {"hinge": hinge, "accuracy": accuracy}
 
 
 @torch.no_grad()
@@ -345,7 +349,14 @@ def main() -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     box = TimeBox(
-        {"model": model}, optimizer, args.out, minutes=args.minutes, device=args.device, seed=args.seed, others=others
+        {"model": model},
+        optimizer,
+        args.out,
+        minutes=args.minutes,
+        device=args.device,
+        decay=0.995,
+        seed=args.seed,
+        others=others,
     )
     while box.running():
         rng = box.rng()
