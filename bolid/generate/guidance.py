@@ -34,7 +34,7 @@ MakeLoss = Callable[..., GuidanceLoss]
 
 @dataclass(frozen=True)
 class FaceGuidanceLoss:
-    """L_face + `found_weight` L_found of a `face` [512] of unit length. It moves the head alone."""
+    """L_face + `detection_weight` L_found of a `face` [512] of unit length. It moves the head alone."""
 
     faces: DifferentiableFaces
     face: torch.Tensor
@@ -42,12 +42,12 @@ class FaceGuidanceLoss:
     step: float = 0.15
     momentum: float = 0.5
     keeps_noise: bool = True
-    found_weight: float = 0.5  # where no face is detected, L_face has no gradient
+    detection_weight: float = 0.5  # where no face is detected, L_face has no gradient
 
     def __call__(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         embeds, score, landmarks = self.faces.detect_and_embed(pixels)
         loss = losses.loss_face(embeds, self.face[None])
-        loss = loss + self.found_weight * losses.loss_found(score, torch.ones_like(score))
+        loss = loss + self.detection_weight * losses.loss_face_detection(score, torch.ones_like(score))
         return loss, head_mask(landmarks, pixels.shape[2:], latent_size)
 
 

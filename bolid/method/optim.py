@@ -26,13 +26,13 @@ def adapter_schedule(step: int, steps: int) -> float:
     return cosine_schedule(step, steps, warmup=max(1.0, min(100.0, 0.05 * steps)), floor=0.02)
 
 
-@torch.no_grad()
 def update_ema(
     average: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor], step: int, decay: float
 ) -> None:
     """Move `average` towards `parameters`, in place. `step`: steps done, from 1 on; early averages are shorter."""
     decay = min(decay, step / (step + 10))
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
 
 
 @contextlib.contextmanager
@@ -45,9 +45,9 @@ def ema_weights(parameters: Mapping[str, torch.Tensor], average: Mapping[str, to
         _exchange(parameters, average)
 
 
-@torch.no_grad()
 def _exchange(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in ours.items():
-        kept = tensor.detach().clone()
-        tensor.copy_(theirs[name])  # in place: FSDP knows its parameters by their memory
-        theirs[name].copy_(kept)
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            kept = tensor.detach().clone()
+            tensor.copy_(theirs[name])  # in place: FSDP knows its parameters by their memory
+            theirs[name].copy_(kept)

@@ -22,8 +22,8 @@ from truth import read_resized, read_truth
 
 from bolid.backends.face import FaceModel
 from bolid.models.families import get_family
+from bolid.synth.people import caption, sample_person, sample_plan
 from bolid.train_adapter.precision import computing
-from bolid.synth.people import caption, sample_identity, sample_plan
 
 FRAMINGS = ("full body", "three-quarter", "portrait")
 FEW_STEPS = (999, 850, 700, 550, 400, 250, 120, 40)  # noise levels of the sampler without guidance
@@ -70,7 +70,7 @@ def measure_rebuilt(photos: list[dict[str, Any]], vae: AutoencoderTiny, faces: F
 
 
 def prompts(framing: str, count: int) -> list[str]:
-    people = [sample_identity(FIRST_PERSON + i) for i in range(count)]
+    people = [sample_person(FIRST_PERSON + i) for i in range(count)]
     return [caption(person, sample_plan(person, 0, framing=framing)) for person in people]
 
 
