@@ -107,7 +107,6 @@ LONG_FUNCTIONS = {
 }
 LONG_FILES = {
     "bolid/backends/diffusion.py",
-    "bolid/formats/shards.py",
     "bolid/generate/command.py",
     "bolid/method/body_vae.py",
     "bolid/models/pull.py",

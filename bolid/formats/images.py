@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import sys
 import warnings
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json
 from bolid.formats.tensors import METADATA_KEY
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"))
@@ -150,7 +150,7 @@ def picture_record(data: bytes, name: str = "the picture") -> dict[str, Any] | N
             text = getattr(image, "text", {}).get(METADATA_KEY)
         with open_image(data) as image:
             image.verify()
-        record = None if text is None else json.loads(text)
+        record = None if text is None else parse_json(text)
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise BolidError(f"{name} is damaged: {error}", "make or copy it again") from error
     return record if isinstance(record, dict) else None

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json
 from bolid.run import disk_errors, write_atomic
 
 PEOPLE = "people.csv"
@@ -379,7 +380,7 @@ def _write(path: Path, data: bytes) -> None:
 def _read_record(path: Path, stem: str) -> dict[str, Any] | None:
     """A record of ours, or None for other JSON."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         ours = record["sha256"].startswith(stem) and int(record["phash"], 16) >= 0 and record["bytes"] > 0
         return record if ours and isinstance(record["format"], str) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
