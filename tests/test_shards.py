@@ -113,6 +113,14 @@ def test_killed_process(written, tmp_path, record):
     assert contents(write(directory, list(read_shards(written)), record())) == contents(written)
 
 
+def test_only_our_own_leftovers_are_removed(tmp_path, people, record):
+    (tmp_path / "shards").mkdir()
+    for name in (".notes.tmp.txt", ".x.tmp", ".shard-000000.tar.tmp", ".index.123.tmp.json"):
+        (tmp_path / "shards" / name).write_text("thesis")
+    write(tmp_path / "shards", people, record())
+    assert {name for name in os.listdir(tmp_path / "shards") if name[0] == "."} == {".notes.tmp.txt", ".x.tmp"}
+
+
 def test_finished_directory_is_left_alone_and_another_run_refused(written, people, record):
     before = contents(written)
     writer = ShardWriter(written, record())

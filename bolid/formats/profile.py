@@ -1,4 +1,4 @@
-"""``me.safetensors``: what is kept of a person. A few KB; the photos are not needed any more."""
+"""``me.safetensors``: a person's body and face vectors, in a few KB. It replaces the photos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND = "profile"
 
 @dataclass(frozen=True)
 class Profile:
-    """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos that went in."""
+    """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos."""
 
     body_mean: torch.Tensor  # f32 [D]
     body_logvar: torch.Tensor  # f32 [D], log variance: shrinks with more and better photos

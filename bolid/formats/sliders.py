@@ -1,4 +1,4 @@
-"""``body-sliders.safetensors``: the sliders that were measured for one body encoder (see ``bolid.method.sliders``)."""
+"""``body-sliders.safetensors``: the sliders of one body encoder (see ``bolid.method.sliders``)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Sliders:
 
     names: tuple[str, ...]  # R
     directions: torch.Tensor  # f32 [R, D], to add to body_mean
-    readout: torch.Tensor  # f32 [R, D]; readout @ (body_mean - center) says where a body is on each slider
+    readout: torch.Tensor  # f32 [R, D]; readout @ (body_mean - center) is a body's position on each slider
     center: torch.Tensor  # f32 [D]
     r2: tuple[float, ...]  # of the readout, on people it was not fitted to
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def body_encoder(self) -> str:
-        """sha256 of the body encoder that they belong to."""
+        """sha256 of their body encoder."""
         return str(self.record["inputs"]["body_encoder"])
 
     def read(self, body_mean: torch.Tensor) -> dict[str, float]:
-        """Where a body [D] is on each slider."""
+        """Slider name -> position of a body [D] on it."""
         values = self.readout @ (body_mean - self.center)
         return dict(zip(self.names, values.tolist(), strict=True))
 

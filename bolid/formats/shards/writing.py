@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from bolid.formats.storage import is_remote, place, remote_errors, send
 from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
 
 DEFAULT_MAX_BYTES = 256 * 2**20
+# What a killed writer leaves, and nothing else.
+_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp|\.index\.\d+\.tmp\.json")
 
 
 class ShardWriter:
@@ -59,8 +62,9 @@ class ShardWriter:
         if not is_remote(self.directory):
             with disk_errors(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                for leftover in self.directory.glob(".*.tmp*"):
-                    leftover.unlink()
+                for path in self.directory.iterdir():
+                    if _LEFTOVER.fullmatch(path.name):
+                        path.unlink()
         with remote_errors(self.directory):
             self._resume()
 
