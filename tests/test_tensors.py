@@ -143,6 +143,25 @@ def test_profile_round_trip(tmp_path, record):
         load_profile(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_profile_without_numbers_is_refused(tmp_path, record, value):
+    for name in ("body_mean", "body_logvar", "face", "view_weights"):
+        tensors = {"body_mean": torch.zeros(4), "body_logvar": torch.zeros(4), "face": torch.zeros(512),
+                   "view_weights": torch.ones(2) / 2}  # fmt: skip
+        tensors[name][1] = value
+        save_profile(tmp_path / "me.safetensors", **tensors, record=record("profile"))
+        with pytest.raises(BolidError, match=f"me.safetensors cannot be used: {name} has values that are no numbers"):
+            load_profile(tmp_path / "me.safetensors")
+
+
+@pytest.mark.parametrize("fields", [{"family": 5}, {"inputs": []}, {"inputs": {"a": 1}}, {"config": None}])
+def test_a_record_of_another_form_is_refused(tmp_path, record, fields):
+    path = tmp_path / "file.safetensors"
+    save_tensors(path, {"a": torch.zeros(1)}, {**record("thing"), **fields})
+    with pytest.raises(BolidError, match="is damaged: its record lacks a family, settings or inputs"):
+        read_record(path)
+
+
 def test_adapter_round_trip(tmp_path, record):
     path = tmp_path / "body.safetensors"
     tensors = {"image_proj.proj.weight": torch.randn(8, 4), "ip_adapter.1.to_k_ip.weight": torch.randn(2, 2)}

@@ -69,7 +69,7 @@ def folder_name(name: str) -> str:
     wanted = " ".join(unicodedata.normalize("NFC", name).split())
     clean = "".join("_" if c in '<>:"/\\|?*' or unicodedata.category(c)[0] == "C" else c for c in wanted)
     clean = clean.encode()[:80].decode(errors="ignore").strip(" .")
-    if clean and clean == wanted:
+    if clean and clean == wanted and clean.casefold() not in (PEOPLE, DROPPED):
         return clean
     return f"{clean or 'person'}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
 

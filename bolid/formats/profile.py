@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.formats.tensors import check_finite, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,5 +50,6 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
     mean, logvar, weights = (tensors.get(name) for name in ("body_mean", "body_logvar", "view_weights"))
     if mean is None or logvar is None or weights is None or mean.ndim != 1 or mean.shape != logvar.shape:
         raise BolidError(f"{path} lacks parts of a profile: it has {sorted(tensors)}", "make it again: bolid profile")
+    check_finite(path, tensors)
     face = tensors.get("face")
     return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.formats.tensors import check_finite, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ def load_sliders(path: str | os.PathLike[str], body_encoder: str) -> Sliders:
         raise BolidError(f"{path} lacks parts of sliders: it has {sorted(tensors)}", "measure them again") from error
     if not whole:
         raise BolidError(f"{path}: the sliders' tensors do not fit each other", "measure them again")
+    check_finite(path, tensors)
     if measured_for != body_encoder:
         raise BolidError(
             f"the sliders {path} were measured for another body encoder",

@@ -91,7 +91,20 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}",
             "install a newer bolid",
         )
+    family, config, inputs = (record.get(name) for name in ("family", "config", "inputs"))
+    whole = (family is None or isinstance(family, str)) and isinstance(config, dict) and isinstance(inputs, dict)
+    if not whole or not all(isinstance(text, str) for pair in inputs.items() for text in pair):
+        raise _damaged(path, "its record lacks a family, settings or inputs")
     return record
+
+
+def check_finite(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], limit: float = 1e4) -> None:
+    """Raises BolidError for a tensor with a value that is no number, or larger than `limit`."""
+    for name, tensor in tensors.items():
+        if not bool((tensor.abs() <= limit).all()):  # False for nan, too
+            raise BolidError(
+                f"{path} cannot be used: {name} has values that are no numbers or far too large", "make it again"
+            )
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
