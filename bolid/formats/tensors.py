@@ -92,8 +92,9 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             "install a newer bolid",
         )
     family, config, inputs = (record.get(name) for name in ("family", "config", "inputs"))
-    whole = (family is None or isinstance(family, str)) and isinstance(config, dict) and isinstance(inputs, dict)
-    if not whole or not all(isinstance(text, str) for pair in inputs.items() for text in pair):
+    texts = inputs.items() if isinstance(inputs, dict) else [(None,)]
+    whole = (family is None or isinstance(family, str)) and isinstance(config, dict)
+    if not whole or not all(isinstance(text, str) for pair in texts for text in pair):
         raise _damaged(path, "its record lacks a family, settings or inputs")
     return record
 
