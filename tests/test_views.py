@@ -43,9 +43,9 @@ def test_reasons_for_rejection():
 def test_how_far_down_a_photo_shows_a_person():
     shown = {"feet": range(17), "knees": range(15), "hips": range(13), "shoulders": range(11), "head": range(5)}
     for part, seen in shown.items():
-        assert views.seen_down_to(person(seen=seen).keypoints) == part
-    assert views.seen_down_to(person(seen=range(16)).keypoints) == "knees"  # one foot alone
-    assert views.seen_down_to(person(seen=[15, 16]).keypoints) == "feet"  # whatever hides the rest
+        assert views.lowest_part(person(seen=seen).keypoints) == part
+    assert views.lowest_part(person(seen=range(16)).keypoints) == "knees"  # one foot alone
+    assert views.lowest_part(person(seen=[15, 16]).keypoints) == "feet"  # whatever hides the rest
 
 
 def test_the_box_holds_the_seen_keypoints():

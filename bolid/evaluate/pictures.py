@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record
+from bolid.formats.parsing import parse_json
 from bolid.formats.shards import INDEX, JOURNAL, ShardReader
 
 TABLES = ("prompts.csv", "prompts.jsonl", "metadata.jsonl", "metadata.csv")
@@ -214,7 +214,7 @@ def _seed(value: Any) -> int | None:
 def _truth(photo: Path) -> dict[str, float]:
     """The body ratios beside a rendered photo, {} elsewhere."""
     try:
-        found = json.loads(photo.with_suffix(".json").read_text(encoding="utf-8"))["ratios"]
+        found = parse_json(photo.with_suffix(".json").read_text(encoding="utf-8"))["ratios"]
         return {str(name): float(value) for name, value in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -231,7 +231,7 @@ def _table(folder: Path, given: str | os.PathLike[str] | None) -> dict[Path, dic
         if path.suffix.lower() == ".csv":
             rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise BolidError(f"cannot read the prompts in {path}: {error}", _TABLE_HINT) from error
     table = {}

@@ -6,12 +6,12 @@ A site is a TOML file (docs/guides/collecting.md; ``bolid/sites/theplace.toml`` 
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_toml
 
 SITES = Path(__file__).parent.parent / "sites"
 
@@ -49,7 +49,7 @@ def read_site(name: str) -> Site:
                 f"known are: {', '.join(known)}; or describe it in a .toml file (docs/guides/collecting.md)",
             )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BolidError(f"cannot read the site file {path}: {error.strerror}", "check the path") from error
     except ValueError as error:

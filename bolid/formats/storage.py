@@ -1,7 +1,7 @@
-"""Where shards lie: in a folder of this machine, or in an object store that fsspec knows, like ``s3://bucket/shards``.
+"""The place of shards: a folder of this machine, or an object store that fsspec knows, like ``s3://bucket/shards``.
 
-A remote directory is written tar by tar: each is made in a scratch file here and sent when it is finished. It is read
-through copies of its tars below ``BOLID_HOME/shards``, named by their sha256, so that training fetches each one once.
+A remote directory is written tar by tar: each is made in a scratch file and sent when it is finished. It is read
+through copies of its tars in ``BOLID_HOME/shards``, named by their sha256, so that training fetches each tar once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def remote_errors(path: Path) -> Iterator[None]:
         yield
     except (BolidError, KeyboardInterrupt):
         raise
-    except Exception as error:  # every package has classes of its own, many of them not OSErrors
+    except Exception as error:  # every package has its own classes, many of them not OSErrors
         if not is_remote(path):
             raise
         raise BolidError(

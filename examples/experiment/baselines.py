@@ -4,13 +4,13 @@
     python examples/experiment/baselines.py ip-adapter-attention train/ --out runs/baselines/ip-adapter-attention
 
 `train/` is what `bolid shard` writes. The same base, shards, steps, batches, learning rate, drop-out and leave-one-out
-as `bolid train-adapter`, by its own functions and defaults; only the condition differs. Killed, the same command goes
-on where it stopped.
+as `bolid train-adapter`, with its functions and defaults; only the condition differs. After a kill, the same command
+goes on where it stopped.
 
 ip-adapter: the image embedding of one photo (Ye et al., arXiv:2308.06721; four tokens through one linear layer).
 ip-adapter-attention: those of several photos, mixed by one self-attention layer and averaged (the authors' own earlier
-method). Both are trained on *other* photos of the person than the one to be painted; the original IP-Adapter rebuilds
-the very photo it is shown, which teaches it to copy.
+method). The condition of both comes from *other* photos of the person than the target; the original IP-Adapter
+is conditioned on the target itself, which teaches it to copy.
 
 Shapes: B batch, M photos, E image embedding.
 """
@@ -83,7 +83,7 @@ class PhotoAttention(nn.Module):
 
 
 class Table:
-    """What training needs of every photo of people with two or more."""
+    """Latents, image embeddings and captions of the photos of people with two or more."""
 
     def __init__(self, train: Path) -> None:
         latents, embeds = [], []
@@ -107,7 +107,7 @@ class Table:
 def draw_context(
     table: Table, rows: np.ndarray, most: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each row 1 to `most` *other* photos of its person: rows [B, most] and which of them count, bool."""
+    """For each row 1 to `most` *other* photos of its person: rows [B, most], and a mask of valid ones, bool."""
     context = torch.zeros(len(rows), most, dtype=torch.long)
     present = torch.zeros(len(rows), most, dtype=torch.bool)
     for i, row in enumerate(rows):
