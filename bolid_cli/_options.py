@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from bolid_cli._settings import COMMON, Setting, checked, choices_of, listed, read_settings, toml_lines
+from bolid_cli._streams import emit
 
 # Not of the run itself: what to print, what to do instead, and this mechanism's own.
 _NO_SETTINGS = {
@@ -111,8 +112,8 @@ def configurable(
             if check is not None:
                 check(dict(values))
             path = context.command_path
-            print(f"# Settings of `{path}`. Use them with: {path} --config THIS_FILE")
-            print("\n".join(toml_lines(settings.values(), values)))
+            emit(f"# Settings of `{path}`. Use them with: {path} --config THIS_FILE")
+            emit("\n".join(toml_lines(settings.values(), values)))
             return
         command(**values, **({context_name: context} if context_name else {}))
 
