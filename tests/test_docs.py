@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bolid_cli._options import settings_of
+from bolid_cli._options import presets_of, settings_of
 from bolid_cli._settings import toml_lines
 from bolid_cli.main import COMMANDS, app
 
@@ -37,6 +37,8 @@ def reference() -> str:
         assert shown.exit_code == 0, name
         title = " ".join(("bolid", *name))
         pages.append(f"## {title}\n\n```text\n{shown.stdout.strip()}\n```\n")
+        for preset, values in presets_of(functions.get(" ".join(name))).items():
+            pages.append(f"`--preset {preset}`: {values['description']}\n")
         hidden = [setting for setting in settings_of(functions.get(" ".join(name))).values() if setting.advanced]
         if hidden:
             lines = "\n".join(toml_lines(hidden)).strip()
