@@ -1,4 +1,4 @@
-"""Run records (what every artefact carries), seeds by name, and writing files so that a kill leaves none half done."""
+"""Run records (which every artefact carries), seeds by name, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from bolid.errors import BolidError
 FORMAT_VERSION = 1
 
 Progress = Callable[[int, int, str], None]
-"""How a long function reports: (done, total, what is being done)."""
+"""How a long function reports: (done, total, what it is doing). ``total`` 0: not known."""
 
 _MAX_TOML = 256 * 1024  # bytes
 _MAX_TOML_DOTS = 500  # in a key
@@ -111,8 +112,7 @@ def run_record(
 
 
 def run_differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
-    """What two runs differ in, by their records and whatever the packages' versions; settings and inputs are named one
-    by one."""
+    """The fields in which two run records differ, package versions aside. Settings and inputs are listed one by one."""
     result = []
     for name in ("family", "config", "seed", "inputs"):
         old, new = found.get(name), record.get(name)
@@ -187,7 +187,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", "permission denied" and the like into an error that names the file."""
+    """Turn "no space left", "permission denied" and the like into a BolidError that names the file."""
     try:
         yield
     except OSError as error:
@@ -196,24 +196,72 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}",
                 "free some space, then run the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in _CANNOT_WRITE or (error.errno == errno.ENOENT and not path.parent.is_dir()):
+            inside = home().absolute() in path.absolute().parents
             raise BolidError(
-                f"cannot write {path}: {error.strerror}", "choose another --out, or change the permissions"
+                f"cannot write {path}: {error.strerror}",
+                "set BOLID_HOME to a folder that can be written"
+                if inside
+                else "choose another --out, or change the permissions",
             ) from error
         raise
+
+
+_CANNOT_WRITE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+_TEMPORARY = "bolid-tmp"
+_LEFTOVER = re.compile(rf"\..+\.(\d+)\.{_TEMPORARY}(\.\w+)?")
+
+
+def _temporary(path: Path, suffix: str) -> Path:
+    """The name under which ``path`` is written first; `remove_leftovers` knows it."""
+    stem = path.name.removesuffix(suffix)
+    if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    return path.with_name(f".{stem}.{os.getpid()}.{_TEMPORARY}{suffix}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left of `atomic_path` and `atomic_folder` in ``folder``, and nothing else."""
+    for path in folder.iterdir():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or path.is_symlink() or _is_running(int(match[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """``with atomic_path("a.json") as temporary:`` write to ``temporary``; on success it is synced and renamed.
 
-    ``path`` either keeps its old content or gets all of the new one; a failure removes the temporary file.
-    The temporary name keeps the suffix, since many writers choose their format by it.
+    ``path`` either keeps its old content or gets all of the new one; a failure removes the temporary file. Its name
+    keeps the suffix, since many writers choose their format by it. A symbolic link is written through. Raises
+    BolidError where ``path`` is a folder, a device or a pipe, or cannot be written.
     """
     path = Path(path)
     with disk_errors(path):
+        if path.is_symlink():
+            path = path.resolve()
+        if path.is_dir():
+            raise BolidError(f"{path} is a folder", "give the name of a file")
+        if path.exists() and not path.is_file():
+            raise BolidError(f"{path} is a device, a pipe or a socket", "give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        temporary = _temporary(path, path.suffix)
         try:
             yield temporary
             with open(temporary, "rb+") as file:
@@ -224,17 +272,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file at once, or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-
-
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill, which is renamed to ``path`` at the end; a failure leaves nothing."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, "")
     with disk_errors(path):
         try:
             temporary.mkdir(parents=True)
@@ -242,3 +284,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.rename(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write a whole file at once, or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)

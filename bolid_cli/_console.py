@@ -6,11 +6,8 @@ Standard output is for data, standard error for everything else.
 from __future__ import annotations
 
 import contextlib
-import errno
-import io
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -24,6 +21,7 @@ from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_famil
 from bolid.run import Progress, canonical_json
 from bolid_cli._command import LARGEST_SEED, explain_usage
 from bolid_cli._settings import COMMON
+from bolid_cli._streams import Terminated, discard_output, emit, note
 
 MINUTE = 60.0  # seconds between two lines of progress where there is no terminal
 
@@ -56,21 +54,15 @@ QuietOption = Annotated[
 ]
 
 
-def note(text: str, quiet: bool = False) -> None:
-    """One line on stderr."""
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)
-
-
 def emit_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
     """Paths on stdout, one a line, for pipes."""
     for path in paths:
-        print(path, flush=True)  # a remote path has no os.fspath
+        emit(str(path))  # a remote path has no os.fspath
 
 
 def emit_json(obj: Any) -> None:
     """One JSON object on stdout. Takes dataclasses, paths and numpy numbers too."""
-    print(json.dumps(json.loads(canonical_json(obj)), indent=2, ensure_ascii=False))
+    emit(json.dumps(json.loads(canonical_json(obj)), indent=2, ensure_ascii=False))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], quiet: bool = False) -> None:
@@ -170,64 +162,19 @@ def choose_family(option: str | None, quiet: bool = False) -> Family:
     return family
 
 
-# ------------------------------------------------------------------------------------------- the program's two ends
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP. Ends a command as Ctrl-C does, with an exit status of its own."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
-
-
-def prepare_terminal() -> None:
-    """Before anything else: closed streams, names that are not UTF-8, and signals that end the program."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us; else a file that is opened would take its place
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else "backslashreplace")
-
-    def end(number: int, frame: object) -> None:
-        raise Terminated(number)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it, and so do we
-            signal.signal(number, end)
-
-
-def working_directory() -> None:
-    """Raises BolidError when the working directory has been deleted."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise BolidError("the working directory does not exist any more", "go to another one: cd") from error
-
-
-def finish_output() -> None:
-    """Write what is still in stdout's buffer. Raises OSError where that cannot be: a full disk, a closed pipe."""
-    sys.stdout.flush()
-
-
 def show_error(error: BaseException) -> int:
     """Show a failure on stderr; returns the exit status. BOLID_DEBUG=1 adds the traceback."""
     if os.environ.get("BOLID_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):  # `bolid ... | head`: whoever reads has read enough
-        _discard_output()
+        discard_output()
         return 0
     if isinstance(error, KeyboardInterrupt):
-        what = f"ended by {error}" if isinstance(error, Terminated) else "interrupted"
+        status, what = (error.status, f"ended by {error}") if isinstance(error, Terminated) else (130, "interrupted")
         note(f"{what}; the same command goes on where it stopped")
-        return error.status if isinstance(error, Terminated) else 130
+        return status
     if isinstance(error, BolidError):
         message, hint = error.message, error.hint
-    elif isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
-        _discard_output()
-        message, hint = f"cannot write to standard output: {error.strerror}", "free some space, or print it elsewhere"
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a fault in bolid; BOLID_DEBUG=1 before the same command shows where"
@@ -246,8 +193,3 @@ def show_usage_error(error: Any) -> int:
 
 def _show(message: str, hint: str) -> None:
     note(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
-
-
-def _discard_output() -> None:
-    """Or Python complains once more about stdout when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from bolid_cli._settings import COMMON, Setting, checked, choices_of, listed, read_settings, toml_lines
+from bolid_cli._streams import emit
 
 # Not of the run itself: what to print, what to do instead, and this mechanism's own.
 _NO_SETTINGS = {
@@ -96,8 +97,8 @@ def configurable(
 ) -> _Command:
     """The command with --config and --print-config, and with --preset where there are presets.
 
-    ``presets``: name -> {"description": what it reproduces, setting: value}. ``check`` raises BolidError for values
-    that do not go together; --print-config calls it first.
+    ``presets``: name -> {"description": what it reproduces, setting: value}; --help shows the description up to its
+    first colon. ``check`` raises BolidError for values that do not go together; --print-config calls it first.
     """
     own = _parameters(command)
     settings = {setting.name: setting for parameter in own if (setting := _setting(parameter))}
@@ -111,8 +112,8 @@ def configurable(
             if check is not None:
                 check(dict(values))
             path = context.command_path
-            print(f"# Settings of `{path}`. Use them with: {path} --config THIS_FILE")
-            print("\n".join(toml_lines(settings.values(), values)))
+            emit(f"# Settings of `{path}`. Use them with: {path} --config THIS_FILE")
+            emit("\n".join(toml_lines(settings.values(), values)))
             return
         command(**values, **({context_name: context} if context_name else {}))
 
@@ -121,13 +122,18 @@ def configurable(
         extra.insert(0, _preset_option(presets or {}, used))
     parameters = [parameter for parameter in own if parameter.name != context_name]
     wrapped = _with_signature(with_settings, command, [_keyword("context", None, typer.Context), *parameters, *extra])
-    wrapped.settings = settings  # type: ignore[attr-defined]
+    wrapped.settings, wrapped.presets = settings, presets or {}  # type: ignore[attr-defined]
     return wrapped
 
 
 def settings_of(command: _Command) -> dict[str, Setting]:
     """What the command's config file may hold: key -> setting; {} for a command without --config."""
     return getattr(command, "settings", {})
+
+
+def presets_of(command: _Command) -> Mapping[str, Mapping[str, Any]]:
+    """The presets of a command: name -> {"description": ..., setting: value}."""
+    return getattr(command, "presets", {})
 
 
 def _setting(parameter: inspect.Parameter) -> Setting | None:
@@ -164,7 +170,7 @@ def _preset_option(presets: Mapping[str, Mapping[str, Any]], used: Mapping[str, 
             context.default_map = {**used[value], **(context.default_map or {})}  # a file wins, in either order
         return value
 
-    described = "; ".join(f"{name}: {preset['description']}" for name, preset in presets.items())
+    described = "; ".join(f"{name}: {preset['description'].partition(': ')[0]}" for name, preset in presets.items())
     option = typer.Option(
         "--preset",
         help=f"Settings that belong together. {described}.",

@@ -91,7 +91,7 @@ def extract(
                 photos,
                 out,
                 family=chosen.name,
-                person=select_person.value,
+                select_person=select_person.value,
                 workers=workers,
                 engine=engine.value,
                 max_side=max_side,

@@ -26,7 +26,8 @@ from bolid_cli import (
     train_vae,
 )
 from bolid_cli._command import Command
-from bolid_cli._console import prepare_terminal, show_error, show_usage_error, working_directory
+from bolid_cli._console import show_error, show_usage_error
+from bolid_cli._streams import check_working_directory, emit, output_error, prepare_terminal
 
 # In the order of the chain. Each command is a function in a module of its (first) name, whose twin in bolid/
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
@@ -59,10 +60,10 @@ class _Commands(typer.core.TyperGroup):
             status = super().main(args, standalone_mode=False, **extra)
         except typer.Abort:
             status = 1
-        except Exception as error:
-            if not hasattr(error, "format_message"):
-                raise
-            status = show_usage_error(error)
+        except OSError as error:  # the help could not be printed
+            status = show_error(output_error(error) if not isinstance(error, BrokenPipeError) else error)
+        except (Exception, KeyboardInterrupt) as error:
+            status = show_usage_error(error) if hasattr(error, "format_message") else show_error(error)
         sys.exit(status if isinstance(status, int) else 0)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -74,7 +75,7 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            working_directory()
+            check_working_directory()
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
@@ -102,7 +103,7 @@ app.add_typer(models.app, name="models")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(bolid.__version__)
+        emit(bolid.__version__)
         raise typer.Exit()
 
 

@@ -20,6 +20,7 @@ from bolid.models.families import (
 from bolid.models.sources import SOURCES
 from bolid_cli._command import Command
 from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
+from bolid_cli._streams import emit
 
 app = typer.Typer(
     help="List, fetch, check and convert the models of the families, or choose a family.",
@@ -66,7 +67,7 @@ def list_families(
         emit_json({"families": families, "chosen_by": source, "commercial": commercial})
         return
     for entry in families:
-        print(entry["name"])
+        emit(entry["name"])
     rows = []
     for entry in families:
         height, width = entry["image_size"]

@@ -18,6 +18,7 @@ from bolid_cli._console import (  # fmt: skip
     print_table,
     progress_bar,
 )
+from bolid_cli._streams import emit
 
 
 def profile(
@@ -126,4 +127,4 @@ def show(
         emit_json({"sliders": readings})
     else:
         for reading in readings:
-            print(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")
+            emit(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from bolid.backends.pose import PoseModel, read_checkpoint
 from bolid.errors import BolidError

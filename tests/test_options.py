@@ -36,7 +36,7 @@ class Config:
     compile: bool = dataclasses.field(default=False, metadata={"help": "compile the network", "advanced": True})
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"description": "reproduces nothing, quickly", "steps": 5, "rate": 0.25, "loss": "two"},
+        "small": {"description": "reproduces nothing, quickly: at once.", "steps": 5, "rate": 0.25, "loss": "two"},
     }
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ def test_help_has_headings_and_leaves_out_what_is_advanced(tool):
     assert positions == sorted(positions)
     assert "--steps" in text and "--loss <one|two>" in text and "--compile" not in text and "--detail" not in text
     assert "3 more settings for a config file: bolid train --print-config" in words
-    assert "small: reproduces nothing, quickly." in words
+    assert "small: reproduces nothing, quickly." in words and "at once" not in words
 
 
 def test_a_preset_that_names_no_setting_or_has_no_description_is_a_mistake_of_ours():
