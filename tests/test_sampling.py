@@ -204,3 +204,13 @@ def test_what_does_not_fit(sd):
     with pytest.raises(BolidError, match="takes the guidance scale as an input") as error:
         by_us(pipe, branches=())
     assert error.value.hint
+
+
+def test_a_branch_at_scale_0_is_the_base_alone(sd):
+    plain = by_us(load_base(get_family(sd.family)), branches=())
+    pipe = with_adapters(sd)
+    for cached in (False, True):
+        if cached:
+            cache_conditions(pipe.unet)
+        assert equal(by_us(pipe, scales=[Scale(0, 0, 0)] * 2), plain)
+        assert not equal(by_us(pipe, scales=[Scale(0, 0, 0), Scale()]), plain)
