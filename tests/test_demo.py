@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import bolid.demo
 from bolid.errors import BolidError
-from bolid.generate.command import save_picture
+from bolid.generate import save_picture
 from bolid.run import run_record
 from bolid.synth.people import RATIO_NAMES, build_words, sample_identity
 from bolid.synth.render import body_ratios

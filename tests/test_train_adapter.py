@@ -645,7 +645,8 @@ def test_photos_under_too_much_noise_are_left_out(seeing):
 @pytest.mark.parametrize("defaults", [{}, LCM, LCM | {"guidance": "3@0.5..1"}])
 def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
     """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
-    from bolid.backends.diffusion import encode_prompts, load_base, paint
+    from bolid.backends.diffusion import encode_prompts, load_base
+    from bolid.backends.sampling import sample
     from bolid.models.families import get_family
 
     with joint(seeing, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
@@ -655,12 +656,9 @@ def test_sampled_pictures_are_those_that_generate_makes(seeing, defaults):
         pipe.unet = objective.unet
         generator = photo_generators(0, 0, 1)[0]
         noise = torch.randn(1, *objective.table.latents.shape[2:], generator=generator)
-        embeds = [torch.cat([torch.zeros_like(part), part]) for part in (batch.face_embeds[:1], batch.body_embeds[:1])]
-        theirs = paint(
-            pipe, prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
-            negative_prompt_embeds=encode_prompts(pipe, [""])[0], guidance=objective.guidance,
-            latents=noise, num_inference_steps=4, height=noise.shape[2] * 8,
-            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
+        theirs = sample(
+            pipe, encode_prompts(pipe, batch.captions[:1]), size=(64, 48), steps=4, guidance=objective.guidance,
+            generators=[generator], vectors=[batch.face_embeds[0, 0], batch.body_embeds[0, 0]], latents=noise,
         )  # fmt: skip
     assert objective.guidance.up > 1 and objective.consistency == bool(defaults)
     assert torch.allclose(ours[:1], theirs, atol=1e-3 * float(theirs.std()))
@@ -1167,7 +1165,7 @@ def test_plain_diffusers_loads_both_files_and_paints_the_same(world, tmp_path):
     from safetensors.torch import save_file
 
     from bolid.formats.profile import save_profile
-    from bolid.generate.command import generate
+    from bolid.generate import generate
     from bolid.models.families import get_family
     from bolid.run import derive_seed, run_record
 
