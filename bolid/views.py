@@ -17,7 +17,7 @@ from bolid.errors import BolidError
 
 if TYPE_CHECKING:
     from bolid.backends.face import Face
-    from bolid.backends.pose import Person
+    from bolid.backends.pose import Detection
     from bolid.models.families import Family
 
 PersonRule = Literal["main", "only"]
@@ -84,7 +84,7 @@ class ViewReader:
     def read(self, images: Sequence[np.ndarray]) -> list[View | str]:
         """For each image a View, or the reason why there is none (one of the constants of this module)."""
         results: list[View | str] = []
-        chosen: list[tuple[int, Person, list[Person]]] = []
+        chosen: list[tuple[int, Detection, list[Detection]]] = []
         for index, people in enumerate(self.pose.detect(images)):
             choice = choose_person(people, self.person)
             results.append(choice if isinstance(choice, str) else "")
@@ -113,7 +113,7 @@ class ViewReader:
         return results
 
 
-def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
+def choose_person(people: Sequence[Detection], rule: PersonRule) -> Detection | str:
     """The person a photo is of, or the reason why nobody is. Large and sure beats small or doubtful."""
     if not people:
         return NO_PERSON
@@ -136,7 +136,7 @@ def seen_down_to(keypoints: np.ndarray) -> str:
     return next((part for part, pair in PAIRS.items() if (keypoints[list(pair), 2] >= SEEN).all()), "head")
 
 
-def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
+def face_of(person: Detection, faces: Sequence[Face]) -> Face | None:
     """The face on this person's shoulders: the nearest to where the pose sees the head, and not further off than its
     own size. None when the head is not seen or no face is there."""
     head = _head(person)
@@ -152,7 +152,7 @@ def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
     return best
 
 
-def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
+def whole_box(person: Detection, size: tuple[int, int]) -> np.ndarray:
     """The detection's box, widened to hold every seen keypoint inside the picture of ``size`` (H, W): f32 [4].
 
     A detector tends to leave out raised arms.
@@ -162,7 +162,7 @@ def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
     return np.clip(np.concatenate([low, high]), 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
 
 
-def _head(person: Person) -> np.ndarray:
+def _head(person: Detection) -> np.ndarray:
     """The seen points of the head, [n, 2]."""
     head = person.keypoints[HEAD]
     return head[head[:, 2] >= SEEN, :2]

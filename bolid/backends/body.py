@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bolid.backends.pose import PoseModel
 
 KIND = "body-encoder"
-FEW = 2
+FEW_VIEWS = 2
 """So many views leave enough of a body open for the population to say more of it: by trial (docs/tiny-training.md)."""
 _PEOPLE = "population."
 _BATCH = 64
@@ -157,11 +157,11 @@ def fuse_views(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All views of one person, [M, D], [M, D], [M] => body_mean [D], body_logvar [D], view_weights [M] summing to 1.
 
-    A view's weight is its share of the precision that the views add to the prior. With `people` the mean of FEW views
+    A view's weight is its share of the precision that the views add to the prior. With `people` the mean of FEW_VIEWS views
     is that within them (`within_population`); the uncertainty stays that of N(0, I), or another view might raise it.
     """
     body_mean, body_logvar = (part[0] for part in fuse(mean[None], logvar[None], confidence[None]))
-    if people is not None and len(mean) <= FEW:
+    if people is not None and len(mean) <= FEW_VIEWS:
         body_mean = within_population(body_mean, body_logvar, people)
     precision = (torch.exp(-logvar) * confidence[:, None]).sum(-1)
     return body_mean, body_logvar, precision / precision.sum().clamp_min(1e-12)

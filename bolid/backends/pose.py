@@ -34,7 +34,7 @@ OUTPUT_ROWS = 4 + 1 + 3 * 17  # box, score, keypoints
 
 
 @dataclass(frozen=True)
-class Person:
+class Detection:
     """One detected person. Pixels of the picture that was given."""
 
     box: np.ndarray  # f32 [4]: left, top, right, bottom
@@ -197,7 +197,7 @@ class PoseModel:
                 ) from error
             self.network = network.fuse(verbose=False).eval().requires_grad_(False).to(self.device)
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[list[Person]]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """The people in each picture (uint8 [H,W,3] RGB, any sizes), the most certain first.
 
         Pictures are scaled so that the longest side is the network's image size. Those of equal shape share a batch,
@@ -205,7 +205,7 @@ class PoseModel:
         """
         from ultralytics.utils.nms import non_max_suppression
 
-        found: list[list[Person]] = [[] for _ in images]
+        found: list[list[Detection]] = [[] for _ in images]
         shapes: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape) == 0:
@@ -339,11 +339,11 @@ def _letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = N
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
-def _person(row: np.ndarray, scale: float, width: int, height: int) -> Person:
+def _person(row: np.ndarray, scale: float, width: int, height: int) -> Detection:
     """`row`: x0, y0, x1, y1, score, class, 17 x (x, y, confidence), in network pixels."""
     box = np.clip(row[:4] / scale, 0, [width, height, width, height]).astype(np.float32)
     keypoints = row[6:].reshape(17, 3) / np.array([scale, scale, 1], np.float32)
-    return Person(box=box, score=float(row[4]), keypoints=keypoints.astype(np.float32))
+    return Detection(box=box, score=float(row[4]), keypoints=keypoints.astype(np.float32))
 
 
 @contextlib.contextmanager
