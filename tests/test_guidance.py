@@ -117,6 +117,7 @@ def test_what_is_moved_is_around_the_face():
     assert near[0, 6:].max() < 0.01 and near[1, 2:10].min() > 0.3
 
 
+@pytest.mark.slow
 def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
     """By the tiny family's own models, which guide; by others that do not, docs/tiny-figures.md."""
     folder = sorted(rendered_people.iterdir())[0]
@@ -162,7 +163,11 @@ def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
         ({"new_person": 1, "face_guidance": "down=1"}, "--face-guidance is down=1"),
         (
             {"new_person": 1, "face_guidance": "1@0.43..0.49"},
-            "--face-guidance 1@0.43..0.49 covers none of the 12 steps",
+            "--face-guidance 1@0.43..0.49 covers none of the 12 steps but the last",
+        ),
+        (
+            {"new_person": 1, "body_guidance": 1, "steps": 2},
+            "--body-guidance 1@0.5..0.9 covers none of the 2 steps but the last",
         ),
         ({"new_person": 1, "grid": ["face-guidance=0,nan"]}, "--grid face-guidance is nan"),
         ({"body_guidance": 1}, "--body-guidance needs a person, but nobody is to be shown"),
