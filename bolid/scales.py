@@ -42,10 +42,12 @@ class Scale:
 
     @property
     def is_zero(self) -> bool:
+        """Whether it is 0 everywhere."""
         return self.down == self.mid == self.up == 0
 
     @property
     def is_uniform(self) -> bool:
+        """Whether all parts have the same weight."""
         return self.down == self.mid == self.up
 
     @property
@@ -54,7 +56,7 @@ class Scale:
         return self.up
 
     def steps(self, total: int) -> range:
-        """The steps of `total` in which it counts: those that begin in the interval."""
+        """The steps of `total` in its interval: those that begin there."""
         return range(math.ceil(self.start * total - 1e-9), math.ceil(self.end * total - 1e-9))
 
     def at(self, step: int, total: int) -> float | dict[str, float]:
@@ -72,7 +74,7 @@ class Scale:
 
 
 def parse_scale(value: float | str | Scale, option: str, hint: str = _SCALE_HINT) -> Scale:
-    """A scale as written (see the top of this file). The BolidError for one that makes no sense names `option`."""
+    """A scale as written (see the top of this file). Raises BolidError, which names `option`, for anything else."""
     if isinstance(value, Scale):
         return value
     text = str(value).strip()

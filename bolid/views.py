@@ -18,7 +18,7 @@ from bolid.method.keypoints import ANKLES, HEAD, HIPS, KNEES, MIN_CONFIDENCE, SH
 
 if TYPE_CHECKING:
     from bolid.backends.face import Face
-    from bolid.backends.pose import Person
+    from bolid.backends.pose import Detection
     from bolid.models.families import Family
 
 PersonRule = Literal["main", "only"]
@@ -83,7 +83,7 @@ class ViewReader:
     def read(self, images: Sequence[np.ndarray]) -> list[View | str]:
         """For each image, uint8 [H, W, 3], a View, or the reason why there is none (a constant of this module)."""
         results: list[View | str] = []
-        chosen: list[tuple[int, Person, list[Person]]] = []
+        chosen: list[tuple[int, Detection, list[Detection]]] = []
         for index, people in enumerate(self.pose.detect(images)):
             choice = choose_person(people, self.person)
             results.append(choice if isinstance(choice, str) else "")
@@ -112,7 +112,7 @@ class ViewReader:
         return results
 
 
-def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
+def choose_person(people: Sequence[Detection], rule: PersonRule) -> Detection | str:
     """The person with the largest area times confidence, or the reason why there is none."""
     if not people:
         return NO_PERSON
@@ -137,7 +137,7 @@ def lowest_part(keypoints: np.ndarray) -> str:
     )
 
 
-def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
+def face_of(person: Detection, faces: Sequence[Face]) -> Face | None:
     """The face of this person: the nearest to the pose's head, at most its own size away.
 
     None when the head is not visible or no face is near it.
@@ -155,7 +155,7 @@ def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
     return best
 
 
-def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
+def whole_box(person: Detection, size: tuple[int, int]) -> np.ndarray:
     """The detection's box, widened to hold every visible keypoint inside the picture of ``size`` (H, W): f32 [4].
 
     Detectors tend to cut off raised arms.
@@ -165,7 +165,7 @@ def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
     return np.clip(np.concatenate([low, high]), 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
 
 
-def _head(person: Person) -> np.ndarray:
+def _head(person: Detection) -> np.ndarray:
     """The visible points of the head, [n, 2]."""
     head = person.keypoints[HEAD]
     return head[head[:, 2] >= MIN_CONFIDENCE, :2]

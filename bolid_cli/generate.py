@@ -214,7 +214,7 @@ def generate(
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
             family=family, base=base, size=size, dtype=dtype.value, offload=offload, device=device, seed=seed,
-            progress=progress,
+            progress=progress, warn=lambda warning: typer.echo(f"warning: {warning}", err=True),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import bolid.demo
 from bolid.errors import BolidError
-from bolid.generate.command import save_picture
+from bolid.generate import save_picture
 from bolid.run import run_record
 from bolid.synth.body import body_ratios
 from bolid.synth.people import RATIO_NAMES, build_words, sample_person

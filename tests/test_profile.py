@@ -12,7 +12,7 @@ from small_base import make_body_encoder, make_family
 from typer.testing import CliRunner
 
 import bolid.views
-from bolid.backends.body import FEW, BodyEncoder, save_body_encoder
+from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
@@ -109,12 +109,12 @@ def test_few_photos_are_completed_by_the_population(world, tmp_path):
             make_profile(photos[:count], paths[-1], body_encoder=file, family=family, device="cpu")
         return [load_profile(path) for path in paths]
 
-    for count in range(1, FEW + 1):
+    for count in range(1, FEW_VIEWS + 1):
         alone, completed = profiles(count)
         expected = within_population(alone.body_mean, alone.body_logvar, people)
         assert torch.equal(completed.body_mean, expected) and not torch.allclose(expected, alone.body_mean, atol=0.01)
         assert torch.equal(completed.body_logvar, alone.body_logvar)  # or another photo would raise the uncertainty
-    many, same = profiles(FEW + 1)
+    many, same = profiles(FEW_VIEWS + 1)
     assert torch.equal(many.body_mean, same.body_mean)
 
 

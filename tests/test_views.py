@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from bolid import views
-from bolid.backends.pose import Person
+from bolid.backends.pose import Detection
 from bolid.views import choose_person, face_of, person_crop
 
 
-def person(box=(20, 10, 60, 110), score=0.9, seen=range(17)) -> Person:
+def person(box=(20, 10, 60, 110), score=0.9, seen=range(17)) -> Detection:
     keypoints = np.zeros((17, 3), np.float32)
     left, top, right, bottom = box
     keypoints[:, 0] = np.linspace(left, right, 17)
     keypoints[:, 1] = np.linspace(top, bottom, 17)
     keypoints[list(seen), 2] = 0.9
-    return Person(np.array(box, np.float32), score, keypoints)
+    return Detection(np.array(box, np.float32), score, keypoints)
 
 
 class Face:

@@ -51,7 +51,7 @@ class Control:
 
     network: ControlNetModel
     image: Any  # PIL, uint8 or float [0, 1]: one for all pictures, or one each; [N,3,H,W] in 0..1 in `denoise`
-    scale: Scale = Scale()
+    scale: Scale = field(default_factory=Scale)
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ _LINES = ((5, 6), (11, 12), (5, 11), (6, 12), (5, 12), (6, 11), (5, 7), (7, 9), 
 def silhouette(image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mask bool [h, w], keypoints [17, 3] on it) of the person in `box` of a picture (uint8 [H, W, 3] RGB).
 
-    (h, w) is the picture's size, reduced to HEIGHT rows. The bones are body for certain, what is far from them or
-    outside the box is not, and GrabCut (Rother et al. 2004) draws the line between. Same picture, same mask.
+    (h, w) is the picture's size, reduced to HEIGHT rows. Bones are certainly foreground; places far from them or
+    outside the box are certainly background; GrabCut (Rother et al. 2004) decides the rest. Deterministic.
     """
     import cv2
 
@@ -44,7 +44,7 @@ def silhouette(image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> tup
 
 
 def _skeleton(points: np.ndarray, size: tuple[int, int], thickness: float) -> np.ndarray:
-    """The seen bones drawn with lines so many pixels thick: bool of `size`."""
+    """The visible bones as lines of `thickness` pixels: bool of `size`."""
     import cv2
 
     drawn = np.zeros(size, np.uint8)

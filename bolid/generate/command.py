@@ -92,7 +92,7 @@ def generate(
     grid; its record is in the PNG's text chunk `bolid`, and the record's seed makes that picture again where it is the
     first prompt's. Pictures of other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where
     a prompt names no clothes the family may add some (`Family.dressed`), and the text encoder may read less of it than
-    was written: then the record has what was read as `encoded_prompt`, and `warn` is told of the loss.
+    was written: the record has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """

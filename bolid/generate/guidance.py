@@ -45,6 +45,7 @@ class FaceGuidanceLoss:
     detection_weight: float = 0.5  # where no face is detected, L_face has no gradient
 
     def __call__(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the loss [N], the head's mask [N,1,h,w]) of pictures [N,3,H,W] in -1..1."""
         embeds, score, landmarks = self.faces.detect_and_embed(pixels)
         loss = losses.loss_face(embeds, self.face[None])
         loss = loss + self.detection_weight * losses.loss_face_detection(score, torch.ones_like(score))
@@ -70,6 +71,7 @@ class BodyGuidanceLoss:
     keeps_noise: bool = False
 
     def __call__(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the loss [N], the pose's confidence everywhere [N,1,h,w]) of pictures [N,3,H,W] in -1..1."""
         mean, _, confidence = self.encoder.read_pixels(pixels, self.pose, self.view_size)
         loss = reading_distance(mean @ self.readout.T, self.body[None] @ self.readout.T)
         return loss, confidence.detach()[:, None, None, None].expand(-1, 1, *latent_size)
@@ -78,7 +80,7 @@ class BodyGuidanceLoss:
 def guidance_for(
     part: str, family: Family, people: Sequence[Identity], reader: Callable[[], PersonReader], device: str
 ) -> tuple[MakeLoss, dict[str, str]]:
-    """(what makes the guidance loss of people's "face" or "body"; name -> sha256 of the models that it uses).
+    """(the maker of guidance losses on people's "face" or "body"; name -> sha256 of its models).
 
     Raises BolidError where a person has none, or one that the family's models do not know.
     """
@@ -102,7 +104,7 @@ def guidance_for(
 
 
 def face_guidance(family: Family, device: str = "cpu") -> tuple[MakeLoss, dict[str, str]]:
-    """With the family's face model. Raises BolidError when there is none, or none with a gradient."""
+    """`guidance_for` faces. Raises BolidError where the family has no face model, or none with a gradient."""
     # Of all sizes: in a full-body picture the face is small.
     faces = DifferentiableFaces(family.require("face"), device, all_sizes=True)
     used = {"guidance_face": faces.sha256, "guidance_face_detector": faces.detector_sha256}
@@ -110,8 +112,10 @@ def face_guidance(family: Family, device: str = "cpu") -> tuple[MakeLoss, dict[s
 
 
 def body_guidance(family: Family, encoder: BodyEncoder, device: str = "cpu") -> tuple[MakeLoss, dict[str, str]]:
-    """With the family's body `encoder`, its sliders and the pose model. Raises BolidError when one is missing or passes
-    no gradient."""
+    """`guidance_for` bodies, with the family's body `encoder`, its sliders and its pose model.
+
+    Raises BolidError when one is missing or passes no gradient.
+    """
     pose, sliders = PoseModel(family.require("pose"), device), family.require("body_sliders")
     if encoder.needs_features or not pose.differentiable:
         raise BolidError(

@@ -29,7 +29,7 @@ _COLOURS = (
 
 
 def coco_to_openpose(keypoints: np.ndarray) -> np.ndarray:
-    """COCO's [17, 3] -> OpenPose's [18, 3]. The neck is the middle of the shoulders, as sure as the less sure one."""
+    """COCO's [17, 3] -> OpenPose's [18, 3]. The neck: between the shoulders, with the lower of their confidences."""
     points = np.zeros((18, 3), np.float32)
     for row, source in enumerate(_FROM_COCO):
         if source is not None:
@@ -68,7 +68,7 @@ def read_pose(photo: str | os.PathLike[str], family: Family, device: str = "cpu"
     """The pose of the (main) person in a photo, drawn at the family's picture size: uint8 [height, width, 3].
 
     The photo is cut to the family's proportions around the person, as training photos are.
-    Raises BolidError when nobody is recognised in it.
+    Raises BolidError when no person is recognised in it.
     """
     from bolid.backends.pose import PoseModel
     from bolid.formats.images import read_photo

@@ -1,4 +1,4 @@
-"""What is asked of `bolid generate`: parsed, checked, and laid out in the cells of a grid. Loads no model."""
+"""The request to `bolid generate`: parsed, checked, and laid out in the cells of a grid. Loads no model."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Cell:
                 cell = replace(cell, steps=int(value)) if axis == "steps" else replace(cell, seed=int(value))
         return cell
 
-    def check(self, negative: str, few_steps: bool) -> None:
-        """BolidError where the settings contradict each other or an interval covers no step."""
+    def check(self, negative: str, few_steps: bool, guidance_given: bool) -> None:
+        """BolidError where the settings contradict each other or an interval that was given covers no step."""
         check_positive(steps=self.steps)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise BolidError(f"--seed is {self.seed}", f"give 0 to {LARGEST_SEED}")
@@ -63,14 +63,16 @@ class Cell:
                 f"--negative has no effect at guidance {self.guidance.value:g}",
                 "leave it out, or give a --guidance above 1" if not few_steps else "leave it out with --few-steps",
             )
-        intervals = {f"{branch}-scale": scale for branch, scale in self.scales.items()}
-        intervals |= {"guidance": self.guidance}
-        intervals |= {f"{part}-guidance": weight for part, weight in self.person_guidance.items()}
-        for name, scale in intervals.items():
-            if not scale.is_zero and not scale.steps(self.steps):
+        intervals = {f"{branch}-scale": (scale, self.steps) for branch, scale in self.scales.items()}
+        if guidance_given:
+            intervals["guidance"] = (self.guidance, self.steps)
+        for part, weight in self.person_guidance.items():  # never in the last step, see LossGuidance
+            intervals[f"{part}-guidance"] = (weight, self.steps - 1)
+        for name, (scale, last) in intervals.items():
+            if not scale.is_zero and scale.steps(self.steps).start >= min(scale.steps(self.steps).stop, last):
+                steps = f"{self.steps} steps" if last == self.steps else f"{self.steps} steps but the last"
                 raise BolidError(
-                    f"--{name} {scale.plain()} covers none of the {self.steps} steps",
-                    "give a longer interval, or more --steps",
+                    f"--{name} {scale.plain()} covers none of the {steps}", "give a longer interval, or more --steps"
                 )
 
 
@@ -125,7 +127,7 @@ class Request:
             )
         check_positive(n=self.n, best_of=self.best_of, batch_size=self.batch_size)
         for cell in self.cells:
-            cell.check(self.negative, self.few_steps)
+            cell.check(self.negative, self.few_steps, self.guidance is not None or "guidance" in cell.values)
         if not self.pose_weight.is_uniform:
             raise BolidError(
                 f"--pose-scale is {self.pose_scale}", "it has no parts: give a number, an interval or 1@0..0.5"
@@ -143,7 +145,7 @@ class Request:
 
     @cached_property
     def family(self) -> Family:
-        """The family that the profiles, or else the adapter, were made with; else the one asked for or chosen."""
+        """The family that the profiles, or else the adapter, were made with; else the one given or chosen."""
         from bolid.formats.tensors import read_record
 
         made = list(self.profiles)
@@ -155,7 +157,7 @@ class Request:
 
     @property
     def adapter_files(self) -> dict[str, Path]:
-        """Branch -> the file that its adapter is looked for in: of --adapter, else the family's."""
+        """Branch -> the file of its adapter, there or not: of --adapter, else the family's."""
         if self.adapter is not None:
             return _files_in(self.adapter)
         return {"face": self.family.face_adapter, "body": self.family.body_adapter}
@@ -171,7 +173,7 @@ class Request:
 
     @property
     def sampler(self) -> dict[str, Any]:
-        """The family's settings of the sampling, those of its few-step sampler where that is asked for."""
+        """The family's settings of the sampling, those of its few-step sampler with --few-steps."""
         return self.family.few_steps if self.few_steps else self.family.defaults
 
     @cached_property
@@ -194,14 +196,17 @@ class Request:
 
     @cached_property
     def pose_weight(self) -> Scale:
+        """The scale of the ControlNet, with its interval."""
         return parse_scale(self.pose_scale, "--pose-scale")
 
     @cached_property
     def loras(self) -> list[tuple[Path, float]]:
+        """(file, weight) of each LoRA."""
         return [parse_lora(text) for text in self.lora]
 
     @cached_property
     def device(self) -> str:
+        """The torch device."""
         return pick_device(self.device_name)
 
     @property
@@ -217,7 +222,7 @@ class Request:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What every picture's record says of the request."""
+        """The part of the request that is the same in every picture's record."""
         settings: dict[str, Any] = {
             "negative": self.negative, "lora": list(self.lora), "few_steps": self.few_steps, "best_of": self.best_of,
         }  # fmt: skip
