@@ -18,7 +18,7 @@ from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method.body_vae import Population, within_population
-from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised, unmixed
+from bolid.method.sliders import cross_validated_r2, expect, fit_readout, slider_directions, standardised, unmixed
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
@@ -284,6 +284,20 @@ def test_what_pictures_mix_up_is_taken_out_of_the_directions():
     assert torch.equal(unmixed(directions, response, part=0), directions)
     with pytest.raises(ValueError, match="pictures do not follow slider 1"):
         unmixed(directions, response * torch.tensor([1.0, -1.0, 1.0]), part=1)
+
+
+def test_what_a_reader_is_expected_to_say():
+    generator = torch.Generator().manual_seed(0)
+    readings = torch.randn(500, 3, generator=generator) + torch.tensor([1.0, 0.0, -2.0])
+    mixing = torch.tensor([[0.8, 0.1, 0.0], [0.0, 1.1, 0.0], [0.0, 0.3, 0.6]])
+    said = readings @ mixing.T + 0.5 + 0.2 * torch.randn(500, 3, generator=generator)
+    assert torch.allclose(expect(readings, said, torch.ones(500))(readings), readings @ mixing.T + 0.5, atol=0.15)
+    # Who is not seen at all does not count, and of two people only the mean difference is believed.
+    blind = torch.cat([torch.ones(400), torch.zeros(100)])
+    wild = torch.where(blind[:, None] > 0, said, torch.tensor(99.0))
+    assert torch.allclose(expect(readings, wild, blind)(readings), readings @ mixing.T + 0.5, atol=0.15)
+    two = expect(readings[:2], readings[:2] + torch.tensor([1.0, 2.0, 3.0]), torch.ones(2))
+    assert torch.allclose(two(readings), readings + torch.tensor([1.0, 2.0, 3.0]), atol=1e-5)
 
 
 @pytest.fixture

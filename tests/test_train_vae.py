@@ -144,8 +144,8 @@ def test_distillation_keeps_the_space(world, tmp_path):
         found[weight] = train_vae(world[1], tmp_path / f"{weight}.safetensors", config=config, device="cpu", seed=1)
     assert found[100.0].metrics["distillation"] < 0.7 * found[0.0].metrics["distillation"]
     assert set(read_record(found[0.0].path)["inputs"]) == {"train", "distill_from"}
+    wider = dataclasses.replace(CONFIG, body_dim=7, distill_from=str(first.path))
     with pytest.raises(BolidError, match="has a space of 6 dimensions"):
-        wider = dataclasses.replace(CONFIG, body_dim=7, distill_from=str(first.path))
         train_vae(world[1], tmp_path / "w.safetensors", config=wider, device="cpu")
     again = dataclasses.replace(CONFIG, steps=1, distill_from=str(found[0.0].path))
     encoder = BodyEncoder(train_vae(world[1], tmp_path / "b.safetensors", config=again, device="cpu").path)

@@ -42,9 +42,37 @@ def standardised(readout: Readout, bodies: torch.Tensor) -> Readout:
     return Readout(readout.weight / readout(bodies).std(0)[:, None], readout.center)
 
 
-def reading_distance(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The mean squared difference of slider readings, [B, R] each in standard deviations of the population, [B]."""
-    return (predicted - target).square().mean(-1)
+class Expectation(NamedTuple):
+    """What a reader is expected to say of a picture of somebody who reads x: x + change @ (x - center) + shift."""
+
+    change: torch.Tensor  # [R, R]
+    center: torch.Tensor  # [R]
+    shift: torch.Tensor  # [R]
+
+    def __call__(self, readings: torch.Tensor) -> torch.Tensor:
+        """[..., R] -> [..., R]"""
+        return readings + (readings - self.center) @ self.change.T + self.shift
+
+
+def expect(readings: torch.Tensor, said: torch.Tensor, confidence: torch.Tensor, penalty: float = 10.0) -> Expectation:
+    """From what a reader `said` of a photo of each of P people, and these people's `readings`, both [P, R].
+
+    Weighted ridge regression of the difference: without people enough nothing but the mean difference is believed.
+    """
+    weight = (confidence / confidence.mean().clamp_min(1e-12))[:, None]
+    center, middle = ((weight * part).mean(0) for part in (readings, said))
+    x = readings - center
+    y = said - middle - x
+    gram = x.T @ (weight * x) + penalty * torch.eye(x.shape[1]).to(x)
+    return Expectation(torch.linalg.solve(gram, x.T @ (weight * y)).T, center, middle - center)
+
+
+def reading_distance(
+    said: torch.Tensor, readings: torch.Tensor, expectation: Expectation | None = None
+) -> torch.Tensor:
+    """The mean squared difference of what is `said` of a picture and the person's `readings`, both [B, R] in standard
+    deviations of the readings, [B]: L_id by the sliders. With an `expectation`, of what is expected of those."""
+    return (said - (readings if expectation is None else expectation(readings))).square().mean(-1)
 
 
 def slider_directions(readout: Readout, bodies: torch.Tensor) -> torch.Tensor:

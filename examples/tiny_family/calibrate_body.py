@@ -29,7 +29,7 @@ import bolid.synth.people as world
 from bolid.backends.probe import BodyProbe
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.method.body_condition import compose_projection
-from bolid.method.sliders import Readout, fit_readout, slider_directions
+from bolid.method.sliders import Readout, expect, fit_readout, slider_directions
 from bolid.models.families import get_family
 from bolid.run import derive_seed
 
@@ -51,18 +51,6 @@ def read_pictures(adapter: Path, people: list[tuple[torch.Tensor, torch.Tensor]]
     return np.stack(readings)
 
 
-def fit_response(
-    readings: torch.Tensor, shown: torch.Tensor, penalty: float = 10.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(change [K, K], shift [K]) with `shown` = x + change @ (x - mean x) + shift, x the `readings`, both [P, K].
-
-    Ridge regression of the difference: from few people little more than the mean difference is learnt.
-    """
-    x, y = readings - readings.mean(0), shown - shown.mean(0)
-    gram = x.T @ x + penalty * torch.eye(x.shape[1]).to(x)
-    return torch.linalg.solve(gram, x.T @ (y - x)).T, (shown - readings).mean(0)
-
-
 def correction(
     bodies: torch.Tensor, ratios: torch.Tensor, readings: torch.Tensor, part: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,11 +62,11 @@ def correction(
     axes = torch.linalg.eigh(torch.cov(whole(bodies).T)).eigenvectors.flip(1)[:, :AXES]
     known = Readout(axes.T @ whole.weight, whole.center)
     shown = ((readings - ratios.mean(0)) / ratios.std(0)) @ axes
-    change, shift = fit_response(known(bodies), shown)
-    inverse = torch.linalg.inv(torch.eye(AXES).to(bodies) + change)
+    shows = expect(known(bodies), shown, torch.ones(len(bodies)).to(bodies))
+    inverse = torch.linalg.inv(torch.eye(AXES).to(bodies) + shows.change)
     turn = part * (inverse - torch.eye(AXES).to(bodies)) @ known.weight  # [K, D]
     directions = slider_directions(known, bodies).T  # [D, K]
-    offset = directions @ (-inverse @ shift - turn @ known.center)
+    offset = directions @ (-inverse @ shows.shift - turn @ known.center)
     return torch.eye(bodies.shape[1]).to(bodies) + directions @ turn, offset
 
 
