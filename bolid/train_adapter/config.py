@@ -21,12 +21,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "description": "Eq. 14 of the paper: L_diff, L_id on the 12 body keypoints, L_CLIP on the caption, each with a "
         "tenth of L_diff's gradient on the tiny family. To reproduce (examples/ablation/ablation.md, 300 steps of 16 "
         "from plain adapters, 60 held-out people): body R2 0.227 with L_id alone, 0.229 with L_CLIP alone, 0.220 with "
-        "neither, each +- 0.08. Both at once were not run. Not run on a GPU.",
+        "neither, standard error 0.08. Both at once were not run. Not run on a GPU.",
         "id_weight": 0.57, "id_loss": "keypoints", "clip_weight": 0.077, "clip_target": "text", "x_gen": "one-step",
     },
     "tiny": {
-        "description": "The tiny family's first stage: L_diff alone, the defaults. To reproduce (examples/ablation/"
-        "ablation.md, row + face): body R2 0.220 +- 0.08 on 60 held-out people. Not run on a GPU.",
+        "description": "The tiny family's first stage: L_diff alone, the defaults. Its result is not recorded yet; 300 "
+        "steps of 16 from plain adapters gave body R2 0.220, standard error 0.08 (examples/ablation/ablation.md, row + "
+        "face). Not run on a GPU.",
         "steps": 4000, "batch_size": 48, "learning_rate": 1e-3,
     },
     "sd15-12gb": {
