@@ -17,7 +17,6 @@ from torch import nn
 
 from bolid.method.body_views import (
     ENCODER_BONES,
-    KEYPOINTS,
     LIMBS,
     PATCHES,
     Skeleton,
@@ -26,6 +25,7 @@ from bolid.method.body_views import (
     skeleton,
     visible_patches,
 )
+from bolid.method.keypoints import KEYPOINTS
 
 # ---- the networks -------------------------------------------------------------------------------------------------
 

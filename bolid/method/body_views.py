@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bolid.method.keypoints import KEYPOINTS, MIN_CONFIDENCE, MIRRORED
+
 CROP_SIZE = (96, 72)  # at a detail of 1; also what the pixels of a `Skeleton` are
-KEYPOINTS = 17
-FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # left <-> right in COCO's order
 MID_SHOULDER, MID_HIP = 17, 18  # two points that COCO lacks, appended by `bones`
 # (start, end, usual length over stature). The lengths only set a common scale; they need to be right to some 10 %.
 _SKELETON = (
@@ -29,7 +29,6 @@ _SKELETON = (
 ENCODER_BONES = [(start, end) for start, end, _ in _SKELETON]
 USUAL_LENGTH = [length for _, _, length in _SKELETON]
 LIMBS = [7, 8, 9, 10, 11, 12, 13, 14]  # the bones that are arms and legs
-MIN_CONFIDENCE = 0.3  # keypoints below do not count as visible
 
 
 class Views(NamedTuple):
@@ -278,11 +277,11 @@ def augment(
     flip = mirror.view(-1, 1, 1, 1, 1)
     torso, bust = torch.where(flip, torso.flip(-1), torso), torch.where(flip, bust.flip(-1), bust)
     limb = torch.where(flip, limb[:, [2, 3, 0, 1, 6, 7, 4, 5]], limb)
-    mirrored = views.keypoints[:, FLIP] * torch.tensor([-1.0, 1.0, 1.0])
+    mirrored = views.keypoints[:, MIRRORED] * torch.tensor([-1.0, 1.0, 1.0])
     keypoints = torch.where(mirror[:, None, None], mirrored, views.keypoints)
     features = views.features
     if features is not None:
-        features = torch.where(mirror[:, None, None], features[:, FLIP], features)
+        features = torch.where(mirror[:, None, None], features[:, MIRRORED], features)
     shake = 0.01 * torch.randn(n, KEYPOINTS, 2, generator=generator) * (keypoints[..., 2:] > 0)
     views = Views(torso, bust, limb, torch.cat([keypoints[..., :2] + shake, keypoints[..., 2:]], -1), features)
     return degrade(views, generator, degradation) if degradation else views

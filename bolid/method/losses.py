@@ -13,10 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bolid.method.metrics import BONES
+from bolid.method.keypoints import BODY, BONES, SCALE_BONES
 
 MAX_FACE_SCORE = 0.75  # a face detector's score above which L_det does not push
-BODY_KEYPOINTS = slice(5, 17)  # shoulders, elbows, wrists, hips, knees, ankles: the paper's 12
 
 
 def alpha_bar(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:
@@ -119,7 +118,7 @@ def loss_keypoints(predicted: torch.Tensor, target: torch.Tensor, height: torch.
     over the keypoints of their squared distance in heights, weighted by both confidences; those carry no gradient,
     or else being unsure would pay.
     """
-    predicted, target = predicted[:, BODY_KEYPOINTS], target[:, BODY_KEYPOINTS]
+    predicted, target = predicted[:, BODY], target[:, BODY]
     weight = predicted[..., 2].detach() * target[..., 2].detach()
     error = (predicted[..., :2] - target[..., :2]).square().sum(-1) / height.clamp_min(1).square()[:, None]
     return (weight * error).sum(-1) / weight.sum(-1).clamp_min(1e-6)
@@ -143,7 +142,7 @@ def loss_bone_ratios(predicted: torch.Tensor, target: torch.Tensor) -> torch.Ten
             lengths.append((weight * length).sum(-1) / weight.sum(-1).clamp_min(1e-6))
         weights.append(weight.mean(-1))
     bones = list(BONES)
-    yardstick = [bones.index(name) for name in ("torso", "thigh", "shin")]
+    yardstick = [bones.index(name) for name in SCALE_BONES]
     weight = torch.stack(weights, -1)
     weight = weight * weight[:, yardstick].amin(-1, keepdim=True)
     ratios = []
