@@ -40,15 +40,18 @@ FRACTION = Range(0, 1, "it is a fraction: give 0 to 1")
 
 def setting(
     default: Any,
-    help: str,
+    text: str,
     *,
     choices: Sequence[Any] = (),
     within: Range | None = None,
     group: str = "",
     advanced: bool = False,
 ) -> Any:
-    """A field of a settings dataclass. `group`: its heading in `--help`; `advanced`: not shown there."""
-    metadata: dict[str, Any] = {"help": help, "group": group, "advanced": advanced}
+    """A field of a settings dataclass.
+
+    `text`: its help line; `group`: its heading in `--help`; `advanced`: not shown there.
+    """
+    metadata: dict[str, Any] = {"help": text, "group": group, "advanced": advanced}
     if choices:
         metadata["choices"] = tuple(choices)
     if within is not None:

@@ -275,7 +275,7 @@ def test_degraded_views_are_blurred_or_lack_half_a_person():
     assert (degraded.torso[~blurred] == 0).all() and not torch.equal(
         degraded.keypoints[blurred], shape.keypoints[blurred]
     )
-    for bone, (start, end) in ((i, bw.BONE_ENDS[bone]) for i, bone in enumerate(bw.LIMBS)):
+    for bone, (start, end) in ((i, bw.ENCODER_BONES[bone]) for i, bone in enumerate(bw.LIMBS)):
         gone = (degraded.keypoints[:, [start, end], 2] == 0).any(1)
         assert ((degraded.limb[:, bone] == 0).flatten(1).all(1) == gone).all()
     kept = bw.degrade(shape, torch.Generator().manual_seed(1), 1e-9)

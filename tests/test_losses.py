@@ -52,15 +52,14 @@ def test_a_perfect_prediction_amounts_to_the_clean_latents(noised, prediction_ty
     assert torch.allclose(losses.noise_level(latents, noise, alphas), noisy, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", [losses.x0_from_prediction, losses.prediction_from_x0, None])
+@pytest.mark.parametrize("function", [losses.x0_from_prediction, losses.prediction_from_x0])
 def test_an_unknown_prediction_type_is_refused(noised, function):
-    scheduler, latents, noise, timesteps, noisy = noised("epsilon")
+    scheduler, _, noise, timesteps, noisy = noised("epsilon")
     with pytest.raises(ValueError, match="flow"):
-        if function:
-            function(noise, noisy, losses.alpha_bar(scheduler, timesteps), "flow")
-        else:
-            scheduler.register_to_config(prediction_type="flow")
-            losses.diffusion_target(scheduler, latents, noise, timesteps)
+        function(noise, noisy, losses.alpha_bar(scheduler, timesteps), "flow")
+    scheduler.register_to_config(prediction_type="flow")
+    with pytest.raises(ValueError, match="flow"):
+        losses.diffusion_target(scheduler, noisy, noise, timesteps)
 
 
 # ---- L_diff -------------------------------------------------------------------------------------------------------

@@ -283,7 +283,7 @@ def test_what_pictures_mix_up_is_taken_out_of_the_directions():
     assert torch.allclose(half, (response + whole) / 2)
     assert torch.equal(remove_crosstalk(directions, response, fraction=0), directions)
     with pytest.raises(ValueError, match="pictures do not follow slider 1"):
-        remove_crosstalk(directions, response * torch.tensor([1.0, -1.0, 1.0]), part=1)
+        remove_crosstalk(directions, response * torch.tensor([1.0, -1.0, 1.0]), fraction=1)
 
 
 @pytest.fixture

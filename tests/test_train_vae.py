@@ -42,22 +42,17 @@ def kill_at(step: int):
 def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
     _, train = world
     whole = train_vae(train, tmp_path / "whole.safetensors", config=CONFIG, device="cpu", seed=3)
-    with pytest.raises(Killed):
-        # The progress call of a step comes before its checkpoint, so this keeps steps 1 and 2.
-        train_vae(train, tmp_path / "killed.safetensors", config=CONFIG, device="cpu", seed=3, progress=kill_at(3))
-    assert checkpoint_path(tmp_path / "killed.safetensors").exists() and not (tmp_path / "killed.safetensors").exists()
-    seen = []
-    resumed = train_vae(
-        train,
-        tmp_path / "killed.safetensors",
-        config=CONFIG,
-        device="cpu",
-        seed=3,
-        progress=lambda d, t, x: seen.append(d),
-    )
-    assert seen == [3, 4, 5]
-    assert whole.path.read_bytes() == resumed.path.read_bytes() and whole.metrics == resumed.metrics
-    assert not checkpoint_path(tmp_path / "killed.safetensors").exists()
+    for step in range(2, 6):
+        out, steps = tmp_path / f"killed-{step}.safetensors", []
+        with pytest.raises(Killed):
+            # The progress call of a step comes before its checkpoint, so this keeps the steps before it.
+            train_vae(train, out, config=CONFIG, device="cpu", seed=3, progress=kill_at(step))
+        assert checkpoint_path(out).exists() and not out.exists()
+        resumed = train_vae(
+            train, out, config=CONFIG, device="cpu", seed=3, progress=lambda done, *_, steps=steps: steps.append(done)
+        )
+        assert steps == list(range(step, 6)) and not checkpoint_path(out).exists()
+        assert resumed.metrics == whole.metrics and out.read_bytes() == whole.path.read_bytes()
 
 
 def test_the_encoder_knows_its_people(world, tmp_path):
@@ -144,8 +139,8 @@ def test_distillation_keeps_the_space(world, tmp_path):
         found[weight] = train_vae(world[1], tmp_path / f"{weight}.safetensors", config=config, device="cpu", seed=1)
     assert found[100.0].metrics["distillation"] < 0.7 * found[0.0].metrics["distillation"]
     assert set(read_record(found[0.0].path)["inputs"]) == {"train", "distill_from"}
+    wider = dataclasses.replace(CONFIG, body_dim=7, distill_from=str(first.path))
     with pytest.raises(BolidError, match="has a space of 6 dimensions"):
-        wider = dataclasses.replace(CONFIG, body_dim=7, distill_from=str(first.path))
         train_vae(world[1], tmp_path / "w.safetensors", config=wider, device="cpu")
     again = dataclasses.replace(CONFIG, steps=1, distill_from=str(found[0.0].path))
     encoder = BodyEncoder(train_vae(world[1], tmp_path / "b.safetensors", config=again, device="cpu").path)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bolid.method.body_views import (
-    BONE_ENDS,
+    ENCODER_BONES,
     LIMBS,
     PATCHES,
     Skeleton,
@@ -70,6 +70,7 @@ class CropEncoder(nn.Module):
         self.out_dim = 96 + 64 + 16 * len(LIMBS)
 
     def forward(self, views: Views) -> torch.Tensor:
+        """[N, out_dim]"""
         return torch.cat([self.torso(views.torso), self.bust(views.bust), self.limb(views.limb)], dim=1)
 
 
@@ -108,8 +109,8 @@ class BodyVAE(nn.Module):
             raise ValueError(f"view is crop, pooled or both, not {view!r}")
         self.body_dim, self.view, self.feature_dim = body_dim, view, 0 if view == "crop" else feature_dim
         self.detail = detail
-        pose_dim = len(BONE_ENDS) * 3
-        in_dim = KEYPOINTS * 3 + pose_dim + len(BONE_ENDS)
+        pose_dim = len(ENCODER_BONES) * 3
+        in_dim = KEYPOINTS * 3 + pose_dim + len(ENCODER_BONES)
         if view != "pooled":
             self.crop_encoder = CropEncoder(width, detail)
             in_dim += self.crop_encoder.out_dim
@@ -128,7 +129,7 @@ class BodyVAE(nn.Module):
         self.logvar = nn.Linear(hidden_dim, body_dim)
         self.decoder = nn.Sequential(
             nn.Linear(body_dim + pose_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim), nn.GELU(),
-            nn.Linear(hidden_dim, len(BONE_ENDS) + OUTLINE_DIM),
+            nn.Linear(hidden_dim, len(ENCODER_BONES) + OUTLINE_DIM),
         )  # fmt: skip
 
     def encode(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,7 +155,7 @@ class BodyVAE(nn.Module):
         The pose is the directions and the confidence of the bones; lengths and widths must come from z.
         """
         out = self.decoder(torch.cat([z, _pose(bones)], dim=1))
-        return out[:, : len(BONE_ENDS)], out[:, len(BONE_ENDS) :]
+        return out[:, : len(ENCODER_BONES)], out[:, len(ENCODER_BONES) :]
 
 
 def _pose(bones: Skeleton) -> torch.Tensor:

@@ -26,7 +26,7 @@ _SKELETON = (
     (0, MID_SHOULDER, 0.115), (3, 4, 0.085), (5, 7, 0.17), (7, 9, 0.15), (6, 8, 0.17), (8, 10, 0.15),
     (11, 13, 0.245), (13, 15, 0.24), (12, 14, 0.245), (14, 16, 0.24),
 )  # fmt: skip
-BONE_ENDS = [(start, end) for start, end, _ in _SKELETON]
+ENCODER_BONES = [(start, end) for start, end, _ in _SKELETON]
 USUAL_LENGTH = [length for _, _, length in _SKELETON]
 LIMBS = [7, 8, 9, 10, 11, 12, 13, 14]  # the bones that are arms and legs
 
@@ -41,6 +41,7 @@ class Views(NamedTuple):
     features: torch.Tensor | None = None  # [N, K, C] image-text patch features pooled at the keypoints
 
     def to(self, device: str) -> Views:
+        """The same views on a device."""
         torso, bust, limb, keypoints = (part.to(device) for part in (self.torso, self.bust, self.limb, self.keypoints))
         return Views(torso, bust, limb, keypoints, None if self.features is None else self.features.to(device))
 
@@ -66,6 +67,7 @@ def gaussian_keypoint_weight(keypoints: torch.Tensor, size: tuple[int, int], sig
 
 
 def crop_size(detail: float) -> tuple[int, int]:
+    """(H, W) of the crops at this detail."""
     return round(CROP_SIZE[0] * detail), round(CROP_SIZE[1] * detail)
 
 
@@ -148,7 +150,7 @@ def skeleton(keypoints: torch.Tensor) -> Skeleton:
     middle = torch.stack([xy[:, [5, 6]].mean(1), xy[:, [11, 12]].mean(1)], dim=1)
     visible_middle = torch.stack([visible[:, [5, 6]].amin(1), visible[:, [11, 12]].amin(1)], dim=1)
     points = torch.cat([torch.cat([xy, middle], 1), torch.cat([visible, visible_middle], 1)[..., None]], dim=-1)
-    start, end = points[:, [a for a, _ in BONE_ENDS]], points[:, [b for _, b in BONE_ENDS]]
+    start, end = points[:, [a for a, _ in ENCODER_BONES]], points[:, [b for _, b in ENCODER_BONES]]
     vector = end[..., :2] - start[..., :2]
     length = vector.norm(dim=-1).clamp_min(0.5)
     confidence = torch.minimum(start[..., 2], end[..., 2])
@@ -164,6 +166,7 @@ PATCHES = {"torso": (24, 20), "bust": (16, 20), "limb": (16, 10)}  # (along, acr
 
 
 def patch_sizes(detail: float) -> dict[str, tuple[int, int]]:
+    """(along, across) samples of each kind of patch at this detail."""
     return {part: (round(along * detail), round(across * detail)) for part, (along, across) in PATCHES.items()}
 
 
@@ -183,9 +186,9 @@ def body_patches(crops: torch.Tensor, bones: Skeleton) -> dict[str, torch.Tensor
     head_visible = torch.minimum(head[..., 2].amax(1, keepdim=True), shoulder[..., 2])
     down = F.normalize(hip[..., :2] - shoulder[..., :2], dim=-1)
     up = F.normalize(head_xy - shoulder[..., :2], dim=-1)
-    limb_mid = torch.stack([points[:, list(BONE_ENDS[i]), :2].mean(1) for i in LIMBS], dim=1)
+    limb_mid = torch.stack([points[:, list(ENCODER_BONES[i]), :2].mean(1) for i in LIMBS], dim=1)
     usual = scale.new_tensor([USUAL_LENGTH[i] for i in LIMBS])[:, None]
-    outward = scale.new_tensor([1.0 if BONE_ENDS[i][0] % 2 else -1.0 for i in LIMBS])[
+    outward = scale.new_tensor([1.0 if ENCODER_BONES[i][0] % 2 else -1.0 for i in LIMBS])[
         :, None
     ]  # left and right mirrored
     frames = {  # centre, unit vector along, half extents along and across, confidence
@@ -308,7 +311,7 @@ def degrade(views: Views, generator: torch.Generator, probability: float) -> Vie
     keypoints[..., :2] += shake * (keypoints[..., 2:] > 0)
     keypoints[gone] = 0
     trunk = gone[:, [5, 6, 11, 12]].any(1, keepdim=True)
-    limbs = torch.stack([gone[:, list(BONE_ENDS[bone])].any(1) for bone in LIMBS], dim=1)
+    limbs = torch.stack([gone[:, list(ENCODER_BONES[bone])].any(1) for bone in LIMBS], dim=1)
     patches = []
     for patch, lost in ((views.torso, trunk), (views.bust, trunk), (views.limb, limbs)):
         patch = patch * ~lost[..., None, None, None]

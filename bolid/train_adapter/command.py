@@ -25,6 +25,8 @@ from bolid.train_adapter.training import Training
 
 @dataclass(frozen=True)
 class TrainAdapterResult:
+    """What a training wrote, and how it ended."""
+
     face: Path
     body: Path
     steps: int

@@ -18,26 +18,30 @@ LOSS, TRAINING, CONDITIONS, COMPUTE, OUTPUT = "Loss (Eq. 14)", "Training", "Cond
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "description": "Eq. 14 of the paper: L_diff, L_id on the 12 body keypoints, L_CLIP on the caption. Each loss "
-        "has a tenth of L_diff's gradient on the tiny family. There, from nothing, body R2 is 0.227 with L_id alone "
-        "and 0.229 with L_CLIP alone (examples/ablation/ablation.md); both at once were not run. Not run on a GPU.",
+        "description": "Eq. 14 of the paper: L_diff, L_id on the 12 body keypoints, L_CLIP on the caption, each with a "
+        "tenth of L_diff's gradient on the tiny family. To reproduce (examples/ablation/ablation.md, 300 steps of 16 "
+        "from plain adapters, 60 held-out people): body R2 0.227 with L_id alone, 0.229 with L_CLIP alone, 0.220 with "
+        "neither, standard error 0.08. Both at once were not run. Not run on a GPU.",
         "id_weight": 0.57, "id_loss": "keypoints", "clip_weight": 0.077, "clip_target": "text", "x_gen": "one-step",
     },
     "tiny": {
-        "description": "The tiny family's first stage, L_diff alone: the defaults. 4,000 steps of 48 photos on a CPU.",
+        "description": "The tiny family's first stage: L_diff alone, the defaults. Its result is not recorded yet; 300 "
+        "steps of 16 from plain adapters gave body R2 0.220, standard error 0.08 (examples/ablation/ablation.md, row + "
+        "face). Not run on a GPU.",
         "steps": 4000, "batch_size": 48, "learning_rate": 1e-3,
     },
     "sd15-12gb": {
-        "description": "SD 1.5 at 512x512 on a card of 12 GB. Memory is counted (train-adapter --dry-run), not "
-        "measured; not run on a GPU.",
-        "batch_size": 4, "gradient_accumulation_steps": 8, "learning_rate": 1e-4, "precision": "bf16",
-        "face_tokens": 16, "steps": 20000,
+        "description": "SD 1.5 at 512x512 on a card of 12 GB: 6.7 GB for the base, the adapters and a batch of 4, and "
+        "0.3 GB for the VAE. Counted (bolid/train_adapter/step_cost.py), not measured. Not run on a GPU: no result.",
+        "steps": 20000, "batch_size": 4, "gradient_accumulation_steps": 8, "learning_rate": 1e-4,
+        "precision": "bf16", "face_tokens": 16,
     },
     "sdxl-24gb": {
-        "description": "SDXL at 1024x1024 on a card of 24 GB: keys and values of rank 64, gradient checkpointing. "
-        "Memory is counted (train-adapter --dry-run), not measured; not run on a GPU.",
-        "batch_size": 4, "gradient_accumulation_steps": 8, "learning_rate": 1e-4, "precision": "bf16",
-        "gradient_checkpointing": True, "kv_rank": 64, "face_tokens": 16, "steps": 20000,
+        "description": "SDXL at 1024x1024 on a card of 24 GB: 12.3 GB for the base, the adapters (keys and values "
+        "of rank 64) and a batch of 8 with gradient checkpointing, and 0.3 GB for the VAE. Counted "
+        "(bolid/train_adapter/step_cost.py), not measured. Not run on a GPU: no result.",
+        "steps": 20000, "batch_size": 8, "gradient_accumulation_steps": 4, "learning_rate": 1e-4,
+        "precision": "bf16", "face_tokens": 16, "gradient_checkpointing": True, "kv_rank": 64,
     },
 }  # fmt: skip
 

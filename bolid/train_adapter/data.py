@@ -128,6 +128,7 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
 
 
 def nobody_has_two(train: str | Path) -> BolidError:
+    """The error for shards without anybody to learn from."""
     return BolidError(
         f"nobody in {train} has two photos",
         "the adapters learn a person's photo from their other photos: collect at least two each",
@@ -186,6 +187,8 @@ class TextStates:
 
 @dataclass(frozen=True)
 class Batch:
+    """The photos of a batch and what each is conditioned on."""
+
     rows: np.ndarray  # [B] the photos to be denoised
     context: torch.Tensor  # [B, M] rows of the table that the body is made of
     present: torch.Tensor  # bool [B, M] which of them count

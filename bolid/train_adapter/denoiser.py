@@ -101,6 +101,7 @@ class Denoiser:
         )
 
     def conditions(self, batch: Batch) -> Conditions:
+        """Text states, face and body of each photo, on the device."""
         import torch
 
         prompt_embeds, pooled = self.text_states(batch.captions)

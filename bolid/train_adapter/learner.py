@@ -33,6 +33,7 @@ class Learner:
         self.step = 0  # steps done
 
     def start_step(self) -> None:
+        """Set the learning rate of the next step and forget the last one's gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * adapter_schedule(self.step, self.config.steps)
         self.optimizer.zero_grad(set_to_none=True)

@@ -59,6 +59,8 @@ class GeneratedPictures:
 
 
 class PixelLoss(Protocol):
+    """A loss on x_gen."""
+
     inputs: dict[str, str]  # name -> sha256 of the frozen models
 
     def __call__(self, x_gen: GeneratedPictures) -> torch.Tensor:
@@ -94,12 +96,14 @@ class KeypointLoss:
         self._of_photos = PhotoFeatures(pose.best_person)
 
     def __call__(self, x_gen: GeneratedPictures) -> torch.Tensor:
+        """The loss of each picture, [B]."""
         keypoints, _box, score = self.pose.best_person(x_gen.pixels)
         target, box, target_score = self._of_photos(x_gen)
         # Weighted by the detector's scores: what is not recognised as a person counts little.
         return self.compare(keypoints, target, box) * score.detach() * target_score
 
     def compare(self, keypoints: torch.Tensor, target: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+        """Keypoints [B,17,3] of x_gen and of the photo, the photo's person box [B,4] => [B]."""
         from bolid.method import losses
 
         return losses.loss_keypoints(keypoints, target, box[:, 3] - box[:, 1])
@@ -109,6 +113,7 @@ class BoneRatioLoss(KeypointLoss):
     """L_id on ratios of bone lengths, which place, scale and in-plane pose do not change. Not in the paper."""
 
     def compare(self, keypoints: torch.Tensor, target: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+        """Keypoints [B,17,3] of x_gen and of the photo, the photo's person box [B,4] => [B]."""
         from bolid.method import losses
 
         return losses.loss_bone_ratios(keypoints, target)
@@ -131,6 +136,7 @@ class BodyLoss:
         self.pose, self.body_encoder, self.view_size, self.inputs = pose, body_encoder, view_size, inputs
 
     def __call__(self, x_gen: GeneratedPictures) -> torch.Tensor:
+        """The loss of each picture, [B]."""
         from bolid.method.body_vae import body_distance
 
         mean, views, confidence = self.body_encoder.read_pixels(x_gen.augmented(), self.pose, self.view_size)
@@ -153,6 +159,7 @@ class ClipLoss:
         self._of_caption = functools.cache(lambda caption: image_text.encode_text([caption])[0])
 
     def __call__(self, x_gen: GeneratedPictures) -> torch.Tensor:
+        """The loss of each picture, [B]."""
         import torch
 
         from bolid.method import losses
@@ -181,6 +188,7 @@ class FaceLoss:
         self.face_model, self.photo_scores, self.inputs = faces, photo_scores, inputs
 
     def __call__(self, x_gen: GeneratedPictures) -> torch.Tensor:
+        """The loss of each picture, [B]."""
         from bolid.method import losses
 
         counted, _ = faces_counted(x_gen, self.photo_scores)
@@ -194,6 +202,7 @@ class FaceDetectionLoss:
         self.face_model, self.photo_scores, self.inputs = faces, photo_scores, inputs
 
     def __call__(self, x_gen: GeneratedPictures) -> torch.Tensor:
+        """The loss of each picture, [B]."""
         from bolid.method import losses
 
         counted, photo_score = faces_counted(x_gen, self.photo_scores)

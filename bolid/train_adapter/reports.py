@@ -29,6 +29,7 @@ class Log:
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a step's line."""
         self.lines.append(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}))
         if self.writer is not None:
             for name, value in values.items():
@@ -37,15 +38,18 @@ class Log:
             self.flush()
 
     def flush(self) -> None:
+        """Write the lines to the file."""
         with self.path.open("a") as file:
             file.write("".join(line + "\n" for line in self.lines))
         self.lines = []
 
     def draw(self) -> None:
+        """Draw loss.png anew."""
         self.flush()
         loss_curve(self.path, self.path.with_name("loss.png"))
 
     def close(self) -> None:
+        """Write and draw all that is left."""
         self.draw()
         if self.writer is not None:
             self.writer.close()

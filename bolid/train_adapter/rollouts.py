@@ -24,6 +24,8 @@ MAX_FEW_STEPS = 8  # a base that samples in so few steps is a distilled one
 
 
 class Rollout(Protocol):
+    """A way to make x_gen."""
+
     new_picture: bool  # x_gen is a picture of its own: no photo has its pose
 
     def select(self, batch: Batch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
@@ -56,11 +58,13 @@ class OneStepPrediction:
         self.denoiser, self.min_alpha_bar = denoiser, min_alpha_bar
 
     def select(self, batch: Batch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+        """Places [B'] of the photos that get a picture."""
         import torch
 
         return torch.nonzero(alphas_cumprod >= self.min_alpha_bar)[:, 0]
 
     def __call__(self, noised: NoisedBatch, noise_pred: torch.Tensor) -> torch.Tensor:
+        """x_gen's latents [B',C,h,w]."""
         from bolid.method import losses
 
         return losses.x0_from_prediction(noise_pred, noised.noisy, noised.alphas_cumprod, self.denoiser.prediction_type)
@@ -92,6 +96,7 @@ class FewStepRollout(OneStepPrediction):
         self.consistency = "LCM" in scheduler  # each step's x0-hat is noised anew
 
     def __call__(self, noised: NoisedBatch, noise_pred: torch.Tensor) -> torch.Tensor:
+        """x_gen's latents [B',C,h,w]."""
         import torch
 
         from bolid.method import losses
@@ -165,6 +170,7 @@ class SampledRollout:
         self.consistency = isinstance(scheduler, LCMScheduler)
 
     def select(self, batch: Batch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+        """Places [B'] of the photos that get a picture."""
         import torch
 
         captioned = torch.tensor([bool(caption) for caption in batch.captions])
@@ -174,6 +180,7 @@ class SampledRollout:
         return torch.nonzero(captioned & judged)[:, 0].to(alphas_cumprod.device)
 
     def __call__(self, noised: NoisedBatch, noise_pred: torch.Tensor) -> torch.Tensor:
+        """x_gen's latents [B',C,h,w]."""
         return self.sample(noised.conditions, noised.generators)
 
     def sample(self, conditions: Conditions, generators: Any) -> torch.Tensor:

@@ -54,7 +54,11 @@ class FrozenModels:
 def load_models(
     train: str | Path, config: TrainAdapterConfig, body_encoder: str | Path | None, family: str | None, device: str
 ) -> FrozenModels:
-    """Raises BolidError when shards, body encoder and family do not belong together, or a model is missing."""
+    """Everything that is not trained.
+
+    Raises BolidError when shards, body encoder and family do not belong together, when a model is missing, and for a
+    --kv-rank that saves nothing.
+    """
     from bolid.backends.body import BodyEncoder
     from bolid.backends.diffusion import load_base
     from bolid.formats.shards import read_index
@@ -64,6 +68,7 @@ def load_models(
     match_family(chosen.name, encoder.record["family"], encoder.path)
     encoder.to(device)
     pipe = load_base(chosen, device)
+    check_kv_rank(pipe.unet, config, chosen)
     losses = pixel_losses(config, chosen, encoder, device)
     decode = LatentDecoder(chosen, pipe.vae, config.decoder, device) if losses else None
     return FrozenModels(chosen, encoder, pipe, losses, decode)
@@ -143,7 +148,6 @@ def install_branches(models: FrozenModels, config: TrainAdapterConfig, seed: int
     from bolid.method.body_condition import install
     from bolid.train_adapter.precision import store_frozen
 
-    check_kv_rank(models.pipe.unet, config, models.family)
     with quiet_diffusers():
         unet = models.pipe.unet.to(memory_format=torch.channels_last)
     states = _stored_states(config) if config.init else _new_states(unet, models.body_encoder.body_dim, config, seed)

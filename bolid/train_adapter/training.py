@@ -224,6 +224,7 @@ def shard(unet: Any, device: str) -> BranchParameters:
 
 
 def compiled(network: Any) -> Any:
+    """The network behind torch.compile."""
     import torch
 
     return torch.compile(network)

@@ -29,6 +29,8 @@ KIND = "body-encoder"
 
 @dataclass(frozen=True)
 class TrainVaeResult:
+    """What a training wrote, and how it ended."""
+
     path: Path
     steps: int
     seconds: float
@@ -124,4 +126,5 @@ def save_encoder(
 
 
 def checkpoint_path(out: Path) -> Path:
+    """Where a training that writes `out` keeps its checkpoint."""
     return out.with_name(f".{out.stem}.checkpoint.safetensors")

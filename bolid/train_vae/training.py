@@ -60,6 +60,7 @@ class VaeTraining:
         self.step = 0  # steps done
 
     def draw_batch(self) -> ViewBatch:
+        """The next step's views, on the device."""
         import torch
 
         from bolid.method import body_views
@@ -129,9 +130,11 @@ class VaeTraining:
             raise BolidError(f"the training diverged at step {self.step}", "lower --learning-rate")
 
     def summary(self) -> str:
+        """The metrics in one line."""
         return " ".join(f"{name} {float(value):.3f}" for name, value in self.metrics.items())
 
     def rounded_metrics(self) -> dict[str, float]:
+        """The metrics as they are recorded."""
         return {name: round(float(value), 4) for name, value in self.metrics.items()}
 
     def load(self, path: Path, record: dict[str, Any]) -> None:
@@ -141,6 +144,7 @@ class VaeTraining:
         self.step = load_checkpoint(path, record, self._tensors(), self.optimizer)
 
     def save_checkpoint(self, path: Path, record: dict[str, Any]) -> None:
+        """Everything that the next step needs."""
         from bolid.formats.checkpoint import save_checkpoint
 
         save_checkpoint(path, self.step, record, self._tensors(), self.optimizer)

@@ -156,7 +156,7 @@ def test_training_can_start_from_other_adapters(world, tmp_path):
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize("kv_rank", [0, 4])
+@pytest.mark.parametrize("kv_rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_one_branch_learns_and_the_other_stays(world, tmp_path, branch, kv_rank):
     run(world, tmp_path / "first")
     alone = dataclasses.replace(CONFIG, init=str(tmp_path / "first"), branches=branch, kv_rank=kv_rank)
@@ -175,7 +175,7 @@ def test_one_branch_learns_and_the_other_stays(world, tmp_path, branch, kv_rank)
     assert "give --init" in error.value.hint
 
 
-def test_a_sheet_of_samples_is_sampled_with_the_familys_guidance(world, tmp_path, monkeypatch):
+def test_a_contact_sheet_has_the_familys_guidance(world, tmp_path, monkeypatch):
     from PIL import Image
 
     from bolid.models.families import Family
@@ -211,6 +211,7 @@ print(json.dumps([name for name in sys.modules if name.split(".")[0].startswith(
 """
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_both_files_and_samples_the_same(world, tmp_path):
     """In a process that knows nothing of bolid, and bit for bit what `generate` makes."""
     from PIL import Image

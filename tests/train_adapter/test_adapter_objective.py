@@ -106,7 +106,7 @@ def test_without_pixels_the_loss_is_l_diff(with_models):
         batch = again(batch)
         before = objective(dataclasses.replace(batch, generators=photo_generators(9, 0, 4)))["loss"]
         after = objective(dataclasses.replace(batch, generators=photo_generators(9, 0, 4)), with_pixels=True)
-        assert float(after["diffusion"]) == pytest.approx(float(before))
+        assert float(after["diffusion"].detach()) == pytest.approx(float(before.detach()))
 
 
 def test_the_face_loss_counts_where_the_photo_shows_one_and_the_person_is_known(with_models):
@@ -189,7 +189,7 @@ def test_only_photos_of_a_body_with_a_caption_and_a_condition_are_sampled(with_m
 def test_gradient_goes_through_the_steps_asked_for(with_models, defaults):
     """Through the last step alone it is what one step from there gives; through more it is another."""
     gradients = []
-    for count in (1, 2, 4):
+    for count in (1, 4):
         settings = {"id_weight": 1.0, "id_loss": "body", "x_gen": "sampled", "x_gen_grad_steps": count}
         with joint(with_models, defaults, **settings) as (objective, batch, parameters):
             calls, denoiser = [], objective.denoiser
@@ -204,7 +204,7 @@ def test_gradient_goes_through_the_steps_asked_for(with_models, defaults):
             x0.square().sum().backward()
             gradients.append(torch.cat([p.grad.flatten() for p in parameters.values()]))
             assert sum(calls) == count and len(calls) == 8, "every step once with and once without the conditions"
-    assert float((gradients[0] - gradients[2]).norm()) > 0.1 * float(gradients[2].norm())
+    assert float((gradients[0] - gradients[1]).norm()) > 0.1 * float(gradients[1].norm())
 
 
 def test_l_id_by_the_body_encoder_is_nothing_for_nobody(with_models):
@@ -244,6 +244,7 @@ def test_many_step_bases_have_no_few_step_picture(world):
     assert "sdxl-lightning" in error.value.hint
 
 
+@pytest.mark.slow
 def test_the_few_step_lora_is_on_for_x_gen_alone(with_models, tmp_path):
     """A LoRA that lets the base take few steps changes x_gen, and neither L_diff nor what is trained."""
     from diffusers import StableDiffusionPipeline

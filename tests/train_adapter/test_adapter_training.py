@@ -42,8 +42,11 @@ VARIANTS = {
 }  # fmt: skip
 
 
+QUICK = ("bf16", "all three losses", "low rank")
+
+
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=[pytest.mark.slow] if v == "compiled" else []) for v in VARIANTS]
+    "variant", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in VARIANTS]
 )
 def test_a_killed_training_goes_on_to_the_same_bytes(with_models, tmp_path, variant):
     config = dataclasses.replace(CONFIG, **VARIANTS[variant])
@@ -125,6 +128,7 @@ def test_kill_9_and_the_same_command_go_on_to_the_same_bytes(world, tmp_path):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_batch_taken_in_parts_is_the_whole_batch(with_models, tmp_path):
     """Up to rounding; and another seed is far off, so that the measure means something."""
     config = dataclasses.replace(
