@@ -221,7 +221,9 @@ def test_python_in_documents_runs(document, rendered_people, tmp_path, monkeypat
     assert pictures and all(Path(picture).is_file() for picture in pictures)
 
 
-@pytest.mark.parametrize("name", set(re.findall(r"^\| `(\w+)", text_of(ROOT / "docs/reference/python.md"), re.MULTILINE)))
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"^\| `(\w+)", text_of(ROOT / "docs/reference/python.md"), re.MULTILINE)))
+)
 def test_functions_named_in_the_reference_of_python_exist(name):
     assert callable(getattr(importlib.import_module("bolid.api"), name))
 
