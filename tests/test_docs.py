@@ -10,6 +10,8 @@ import importlib
 import json
 import re
 import shlex
+import shutil
+import textwrap
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from bolid_cli._options import settings_of
+from bolid_cli._settings import toml_lines
 from bolid_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
@@ -48,16 +52,30 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 # ----------------------------------------------------------------------------------------------------------------
 # Commands and their options
 
+HEAD = """# Commands
+
+Written by `python tests/test_docs.py` from the commands' own `--help`.
+
+A command with `--config` takes its settings from a TOML file too. `bolid train-vae --print-config > vae.toml` writes
+all settings in force, `bolid train-vae --config vae.toml` uses them. A key is the option's name with underscores.
+Default, `--preset`, file, environment variable, command line: the later one wins.
+"""
+
 
 def reference() -> str:
     """The help of every command, in the order of the chain."""
-    names = [(name,) for name, _ in COMMANDS]
+    names: list[tuple[str, ...]] = [(name,) for name, _ in COMMANDS]
     names += [("models", word) for word in ("list", "pull", "verify", "convert", "use")]
-    pages = ["# Commands\n\nWritten by `python tests/test_docs.py` from the commands' own `--help`.\n"]
+    functions = dict(COMMANDS)
+    pages = [HEAD]
     for name in ((), *names):
         shown = CliRunner().invoke(app, [*name, "--help"], prog_name="bolid", terminal_width=100)
         assert shown.exit_code == 0, name
         pages.append(f"## {' '.join(('bolid', *name))}\n\n```text\n{shown.stdout.strip()}\n```\n")
+        hidden = [setting for setting in settings_of(functions.get(" ".join(name))).values() if setting.advanced]
+        if hidden:
+            lines = "\n".join(toml_lines(hidden)).strip()
+            pages.append(f"Settings of the config file that `--help` does not list:\n\n```toml\n{lines}\n```\n")
     return "\n".join(pages)
 
 
@@ -104,6 +122,8 @@ def parse(group: Any, words: list[str], parent: Any = None) -> None:
 )
 def test_documented_commands_can_be_typed(document, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "--config" in words:
+        Path(words[words.index("--config") + 1]).touch()
     try:
         parse(typer.main.get_command(app), words)
     except Exception as error:
@@ -178,14 +198,34 @@ def test_documents_named_in_the_code_exist():
 
 
 @each_document
-def test_python_in_documents_is_of_this_library(document):
-    for block in re.findall(r"```python\n(.*?)```", text_of(document), re.DOTALL):
-        for node in ast.walk(ast.parse(re.sub(r"^   ", "", block, flags=re.MULTILINE))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "bolid":
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "bolid":
-                assert hasattr(importlib.import_module("bolid"), node.attr), f"bolid.{node.attr}"
+def test_python_in_documents_can_be_read(document):
+    for block in python_blocks(document):
+        ast.parse(block)
+
+
+def python_blocks(document: Path) -> list[str]:
+    return [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", text_of(document), re.DOTALL)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/reference/python.md"])
+def test_python_in_documents_runs(document, rendered_people, tmp_path, monkeypatch, capsys):
+    """Ten lines, from photos to pictures."""
+    code = python_blocks(ROOT / document)[0]
+    assert len([line for line in code.splitlines() if line]) <= 10
+    person = sorted(path for path in rendered_people.iterdir() if path.is_dir())[0]
+    shutil.copytree(person, tmp_path / "bolid-demo" / "photos" / "p200000")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, document, "exec"), {})
+    pictures = [line for line in capsys.readouterr().out.splitlines() if line.endswith(".png")]
+    assert pictures and all(Path(picture).is_file() for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"^\| `(\w+)", text_of(ROOT / "docs/reference/python.md"), re.MULTILINE)))
+)
+def test_functions_named_in_the_reference_of_python_exist(name):
+    assert callable(getattr(importlib.import_module("bolid.api"), name))
 
 
 def test_figures_in_readme_are_those_of_the_experiment():
