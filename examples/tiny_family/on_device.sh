@@ -19,7 +19,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 device=cuda widths="128 192 256" crops=192 samples=768 adversarial=384 photos=40000
 if [ "${DRY:-}" ]; then
-  MINUTES=1.2 device=cpu widths="32 64" crops=4 samples=4 adversarial=4 photos=64
+  MINUTES=0.6 device=cpu widths="32 64" crops=4 samples=4 adversarial=4 photos=64
 fi
 share() { awk "BEGIN { print $MINUTES * $1 }"; }
 mkdir -p "$OUT" "$WORK"
