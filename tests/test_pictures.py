@@ -28,6 +28,23 @@ def test_records_name_prompt_seed_and_photos(tmp_path):
     assert (picture.prompt, picture.seed, picture.photos_used) == ("a man", 7, {"a", "b"})
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"config": 5},
+        {"config": {"prompt": "x"}, "inputs": []},
+        {"config": {"prompt": "x"}, "inputs": {"photo_0": 5}},
+        {"config": {"prompt": "x", "scales": 1}},
+    ],
+)
+def test_a_record_of_another_form_counts_for_nothing(tmp_path, record):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("bolid", json.dumps({"kind": "picture", **record}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    (picture,) = generated_pictures(tmp_path).pictures
+    assert not picture.record and not picture.prompt and not picture.photos_used and not picture.scales
+
+
 def test_contact_sheets_are_no_pictures(tmp_path):
     save(tmp_path / "x.png", "a man", kind="picture")
     save(tmp_path / "grid.png", kind="grid")

@@ -96,7 +96,7 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
     """
     folder = PictureFolder(place)
     if folder.shards is not None:
-        folder.pictures = _of_shards(folder)
+        folder.pictures = _of_shards(folder.shards, folder.place)
     else:
         if not folder.place.is_dir():
             what = "is a file, not a folder" if folder.place.exists() else "does not exist"
@@ -129,8 +129,9 @@ def _generated_picture(path: Path, folder: Path, row: dict[str, Any]) -> Picture
     record = picture_record(data, str(path)) or {}
     if record.get("kind", "picture") != "picture":
         raise BolidError(f"not one picture but a {record['kind']}", "leave it out")
-    config = record.get("config")
-    config = config if isinstance(config, dict) else {}
+    if not _is_well_formed(record):
+        record = {}
+    config = record.get("config", {})
     return Picture(
         source=str(path),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -138,15 +139,23 @@ def _generated_picture(path: Path, folder: Path, row: dict[str, Any]) -> Picture
         prompt=str(row.get("prompt") or config.get("prompt") or ""),
         person=str(row.get("person") or _person_of(config)),
         seed=_seed(row.get("seed", record.get("seed"))),
-        record=record if config else {},
+        record=record,
     )
+
+
+def _is_well_formed(record: dict[str, Any]) -> bool:
+    """Whether settings, scales and inputs are of the form that `generate` writes."""
+    config, inputs = record.get("config"), record.get("inputs", {})
+    if not isinstance(config, dict) or not isinstance(config.get("scales", {}), dict) or not isinstance(inputs, dict):
+        return False
+    return bool(config) and all(isinstance(text, str) for pair in inputs.items() for text in pair)
 
 
 def reference_photos(place: str | os.PathLike[str]) -> PictureFolder:
     """Photos of people, `<person>/*.jpg` or of one person, or a shard directory; with captions and ground truth."""
     folder = PictureFolder(place)
     if folder.shards is not None:
-        folder.pictures = _of_shards(folder)
+        folder.pictures = _of_shards(folder.shards, folder.place)
         return folder
     from bolid.backends.caption import caption_for
 
@@ -180,14 +189,12 @@ def _is_shards(place: Path) -> bool:
     return place.is_dir() and ((place / INDEX).is_file() or (place / JOURNAL).is_file())
 
 
-def _of_shards(folder: PictureFolder) -> list[Picture]:
-    reader = folder.shards
+def _of_shards(reader: ShardReader, place: Path) -> list[Picture]:
     pictures = []
-    for key in reader.keys if reader is not None else []:
-        (sample,) = reader.read([key])  # type: ignore[union-attr]
+    for sample in reader.read(reader.keys):
         truth = {name: float(value) for name, value in sample.meta.get("ratios", {}).items()}
-        sha = key.rpartition("/")[2]
-        pictures.append(Picture(key, sha, folder.place, sample.caption, sample.person, truth=truth))
+        sha = sample.key.rpartition("/")[2]
+        pictures.append(Picture(sample.key, sha, place, sample.caption, sample.person, truth=truth))
     return pictures
 
 
