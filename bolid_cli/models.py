@@ -119,7 +119,7 @@ def pull(
     """Fetch the published weights of FAMILY; what is there already stays. An interrupted pull goes on where it stopped.
 
     From the Hugging Face Hub (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected) and the releases of InsightFace and
-    ultralytics. What was fetched is written down with its SHA-256; `bolid models verify` compares with that.
+    ultralytics. The SHA-256 of every file is recorded; `bolid models verify` compares with the record.
     """
     import bolid.models.pull
     from bolid.models.manifest import describe
@@ -140,7 +140,7 @@ def pull(
 
 @app.command("verify", cls=Command)
 def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Check that the files of FAMILY are there and whole: as they were fetched, where that was written down."""
+    """Check that the files of FAMILY are there and whole, and as they were fetched where there is a record."""
     import bolid.models.manifest
 
     with progress_bar(quiet) as progress:

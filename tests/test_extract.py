@@ -198,6 +198,13 @@ def test_real_photographs_given_to_tiny(photos, tmp_path):
     assert not (tmp_path / "none").exists()  # so that the same command works with another --family
 
 
+def test_photos_of_several_people_alone(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(Reader, "read", lambda self, images: [views.SEVERAL] * len(images))
+    with pytest.raises(TooManyRejected, match="none of the 27 photos could be used") as caught:
+        extract(photos, tmp_path / "none", select_person="only")
+    assert caught.value.hint.startswith("--select-person main")
+
+
 def test_options(photos, tmp_path):
     extract(photos, tmp_path / "small", max_side=32)
     assert decode_image(next(read_shards(tmp_path / "small")).image).shape == (32, 24, 3)

@@ -21,7 +21,7 @@ from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, 
 from bolid.formats.storage import place
 from bolid.models.families import Family, get_family
 from bolid.run import Progress, canonical_json, pick_device, run_record
-from bolid.views import NOT_RECOGNISED, PersonRule, View, ViewReader
+from bolid.views import NOT_RECOGNISED, SEVERAL, PersonRule, View, ViewReader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,6 +249,12 @@ def _origin(path: Path) -> dict[str, str]:
         return {}
 
 
+def _hint(rejected: dict[str, list[str]]) -> str:
+    if SEVERAL in rejected:
+        return "--select-person main takes the main person of a photo that shows several"
+    return "give photos that show a person, at least from head to shoulders"
+
+
 def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) -> ExtractResult:
     bad = sum(map(len, result.rejected.values()))
     unknown = sum(len(result.rejected.get(reason, ())) for reason in NOT_RECOGNISED)
@@ -266,7 +272,7 @@ def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) ->
         reasons = ", ".join(f"{reason}: {len(sources)}" for reason, sources in result.rejected.items())
         raise TooManyRejected(
             f"none of the {total} photos could be used ({reasons})",
-            warning or "give photos that show a person, at least from head to shoulders",
+            warning or _hint(result.rejected),
             result.rejected,
         )
     if bad > 1 and bad > max_bad * total:

@@ -7,6 +7,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.models.sources import OWN_FACE_PACK, RESEARCH_ONLY_FACE, SOURCES
 from bolid.run import home, read_toml, write_atomic
-from bolid.scales import Scale, parse_guidance
+from bolid.scales import Scale, parse_guidance, parse_size
 
 # part -> (path inside the family's directory, what is expected there)
 _LAYOUT = {
@@ -36,7 +37,7 @@ PARTS = tuple(_LAYOUT)
 # What a family may have besides. Nothing but the options that ask for it needs it.
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
-    "few_steps_lora": ("few-steps.safetensors", "a LoRA that lets the base paint in a few steps (LCM or Lightning)"),
+    "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
@@ -86,10 +87,10 @@ def refuse_non_commercial(part: str, path: Path, family: str) -> None:
     if part == "face" and path.is_dir() and RESEARCH_ONLY_FACE & {file.name for file in path.iterdir()}:
         name = source.name if source else "InsightFace's published pack"
         raise BolidError(
-            f"{name} in {path} is for non-commercial research only, and commercial use is asked for", OWN_FACE_PACK
+            f"{name} in {path} is for non-commercial research only, and --commercial is in force", OWN_FACE_PACK
         )
     if source is not None and part == "caption" and not source.commercial:
-        raise BolidError(f"{source.name} is {source.license}, and commercial use is asked for", source.instead)
+        raise BolidError(f"{source.name} is {source.license}, and --commercial is in force", source.instead)
 
 
 # [height, width] that SDXL was trained on (arXiv:2307.01952, appendix I), those from 1:2 to 2:1 that people use.
@@ -152,28 +153,28 @@ class Family:
     face_adapter: Path
     body_adapter: Path
     probe: Path | None
-    view_size: tuple[int, int]  # (height, width) at which the body encoder is shown photos: image_size or finer
+    view_size: tuple[int, int]  # (height, width) of photos for the body encoder: image_size or finer
     controlnet: Path
     few_steps_lora: Path
     body_sliders: Path
     unet: Path
     base_config: Path
     caption: Path
-    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that the base paints well; image_size is among them
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that the base was trained on; image_size is one of them
     needs: tuple[str, ...] = ()  # parts that others may lack, but not this family
     defaults: dict[str, Any] = field(default_factory=dict)  # steps, guidance, ...: what generate starts from
     few_steps: dict[str, Any] = field(default_factory=dict)  # what --few-steps starts from; empty: not offered
-    wardrobe: tuple[dict[str, Any], ...] = ()  # what the base must be told to dress people in; see `dressed`
+    wardrobe: tuple[dict[str, Any], ...] = ()  # clothes that a prompt must name; see `dressed`
     description: str = ""
 
     @property
     def guidance(self) -> Scale:
-        """How strongly, and in which stretch of the steps, guidance counts by default."""
+        """The default guidance scale and its interval of the steps."""
         return parse_guidance(self.defaults.get("guidance", 5.0), f"the guidance of family {self.name!r}")
 
     def dressed(self, prompt: str) -> str:
-        """``prompt`` with clothes wherever it names none: a base that was only taught prompts with clothes paints
-        people in the colour of their skin without.
+        """``prompt`` with clothes where it names none: the tiny base has only seen captions that name clothes, and
+        generates people without any otherwise.
 
         Each entry of ``wardrobe`` is a kind of clothes: where none of its ``words`` is in the prompt, and none of
         ``unless`` either, its ``default`` goes behind the first clause.
@@ -218,18 +219,19 @@ class Family:
         return replace(self, base=Path(base), base_config=config)
 
     def with_size(self, size: str | None) -> Family:
-        """The same family painting pictures of ``size``, "WIDTHxHEIGHT", or itself for None.
+        """The same family with ``size``, "WIDTHxHEIGHT", as its picture size, or itself for None.
 
         Raises BolidError for a size that the base was not trained on.
         """
         if size is None:
             return self
         allowed = self.sizes or (self.image_size,)
-        width, _, height = size.lower().partition("x")
-        wanted = (int(height), int(width)) if height.isdecimal() and width.isdecimal() else None
-        if wanted not in allowed:
+        wanted = None
+        with contextlib.suppress(BolidError):
+            wanted = parse_size(size)
+        if wanted is None or wanted not in allowed:
             raise BolidError(
-                f"--size is {size!r}: family {self.name!r} does not paint that",
+                f"--size is {size!r}: family {self.name!r} was not trained on that",
                 "give WIDTHxHEIGHT, one of " + ", ".join(f"{w}x{h}" for h, w in allowed),
             )
         return replace(self, image_size=wanted)
@@ -339,7 +341,7 @@ def chosen_family() -> tuple[str, str]:
 
 
 def remember_family(name: str) -> Path:
-    """Make ``name`` the family of later commands. Returns the file that says so."""
+    """Make ``name`` the family of later commands. Returns the file that remembers it."""
     get_family(name)  # refuses an unknown one
     if name.endswith(".toml"):
         name = str(Path(name).resolve())
@@ -354,7 +356,7 @@ def _memory() -> Path:
 def match_family(option: str | None, recorded: str, artefact: str | os.PathLike[str]) -> Family:
     """The family for a command that reads ``artefact``, which was made with the family ``recorded``.
 
-    The artefact decides; a different family asked for by name is refused, since features of one family mean
+    The artefact decides. Another family given by name is refused, since features of one family mean
     nothing to the models of another.
     """
     if option is not None and option != recorded:

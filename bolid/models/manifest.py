@@ -19,7 +19,7 @@ MANIFEST = "models.json"
 def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]]:
     """Every published part of ``family``: what, how big, license, revision, where it lies or is looked for, its state.
 
-    state: "there", "missing", or "refused" where ``commercial`` use is asked for and its license forbids it.
+    state: "there", "missing", or "refused" for a license that forbids ``commercial`` use.
     """
     written = read_manifest(family.root)
     parts = []

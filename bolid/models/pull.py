@@ -1,6 +1,6 @@
 """`bolid models`: fetch a family's published weights, look whether they are whole, and convert them.
 
-Every part of a family is a folder or a file below BOLID_HOME/<family>. What `pull` put there is written down in
+Every part of a family is a folder or a file below BOLID_HOME/<family>. What `pull` put there is recorded in
 models.json beside it: source, commit, license, and size and SHA-256 of each file. The first fetch is trusted, for no
 hashes are pinned (see `bolid.models.sources`); from then on `verify` compares.
 """
@@ -52,7 +52,7 @@ def pull(
     commercial: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Fetch the parts of family ``name`` that are not there yet; returns the places of all that were asked for.
+    """Fetch the parts of family ``name`` that are not there yet; returns the places of all parts that it names.
 
     ``only``: these parts, optional ones too; by default all that are not optional. ``from_dir``: take them from a
     folder copied from another machine (a family's folder, a Hugging Face cache, or the downloaded files as they are)
@@ -76,7 +76,7 @@ def pull(
     for source in wanted:
         if commercial and not source.commercial:
             raise BolidError(
-                f"{source.name}: {source.license}; commercial use is asked for",
+                f"{source.name}: {source.license}; --commercial is in force",
                 f"{source.instead}; the other parts: bolid models pull {name} "
                 + " ".join(f"--only {s.part}" for s in wanted if s.commercial),
             )
@@ -318,7 +318,7 @@ def _in_folder(folder: Path, source: PublishedPart, place: Path) -> tuple[Path, 
 
 
 def _compare_with_manifest(folder: Path, part: str, found: Path) -> None:
-    """What the other machine wrote down about its files must be true of the copies."""
+    """Raises BolidError unless the copies agree with the other machine's record of its files."""
     files = read_manifest(folder).get(part, {}).get("files", {})
     for name, expected in files.items():
         file = found if found.is_file() else found / name

@@ -59,7 +59,7 @@ class Collection:
         self.marks, self.total = marks, 0
         self._photos, self._filters, self.check = photos, filters, check
         self._wanted = {same_name(name): name for name in names}
-        self._seen: set[str] = set()  # of the wanted names; while some are missing, of all
+        self._found: set[str] = set()  # names of people that the run came across
         self._max_people, self._progress = max_people, progress
         self._people: dict[tuple[str, str], str | None] = {}  # (name, page) of this run -> folder, or None: not wanted
         self._names: dict[str, str] = {}  # folder -> name, of the people of this run
@@ -118,8 +118,8 @@ class Collection:
             return True
         # Links often say how many photos there are: "Anna Ivanova (312)".
         names = {same_name(name), re.sub(r"\s*[(\[]?\d+[)\]]?$", "", same_name(name))}
-        if len(self._seen) < 100_000:
-            self._seen |= names
+        if len(self._found) < 100_000:
+            self._found |= names
         return not names.isdisjoint(self._wanted)
 
     def wants(self, person: str, source: str) -> bool:
@@ -238,8 +238,8 @@ class Collection:
 
     def not_found(self) -> tuple[str, str] | None:
         """(who of --person was not found, similar names), if anybody is missing."""
-        missing = sorted(self._wanted[name] for name in set(self._wanted) - self._seen)
+        missing = sorted(self._wanted[name] for name in set(self._wanted) - self._found)
         if not missing:
             return None
-        near = sorted({match for name in missing for match in difflib.get_close_matches(same_name(name), self._seen)})
+        near = sorted({match for name in missing for match in difflib.get_close_matches(same_name(name), self._found)})
         return f"found no {' and no '.join(missing)}", f"perhaps you mean {', '.join(near)}" if near else ""

@@ -62,8 +62,8 @@ def scrape(
     and 1 otherwise. ``min_sharpness``: variance of the Laplacian (Pech-Pacheco et al. 2000) at 512 pixels; 0 is off.
     ``one_person``: the family's pose model must see one person, and enough of them. ``watermark``: any function of a
     picture, uint8 [H, W, 3], that returns why it is to be dropped, or ""; BoLID has none of its own.
-    ``contact``: a mail or web address, told to every web server. ``connections``, ``delay``: at once to one host; least
-    seconds between two requests to it. ``ignore_robots`` is written into every record.
+    ``contact``: a mail or web address, sent to every web server. ``connections``: requests to one host at a time.
+    ``delay``: seconds between two requests to a host, at least. ``ignore_robots`` is written into every record.
 
     Raises TooManyFailed, a BolidError, when no photo could be kept, or when more than ``max_bad`` of all photos and
     more than one could not be fetched or read; what was kept stays.

@@ -46,7 +46,7 @@ def _run(spider_class: type[PhotoSpider], sink: Sink, manners: Manners, **argume
     loggers = [logging.getLogger(name) for name in ("scrapy", "twisted", "asyncio", "protego")]
     levels = [(logger, logger.level) for logger in loggers]
     try:
-        for logger in loggers:  # failures are told as reasons, each with its photo
+        for logger in loggers:  # every failure is recorded with its photo
             logger.setLevel(logging.CRITICAL + 1)
         asyncio.run(_crawl(crawler, sink=sink, manners=manners, **arguments))
     finally:
