@@ -196,14 +196,14 @@ class Judge:
         for i, (person, body) in enumerate(zip(people, bodies, strict=True)):
             face = face_of(person, slice(0, 4))
             prompts = self._prompts(person, "full body")
-            made = self._sample(pipe, prompts, person, "body", face, body, adapter)
+            made = self._generate(pipe, prompts, person, "body", face, body, adapter)
             readings.append(self.probe.predict(made)[:, self.order].mean(0))
             seen, said = self.image_text.encode_images(made), self.image_text.encode_text(prompts)
             agreements += (seen * said).sum(-1).tolist()
             if not faces:
                 continue
             other = references[(i + 1) % len(people)]
-            for picture in self._sample(pipe, self._prompts(person, "portrait"), person, "face", face, body, adapter):
+            for picture in self._generate(pipe, self._prompts(person, "portrait"), person, "face", face, body, adapter):
                 found = self.reader.faces.detect(picture)
                 if found and references[i].any() and other.any():
                     vector = torch.from_numpy(found[0].embedding)
@@ -235,7 +235,7 @@ class Judge:
             prompts.append(re.sub(r"\b(?:wo)?man\b", person.gender, world.caption(identity, plan)))
         return prompts
 
-    def _sample(
+    def _generate(
         self, pipe: Any, prompts: list[str], person: Person, purpose: str, face: torch.Tensor, body: torch.Tensor,
         adapter: Path | None,
     ) -> list[np.ndarray]:  # fmt: skip
