@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
 _GAP = 6
 _LABEL = 188  # rows' labels are wrapped at this width, in pixels
@@ -26,7 +26,7 @@ def contact_sheet(
     font = ImageFont.load_default(15)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     block = across * size[0] + (across - 1) * 2
-    wrapped = [_wrap(label, measure, font, _LABEL) for label in rows]
+    wrapped = [wrap_text(label, measure, font, _LABEL) for label in rows]
     longest = max(measure.textlength(line, font=font) for label in wrapped for line in label.split("\n"))
     margin = round(longest) + 2 * _GAP if any(rows) else 0
     head = 26 if any(columns) else 0
@@ -47,7 +47,8 @@ def contact_sheet(
     return sheet
 
 
-def _wrap(text: str, draw, font, width: int) -> str:
+def wrap_text(text: str, draw: ImageDraw.ImageDraw, font: Any, width: int) -> str:
+    """`text` with line breaks, so that no line of several words is wider than `width` pixels."""
     lines = [""]
     for word in text.replace("\n", " \n ").split(" "):
         line = f"{lines[-1]} {word}".strip(" ")

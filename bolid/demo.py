@@ -101,8 +101,8 @@ def plan(
     ]
     portrait = _PORTRAIT.format(who=who)
     bodies, faces = ("generate", "--prompts", prompt_file), ("generate", portrait)
-    for asked, place, guided in ((bodies, out, ()), (faces, out / "portraits", ("--face-guidance", "1"))):
-        common = (*asked, "-n", str(PICTURES), "--seed", str(seed))
+    for prompted, place, guided in ((bodies, out, ()), (faces, out / "portraits", ("--face-guidance", "1"))):
+        common = (*prompted, "-n", str(PICTURES), "--seed", str(seed))
         commands.append((*common, "--out", str(place / "base")))
         for name, profile in zip(names, profiles, strict=True):
             commands.append((*common, "--profile", profile, *guided, "--out", str(place / name)))
@@ -116,6 +116,8 @@ def plan(
 def contact_sheet(plan: Plan) -> Path:
     """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits."""
     from PIL import Image, ImageDraw, ImageFont
+
+    from bolid.contact_sheet import wrap_text
 
     cell_h, gap, text_w = 216, 6, 200
     cell_w = cell_h * 3 // 4
@@ -146,7 +148,7 @@ def contact_sheet(plan: Plan) -> Path:
     y += head
     for index, prompt, folders in shown:
         draw.multiline_text(
-            (gap, y + 4), _wrap(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3
+            (gap, y + 4), wrap_text(prompt, draw, small, text_w - 2 * gap), fill="black", font=small, spacing=3
         )
         for column, folder in enumerate(folders):
             x = text_w + column * (block + 3 * gap)
@@ -200,14 +202,3 @@ def _fit(path: Path, size: tuple[int, int]) -> Image.Image:
     from bolid.formats.images import read_photo
 
     return Image.fromarray(read_photo(path)).resize(size, Image.Resampling.BICUBIC)
-
-
-def _wrap(text: str, draw, font, width: int) -> str:
-    lines = [""]
-    for word in text.split():
-        line = f"{lines[-1]} {word}".strip()
-        if draw.textlength(line, font=font) <= width:
-            lines[-1] = line
-        else:
-            lines.append(word)
-    return "\n".join(lines)

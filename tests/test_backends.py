@@ -88,7 +88,7 @@ def test_faces_in_torch_are_those_in_onnx(photograph):
     for value in (embeds[0] @ torch.from_numpy(seen.embedding).roll(1), scores[0]):
         (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
         assert torch.isfinite(gradient).all() and gradient[0].any() and not gradient[1].any()
-    _, landmarks = network._surest(pixels)
+    _, _, landmarks = network.detect_and_embed(pixels)
     np.testing.assert_allclose(landmarks[0].detach(), seen.landmarks, atol=0.5)
 
 

@@ -65,6 +65,8 @@ def test_loras(world, tmp_path):
     assert same(make_pictures(world, tmp_path / "3", lora=[f"{a}:0"]), bare)
     assert same(make_pictures(world, tmp_path / "4", lora=[f"{a}:1.0", f"{b}:0"]), changed)
     assert not same(make_pictures(world, tmp_path / "5", lora=[f"{a}:0.5", f"{b}:-1"]), changed)
+    by_peft = save_lora(tmp_path / "peft.safetensors", pipe.unet, prefix="base_model.model.")
+    assert same(make_pictures(world, tmp_path / "7", lora=[str(by_peft)]), changed)
     both = make_pictures(world, tmp_path / "6", profile=world.me, lora=[str(a)])
     assert not same(both, with_me) and not same(both, changed)
     record = read_picture(tmp_path / "5" / "000-a-photo-of-a-woman.png")
@@ -79,12 +81,17 @@ def test_a_lora_that_does_not_fit(world, tmp_path):
     save_file({k.replace("down_blocks", "side_blocks"): v for k, v in load_file(some).items()}, some)
     bare = save_lora(tmp_path / "bare.safetensors", pipe.unet, prefix="")
     save_file({"weight": torch.ones(2)}, tmp_path / "none.safetensors")
+    for file, mark in (("loha", "x.hada_w1_a"), ("lokr", "x.lokr_w1"), ("words", "bundle_emb.me.string_to_param.*")):
+        save_file(load_file(bare) | {mark: torch.ones(2)}, tmp_path / f"{file}.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is no tensor file at all")
     for path, message in (
         (wide, "does not fit the base of family"),
         (some, "does not fit the base of family"),
         (bare, "does not fit the base of family"),
         (tmp_path / "none.safetensors", "is no LoRA"),
+        (tmp_path / "loha.safetensors", "is a LoHa"),
+        (tmp_path / "lokr.safetensors", "is a LoKr"),
+        (tmp_path / "words.safetensors", "is a LoRA with embeddings of new words"),
         (tmp_path / "text.safetensors", "is not a safetensors file"),
         (tmp_path / "absent.safetensors", "there is no LoRA"),
     ):

@@ -17,7 +17,7 @@ from bolid.extract.command import TooManyRejected, extract
 from bolid.formats.images import decode_image, read_photo
 from bolid.formats.profile import load_profile
 from bolid.formats.shards import read_shards
-from bolid.generate import generate
+from bolid.generate.command import generate
 from bolid.method.keypoints import MIN_CONFIDENCE
 from bolid.models.families import get_family
 from bolid.person import FACE_WEIGHT, PersonReader

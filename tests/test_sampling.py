@@ -10,7 +10,7 @@ from generate_world import BODY, FACE, PROMPTS, make_world, random_controlnet, s
 from PIL import Image
 
 from bolid.backends.attention import cache_conditions
-from bolid.backends.diffusion import decode_latents, load_base, load_loras
+from bolid.backends.diffusion import decode_latents, load_base, load_loras, offload
 from bolid.backends.sampling import Control, sample
 from bolid.errors import BolidError
 from bolid.method.body_condition import build_ip_adapter_image_embeds
@@ -214,3 +214,19 @@ def test_a_branch_at_scale_0_is_the_base_alone(sd):
             cache_conditions(pipe.unet)
         assert equal(by_us(pipe, scales=[Scale(0, 0, 0)] * 2), plain)
         assert not equal(by_us(pipe, scales=[Scale(0, 0, 0), Scale()]), plain)
+
+
+def test_networks_that_are_offloaded_sample_the_same(world):
+    """Twice: after the first pictures the last network leaves the device too."""
+    pictures = []
+    for offloaded in (False, True):
+        pipe = load_base(get_family(world.family))
+        network = random_controlnet(pipe.unet)
+        with_adapters(world, pipe=pipe)
+        cache_conditions(pipe.unet)
+        if offloaded:
+            offload(pipe, "cpu")
+        for _ in range(2):
+            pictures.append(by_us(pipe, steps=1, controls=[Control(network, IMAGE)]))
+            pipe.maybe_free_model_hooks()
+    assert all(equal(other, pictures[0]) for other in pictures[1:])

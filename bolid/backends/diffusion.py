@@ -255,28 +255,46 @@ def sampler(own: Any, settings: Mapping[str, Any]) -> Any:
         return scheduler_class.from_config(own.config, **chosen)
 
 
+_NO_LORA = {".hada_": "a LoHa", ".lokr_": "a LoKr", "bundle_emb.": "a LoRA with embeddings of new words in it"}
+"""Parts of tensor names -> what a file with them is, which diffusers does not load for these bases."""
+_PEFT = "base_model.model."  # peft's own prefix, where it wraps a UNet
+
+
+def _read_lora(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA, by names that diffusers takes. BolidError, saying what it is, for another file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BolidError(f"{path} is not a safetensors file: {error}", "give a LoRA as .safetensors") from error
+    for mark, kind in _NO_LORA.items():
+        if any(mark in name for name in tensors):
+            raise BolidError(
+                f"{path} is {kind} ({mark.strip('.')}*), which is not supported",
+                "give a plain LoRA: pairs of lora_A and lora_B, or of lora_down and lora_up",
+            )
+    if not any("lora" in name for name in tensors):
+        raise BolidError(
+            f"{path} is no LoRA: it has no pairs of small matrices",
+            "give a file that peft, diffusers or a kohya trainer has written",
+        )
+    return {f"unet.{name.removeprefix(_PEFT)}" if name.startswith(_PEFT) else name: t for name, t in tensors.items()}
+
+
 def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -> None:
-    """Lay LoRAs (safetensors file, weight) over the base, through diffusers and peft.
+    """Add LoRAs (safetensors file, weight) to the base, through diffusers and peft.
 
     Raises BolidError for a file that is no LoRA and for one that does not wholly fit: diffusers itself only logs what
     it could not place, and goes on without it.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     names = [f"lora_{i}" for i in range(len(loras))]
     for name, (path, _) in zip(names, loras, strict=True):
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise BolidError(f"{path} is not a safetensors file: {error}", "give a LoRA as .safetensors") from error
+        tensors = _read_lora(path)
         expected = sum(any(mark in key for mark in ("lora_A.", "lora_down.", "lora.down.")) for key in tensors)
-        if not expected:
-            raise BolidError(
-                f"{path} is no LoRA: it has no pairs of small matrices",
-                "give a file that peft, diffusers or a kohya trainer has written",
-            )
         placed, reason = 0, ""
         with quiet_diffusers():
             try:

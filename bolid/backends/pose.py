@@ -224,7 +224,7 @@ class PoseModel:
                 batch = torch.stack(padded).to(self.device)
                 outputs = non_max_suppression(self.raw(batch), CONFIDENCE, OVERLAP, nc=1, max_time_img=10.0, max_det=50)
                 for index, rows in zip(members, outputs, strict=True):
-                    found[index] = [_person(row, scale, width, height) for row in rows.cpu().numpy()]
+                    found[index] = [_detection(row, scale, width, height) for row in rows.cpu().numpy()]
         return found
 
     def raw(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -342,7 +342,7 @@ def _letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = N
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
-def _person(row: np.ndarray, scale: float, width: int, height: int) -> Detection:
+def _detection(row: np.ndarray, scale: float, width: int, height: int) -> Detection:
     """`row`: x0, y0, x1, y1, score, class, 17 x (x, y, confidence), in network pixels."""
     box = np.clip(row[:4] / scale, 0, [width, height, width, height]).astype(np.float32)
     keypoints = row[6:].reshape(17, 3) / np.array([scale, scale, 1], np.float32)

@@ -1,4 +1,4 @@
-"""Sampling: text, face and body in, latents of pictures out. `denoise` is the loop.
+"""Sampling: text, face and body in, latents of pictures out. The loop is `denoise`.
 
 Networks and schedulers are diffusers'. Without losses on the person the latents are those of its pipelines, to the bit.
 Shapes: N pictures, C latent channels, (h, w) latent positions, L tokens, E channels of the text states.
@@ -155,7 +155,7 @@ def sample(
 
 
 def _condition(pipe: Any, text: Text, count: int, size: tuple[int, int], embeds: Sequence[torch.Tensor]) -> Condition:
-    """`embeds`: of each branch, [1,1,D]."""
+    """The condition of `count` pictures: their text, SDXL's sizes, and the branches' `embeds`, [1,1,D] each."""
     given = text if isinstance(text, tuple) and isinstance(text[0], torch.Tensor) else encode_prompts(pipe, text)
     device, dtype = pipe._execution_device, pipe.unet.dtype
     if len(given[0]) != count:
@@ -171,7 +171,7 @@ def _condition(pipe: Any, text: Text, count: int, size: tuple[int, int], embeds:
 
 
 def _prepared(control: Control, size: tuple[int, int], count: int, device: Any) -> Control:
-    """The same with its picture as the network takes it, [N,3,H,W] in 0..1."""
+    """The same with its picture as the network's input, [N,3,H,W] in 0..1."""
     from diffusers.image_processor import VaeImageProcessor
 
     height, width = size

@@ -147,7 +147,7 @@ class _Generation:
         return pose_map.read_pose(self.request.pose_from, self.family, self.request.device)
 
     def _load_pipe(self) -> Any:
-        """The base with everything that the request lays over it, ready to sample."""
+        """The base with its LoRAs and adapters, ready to sample."""
         from bolid.backends.attention import cache_conditions
         from bolid.backends.diffusion import choose_dtype, load_base, load_loras
         from bolid.backends.diffusion import offload as offload_networks
@@ -173,6 +173,7 @@ class _Generation:
         return pipe
 
     def _controls(self) -> list[Control]:
+        """The ControlNet that follows the pose map, if there is one."""
         if self.pose is None:
             return []
         from PIL import Image
@@ -186,7 +187,7 @@ class _Generation:
         return [Control(network, Image.fromarray(self.pose), self.request.pose_weight)]
 
     def _encoded(self, prompt: str, warn: Callable[[str], None] | None) -> str:
-        """The text that stands for a prompt: with clothes where it names none, and as far as the encoder reads."""
+        """The text that the encoder reads for a prompt: with the family's clothes where it names none, and cut."""
         text = self.family.dressed(prompt) if prompt in self.request.prompts else prompt
         read, lost = split_at_limit(self.pipe, text)
         if warn is not None:
@@ -226,8 +227,8 @@ class _Generation:
             distances = [0.0] * len(jobs)
             if self.ranker is not None:
                 distances = self.ranker.distances(pictures, person.vectors["body"], face)
-            new = list(zip(distances, pictures, seeds, strict=True))
-            best = [b if b[0] <= a[0] else a for a, b in zip(new, best or new, strict=True)]
+            found = list(zip(distances, pictures, seeds, strict=True))
+            best = [min(pair, key=lambda each: each[0]) for pair in zip(best or found, found, strict=True)]
         return [(picture, seed) for _, picture, seed in best]
 
     def _sample(
@@ -274,6 +275,7 @@ class _Generation:
         return person.vectors.get(branch, torch.zeros_like(known))
 
     def _losses(self, person: Identity, cell: Cell) -> list[GuidanceLoss]:
+        """Of the person's face and body, with the cell's weights."""
         weights = {part: weight for part, weight in cell.person_guidance.items() if not weight.is_zero}
         return [
             self.guidance[part](person.vectors[part].to(self.request.device), weight)
@@ -281,6 +283,7 @@ class _Generation:
         ]
 
     def _record(self, person: Identity, cell: Cell, index: int, seed: int) -> dict[str, Any]:
+        """The run record of a picture of the prompt `index`."""
         prompt = self.request.prompts[index]
         config: dict[str, Any] = {
             "prompt": prompt, "steps": cell.steps, "guidance": cell.guidance.plain(), "person": person.name,

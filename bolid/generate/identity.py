@@ -36,7 +36,7 @@ class Identity:
             if not largest <= LARGEST or (branch == "face" and largest == 0):
                 raise BolidError(
                     f"{self.name} is damaged: the numbers of its {branch} vector are not those of any person",
-                    "make the profile again with: bolid profile",
+                    "make the profile again with: bolid profile; or give another photo",
                 )
 
 
