@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.models.families import Family
-from bolid.run import derive_seed
+from bolid.run import derive_seed, write_atomic
 from bolid.train_adapter.data import AdapterTable, TextStates, without_build
 
 if TYPE_CHECKING:
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 class Log:
     """log.jsonl, one line a step: {"step", "loss", ...}; loss.png, its curve; and TensorBoard's files if wanted.
 
-    On resuming, what is past the checkpoint is dropped. Raises BolidError when the package tensorboard is missing.
+    On resuming, what is past the checkpoint is dropped, and a damaged line with all after it.
+    Raises BolidError when the package tensorboard is missing.
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool) -> None:
         self.path, self.lines = out / "log.jsonl", list[str]()
         self.writer = _tensorboard_writer(out / "tensorboard", step) if tensorboard else None
-        out.mkdir(parents=True, exist_ok=True)
-        kept = self.path.read_text().splitlines()[:step] if self.path.exists() and step else []
-        self.path.write_text("".join(line + "\n" for line in kept))
+        kept = _whole_lines(self.path)[:step] if self.path.exists() and step else []
+        write_atomic(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a step's line."""
@@ -53,6 +53,18 @@ class Log:
         self.draw()
         if self.writer is not None:
             self.writer.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines before the first that is damaged."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            break
+        lines.append(line)
+    return lines
 
 
 def _tensorboard_writer(folder: Path, step: int) -> Any:

@@ -139,6 +139,16 @@ def test_the_losses_are_drawn_and_logged(with_models, tmp_path):
             assert logged[f"train/{name}", values["step"]] == pytest.approx(values[name], abs=1e-5)
 
 
+def test_a_damaged_line_of_the_log_does_not_stop_a_training(world, tmp_path):
+    out = tmp_path / "a"
+    run(world, out, stop_after=2)
+    lines = (out / "log.jsonl").read_text().splitlines()
+    (out / "log.jsonl").write_text(lines[0] + "\n" + lines[1][:9] + "\n")
+    run(world, out)
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 3, 4] and (out / "loss.png").exists()
+
+
 def test_tensorboard_is_asked_for_and_not_there(world, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(BolidError, match="needs the package tensorboard") as error:
