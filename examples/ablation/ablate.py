@@ -48,11 +48,12 @@ import torch.nn.functional as F
 
 import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import load_base, paint, quiet_diffusers
+from bolid.backends.diffusion import decode_latents, load_base, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
+from bolid.backends.sampling import sample
 from bolid.formats.images import read_photo
-from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds
+from bolid.method.body_condition import BRANCHES
 from bolid.method.body_vae import fuse
 from bolid.method.metrics import r2_scores
 from bolid.models.families import Family, match_family
@@ -238,19 +239,14 @@ class Evaluator:
         adapter: Path | None,
     ) -> list[np.ndarray]:  # fmt: skip
         """The same prompts and noise of a person in every row."""
-        height, width = self.family.image_size
-        guidance = self.family.guidance
-        extra = {}
-        if adapter is not None:
-            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
         generators = [
             torch.Generator().manual_seed(derive_seed(person.seed, "ablation", purpose, i)) for i in range(len(prompts))
         ]
-        pictures = paint(
-            pipe, prompts, guidance=guidance, height=height, width=width,
-            num_inference_steps=int(self.family.defaults["steps"]), generator=generators, output_type="np", **extra,
+        latents = sample(
+            pipe, prompts, size=self.family.image_size, steps=int(self.family.defaults["steps"]),
+            guidance=self.family.guidance, generators=generators, vectors=[] if adapter is None else [face, body],
         )  # fmt: skip
-        return [(picture * 255).round().astype(np.uint8) for picture in pictures]
+        return decode_latents(pipe, latents)
 
 
 def mean_r2(truth: np.ndarray, reading: np.ndarray) -> float:

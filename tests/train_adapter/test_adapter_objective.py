@@ -152,7 +152,8 @@ def test_photos_under_too_much_noise_are_left_out(with_models):
 @pytest.mark.parametrize("defaults", [{}, LCM, LCM | {"guidance": "3@0.5..1"}])
 def test_sampled_pictures_are_those_that_generate_makes(with_models, defaults):
     """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
-    from bolid.backends.diffusion import encode_prompts, paint
+    from bolid.backends.diffusion import encode_prompts
+    from bolid.backends.sampling import sample
 
     with joint(with_models, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
         with torch.no_grad():
@@ -161,12 +162,10 @@ def test_sampled_pictures_are_those_that_generate_makes(with_models, defaults):
         pipe.unet = objective.denoiser.unet
         generator = photo_generators(0, 0, 1)[0]
         noise = torch.randn(1, *objective.table.latents.shape[2:], generator=generator)
-        embeds = [torch.cat([torch.zeros_like(part), part]) for part in (batch.face_embeds[:1], batch.body_embeds[:1])]
-        theirs = paint(
-            pipe, prompt_embeds=encode_prompts(pipe, batch.captions[:1])[0],
-            negative_prompt_embeds=encode_prompts(pipe, [""])[0], guidance=objective.rollout.guidance,
-            latents=noise, num_inference_steps=4, height=noise.shape[2] * 8,
-            width=noise.shape[3] * 8, ip_adapter_image_embeds=embeds, output_type="latent", generator=generator,
+        theirs = sample(
+            pipe, encode_prompts(pipe, batch.captions[:1]), size=(64, 48), steps=4, generators=[generator],
+            guidance=objective.rollout.guidance, latents=noise,
+            vectors=[batch.face_embeds[0, 0], batch.body_embeds[0, 0]],
         )  # fmt: skip
     assert objective.rollout.guidance.up > 1 and objective.rollout.consistency == bool(defaults)
     assert torch.allclose(ours[:1], theirs, atol=1e-3 * float(theirs.std()))
