@@ -113,8 +113,8 @@ def _decoding(data: bytes, name: str) -> Iterator[Image.Image]:
     """The picture, opened. Whatever is raised inside becomes a BolidError: decoders raise almost any exception."""
     try:
         with warnings.catch_warnings():
-            # Of a large picture Pillow only warns at first; the limit below is stricter and always raises. Of a broken EXIF
-            # block it warns; the pixels do not depend on it.
+            # Pillow warns of a large picture; the limit below is stricter and always raises. It warns of a broken EXIF
+            # block; the pixels do not depend on it.
             warnings.simplefilter("ignore")
             with open_image(data) as image:
                 width, height = image.size
