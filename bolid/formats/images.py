@@ -113,8 +113,9 @@ def _decoding(data: bytes, name: str) -> Iterator[Image.Image]:
     """The picture, opened. Whatever is raised inside becomes a BolidError: decoders raise almost any exception."""
     try:
         with warnings.catch_warnings():
-            # Pillow's own limit only warns at first; ours below is stricter and always raises.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of a large picture; the limit below is stricter and always raises. It warns of a broken EXIF
+            # block; the pixels do not depend on it.
+            warnings.simplefilter("ignore")
             with open_image(data) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
