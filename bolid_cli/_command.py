@@ -93,8 +93,8 @@ class Command(typer.core.TyperCommand):
         if hidden:
             formatter.write_paragraph()
             formatter.write_text(
-                f"{hidden} more settings for a config file: {ctx.command_path} --print-config writes them all, "
-                "docs/commands.md explains them."
+                f"{hidden} more settings for a config file: {ctx.command_path} --print-config writes and explains "
+                "them all."
             )
 
 
