@@ -22,6 +22,7 @@ LONGEST_NAME = 255  # bytes of a file's name; the limit of all common file syste
 _SEED_RANGE = re.compile(rf"(; )?(0<=)?x<={LARGEST_SEED}")
 # Parameters that name files or folders and, being text, may also be the URL of an object store.
 _PLACES = {"out", "train", "shards", "path"}
+_WRITTEN = {"out", "html"}
 _STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az", "memory", "file")
 
 
@@ -92,8 +93,8 @@ class Command(typer.core.TyperCommand):
         if hidden:
             formatter.write_paragraph()
             formatter.write_text(
-                f"{hidden} more settings for a config file: {ctx.command_path} --print-config writes them all, "
-                "docs/commands.md explains them."
+                f"{hidden} more settings for a config file: {ctx.command_path} --print-config writes and explains "
+                "them all."
             )
 
 
@@ -126,9 +127,13 @@ def _check(shown: str, name: str, value: Any, text: Any, kind: Any, parameter: A
     elif isinstance(value, float):
         _check_number(shown, value, kind)
     elif isinstance(value, Path):
-        _check_path(shown, str(value) if text is None else str(text), urls=False, writes=name == "out")
+        _check_path(shown, str(value) if text is None else str(text), urls=False)
+        if name in _WRITTEN:
+            _check_written(shown, value, parameter.default)
     elif isinstance(value, str) and name in _PLACES:
-        _check_path(shown, value, urls=True, writes=name == "out")
+        _check_path(shown, value, urls=True)
+        if name in _WRITTEN:
+            _check_written(shown, Path(value), parameter.default)
     elif isinstance(value, str):
         _check_text(shown, value)
 
@@ -153,7 +158,7 @@ def _check_text(shown: str, value: str) -> None:
         raise UsageError(f"{shown} is not valid UTF-8: {value!r}", "write it in UTF-8") from None
 
 
-def _check_path(shown: str, text: str, *, urls: bool, writes: bool) -> None:
+def _check_path(shown: str, text: str, *, urls: bool) -> None:
     if not text.strip():
         raise UsageError(f"{shown} is empty", "give the name of a file or folder")
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
@@ -166,8 +171,14 @@ def _check_path(shown: str, text: str, *, urls: bool, writes: bool) -> None:
     for part in Path(text).parts:
         if (length := len(os.fsencode(part))) > LONGEST_NAME:
             raise UsageError(f"{shown}: the name {part[:20]}... is {length} bytes long", f"give {LONGEST_NAME} at most")
-    if writes and Path(text).exists() and not (Path(text).is_file() or Path(text).is_dir()):
-        raise UsageError(f"{shown} {text} is a device, a pipe or a socket", "give the name of a file or folder")
+
+
+def _check_written(shown: str, path: Path, default: Any) -> None:
+    """``default``: of the option; a file's name where the command writes a file."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{shown} {path} is a device, a pipe or a socket", "give the name of a file or folder")
+    if default is not None and Path(default).suffix and path.is_dir():
+        raise UsageError(f"{shown} {path} is a folder", f"give the name of a file, like {path / Path(default)}")
 
 
 # ------------------------------------------------------------------------------------------------- mistakes in typing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from bolid.errors import BolidError
 from bolid_cli._command import Command
 from bolid_cli._console import SeedOption
-from bolid_cli._options import config_options, settings_of
+from bolid_cli._options import config_options, presets_of, settings_of
 from bolid_cli._settings import COMMON, without_none
 from bolid_cli.main import COMMANDS, _Commands, app
 
@@ -202,6 +203,8 @@ def test_a_preset_that_names_no_setting_or_has_no_description_is_a_mistake_of_ou
             "a path on this machine",
         ),
         (["profile", "photo.jpg", "-o", "/dev/null"], "--out /dev/null is a device", "give the name of a file"),
+        (["profile", "photo.jpg", "-o", "."], "--out . is a folder", "give the name of a file, like me.safetensors"),
+        (["evaluate", "--html", "/dev/null"], "--html /dev/null is a device", "give the name of a file"),
         (["extract", "photos", "-o", "ftp://host/x"], "a ftp:// address is not supported", "s3://bucket/folder"),
         (["extract", "photos", "-o", "s3:/x"], "is not supported", "s3://bucket/folder"),
         (["scrape", "photos", "--delay", "inf"], "--delay is 'inf'", "give a number"),
@@ -230,6 +233,32 @@ def test_every_command_reads_the_config_that_it_prints(name, command, tmp_path):
     assert again.stdout == printed.stdout
     for key in settings_of(command):
         assert f"\n{key} =" in printed.stdout or f"\n# {key} =" in printed.stdout
+
+
+@pytest.mark.parametrize(("name", "command"), CONFIGURABLE, ids=[name for name, _ in CONFIGURABLE])
+def test_every_preset_is_a_config_that_the_command_takes(name, command):
+    for preset, values in presets_of(command).items():
+        result = run(app, [*name.split(), "--preset", preset, "--print-config"], prog_name="bolid")
+        assert result.exit_code == 0, (preset, result.stderr)
+        printed = tomllib.loads(result.stdout)
+        assert all(printed[key] == value for key, value in values.items() if key != "description"), preset
+
+
+@pytest.mark.parametrize(("name", "command"), CONFIGURABLE, ids=[name for name, _ in CONFIGURABLE])
+def test_no_value_of_any_option_is_an_unexpected_error(name, command):
+    parser = typer.main.get_command(app).commands[name]
+    odd = ("nan", "inf", "-inf", "1e400", "9" * 20, "9" * 5000, "", "x" * 300, "ftp://x", "\udcff", "-1")
+    for setting in settings_of(command).values():
+        kind = without_none(setting.type)
+        option = "-n" if setting.name == "n" else f"--{setting.name.replace('_', '-')}="
+        for value in odd if kind is not bool else ():
+            try:
+                parser.make_context(name, [f"{option}{value}"])
+            except Exception as error:
+                assert isinstance(error, BolidError) or hasattr(error, "format_message"), (option, value)
+            else:
+                assert kind is not int or value == "-1", (option, value)
+                assert kind is not float or not math.isnan(float(value)), (option, value)
 
 
 def test_options_of_one_name_mean_one_thing():

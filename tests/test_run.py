@@ -79,7 +79,7 @@ def test_full_disk_and_no_permission_are_told(tmp_path):
 
 def test_devices():
     assert run.pick_device("cpu") == "cpu" and run.pick_device() in ("cpu", "cuda", "mps")
-    for name in ("cuda:99", "abacus"):
+    for name in ("cuda:99", "abacus", "meta", "", "cpu:x"):
         with pytest.raises(BolidError, match=f"device '{name}' cannot be used"):
             run.pick_device(name)
 
