@@ -66,7 +66,7 @@ class BodyGuidanceLoss:
     body: torch.Tensor
     weight: Scale
     step: float = 0.05
-    # Momentum or kept noise make bodies no more like the person (docs/tiny-training.md).
+    # Momentum or kept noise make bodies no more like the person (examples/tiny_family/LEARNT.md).
     momentum: float = 0.0
     keeps_noise: bool = False
 

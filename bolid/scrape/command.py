@@ -24,7 +24,7 @@ from bolid.scrape.inputs import AddressList, import_folder, not_read
 from bolid.scrape.rules import RESERVED, ROBOTS, Manners
 
 MIN_PHOTOS_OF_A_SITE = 100  # the paper's
-DOCS = "docs/collecting.md says what consent and copyright ask for"
+DOCS = "docs/guides/collecting.md says what consent and copyright ask for"
 
 
 def scrape(
