@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.run import disk_errors, remove_leftovers, write_atomic
+from bolid.run import disk_errors, write_atomic
 
 PEOPLE = "people.csv"
 DROPPED = "dropped.csv"
@@ -317,7 +317,8 @@ class PhotoFolder:
         """Make files and database agree again: after a kill, after photos were removed by hand, and when the database
         was lost."""
         self._db.execute("DELETE FROM pages WHERE time <= ?", (time.time() - PAGES_FRESH,))
-        remove_leftovers(self.path)
+        for leftover in self.path.glob(".*.tmp*"):
+            leftover.unlink()
         crashed = bool(self.note("open"))
         on_disk: set[tuple[str, str]] = set()
         for folder in self.path.iterdir():

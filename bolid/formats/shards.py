@@ -27,7 +27,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,7 +40,7 @@ import numpy as np
 from bolid.errors import BolidError
 from bolid.formats.images import decode_image
 from bolid.formats.storage import fetch, is_remote, place, remote_errors, send
-from bolid.run import canonical_json, disk_errors, remove_leftovers, sha256_file, sync_directory, write_atomic
+from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
 
 __all__ = [
     "Sample", "ShardReader", "ShardWriter", "decode_image", "decode_sample", "group_by_person", "read_index",
@@ -154,10 +153,8 @@ class ShardWriter:
         if not is_remote(self.directory):
             with disk_errors(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(self.directory)
-                for leftover in self.directory.glob(".shard-*.tar.tmp"):
-                    if re.fullmatch(r"\.shard-\d{6}(-\d+)?\.tar\.tmp", leftover.name):
-                        leftover.unlink()
+                for leftover in self.directory.glob(".*.tmp*"):
+                    leftover.unlink()
         with remote_errors(self.directory):
             self._resume()
 
