@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
@@ -211,38 +210,14 @@ def disk_errors(path: Path) -> Iterator[None]:
 _CANNOT_WRITE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
 )  # fmt: skip
-_TEMPORARY = "bolid-tmp"
-_LEFTOVER = re.compile(rf"\..+\.(\d+)\.{_TEMPORARY}(\.\w+)?")
 
 
 def _temporary(path: Path, suffix: str) -> Path:
-    """The name under which ``path`` is written first; `remove_leftovers` knows it."""
+    """The name under which ``path`` is written first: .NAME.PROCESS.tmp.SUFFIX, by which a leftover is known."""
     stem = path.name.removesuffix(suffix)
     if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
-    return path.with_name(f".{stem}.{os.getpid()}.{_TEMPORARY}{suffix}")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process has left of `atomic_path` and `atomic_folder` in ``folder``, and nothing else."""
-    for path in folder.iterdir():
-        match = _LEFTOVER.fullmatch(path.name)
-        if match is None or path.is_symlink() or _is_running(int(match[1])):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return path.with_name(f".{stem}.{os.getpid()}.tmp{suffix}")
 
 
 @contextlib.contextmanager

@@ -166,15 +166,6 @@ def test_names_that_are_not_utf8(photos, tmp_path):
     assert "anna/\\xff.jpg" in {sample.meta["source"] for sample in samples}
 
 
-def test_hidden_files_of_others_stay(photos, tmp_path):
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / ".notes.tmp.txt").write_text("thesis")
-    (tmp_path / "shards" / ".shard-000000.tar.tmp").write_text("half a tar")
-    extract(photos, tmp_path / "shards")
-    assert (tmp_path / "shards" / ".notes.tmp.txt").read_text() == "thesis"
-    assert not (tmp_path / "shards" / ".shard-000000.tar.tmp").exists()
-
-
 def test_one_bad_photo_of_a_few_is_no_failure(photos, tmp_path):
     white(photos / "ben" / "5.jpg")
     result = extract(photos / "ben", tmp_path / "shards")

@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,22 +115,6 @@ def test_the_longest_names_there_are(tmp_path):
     with pytest.raises(BolidError, match="File name too long"):
         run.write_atomic(tmp_path / ("x" * 256), "y")
     assert len(os.listdir(tmp_path)) == 2
-
-
-def test_leftovers_of_a_killed_process_go_and_nothing_else_does(tmp_path):
-    code = (
-        "import os, sys\nfrom bolid.run import atomic_folder, atomic_path\n"
-        "with atomic_path(sys.argv[1] + '/a.json') as a, atomic_folder(sys.argv[1] + '/b') as b:\n"
-        "    a.write_text('x'); (b / 'c').write_text('y'); os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
-    assert len(os.listdir(tmp_path)) == 2
-    foreign = {".notes.tmp.txt", ".notes.123.tmp", "notes.123.bolid-tmp", ".notes.bolid-tmp.txt"}
-    running = f".mine.{os.getppid()}.bolid-tmp.json"
-    for name in (*foreign, running):
-        (tmp_path / name).write_text("thesis")
-    run.remove_leftovers(tmp_path)
-    assert set(os.listdir(tmp_path)) == {*foreign, running}
 
 
 def test_an_out_that_vanishes_is_told(tmp_path):

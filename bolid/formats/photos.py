@@ -31,7 +31,7 @@ from typing import Any
 
 from bolid.errors import BolidError
 from bolid.formats.parsing import parse_json
-from bolid.run import disk_errors, remove_leftovers, write_atomic
+from bolid.run import disk_errors, write_atomic
 
 PEOPLE = "people.csv"
 DROPPED = "dropped.csv"
@@ -39,6 +39,7 @@ DATABASE = ".scrape.sqlite"
 PAGES_FRESH = 7 * 86400  # seconds that a web page is not fetched again
 
 # What a killed run leaves beside the people's folders, and nothing else.
+_LEFTOVER = re.compile(r"\.(people|dropped)\.\d+\.tmp\.csv")
 
 KEPT, FILTERED, FAILED = "kept", "filtered", "failed"
 REMOVED = "removed by hand"
@@ -323,7 +324,9 @@ class PhotoFolder:
     def _reconcile(self) -> None:
         """Make files and database agree: after a kill, after photos were removed by hand, and without the database."""
         self._db.execute("DELETE FROM pages WHERE time <= ?", (time.time() - PAGES_FRESH,))
-        remove_leftovers(self.path)
+        for path in self.path.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                path.unlink()
         crashed = bool(self.note("open"))
         on_disk: set[tuple[str, str]] = set()
         for folder in self.path.iterdir():

@@ -26,11 +26,11 @@ from bolid.formats.shards.reading import (
 )
 from bolid.formats.shards.samples import Sample, encode_sample
 from bolid.formats.storage import is_remote, place, remote_errors, send
-from bolid.run import canonical_json, disk_errors, remove_leftovers, sha256_file, sync_directory, write_atomic
+from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
 
 DEFAULT_MAX_BYTES = 256 * 2**20
-# The tar that a killed writer leaves.
-_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp")
+# What a killed writer leaves, and nothing else.
+_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp|\.index\.\d+\.tmp\.json")
 
 
 class ShardWriter:
@@ -62,7 +62,6 @@ class ShardWriter:
         if not is_remote(self.directory):
             with disk_errors(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(self.directory)
                 for path in self.directory.iterdir():
                     if _LEFTOVER.fullmatch(path.name):
                         path.unlink()
