@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProfileResult:
+    """What `make_profile` wrote, and what it made of each photo."""
+
     path: Path
     photos: int  # accepted
     has_face: bool
@@ -79,12 +81,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class MixResult:
+    """What `mix_profiles` wrote."""
+
     path: Path
     has_face: bool
 
 
 @dataclass(frozen=True)
 class EditResult:
+    """What `edit_profile` wrote, and the body's readings before and after."""
+
     path: Path
     before: tuple[Reading, ...]
     after: tuple[Reading, ...]

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 class Features(StrEnum):
+    """Choices of --features."""
+
     auto = "auto"
     inception = "inception"
     tower = "tower"

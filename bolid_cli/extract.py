@@ -24,11 +24,15 @@ from bolid_cli._options import configurable
 
 
 class Engine(StrEnum):
+    """Choices of --engine."""
+
     local = "local"
     ray = "ray"
 
 
 class PersonRule(StrEnum):
+    """Choices of --select-person."""
+
     main = "main"
     only = "only"
 

@@ -19,12 +19,15 @@ from bolid_cli._console import (  # fmt: skip
     SeedOption,
     emit_json,
     emit_paths,
+    note,
     progress_bar,
 )
 from bolid_cli._options import configurable
 
 
 class Precision(StrEnum):
+    """Choices of --dtype."""
+
     auto = "auto"
     fp32 = "fp32"
     fp16 = "fp16"
@@ -214,7 +217,7 @@ def generate(
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
             family=family, base=base, size=size, dtype=dtype.value, offload=offload, device=device, seed=seed,
-            progress=progress, warn=lambda warning: typer.echo(f"warning: {warning}", err=True),
+            progress=progress, warn=lambda text: note(f"warning: {text}"),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

@@ -15,6 +15,8 @@ from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, p
 
 
 class Framing(StrEnum):
+    """Choices of --framing."""
+
     full_body = "full-body"
     three_quarter = "three-quarter"
     portrait = "portrait"

@@ -46,7 +46,7 @@ def make_base(path: Path, prediction_type: str = "v_prediction") -> Path:
             bos_token_id=start,
             eos_token_id=end,
             pad_token_id=end,
-        )  # fmt: skip
+        )
     )
     scheduler = DDIMScheduler(
         prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing", steps_offset=1

@@ -80,10 +80,8 @@ def test_everything_of_a_person_and_nothing_else(world):
         samples = list(read_shards(directory))
         index = read_index(directory)
         assert {s.person for s in samples} == people and len(samples) == index["samples"] == 3 * len(people)
-        assert (
-            index["persons"] == len(people)
-            and index["rejected"] == {"no person found": ["ben/blurred.jpg"]}
-            or (directory == "train/val" and index["rejected"]["no person found"][0] == "ben/blurred.jpg")
+        assert (index["persons"] == len(people) and index["rejected"] == {"no person found": ["ben/blurred.jpg"]}) or (
+            directory == "train/val" and index["rejected"]["no person found"][0] == "ben/blurred.jpg"
         )
         listed = {shard["file"] for shard in index["shards"]}
         assert {path.name for path in Path(directory).glob("*.tar*")} == listed

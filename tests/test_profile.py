@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -89,7 +90,7 @@ def test_another_photo_never_raises_the_uncertainty(world, tmp_path):
         me = load_profile(tmp_path / "me.safetensors")
         assert len(me.view_weights) == count and float(me.view_weights.sum()) == pytest.approx(1)
         spreads.append(me.body_logvar)
-    assert all((more <= fewer).all() for fewer, more in zip(spreads, spreads[1:], strict=False))
+    assert all((more <= fewer).all() for fewer, more in itertools.pairwise(spreads))
     assert (spreads[0] <= 0).all()  # never above the prior's
 
 

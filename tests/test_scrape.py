@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections import Counter
@@ -219,7 +220,7 @@ def test_one_person(rendered_people, tmp_path):
     pictures = [Image.open(path).convert("RGB") for path in sorted((rendered_people / "p100000").glob("*.jpg"))]
     for n, one in enumerate(pictures):
         one.save(folder / f"one{n}.jpg", quality=95)
-    for n, (left, right) in enumerate(zip(pictures, pictures[1:], strict=False)):
+    for n, (left, right) in enumerate(itertools.pairwise(pictures)):
         both = Image.new("RGB", (left.width * 2, left.height))
         both.paste(left, (0, 0))
         both.paste(right, (left.width, 0))

@@ -127,10 +127,11 @@ def test_the_threshold_for_near_duplicates(rendered_people):
 @pytest.mark.parametrize(
     "name",
     ["../../etc", "..", "a/b", "/absolute", ".hidden", "a\\b", "C:\\x", "nul\x00l", "new\nline", "a" * 300, "ж" * 300,
-     "ends with dot.", "\u202egpj", "", "   ", "~", "-rf"],
+     "ends with dot.", "\u202egpj", "", "   ", "~", "-rf", "people.csv", "Dropped.CSV"],
 )  # fmt: skip
 def test_no_name_leaves_the_folder(tmp_path, name):
     folder = folder_name(name)
+    assert folder.casefold() not in ("people.csv", "dropped.csv")
     path = tmp_path / folder
     path.mkdir()
     assert path.parent == tmp_path and path.resolve().parent == tmp_path.resolve()

@@ -45,6 +45,7 @@ class Photo:
 
     @property
     def key(self) -> str:
+        """Its key in the shards: <person>/<sha256[:16]>."""
         return sample_key(self.person, self.sha256)
 
 
@@ -78,6 +79,7 @@ class Extraction:
     captioner: str = ""
 
     def load(self) -> work.Process:
+        """Load the models, in the process that will run them."""
         reader, captioner = ViewReader(self.family, self.device, self.person), None
         if self.captioner:
             from bolid.backends.caption import Captioner

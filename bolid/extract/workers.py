@@ -34,7 +34,9 @@ class Work(Protocol):
     """What is to be done with every batch. It goes to the other processes as a pickle."""
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Where it computes, a torch device name."""
+        ...
 
     def load(self) -> Process:
         """Load the models; returns the function that runs them on a batch."""

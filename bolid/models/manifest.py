@@ -74,6 +74,7 @@ def files_of(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
 
 
 def check_file(file: Path, expected: dict[str, Any], hint: str) -> None:
+    """Raises BolidError unless the file has the size and the SHA-256 of its entry in the manifest."""
     if not file.is_file():
         raise BolidError(f"{file} is missing", hint)
     if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:

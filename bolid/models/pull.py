@@ -173,7 +173,7 @@ def _from_hub(family: Family, source: PublishedPart, progress: Progress | None) 
                     allow_patterns=patterns,
                     local_files_only=not online,
                     tqdm_class=_bar(progress, source.name),
-                )  # fmt: skip
+                )
             )
     except BolidError:
         raise

@@ -38,9 +38,11 @@ class Filters:
     robots: bool
 
     def settings(self) -> list[str]:
+        """All filters as text, NAME=VALUE."""
         return [f"{name}={value}" for name, value in vars(self).items()]
 
     def setting(self, name: str) -> str:
+        """One filter as text, NAME=VALUE: under it a verdict is remembered."""
         return f"{name}={getattr(self, name)}"
 
 

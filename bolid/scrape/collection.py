@@ -90,6 +90,7 @@ class Collection:
     # -- the Sink of a crawl
 
     def person(self, name: str, page: str = "", count: int | None = None) -> str | None:
+        """The folder of the person called `name`; None where nobody more is wanted."""
         if (name, page) not in self._people:
             self._people[name, page] = self._accept(name, page, count)
         return self._people[name, page]
@@ -114,6 +115,7 @@ class Collection:
         return folder
 
     def asks_for(self, name: str) -> bool:
+        """Whether a person of this name is wanted."""
         if not self._wanted:
             return True
         # Links often say how many photos there are: "Anna Ivanova (312)".
@@ -123,6 +125,7 @@ class Collection:
         return not names.isdisjoint(self._wanted)
 
     def wants(self, person: str, source: str) -> bool:
+        """Whether the photo from `source` still has to be fetched."""
         if self._photos.knows(source):
             self._count(person)
             return False
@@ -133,11 +136,13 @@ class Collection:
         self._photos.supersede(str(path))
 
     def full(self, person: str) -> bool:
+        """Whether the person, or with no name the collection, has all the photos it may have."""
         if not person:
             return self._max_people is not None and len(self._names) >= self._max_people
         return self._filters.max_photos is not None and self._photos.count(person) >= self._filters.max_photos
 
     async def take(self, person: str, source: str, page: str, data: bytes) -> None:
+        """Check a photo that was fetched, and store or drop it."""
         try:
             measured = await asyncio.to_thread(self.check, data)
         except BolidError as error:
@@ -147,24 +152,29 @@ class Collection:
             await asyncio.to_thread(self.settle, person, {"url": source, "page": page}, source, data, measured)
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
+        """Record that a photo was not kept: `refused` by a rule, or failed."""
         kind = FILTERED if refused else FAILED
         setting = self._filters.setting("robots") if refused and "robots.txt" in reason else ""
         self._photos.drop(person, source, kind, reason, setting, final)
         self._count(person)
 
     def lost(self, reason: str, person: str, *, refused: bool = False) -> None:
+        """Record a page that could not be read, so photos of `person` may be missing."""
         self._incomplete.add(person)
         where = self._refused if refused else self._lost
         reason = f"page: {reason}"
         where[reason] = where.get(reason, 0) + 1
 
     def cached_page(self, key: str) -> tuple[str, int, dict[str, list[str]], bytes] | None:
+        """A page of the last week: (URL, status, headers, body), or None."""
         return self._photos.page(key)
 
     def cache_page(self, key: str, url: str, status: int, headers: dict[str, list[str]], body: bytes) -> None:
+        """Keep a page for a week."""
         self._photos.add_page(key, url, status, headers, body)
 
     def say(self, text: str) -> None:
+        """Report progress."""
         self._say(self._done, self.total, text)
 
     # -- deciding

@@ -119,7 +119,6 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
     pipe = load_base(family, sampler=family.defaults)
     network = load_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
     pose = PoseModel(family.require("pose"))
-    height, width = family.image_size
     rows = np.random.default_rng(7).permutation(len(captions))[:count]
     ways = {
         "with the skeleton": captions,
