@@ -13,6 +13,7 @@ import bolid
 from bolid.run import prepare_environment
 from bolid_cli import (
     demo,
+    doctor,
     evaluate,
     extract,
     generate,
@@ -45,6 +46,7 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("generate", generate.generate),
     ("evaluate", evaluate.evaluate),
     ("inspect", inspect.inspect),
+    ("doctor", doctor.doctor),
 ]
 
 
