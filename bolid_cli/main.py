@@ -16,6 +16,7 @@ from bolid_cli import (
     doctor,
     evaluate,
     extract,
+    fieldtest,
     generate,
     inspect,
     models,
@@ -47,6 +48,7 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("evaluate", evaluate.evaluate),
     ("inspect", inspect.inspect),
     ("doctor", doctor.doctor),
+    ("fieldtest", fieldtest.fieldtest),
 ]
 
 
