@@ -190,7 +190,8 @@ details { margin: 6px 0; } summary { cursor: pointer; color: #5b6770; font-size:
 .groups { display: flex; flex-wrap: wrap; gap: 0 32px; } .groups h3 { margin-top: 6px; }
 .row { display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0 18px; }
 .row img { display: block; max-width: 100%; height: auto; border-radius: 3px; background: #f2f4f5; }
-dl { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr); gap: 3px 18px; font-size: 14px; margin: 6px 0; }
+dl { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr); gap: 3px 18px; font-size: 14px;
+  margin: 6px 0; }
 dt { color: #5b6770; } dd { margin: 0; }
 @media (max-width: 560px) { body { padding: 18px 14px 40px; } dl { display: block; } dd { margin-bottom: 8px; }
   th, td { padding-right: 9px; font-size: 13.5px; } tbody th { min-width: 92px; } }
