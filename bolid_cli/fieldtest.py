@@ -42,7 +42,9 @@ def fieldtest(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html and report.json.")] = Path(
         "fieldtest"
     ),
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to show.", show_default="a woman")] = None,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the pictures show. Default: a woman, waving.", show_default=False)
+    ] = "a full body photo of a woman waving, in a red short-sleeved top and blue trousers, on a beach",
     steps: Annotated[int, typer.Option(help="Sampling steps; the family's own where it takes fewer.", min=1)] = 10,
     pictures: Annotated[int, typer.Option(help="Pictures of the prompt.", min=1, max=100)] = 2,
     include_photos: Annotated[
@@ -63,12 +65,12 @@ def fieldtest(
     import bolid.fieldtest
 
     chosen = get_family(family)
-    options = {} if prompt is None else {"prompt": prompt}
     with progress_bar(quiet) as progress:
         result = bolid.fieldtest.fieldtest(
             chosen.name,
             out,
             photos=photos,
+            prompt=prompt,
             steps=steps,
             pictures=pictures,
             include_photos=include_photos,
@@ -77,7 +79,6 @@ def fieldtest(
             seed=seed,
             show=lambda step: _show(step, quiet),
             progress=progress,
-            **options,
         )
     if as_json:
         emit_json({"html": result.html, "json": result.json, "steps": result.steps})

@@ -80,7 +80,8 @@ def test_every_step_on_tiny_with_photos_of_ones_own(tmp_path, rendered_people):
     assert steps["extract"]["figures"]["photos used"] == 5 and steps["extract"]["figures"]["faces found"] >= 3
     assert steps["generate"]["figures"]["size"] == "96x128" and len(steps["generate"]["pictures"]) == 2
     assert steps["evaluate"]["figures"]["metrics"]["person_found"] > 0
-    assert all(step["seconds"] > 0 and step["host_peak"] > 1e7 for step in steps.values() if step["state"] == "passed")
+    ran = [step for step in steps.values() if step["state"] == "passed"]
+    assert all(step["host_peak"] > 1e7 for step in ran) and steps["generate"]["seconds"] > 0.05
     assert not re.search("alice|liddell|holiday", json.dumps(data) + page, re.IGNORECASE)
     assert str(tmp_path) not in json.dumps(data) + page
     images = [attrs for tag, attrs in Elements(page).found if tag == "img"]

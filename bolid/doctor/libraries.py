@@ -89,9 +89,9 @@ TROUBLES = (
         "pip install --force-reinstall torch torchvision (the plain ones run on a CPU too)",
     ),
     Trouble(
-        lambda v: bool(v.get("typer")) and _numbers(v["typer"]) < (0, 26),
-        "typer before 0.26",
-        "it uses Click from outside: mistakes in typing are reported without hints",
+        lambda v: bool(v.get("typer")) and _numbers(v["typer"]) < (0, 28),
+        "typer before 0.28",
+        "hints about mistyped options leave out what may be given",
         "pip install -U typer",
         NOTE,
     ),
