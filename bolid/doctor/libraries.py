@@ -89,8 +89,8 @@ TROUBLES = (
         "pip install --force-reinstall torch torchvision (the plain ones run on a CPU too)",
     ),
     Trouble(
-        lambda v: bool(v.get("typer")) and _numbers(v["typer"]) < (0, 28),
-        "typer before 0.28",
+        lambda v: bool(v.get("typer")) and _numbers(v["typer"]) < (0, 29),
+        "typer before 0.29",
         "hints about mistyped options leave out what may be given",
         "pip install -U typer",
         NOTE,
