@@ -13,8 +13,10 @@ import bolid
 from bolid.run import prepare_environment
 from bolid_cli import (
     demo,
+    doctor,
     evaluate,
     extract,
+    fieldtest,
     generate,
     inspect,
     models,
@@ -46,6 +48,8 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("generate", generate.generate),
     ("evaluate", evaluate.evaluate),
     ("inspect", inspect.inspect),
+    ("doctor", doctor.doctor),
+    ("fieldtest", fieldtest.fieldtest),
 ]
 
 
