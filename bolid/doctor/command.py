@@ -14,7 +14,8 @@ from bolid.doctor.libraries import LIBRARIES, device_rows, import_rows, package_
 from bolid.doctor.machine import environment, machine
 from bolid.doctor.parts import command_rows, look_at, part_rows
 from bolid.doctor.rows import WRONG, Row
-from bolid.models.families import SOURCES, Family, get_family
+from bolid.models.families import Family, get_family
+from bolid.models.sources import SOURCES
 from bolid.run import Progress
 
 Section = Callable[[str, Sequence[Row]], None]

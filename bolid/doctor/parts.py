@@ -10,7 +10,8 @@ from bolid.doctor.machine import free_space
 from bolid.doctor.rows import NOTE, OK, WRONG, Row, gigabytes
 from bolid.errors import BolidError
 from bolid.formats.tensors import read_header
-from bolid.models.families import DEFAULT_FAMILY, PARTS, SOURCES, Family, Source
+from bolid.models.families import DEFAULT_FAMILY, PARTS, Family
+from bolid.models.sources import SOURCES, PublishedPart
 from bolid.models.pull import read_manifest
 
 # Parts without which a family still works, and what needs them.
@@ -55,7 +56,7 @@ class Part:
     bytes: int = 0  # of what is there
     why: str = ""
     hint: str = ""
-    source: Source | None = None  # where it is published
+    source: PublishedPart | None = None  # where it is published
 
 
 def look_at(family: Family) -> list[Part]:
@@ -91,7 +92,7 @@ def _has(family: Family, name: str) -> bool:
         return False
 
 
-def _needed(family: Family, name: str, source: Source | None) -> bool:
+def _needed(family: Family, name: str, source: PublishedPart | None) -> bool:
     """A family of published weights needs what `pull` fetches; `tiny` all it ships; one of the user's own a base."""
     if name in family.needs or (source is not None and not source.optional):
         return True
@@ -100,7 +101,7 @@ def _needed(family: Family, name: str, source: Source | None) -> bool:
     return name == "base" or (family.name == DEFAULT_FAMILY and name in PARTS)
 
 
-def _command(family: Family, name: str, source: Source | None) -> str:
+def _command(family: Family, name: str, source: PublishedPart | None) -> str:
     if source is not None:
         return f"bolid models pull {family.name} --only {name}"
     if family.name == DEFAULT_FAMILY:

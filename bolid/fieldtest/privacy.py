@@ -45,6 +45,7 @@ class Scrubber:
                 self._names.append((re.compile(rf"(?<=[/\\@]){re.escape(name)}(?=[/\\:\s'\"]|$)", re.I), word))
 
     def __call__(self, text: str) -> str:
+        """The text without names of folders, of the user and of the machine."""
         for pattern, name in self._folders:
             text = pattern.sub(name.replace("\\", r"\\"), text)
         text = _ABSOLUTE.sub(lambda match: f".../{match[1]}", text)
