@@ -11,8 +11,8 @@ from bolid.doctor.rows import NOTE, OK, WRONG, Row, gigabytes
 from bolid.errors import BolidError
 from bolid.formats.tensors import read_header
 from bolid.models.families import DEFAULT_FAMILY, PARTS, Family
-from bolid.models.sources import SOURCES, PublishedPart
 from bolid.models.pull import read_manifest
+from bolid.models.sources import SOURCES, PublishedPart
 
 # Parts without which a family still works, and what needs them.
 OPTIONAL = {
