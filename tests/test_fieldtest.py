@@ -25,7 +25,7 @@ from bolid.errors import BolidError
 from bolid.fieldtest import fieldtest
 from bolid.fieldtest.measure import Measured
 from bolid.fieldtest.privacy import Scrubber
-from bolid.fieldtest.steps import STEPS, Bench, Step, choose_photos, run_generate
+from bolid.fieldtest.steps import STEPS, Bench, Step, choose_photos, count_photographs, run_generate
 from bolid.models.families import get_family
 from bolid_cli.main import app
 
@@ -78,6 +78,7 @@ def test_every_step_on_tiny_with_photos_of_ones_own(tmp_path, rendered_people):
     assert result.failed == () and data["ended"] and data["doctor"]["usable"]
     assert steps["photos"]["figures"]["kind"] == "photos of one person, halved into two"
     assert steps["extract"]["figures"]["photos used"] == 5 and steps["extract"]["figures"]["faces found"] >= 3
+    assert steps["extract"]["figures"]["photographs"] == 0
     assert steps["generate"]["figures"]["size"] == "96x128" and len(steps["generate"]["pictures"]) == 2
     assert steps["evaluate"]["figures"]["metrics"]["person_found"] > 0
     ran = [step for step in steps.values() if step["state"] == "passed"]
@@ -287,6 +288,21 @@ def test_photos_are_shown_only_if_asked_for(tmp_path, with_steps):
         data, _, page = read(tmp_path / "out")
         assert sum(tag == "img" for tag, _ in Elements(page).found) == shown
         assert "Rome" not in page + json.dumps(data) and "IMG" not in page
+
+
+def test_tiny_says_which_photos_are_photographs(tmp_path, with_steps):
+    from test_rendered import shipped
+
+    make_photos(tmp_path / "photos", 2)
+    for number, photo in enumerate(shipped()[:3]):
+        shutil.copyfile(photo, tmp_path / "photos" / f"{number}.jpg")
+    with_steps(STEPS[0], Step("count", "photographs", count_photographs))
+    for family, note in (
+        ("tiny", "family tiny knows only rendered people: 3 of 5 photos are photographs"),
+        ("sdxl", ""),
+    ):
+        fieldtest(family, tmp_path / "out", photos=tmp_path / "photos")
+        assert read(tmp_path / "out")[1]["count"]["figures"] == {"photographs": 3, "note": note}
 
 
 # ---- privacy and measuring ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A step raises what its command raises. What a later step needs is a file in the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.models.families import Family
+from bolid.models.families import DEFAULT_FAMILY, Family
 from bolid.run import Progress
 
 RENDERED = (200_000, 200_001)  # people that no model has seen
@@ -148,8 +149,24 @@ def run_extract(bench: Bench) -> dict[str, Any]:
         "rejected": {reason: len(names) for reason, names in result.rejected.items()},
         "faces found": sum("face" in sample.tensors for sample in samples),
         "confidence of the persons, mean": round(sum(scores) / len(scores), 3),
+        **count_photographs(bench),
         "warning": result.warning,
     }
+
+
+def count_photographs(bench: Bench) -> dict[str, Any]:
+    """How many photos are photographs, and that `tiny` knows none."""
+    from bolid.formats.images import read_photo
+    from bolid.rendered import is_photograph
+
+    photos = sorted((bench.work / "photos").rglob("*.jpg"))
+    count = 0
+    for photo in photos:
+        with contextlib.suppress(BolidError):  # one that cannot be read: `extract` has counted it
+            count += is_photograph(read_photo(photo))
+    unknown = count if bench.family.name == DEFAULT_FAMILY else 0
+    note = f"family tiny knows only rendered people: {unknown} of {len(photos)} photos are photographs"
+    return {"photographs": count, "note": note if unknown else ""}
 
 
 def run_shard(bench: Bench) -> dict[str, Any]:
