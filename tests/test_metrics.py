@@ -11,7 +11,9 @@ from bolid.method.metrics import (
     bone_confidence,
     bone_ratios,
     bootstrap_mean,
+    correlation_interval,
     expected_max,
+    jackknife_interval,
     mean_correlation,
     perceptual_distance,
     r2_scores,
@@ -168,6 +170,38 @@ def test_bootstrap_resamples_people_because_their_pictures_are_alike():
     alone, grouped = bootstrap_mean(person), bootstrap_mean(person, groups)
     assert alone.value == grouped.value
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+
+
+def test_jackknife_of_a_mean_is_students_interval():
+    from scipy import stats
+
+    values = normal(12, 1)[:, 0]
+    left_out = (values.sum() - values) / 11
+    found = jackknife_interval(float(values.mean()), left_out)
+    expected = stats.t.interval(0.95, 11, loc=float(values.mean()), scale=stats.sem(values.numpy()))
+    assert found[1:] == pytest.approx(expected)
+
+
+def test_interval_of_a_mean_over_few_people_is_as_wide_as_students():
+    from scipy import stats
+
+    values = normal(8, 1)[:, 0]
+    found = bootstrap_mean(values, replicates=20_000)
+    low, high = stats.t.interval(0.95, 7, scale=stats.sem(values.numpy()))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.15)  # plain percentiles: 0.77 of it
+
+
+def test_intervals_of_correlations_cover_the_truth_and_stay_within_bounds():
+    covered, paired = 0, 0
+    for seed in range(200):
+        truth, noise, other = normal(24, 4, seed), normal(24, 4, 1000 + seed), normal(24, 4, 2000 + seed)
+        good, poor = 0.9 * truth + 0.19**0.5 * noise, 0.5 * truth + 0.75**0.5 * other
+        _, low, high = correlation_interval(truth, good)
+        covered += low <= 0.9 <= high < 1
+        value, low, high = correlation_interval(truth, good, minus=poor)
+        assert value == pytest.approx(float(mean_correlation(truth, good) - mean_correlation(truth, poor)))
+        paired += low <= 0.4 <= high
+    assert 184 <= covered <= 198 and 184 <= paired <= 198
 
 
 def test_bootstrap_of_too_little():

@@ -25,7 +25,7 @@ from bolid.method.metrics import (
     bone_confidence,
     bone_ratios,
     bootstrap_mean,
-    mean_correlation,
+    correlation_interval,
     resamples,
     weighted_mean,
 )
@@ -263,13 +263,8 @@ def _ratios(
     }
     if len(people) < MIN_CORRELATION_PEOPLE:
         return ratios, None
-    generator = torch.Generator().manual_seed(0)
-    draws = [
-        mean_correlation(truth.repeat_interleave(c, 0), predicted.repeat_interleave(c, 0))
-        for c in resamples(REPLICATES, len(people), generator).long()
-    ]
-    low, high = torch.stack(draws).quantile(ENDS).tolist()
-    interval = Interval(float(mean_correlation(truth, predicted)), low, high)
+    scored.bodies = {p: (truth[i], predicted[i]) for i, p in enumerate(people)}
+    interval = correlation_interval(truth, predicted)
     return ratios, to_metric(interval, len(people), error.measured_by, "n is people")
 
 

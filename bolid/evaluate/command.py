@@ -240,6 +240,10 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
     found: dict[str, Difference] = {}
     for metric in DESCRIPTIONS:
         groups = None
+        if metric == "body_ratio_correlation":
+            if difference := _correlation_difference(first, other):
+                found[metric] = difference
+            continue
         if metric in first.scores and metric in other.scores:
             rows = [torch.tensor([place[key] for key in keys], dtype=torch.long) for place in places]
             values = other.scores[metric][rows[1]] - first.scores[metric][rows[0]]
@@ -259,6 +263,21 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
                 low = high = None
             found[metric] = Difference(value, low, high, pairs, by)
     return found
+
+
+def _correlation_difference(first: Scored, other: Scored) -> Difference | None:
+    """None where fewer than five people have bodies in both."""
+    import torch
+
+    from bolid.evaluate.aggregate import MIN_CORRELATION_PEOPLE
+    from bolid.method.metrics import correlation_interval
+
+    both = [person for person in first.bodies if person in other.bodies]
+    if len(both) < MIN_CORRELATION_PEOPLE:
+        return None
+    truth = torch.stack([first.bodies[person][0] for person in both])
+    theirs = [torch.stack([one.bodies[person][1] for person in both]) for one in (first, other)]
+    return Difference(*correlation_interval(truth, theirs[1], minus=theirs[0]), len(both), "person")
 
 
 def _by_prompt(scored: Scored) -> dict[tuple[str, str, int], int]:

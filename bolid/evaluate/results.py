@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bolid.evaluate.pictures import Picture, PictureFolder
@@ -91,6 +91,8 @@ class PictureScores:
     people: list[str]  # each picture's, "" where unknown
     scores: dict[str, torch.Tensor]  # name -> f64 [N], nan where not measured
     per_person: dict[str, dict[str, float]]  # metric -> person -> value
+    bodies: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, kw_only=True)
+    """Person -> body ratios, true and of the pictures, f64 [R] each; empty below five people."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ from typing import Any
 
 from baselines import METHODS as BASELINES
 from protocol import Protocol, read_protocol
-from run import EQUAL, METHODS, Bench, arguments, run
+from run import BASE_ALONE, EQUAL, METHODS, WORDS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 GUIDED_BY = "`--face-guidance 1 --body-guidance 1`"
 WHAT = {
     "base": "the frozen base, no photo",
+    WORDS: "the frozen base, the true build in words, no photo",
     "ip-adapter": "IP-Adapter, image embedding of 1 photo",
     "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
     "bolid-1": "BoLID, 1 photo",
@@ -45,7 +46,10 @@ WHAT = {
 }
 
 
-PEER = "ip-adapter-attention"  # the strongest baseline
+RIVALS = {  # baseline -> methods that the table subtracts it from, in pairs
+    WORDS: ("bolid-1", "bolid-8"),
+    "ip-adapter-attention": (EQUAL, "bolid-8"),
+}
 
 
 def with_earlier(compared: Comparison, earlier: dict[str, Any]) -> Comparison:
@@ -87,10 +91,10 @@ def markdown(
     compared: Comparison,
     protocol: Protocol,
     trained: dict[str, str],
-    against: Comparison | None = None,
+    against: Sequence[Comparison] = (),
     made: Sequence[str] | None = None,
 ) -> str:
-    """The tables: figures of `compared`, and differences from the first method of `against`.
+    """The tables: figures of `compared`, and of each of `against` the differences from its first method.
 
     `made`: the methods whose pictures were generated now; the others are from an earlier run.
     """
@@ -122,8 +126,8 @@ def markdown(
         cells = [_cell(compared, method, name) for method in methods]
         counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
         lines.append(f"| {_label(name)} | {' | '.join(cells)} | {counts} |")
-    if against is not None:
-        lines += ["", *_differences(against)]
+    for other in against:
+        lines += ["", *_differences(other)]
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
 
@@ -203,12 +207,13 @@ def main() -> None:
         html=bench.work / "report.html", family=bench.family.name,
     )  # fmt: skip
     made = dict(zip(args.methods, folders, strict=True))
-    rivals, against = [made[method] for method in (EQUAL, "bolid-8") if method in made], None
-    if PEER in made and rivals:
-        against = compare([made[PEER], *rivals], bench.work / "photos", family=bench.family.name)
+    against = {}
+    for peer, rivals in RIVALS.items():
+        if peer in made and (theirs := [made[rival] for rival in rivals if rival in made]):
+            against[peer] = compare([made[peer], *theirs], bench.work / "photos", family=bench.family.name)
     trained = {}
     for name in args.methods:
-        if name == "base":
+        if name in BASE_ALONE:
             continue
         file = bench.baseline_file(name) if name in BASELINES else bench.adapter_of(name) / "body.safetensors"
         config = read_record(file)["config"]
@@ -223,14 +228,13 @@ def main() -> None:
         earlier = json.loads(args.earlier.read_text(encoding="utf-8"))
         compared = with_earlier(compared, earlier)
         trained = {**earlier["trained"], **trained}
-        pairs = earlier.get("against", {}).get(PEER, {})
-        kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
-        if against is None and kept:
-            against = Comparison(PEER, {}, kept)
-    text = markdown(compared, protocol, trained, against, args.methods)
+        for peer, pairs in earlier.get("against", {}).items():
+            kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
+            if peer not in against and kept:
+                against[peer] = Comparison(peer, {}, kept)
+    text = markdown(compared, protocol, trained, list(against.values()), args.methods)
     figures = {**json.loads(canonical_json(compared)), "trained": trained}
-    if against is not None:
-        figures["against"] = {against.baseline: json.loads(canonical_json(against))["differences"]}
+    figures["against"] = {peer: json.loads(canonical_json(other))["differences"] for peer, other in against.items()}
     write_atomic(out / "experiment.md", text)
     write_atomic(out / "experiment.json", json.dumps(figures, indent=1) + "\n")
     print(out / "experiment.md")
