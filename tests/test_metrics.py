@@ -13,7 +13,9 @@ from bolid.method.metrics import (
     bootstrap_mean,
     correlation_interval,
     expected_max,
+    holm,
     jackknife_interval,
+    jackknife_p_value,
     mean_correlation,
     perceptual_distance,
     r2_scores,
@@ -180,6 +182,27 @@ def test_jackknife_of_a_mean_is_students_interval():
     found = jackknife_interval(float(values.mean()), left_out)
     expected = stats.t.interval(0.95, 11, loc=float(values.mean()), scale=stats.sem(values.numpy()))
     assert found[1:] == pytest.approx(expected)
+
+
+def test_p_value_of_a_mean_is_students():
+    from scipy import stats
+
+    values = normal(12, 1)[:, 0] + 0.5
+    left_out = (values.sum() - values) / 11
+    expected = float(stats.ttest_1samp(values.numpy(), 0).pvalue)
+    assert jackknife_p_value(float(values.mean()), left_out) == pytest.approx(expected)
+    assert jackknife_p_value(0.0, torch.zeros(4)) == 1 and jackknife_p_value(2.0, torch.full((4,), 2.0)) == 0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == [] and holm([0.04]) == [0.04]
+
+
+def test_holm_keeps_the_chance_of_any_false_find_at_5_percent():
+    generator = torch.Generator().manual_seed(0)
+    alarms = sum(min(holm(torch.rand(20, generator=generator).tolist())) <= 0.05 for _ in range(1000))
+    assert 30 <= alarms <= 70
 
 
 def test_interval_of_a_mean_over_few_people_is_as_wide_as_students():

@@ -89,6 +89,33 @@ def jackknife_interval(value: float, left_out: torch.Tensor, bound: float = math
     return Interval(value, float(low), float(high))
 
 
+def jackknife_p_value(value: float, left_out: torch.Tensor) -> float:
+    """The two-sided p-value of `value` being 0, by the jackknife's standard error and Student's t, 0..1.
+
+    `left_out` f64 [n >= 2]: the value without each of n independent items.
+    """
+    from scipy.special import stdtr
+
+    n = len(left_out)
+    error = float(((n - 1) / n * (left_out.double() - left_out.double().mean()).square().sum()).sqrt())
+    if error == 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stdtr(n - 1, -abs(value) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value, adjusted for there being several (Holm 1979), 0..1, in the order given.
+
+    Those at 0.05 or below are significant together: the chance of any false one is at most 0.05.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
 def bootstrap_mean(
     values: torch.Tensor, groups: torch.Tensor | None = None, replicates: int = 1000, seed: int = 0
 ) -> Interval:

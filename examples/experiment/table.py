@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from baselines import METHODS as BASELINES
+from dreambooth import cost
 from protocol import Protocol, read_protocol
-from run import BASE_ALONE, EQUAL, METHODS, WORDS, Bench, arguments, run
+from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, WORDS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
@@ -43,6 +44,7 @@ WHAT = {
     "bolid-8": "BoLID, 8 photos",
     "bolid-1-guided": f"bolid-1 with {GUIDED_BY}",
     "bolid-8-guided": f"bolid-8 with {GUIDED_BY}",
+    DREAMBOOTH: "DreamBooth-LoRA with prior preservation, 8 photos",
 }
 
 
@@ -214,6 +216,9 @@ def main() -> None:
     trained = {}
     for name in args.methods:
         if name in BASE_ALONE:
+            continue
+        if name == DREAMBOOTH:
+            trained[name] = cost(bench.work / DREAMBOOTH)
             continue
         file = bench.baseline_file(name) if name in BASELINES else bench.adapter_of(name) / "body.safetensors"
         config = read_record(file)["config"]
