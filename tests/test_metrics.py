@@ -17,6 +17,7 @@ from bolid.method.metrics import (
     jackknife_interval,
     jackknife_p_value,
     mean_correlation,
+    mean_p_value,
     perceptual_distance,
     r2_scores,
     rank_and_auc,
@@ -191,6 +192,10 @@ def test_p_value_of_a_mean_is_students():
     left_out = (values.sum() - values) / 11
     expected = float(stats.ttest_1samp(values.numpy(), 0).pvalue)
     assert jackknife_p_value(float(values.mean()), left_out) == pytest.approx(expected)
+    assert mean_p_value(values) == pytest.approx(expected)
+    pictures = values.repeat_interleave(5)  # five equal ones a person say no more than one
+    assert mean_p_value(pictures, torch.arange(12).repeat_interleave(5)) == pytest.approx(expected)
+    assert mean_p_value(pictures) < expected and mean_p_value(values[:1]) != mean_p_value(values[:1])  # nan
     assert jackknife_p_value(0.0, torch.zeros(4)) == 1 and jackknife_p_value(2.0, torch.full((4,), 2.0)) == 0
 
 

@@ -287,12 +287,11 @@ def distribution_metrics(
         for key in ("fid", "fid_extrapolated", "kid", "inception_score"):
             metrics[key] = Metric(None, count, by, too_few)
     else:
-        replicates = 200 if evaluators.feature_size <= 256 else 50
         note = f"of {n} pictures and {m} photos"
         if count < MIN_FID_PICTURES:
             note += f": mostly bias below {MIN_FID_PICTURES:,}; compare equal counts only, or look at kid and "
             note += "fid_extrapolated"
-        metrics["fid"] = to_metric(frechet_interval(statistics, reference, replicates), count, by, note)
+        metrics["fid"] = to_metric(frechet_interval(statistics, reference), count, by, note)
         few = "" if count > evaluators.feature_size else "rough: fewer pictures than features"
         metrics["fid_extrapolated"] = to_metric(frechet_extrapolated(statistics, reference), count, by, few)
         metrics["kid"] = to_metric(kernel_distance(statistics, reference), count, by)

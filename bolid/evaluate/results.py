@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 FALSE_ACCEPT_RATE = 0.01  # of face verification
+SIGNIFICANCE = 0.05  # of all differences of a comparison together
 
 HIGHER, LOWER = "higher", "lower"
 # Name -> (which is better, what it measures), in the order of every table.
@@ -111,6 +112,13 @@ class Difference:
     high: float | None
     pairs: int
     paired_by: str  # "picture" or "person"
+    p: float | None = None
+    """The p-value of no difference, by Holm's correction for all figures and methods compared."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference is significant at 5 %, with the correction."""
+        return self.p is not None and self.p <= SIGNIFICANCE
 
 
 @dataclass(frozen=True)

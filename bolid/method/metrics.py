@@ -144,6 +144,24 @@ def bootstrap_mean(
     return Interval(mean, low, high)
 
 
+def mean_p_value(values: torch.Tensor, groups: torch.Tensor | None = None) -> float:
+    """The two-sided p-value of the mean of values [N], without nan, being 0; nan below two values or groups.
+
+    `groups` as in `bootstrap_mean`.
+    """
+    present = ~values.isnan()
+    values = values[present].double()
+    index = torch.arange(len(values))
+    if groups is not None and len(groups[present].unique()) >= MIN_GROUPS:
+        index = groups[present].unique(return_inverse=True)[1]
+    total = int(index.max()) + 1 if len(index) else 0
+    if total < 2:
+        return math.nan
+    sums = torch.zeros(total, dtype=torch.float64).index_add_(0, index, values)
+    counts = torch.zeros(total, dtype=torch.float64).index_add_(0, index, torch.ones_like(values))
+    return jackknife_p_value(float(values.mean()), (sums.sum() - sums) / (counts.sum() - counts))
+
+
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean over the first axis, [N, R] -> [R]. Missing values (nan) are left out; a column without values gives nan."""
     present = ~values.isnan()
@@ -259,8 +277,10 @@ def mean_correlation(truth: torch.Tensor, predicted: torch.Tensor) -> torch.Tens
     return ((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-12)).mean()
 
 
-def correlation_interval(truth: torch.Tensor, predicted: torch.Tensor, minus: torch.Tensor | None = None) -> Interval:
-    """`mean_correlation` of truth and predicted [P, R], P >= 5 people, with its interval over people.
+def correlation_left_out(
+    truth: torch.Tensor, predicted: torch.Tensor, minus: torch.Tensor | None = None
+) -> tuple[float, torch.Tensor]:
+    """`mean_correlation` of truth and predicted [P, R], and its P values without one person each, for a jackknife.
 
     With `minus` [P, R], other predictions for the same people: how much more than theirs, paired.
     """
@@ -273,7 +293,13 @@ def correlation_interval(truth: torch.Tensor, predicted: torch.Tensor, minus: to
         return value
 
     left_out = torch.stack([statistic(everybody[everybody != person]) for person in everybody])
-    return jackknife_interval(float(statistic(everybody)), left_out, bound=1.0 if minus is None else 2.0)
+    return float(statistic(everybody)), left_out
+
+
+def correlation_interval(truth: torch.Tensor, predicted: torch.Tensor, minus: torch.Tensor | None = None) -> Interval:
+    """`correlation_left_out`'s value with its interval over P >= 5 people."""
+    bound = 1.0 if minus is None else 2.0
+    return jackknife_interval(*correlation_left_out(truth, predicted, minus), bound=bound)
 
 
 def r2_scores(truth: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:

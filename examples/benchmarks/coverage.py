@@ -4,8 +4,8 @@
 
 Each trial draws people, pictures and features from distributions whose truth is known and makes the interval as
 `evaluate` makes it. The truth of FID is its expectation at this number of pictures (it is biased by that number), so
-the mean over the trials; that of KID too, which has no bias; that of extrapolated FID is FID at infinitely many. "Width" is the mean width of the intervals over
-that of an ideal one, 2 * 1.96 standard deviations of the value.
+the mean over the trials; that of KID too, which has no bias; that of extrapolated FID is FID at infinitely many.
+"Width" is the mean width of the intervals over that of an ideal one, 2 * 1.96 standard deviations of the value.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def main() -> None:
     lines = [
         "# Do the intervals cover?",
         "",
-        f"Made by `python examples/benchmarks/coverage.py --trials {args.trials}`. A 95 % interval should hold the truth",
-        "in 93 to 97 % of the trials. Width: over that of an ideal interval.",
+        f"Made by `python examples/benchmarks/coverage.py --trials {args.trials}`. A 95 % interval should hold the",
+        "truth in 93 to 97 % of the trials. Width: over that of an ideal interval.",
         "",
         "| figure | covers | width |",
         "|---|---|---|",

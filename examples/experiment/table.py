@@ -118,8 +118,9 @@ def markdown(
         "|---|---|---|",
         *(f"| {name} | {WHAT[name]} | {trained.get(name, '')} |" for name in methods),
         "",
-        "Value and 95 % bootstrap interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
-        f"differs from {compared.baseline}: the interval of the paired differences leaves out 0.",
+        "Value and 95 % interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
+        f"differs from {compared.baseline}, in pairs; p at most 0.05 with Holm's correction for the methods that were "
+        "generated together.",
         "",
         f"| figure | {' | '.join(methods)} | n |",
         f"|---|{'---|' * len(methods)}---|",
@@ -139,8 +140,10 @@ def _label(name: str) -> str:
 
 
 def _differs(difference: Difference | None) -> bool:
-    """Whether the interval leaves out 0."""
-    return difference is not None and difference.low is not None and (difference.low > 0 or difference.high < 0)
+    """Whether it is significant; of an earlier run without p-values, whether the interval leaves out 0."""
+    if difference is None or difference.low is None or difference.high is None:
+        return False
+    return difference.differs if difference.p is not None else difference.low > 0 or difference.high < 0
 
 
 def _cell(compared: Comparison, method: str, name: str) -> str:
@@ -156,8 +159,8 @@ def _differences(against: Comparison) -> list[str]:
     """The other methods minus the first, over pairs, with intervals."""
     methods = list(against.differences)
     lines = [
-        f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: the interval "
-        "leaves out 0.",
+        f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: p at most "
+        "0.05 with Holm's correction.",
         "",
         f"| figure | {' | '.join(methods)} |",
         f"|---|{'---|' * len(methods)}",
