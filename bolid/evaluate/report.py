@@ -86,7 +86,7 @@ def _figures(
     key = "<p class=quiet>↑ more is better, ↓ less is better. Intervals are 95 % intervals."
     if several:
         key += (
-            f" * differs from {escape(scored[0].name)}: by pairs of equal person and prompt, p at most 0.05 with "
+            f" * differs from {escape(scored[0].name)}: paired by person and prompt, p at most 0.05 with "
             "Holm's correction for all differences of this table."
         )
     key += "</p>"
