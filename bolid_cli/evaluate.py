@@ -144,9 +144,12 @@ def _print_comparison(compared: Comparison, quiet: bool) -> None:
     ]
     print_table(("metric", *compared.methods, "by"), rows, quiet)
     _print_notes(first, marks, quiet)
-    note(f"\nDifferences from {compared.baseline}, paired; * where the 95 % interval leaves out 0:", quiet)
+    note(
+        f"\nDifferences from {compared.baseline}, paired; *: p at most 0.05 with Holm's correction for all of them:",
+        quiet,
+    )
     rows = [
-        (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if _leaves_out_zero(d.low, d.high) else "")
+        (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if d.differs else "")
         for method, found in compared.differences.items()
         for name, d in found.items()
     ]
@@ -166,10 +169,6 @@ def _print_notes(result: Evaluation, marks: dict[str, str], quiet: bool) -> None
     for name, metric in result.metrics.items():
         if metric.note:
             note(f"{name}{'' if metric.value is not None else ' not measured'}: {metric.note}", quiet)
-
-
-def _leaves_out_zero(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 def _print_protocol(result: Evaluation, quiet: bool) -> None:

@@ -215,7 +215,7 @@ def test_inception_score_ends():
 
 def test_few_pictures_give_a_biased_fid_and_extrapolation_takes_the_bias_off():
     a, b = statistics(normal(150, 16)), statistics(normal(150, 16, 1))
-    value, low, high = frechet_interval(a, b, replicates=50)
+    value, low, high = frechet_interval(a, b)
     assert low < value < high and value > 1  # the truth is 0
     assert abs(frechet_extrapolated(a, b).value) < 0.35 * value
 
@@ -223,9 +223,28 @@ def test_few_pictures_give_a_biased_fid_and_extrapolation_takes_the_bias_off():
 def test_the_interval_of_fid_narrows_with_the_number_of_pictures():
     widths = []
     for n in (60, 240, 960):
-        found = frechet_interval(statistics(normal(n, 6)), statistics(normal(n, 6, 1) + 1), replicates=60)
+        found = frechet_interval(statistics(normal(n, 6)), statistics(normal(n, 6, 1) + 1))
         widths.append(found.high - found.low)
     assert widths[0] > 1.4 * widths[1] > 1.4**2 * widths[2]
+
+
+def test_intervals_of_fid_cover_and_do_not_depend_on_the_order_of_files():
+    values, reaches, inside = [], [], 0
+    for seed in range(60):
+        a, b = normal(120, 6, seed) + 0.5, normal(90, 6, 1000 + seed)
+        found, at_infinity = (
+            frechet_interval(statistics(a), statistics(b)),
+            frechet_extrapolated(statistics(a), statistics(b)),
+        )
+        values.append(found.value)
+        reaches.append(found.high - found.value)
+        inside += at_infinity.low <= 6 * 0.25 <= at_infinity.high
+    mean, reach = sum(values) / 60, sum(reaches) / 60
+    spread = (sum((value - mean) ** 2 for value in values) / 59) ** 0.5
+    assert reach / spread == pytest.approx(1.96, rel=0.25)
+    assert 53 <= inside
+    again = frechet_extrapolated(statistics(a.flip(0)), statistics(b[torch.randperm(90)]))
+    assert again == pytest.approx(at_infinity)
 
 
 def test_one_picture_is_refused():

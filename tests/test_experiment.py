@@ -12,14 +12,18 @@ import torch
 from small_base import make_family, make_training_shards
 
 from bolid.errors import BolidError
+from bolid.evaluate.pictures import generated_pictures
 from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
 from bolid.formats.images import picture_record
 from bolid.formats.tensors import load_tensors
+from bolid.generate.saving import save_picture
 from bolid.models.families import get_family
 from bolid.run import canonical_json
+from bolid.synth.people import RATIO_NAMES, sample_person
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import baselines
+import build_words
 import protocol
 import run
 import table
@@ -137,6 +141,42 @@ def test_a_baseline_that_is_not_there_is_named(world, tmp_path):
     assert error.value.hint.startswith("bolid train-adapter train/ --out")
 
 
+def shape(**deviations):
+    return {name: 0.0 for name in RATIO_NAMES} | deviations
+
+
+def test_build_words_name_the_most_remarkable_ratios():
+    assert build_words.shape_clause(shape(leg=0.3)) == ""
+    assert build_words.shape_clause(shape(leg=1.3, head=-0.5)) == "very long legs and a small head"
+    four = shape(leg=-0.6, torso=1.5, arm=0.7, hip_breadth=-1.4)
+    assert build_words.shape_clause(four) == "a very long torso, very narrow hips and long arms"
+    assert build_words.shape_clause(four, 1) == "a very long torso"
+
+
+def test_build_words_leave_out_what_the_text_encoder_could_not_read():
+    person = sample_person(190_008)  # a short heavy man
+    prompts = ["a photo of a man standing, in a room", "a man"]
+    whole = build_words.with_build(prompts, person, deviation=shape(leg=1, head=1))
+    assert whole[0] == "a photo of a short heavy man with long legs and a large head standing, in a room"
+    short = build_words.with_build(prompts, person, lambda prompt: len(prompt) < 70, shape(leg=1, head=1))
+    assert short == [
+        "a photo of a short heavy man with long legs standing, in a room",
+        "a short heavy man with long legs and a large head",
+    ]
+    with pytest.raises(BolidError, match="the prompt names nobody: a dog"):
+        build_words.with_build(["a dog"], person, deviation=shape())
+
+
+def test_pictures_with_build_words_pair_with_those_of_other_methods(tmp_path):
+    for name in ("p1/a.png", "p1/b.png", "p2/a.png"):
+        save_picture(tmp_path / name, np.zeros((8, 8, 3), np.uint8), {"kind": "picture", "config": {"prompt": "long"}})
+    build_words.write_table(tmp_path, "p1", [tmp_path / "p1/a.png", tmp_path / "p1/b.png"], ["x", "x, y"])
+    build_words.write_table(tmp_path, "p2", [tmp_path / "p2/a.png"], ["z"])
+    build_words.write_table(tmp_path, "p2", [tmp_path / "p2/a.png"], ["x"])  # made again
+    found = generated_pictures(tmp_path).pictures
+    assert [(one.person, one.prompt) for one in found] == [("p1", "x"), ("p1", "x, y"), ("p2", "x")]
+
+
 @pytest.mark.slow
 def test_pictures_are_kept_until_a_model_changes(world, tmp_path, monkeypatch):
     small = protocol.Protocol(0, (64, 48), 1, 1, 2, (100_000, 100_001), ("a {who}",), False)
@@ -198,7 +238,7 @@ def test_the_table_says_what_was_measured():
             "bolid-8": {"text_score": Difference(0.2, 0.1, 0.3, 10, "picture"), "kid": no_difference},
         },
     )  # fmt: skip
-    more = table.markdown(compared, protocol.read_protocol(), {}, against)
+    more = table.markdown(compared, protocol.read_protocol(), {}, [against])
     assert "How much more than ip-adapter-attention" in more and more.count("| kid ↓") == text.count("| kid ↓")
     assert "| text score ↑ | +0.100 (-0.100 to +0.300) | **+0.200** (+0.100 to +0.300) |" in more
     assert "the tower (a note)" in text and "5 prompts each, 2 pictures of each" in text

@@ -15,12 +15,15 @@ from PIL import Image
 
 import bolid.generate.saving
 import bolid.views
+from bolid.backends.body import BodyEncoder, read_body_encoder, save_body_encoder
 from bolid.backends.diffusion import load_base
 from bolid.errors import BolidError
 from bolid.formats.adapter import load_adapter, save_adapter
 from bolid.formats.profile import load_profile, save_profile
 from bolid.generate import generate, read_prompts, save_picture
+from bolid.generate.identity import find_people
 from bolid.generate.saving import save_beside
+from bolid.method.body_vae import BodyVAE, Population, draw_body
 from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.profile import make_profile
@@ -51,6 +54,35 @@ def test_every_way_of_naming_a_person_changes_the_picture(world, tmp_path):
     assert not same(me, nobody) and not same(faceless, nobody) and not same(me, faceless)
     assert same(invented[0], invented[1]) and not same(invented[0], invented[2])
     assert same(faceless, make_pictures(world, tmp_path / "4", profile=world.me, face_scale=0.0))
+
+
+def test_an_invented_person_comes_from_the_population_of_the_encoder(tmp_path):
+    def bodies(world):
+        request = SimpleNamespace(
+            family=get_family(world.family), profiles=(), reference=None, new_person=3,
+            require_adapter=lambda branch: world.adapter / f"{branch}.safetensors",
+        )  # fmt: skip
+        return find_people(request, reader=None)[0]
+
+    plain = make_world(tmp_path / "plain")
+    normal = bodies(plain)
+    assert normal.inputs == {}  # that encoder has no population
+    file = get_family(plain.family).body_encoder
+    tensors, _, record = read_body_encoder(file)
+    model = BodyVAE(8, 4)
+    model.load_state_dict(tensors)
+    people = Population(torch.full((8,), 5.0), torch.diag(torch.full((8,), 0.25)))
+    before = sha256_file(file)
+    save_body_encoder(file, model, {**record, "space": before}, people)
+    found = bodies(plain)
+    assert torch.allclose(found.vectors["body"], 5 + 0.5 * normal.vectors["body"])
+    assert found.inputs == {"population": sha256_file(file)} and found.body_encoder == before
+    [picture] = generate(
+        PROMPTS[:1], tmp_path / "out", adapter=plain.adapter, family=plain.family, device="cpu", new_person=3
+    )
+    assert read_picture(picture)["inputs"]["population"] == sha256_file(file)
+    save_body_encoder(file, model, record, people)  # now of another space than the adapter
+    assert torch.equal(bodies(plain).vectors["body"], normal.vectors["body"])
 
 
 class Reader:
@@ -186,7 +218,8 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
     options = {"family": "tiny", "device": "cpu", "new_person": 5, "seed": 3, "steps": 6}
     [best] = generate([prompt], tmp_path / "best", best_of=3, **options)
     [first] = generate([prompt], tmp_path / "first", **options)
-    body = torch.randn(64, generator=torch.Generator().manual_seed(derive_seed(5, "new-person")))
+    normal = torch.randn(64, generator=torch.Generator().manual_seed(derive_seed(5, "new-person")))
+    body = draw_body(BodyEncoder(get_family("tiny").body_encoder).population, normal)
     seeds = [derive_seed(3, "generate", 0, 0, *more) for more in ((), ("candidate", 1), ("candidate", 2))]
     candidates = []
     for seed in seeds:  # each candidate by its own seed

@@ -11,8 +11,13 @@ from bolid.method.metrics import (
     bone_confidence,
     bone_ratios,
     bootstrap_mean,
+    correlation_interval,
     expected_max,
+    holm,
+    jackknife_interval,
+    jackknife_p_value,
     mean_correlation,
+    mean_p_value,
     perceptual_distance,
     r2_scores,
     rank_and_auc,
@@ -168,6 +173,63 @@ def test_bootstrap_resamples_people_because_their_pictures_are_alike():
     alone, grouped = bootstrap_mean(person), bootstrap_mean(person, groups)
     assert alone.value == grouped.value
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+
+
+def test_jackknife_of_a_mean_is_students_interval():
+    from scipy import stats
+
+    values = normal(12, 1)[:, 0]
+    left_out = (values.sum() - values) / 11
+    found = jackknife_interval(float(values.mean()), left_out)
+    expected = stats.t.interval(0.95, 11, loc=float(values.mean()), scale=stats.sem(values.numpy()))
+    assert found[1:] == pytest.approx(expected)
+
+
+def test_p_value_of_a_mean_is_students():
+    from scipy import stats
+
+    values = normal(12, 1)[:, 0] + 0.5
+    left_out = (values.sum() - values) / 11
+    expected = float(stats.ttest_1samp(values.numpy(), 0).pvalue)
+    assert jackknife_p_value(float(values.mean()), left_out) == pytest.approx(expected)
+    assert mean_p_value(values) == pytest.approx(expected)
+    pictures = values.repeat_interleave(5)  # five equal ones a person say no more than one
+    assert mean_p_value(pictures, torch.arange(12).repeat_interleave(5)) == pytest.approx(expected)
+    assert mean_p_value(pictures) < expected and mean_p_value(values[:1]) != mean_p_value(values[:1])  # nan
+    assert jackknife_p_value(0.0, torch.zeros(4)) == 1 and jackknife_p_value(2.0, torch.full((4,), 2.0)) == 0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == [] and holm([0.04]) == [0.04]
+
+
+def test_holm_keeps_the_chance_of_any_false_find_at_5_percent():
+    generator = torch.Generator().manual_seed(0)
+    alarms = sum(min(holm(torch.rand(20, generator=generator).tolist())) <= 0.05 for _ in range(1000))
+    assert 30 <= alarms <= 70
+
+
+def test_interval_of_a_mean_over_few_people_is_as_wide_as_students():
+    from scipy import stats
+
+    values = normal(8, 1)[:, 0]
+    found = bootstrap_mean(values, replicates=20_000)
+    low, high = stats.t.interval(0.95, 7, scale=stats.sem(values.numpy()))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.15)  # plain percentiles: 0.77 of it
+
+
+def test_intervals_of_correlations_cover_the_truth_and_stay_within_bounds():
+    covered, paired = 0, 0
+    for seed in range(200):
+        truth, noise, other = normal(24, 4, seed), normal(24, 4, 1000 + seed), normal(24, 4, 2000 + seed)
+        good, poor = 0.9 * truth + 0.19**0.5 * noise, 0.5 * truth + 0.75**0.5 * other
+        _, low, high = correlation_interval(truth, good)
+        covered += low <= 0.9 <= high < 1
+        value, low, high = correlation_interval(truth, good, minus=poor)
+        assert value == pytest.approx(float(mean_correlation(truth, good) - mean_correlation(truth, poor)))
+        paired += low <= 0.4 <= high
+    assert 184 <= covered <= 198 and 184 <= paired <= 198
 
 
 def test_bootstrap_of_too_little():

@@ -72,7 +72,7 @@ def world(tmp_path_factory):
         scored.append(
             Scored(method, folder, folder.pictures, [p.person for p in folder.pictures], scores, {}, evaluation)
         )
-    differences = {scored[1].name: {"text_score": Difference(0.2, 0.1, 0.3, 9, "picture")}}
+    differences = {scored[1].name: {"text_score": Difference(0.2, 0.1, 0.3, 9, "picture", 0.01)}}
     write_report(root / "two.html", scored, differences, references, "tiny")
     write_report(root / "one.html", scored[:1], {}, references, "tiny")
     return root

@@ -25,7 +25,7 @@ from bolid.method.metrics import (
     bone_confidence,
     bone_ratios,
     bootstrap_mean,
-    mean_correlation,
+    correlation_interval,
     resamples,
     weighted_mean,
 )
@@ -263,13 +263,8 @@ def _ratios(
     }
     if len(people) < MIN_CORRELATION_PEOPLE:
         return ratios, None
-    generator = torch.Generator().manual_seed(0)
-    draws = [
-        mean_correlation(truth.repeat_interleave(c, 0), predicted.repeat_interleave(c, 0))
-        for c in resamples(REPLICATES, len(people), generator).long()
-    ]
-    low, high = torch.stack(draws).quantile(ENDS).tolist()
-    interval = Interval(float(mean_correlation(truth, predicted)), low, high)
+    scored.bodies = {p: (truth[i], predicted[i]) for i, p in enumerate(people)}
+    interval = correlation_interval(truth, predicted)
     return ratios, to_metric(interval, len(people), error.measured_by, "n is people")
 
 
@@ -292,12 +287,11 @@ def distribution_metrics(
         for key in ("fid", "fid_extrapolated", "kid", "inception_score"):
             metrics[key] = Metric(None, count, by, too_few)
     else:
-        replicates = 200 if evaluators.feature_size <= 256 else 50
         note = f"of {n} pictures and {m} photos"
         if count < MIN_FID_PICTURES:
             note += f": mostly bias below {MIN_FID_PICTURES:,}; compare equal counts only, or look at kid and "
             note += "fid_extrapolated"
-        metrics["fid"] = to_metric(frechet_interval(statistics, reference, replicates), count, by, note)
+        metrics["fid"] = to_metric(frechet_interval(statistics, reference), count, by, note)
         few = "" if count > evaluators.feature_size else "rough: fewer pictures than features"
         metrics["fid_extrapolated"] = to_metric(frechet_extrapolated(statistics, reference), count, by, few)
         metrics["kid"] = to_metric(kernel_distance(statistics, reference), count, by)

@@ -146,7 +146,7 @@ class _Run:
                     rejected.setdefault(reason, []).extend(names)
             protocol = {"excluded": len(used), "checked": checked}
             one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)
-        differences = {one.name: _differences(scored[0], one, self.seed) for one in scored[1:]}
+        differences = _corrected({one.name: _differences(scored[0], one, self.seed) for one in scored[1:]})
         if self.html is not None:
             from bolid.evaluate.report import write_report
 
@@ -233,13 +233,17 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
     import torch
 
     from bolid.evaluate.aggregate import REPLICATES, person_numbers
-    from bolid.method.metrics import MIN_GROUPS, bootstrap_mean
+    from bolid.method.metrics import MIN_GROUPS, bootstrap_mean, mean_p_value
 
     places = [_by_prompt(one) for one in (first, other)]
     keys = [key for key in places[0] if key in places[1]]
     found: dict[str, Difference] = {}
     for metric in DESCRIPTIONS:
         groups = None
+        if metric == "body_ratio_correlation":
+            if difference := _correlation_difference(first, other):
+                found[metric] = difference
+            continue
         if metric in first.scores and metric in other.scores:
             rows = [torch.tensor([place[key] for key in keys], dtype=torch.long) for place in places]
             values = other.scores[metric][rows[1]] - first.scores[metric][rows[0]]
@@ -255,10 +259,38 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
         if pairs:
             interval = bootstrap_mean(values, groups, REPLICATES, derive_seed(seed, "differences", metric) % 2**31)
             value, low, high = (None if math.isnan(x) else x for x in interval)
+            p = mean_p_value(values, groups)
             if pairs < MIN_GROUPS:  # few differences of one sign would always exclude 0
-                low = high = None
-            found[metric] = Difference(value, low, high, pairs, by)
+                low = high = p = None
+            found[metric] = Difference(value, low, high, pairs, by, None if p is None or math.isnan(p) else p)
     return found
+
+
+def _correlation_difference(first: Scored, other: Scored) -> Difference | None:
+    """None where fewer than five people have bodies in both."""
+    import torch
+
+    from bolid.evaluate.aggregate import MIN_CORRELATION_PEOPLE
+    from bolid.method.metrics import correlation_interval, correlation_left_out, jackknife_p_value
+
+    both = [person for person in first.bodies if person in other.bodies]
+    if len(both) < MIN_CORRELATION_PEOPLE:
+        return None
+    truth = torch.stack([first.bodies[person][0] for person in both])
+    theirs, ours = (torch.stack([one.bodies[person][1] for person in both]) for one in (first, other))
+    p = jackknife_p_value(*correlation_left_out(truth, ours, theirs))
+    return Difference(*correlation_interval(truth, ours, theirs), len(both), "person", p)
+
+
+def _corrected(differences: dict[str, dict[str, Difference]]) -> dict[str, dict[str, Difference]]:
+    """The same with p-values corrected by Holm for all methods and figures together."""
+    from bolid.method.metrics import holm
+
+    tested = [(method, name) for method, found in differences.items() for name, d in found.items() if d.p is not None]
+    adjusted = holm([differences[method][name].p or 0.0 for method, name in tested])
+    for (method, name), p in zip(tested, adjusted, strict=True):
+        differences[method][name] = replace(differences[method][name], p=p)
+    return differences
 
 
 def _by_prompt(scored: Scored) -> dict[tuple[str, str, int], int]:

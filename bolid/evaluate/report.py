@@ -83,11 +83,11 @@ def _figures(
     table = (
         f"<div class=scroll><table><thead><tr>{''.join(cells)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-    key = "<p class=quiet>↑ more is better, ↓ less is better. Intervals are 95 % bootstrap intervals."
+    key = "<p class=quiet>↑ more is better, ↓ less is better. Intervals are 95 % intervals."
     if several:
         key += (
-            f" * differs from {escape(scored[0].name)}: the interval of the differences, paired by person and prompt, "
-            "leaves out 0."
+            f" * differs from {escape(scored[0].name)}: paired by person and prompt, p at most 0.05 with "
+            "Holm's correction for all differences of this table."
         )
     key += "</p>"
     if missing:
@@ -104,9 +104,7 @@ def _by(metric: Metric) -> str:
 
 
 def _mark(difference: Difference | None) -> str:
-    if difference is None or difference.low is None or difference.high is None:
-        return ""
-    return "*" if difference.low > 0 or difference.high < 0 else ""
+    return "*" if difference is not None and difference.differs else ""
 
 
 def _ratios(scored: Sequence[Scored]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bolid.evaluate.pictures import Picture, PictureFolder
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 FALSE_ACCEPT_RATE = 0.01  # of face verification
+SIGNIFICANCE = 0.05  # of all differences of a comparison together
 
 HIGHER, LOWER = "higher", "lower"
 # Name -> (which is better, what it measures), in the order of every table.
@@ -91,6 +92,8 @@ class PictureScores:
     people: list[str]  # each picture's, "" where unknown
     scores: dict[str, torch.Tensor]  # name -> f64 [N], nan where not measured
     per_person: dict[str, dict[str, float]]  # metric -> person -> value
+    bodies: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, kw_only=True)
+    """Person -> body ratios, true and of the pictures, f64 [R] each; empty below five people."""
 
 
 @dataclass
@@ -109,6 +112,13 @@ class Difference:
     high: float | None
     pairs: int
     paired_by: str  # "picture" or "person"
+    p: float | None = None
+    """The p-value of no difference, by Holm's correction for all figures and methods compared."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference is significant at 5 %, with the correction."""
+        return self.p is not None and self.p <= SIGNIFICANCE
 
 
 @dataclass(frozen=True)

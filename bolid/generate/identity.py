@@ -55,7 +55,7 @@ def find_people(
         name = f"the photo {Path(request.reference).name}"
         return [Identity(vectors, reader().encoder.space, person.face_model, {"reference": person.sha256[0]}, name)]
     if request.new_person is not None:
-        return [_invented(request.require_adapter("body"), request.new_person)]
+        return [_invented(request.family, request.require_adapter("body"), request.new_person)]
     return [Identity({}, "", "", {}, "nobody")]
 
 
@@ -82,16 +82,27 @@ def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
     return Identity(vectors, made_with.get("body_encoder", ""), made_with.get("face_model", ""), inputs, name, folder)
 
 
-def _invented(body_adapter: Path, seed: int) -> Identity:
-    """Somebody who does not exist: c_body drawn from the prior N(0, I), the same in every prompt."""
+def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:
+    """Somebody who does not exist, the same in every prompt: c_body drawn from the population of encoded bodies.
+
+    From N(0, I) where the family's body encoder is missing, has no population or another space than the adapter.
+    """
     import torch
 
+    from bolid.backends.body import BodyEncoder
     from bolid.formats.adapter import load_adapter
+    from bolid.method.body_vae import draw_body
 
     tensors, record = load_adapter(body_adapter, "body")
+    space = record["inputs"]["body_encoder"]
     generator = torch.Generator().manual_seed(derive_seed(seed, "new-person"))
     body = torch.randn(tensors["image_proj.proj.weight"].shape[1], generator=generator)
-    return Identity({"body": body}, record["inputs"]["body_encoder"], "", {}, f"new person {seed}")
+    inputs = {}
+    if family.has("body_encoder"):
+        encoder = BodyEncoder(family.require("body_encoder"))
+        if encoder.population is not None and encoder.space == space:
+            body, inputs = draw_body(encoder.population, body), {"population": encoder.sha256}
+    return Identity({"body": body}, space, "", inputs, f"new person {seed}")
 
 
 def check_comparable(option: str, people: Sequence[Identity], model: str, sha256: str, family: Family) -> None:

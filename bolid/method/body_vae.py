@@ -218,6 +218,12 @@ def population(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> Population
     return Population(body_mean.mean(0), covariance.to(body_mean))
 
 
+def draw_body(people: Population, normal: torch.Tensor) -> torch.Tensor:
+    """A body [D] of the population, from `normal` [D] of N(0, I)."""
+    mean, covariance = (part.double() for part in people)
+    return (mean + torch.linalg.cholesky(covariance) @ normal.double()).to(normal)
+
+
 def within_population(body_mean: torch.Tensor, body_logvar: torch.Tensor, people: Population) -> torch.Tensor:
     """The fused mean [D] with `people` as the prior in place of N(0, I), from what `fuse` gives, [D] each.
 

@@ -1,4 +1,4 @@
-"""Metrics of one picture, one pair of pictures or one person (BoLID section 6), and bootstrap intervals.
+"""Metrics of one picture, one pair of pictures or one person (BoLID section 6), and their intervals.
 
 Plain tensors in and out. A value that could not be measured is nan and is left out of every mean. distributions.py
 compares sets of pictures (FID, KID, IS).
@@ -26,13 +26,14 @@ from bolid.method.keypoints import (
     SHOULDERS,
 )
 
-ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)  # of a 95 % interval
+LEVEL = 0.95  # of every interval
+ENDS = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
 MIN_GROUPS = 5  # with fewer people than this, pictures are resampled and not people
 WIDTHS = (("torso", 8), ("thigh", 4), ("shin", 4))  # a width profile: places on each, from the shoulders down
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % bootstrap interval; nan where there is none."""
+    """A value and its 95 % interval; nan where there is none."""
 
     value: float
     low: float
@@ -50,10 +51,75 @@ def resamples(replicates: int, total: int, generator: torch.Generator) -> torch.
     )
 
 
+def t_quantile(count: int) -> float:
+    """Student's t for a two-sided 95 % interval from `count` >= 2 independent values."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2))
+
+
+def expanded_ends(count: int) -> torch.Tensor:
+    """Quantiles of a bootstrap of `count` >= 2 values that make a 95 % interval, f64 [2].
+
+    The spread of resampled means is too small by sqrt((count - 1) / count) and knows nothing of Student's t, so plain
+    percentiles cover less than 95 % of the time when there are few values. These are the expanded percentiles of
+    Hesterberg (arXiv:1411.5279).
+    """
+    z = t_quantile(count) * (count / (count - 1)) ** 0.5
+    low = float(torch.special.ndtr(torch.tensor(-z, dtype=torch.float64)))
+    return torch.tensor([low, 1 - low], dtype=torch.float64)
+
+
+def jackknife_interval(value: float, left_out: torch.Tensor, bound: float = math.inf) -> Interval:
+    """The interval of a smooth statistic, from `left_out` f64 [n >= 2]: its value without each of n independent items.
+
+    The jackknife's standard error (Tukey 1958) times Student's t. A statistic between -bound and bound is compared on
+    the scale of artanh(value / bound), Fisher's z for a correlation, so the interval stays within the bounds.
+    """
+    n = len(left_out)
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x if math.isinf(bound) else torch.atanh((x / bound).clamp(-1 + 1e-9, 1 - 1e-9))
+
+    centre, each = scaled(torch.tensor(value, dtype=torch.float64)), scaled(left_out.double())
+    reach = t_quantile(n) * ((n - 1) / n * (each - each.mean()).square().sum()).sqrt()
+    low, high = centre - reach, centre + reach
+    if not math.isinf(bound):
+        low, high = bound * low.tanh(), bound * high.tanh()
+    return Interval(value, float(low), float(high))
+
+
+def jackknife_p_value(value: float, left_out: torch.Tensor) -> float:
+    """The two-sided p-value of `value` being 0, by the jackknife's standard error and Student's t, 0..1.
+
+    `left_out` f64 [n >= 2]: the value without each of n independent items.
+    """
+    from scipy.special import stdtr
+
+    n = len(left_out)
+    error = float(((n - 1) / n * (left_out.double() - left_out.double().mean()).square().sum()).sqrt())
+    if error == 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stdtr(n - 1, -abs(value) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value, adjusted for there being several (Holm 1979), 0..1, in the order given.
+
+    Those at 0.05 or below are significant together: the chance of any false one is at most 0.05.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
 def bootstrap_mean(
     values: torch.Tensor, groups: torch.Tensor | None = None, replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """The mean of values [N], without nan, and its percentile interval (Efron 1979).
+    """The mean of values [N], without nan, and its bootstrap interval (Efron 1979; `expanded_ends`).
 
     `groups` [N]: the number of each picture's person. Pictures of one person are alike: with MIN_GROUPS people or more,
     whole people are resampled, else pictures. Fewer than two values, or two groups, give no interval (nan).
@@ -74,8 +140,26 @@ def bootstrap_mean(
     sums = torch.zeros(total, dtype=torch.float64).index_add_(0, index, values)
     counts = torch.zeros(total, dtype=torch.float64).index_add_(0, index, torch.ones_like(values))
     weights = resamples(replicates, total, torch.Generator().manual_seed(seed))
-    low, high = ((weights @ sums) / (weights @ counts)).quantile(ENDS).tolist()
+    low, high = ((weights @ sums) / (weights @ counts)).quantile(expanded_ends(total)).tolist()
     return Interval(mean, low, high)
+
+
+def mean_p_value(values: torch.Tensor, groups: torch.Tensor | None = None) -> float:
+    """The two-sided p-value of the mean of values [N], without nan, being 0; nan below two values or groups.
+
+    `groups` as in `bootstrap_mean`.
+    """
+    present = ~values.isnan()
+    values = values[present].double()
+    index = torch.arange(len(values))
+    if groups is not None and len(groups[present].unique()) >= MIN_GROUPS:
+        index = groups[present].unique(return_inverse=True)[1]
+    total = int(index.max()) + 1 if len(index) else 0
+    if total < 2:
+        return math.nan
+    sums = torch.zeros(total, dtype=torch.float64).index_add_(0, index, values)
+    counts = torch.zeros(total, dtype=torch.float64).index_add_(0, index, torch.ones_like(values))
+    return jackknife_p_value(float(values.mean()), (sums.sum() - sums) / (counts.sum() - counts))
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -191,6 +275,31 @@ def mean_correlation(truth: torch.Tensor, predicted: torch.Tensor) -> torch.Tens
     """Pearson's r over people of each column of truth and predicted [P, R], averaged over columns; -1..1, chance 0."""
     a, b = truth - truth.mean(0), predicted - predicted.mean(0)
     return ((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-12)).mean()
+
+
+def correlation_left_out(
+    truth: torch.Tensor, predicted: torch.Tensor, minus: torch.Tensor | None = None
+) -> tuple[float, torch.Tensor]:
+    """`mean_correlation` of truth and predicted [P, R], and its P values without one person each, for a jackknife.
+
+    With `minus` [P, R], other predictions for the same people: how much more than theirs, paired.
+    """
+    everybody = torch.arange(len(truth))
+
+    def statistic(rows: torch.Tensor) -> torch.Tensor:
+        value = mean_correlation(truth[rows].double(), predicted[rows].double())
+        if minus is not None:
+            value = value - mean_correlation(truth[rows].double(), minus[rows].double())
+        return value
+
+    left_out = torch.stack([statistic(everybody[everybody != person]) for person in everybody])
+    return float(statistic(everybody)), left_out
+
+
+def correlation_interval(truth: torch.Tensor, predicted: torch.Tensor, minus: torch.Tensor | None = None) -> Interval:
+    """`correlation_left_out`'s value with its interval over P >= 5 people."""
+    bound = 1.0 if minus is None else 2.0
+    return jackknife_interval(*correlation_left_out(truth, predicted, minus), bound=bound)
 
 
 def r2_scores(truth: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,10 @@
 
 Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos
 beside them. Existing pictures are kept, unless a model behind them has changed.
-Methods: base; ip-adapter (one photo); ip-adapter-attention (all conditioning photos); bolid-1 and bolid-8 (the first
-photo, all photos); bolid-1-guided and bolid-8-guided (the same with guidance towards face and body); bolid-8-equal (all
-photos, adapters that were trained as long as the baselines).
+Methods: base; build-words (the base, the true build in words); ip-adapter (one photo); ip-adapter-attention (all
+conditioning photos); bolid-1 and bolid-8 (the first photo, all photos); bolid-1-guided and bolid-8-guided (the same
+with guidance towards face and body); bolid-8-equal (all photos, adapters that were trained as long as the baselines);
+dreambooth-lora (a LoRA trained on all photos of each person).
 To add a method, write a function that generates one person's pictures, and add it to METHODS.
 """
 
@@ -21,11 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from baselines import FILE, Baseline
 from baselines import METHODS as BASELINES
+from build_words import with_build, write_table
+from dreambooth import SETTINGS, DreamBooth, with_identifier
 from protocol import Protocol, read_protocol
 
 import bolid.generate
@@ -38,9 +42,13 @@ from bolid.formats.images import read_photo
 from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.models.families import get_family
 from bolid.run import canonical_json, sha256_file, write_atomic
+from bolid.synth.people import build_words, sample_person
 from bolid.train_adapter.setup import base_sha256
 
 EQUAL = "bolid-8-equal"
+WORDS = "build-words"
+DREAMBOOTH = "dreambooth-lora"
+BASE_ALONE = ("base", WORDS)  # no photo, no adapter
 GUIDED = ("bolid-1-guided", "bolid-8-guided")
 
 
@@ -73,7 +81,9 @@ class Bench:
         used |= {"protocol": canonical_json(self.protocol), "sampler": canonical_json(family.defaults)}
         if method in BASELINES:
             used["adapter"] = sha256_file(self.baseline_file(method))
-        elif method != "base":
+        elif method == DREAMBOOTH:
+            used["training"] = canonical_json(SETTINGS)
+        elif method not in BASE_ALONE:
             folder = self.adapter_of(method)
             used |= {branch: sha256_file(folder / f"{branch}.safetensors") for branch in ("face", "body")}
             used["body_encoder"] = sha256_file(family.require("body_encoder"))
@@ -99,10 +109,24 @@ class Bench:
     def image_text(self) -> ImageTextModel:
         return ImageTextModel(self.family.require("image_text"))
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.family.require("base") / "tokenizer")
+
+    def fits(self, prompt: str) -> bool:
+        """Whether the base's text encoder reads the whole prompt."""
+        return len(self.tokenizer(prompt).input_ids) <= self.tokenizer.model_max_length
+
     def baseline(self, name: str) -> Baseline:
         if name not in self.loaded:
             self.loaded[name] = Baseline(self.baseline_file(name), self.family)
         return self.loaded[name]
+
+    @cached_property
+    def dreambooth(self) -> DreamBooth:
+        return DreamBooth(self.family)
 
     def baseline_file(self, name: str) -> Path:
         path = self.baselines / name / FILE
@@ -117,6 +141,13 @@ class Bench:
 def base(bench: Bench, task: Task) -> None:
     """The frozen base: what the words alone give."""
     bolid.generate.generate(task.prompts, task.out, n=task.n, family=bench.family.name, seed=task.seed)
+
+
+def base_with_words(bench: Bench, task: Task) -> None:
+    """The base, with words for the build from the person's true body ratios."""
+    prompts = with_build(task.prompts, sample_person(int(task.person[1:])), bench.fits)
+    made = bolid.generate.generate(prompts, task.out, n=task.n, family=bench.family.name, seed=task.seed)
+    write_table(task.out.parent, task.person, made, [prompt for prompt in task.prompts for _ in range(task.n)])
 
 
 def ip_adapter(bench: Bench, task: Task) -> None:
@@ -154,8 +185,21 @@ def bolid_8_equal(bench: Bench, task: Task) -> None:
     _with_profile(bench, task, task.photos, EQUAL)
 
 
+def dreambooth_lora(bench: Bench, task: Task) -> None:
+    """DreamBooth: a LoRA for this person alone, trained on all photos."""
+    noun = build_words(sample_person(int(task.person[1:])))["gender_word"]
+    file = bench.work / DREAMBOOTH / f"{task.person}.safetensors"
+    bench.dreambooth.train(task.photos, noun, file)
+    prompts = with_identifier(task.prompts)
+    made = bolid.generate.generate(
+        prompts, task.out, n=task.n, family=bench.family.name, seed=task.seed, lora=[str(file)]
+    )
+    write_table(task.out.parent, task.person, made, [prompt for prompt in task.prompts for _ in range(task.n)])
+
+
 METHODS: dict[str, Callable[[Bench, Task], None]] = {
     "base": base,
+    WORDS: base_with_words,
     "ip-adapter": ip_adapter,
     "ip-adapter-attention": ip_adapter_attention,
     "bolid-1": bolid_1,
@@ -163,6 +207,7 @@ METHODS: dict[str, Callable[[Bench, Task], None]] = {
     "bolid-8": bolid_8,
     "bolid-1-guided": bolid_1_guided,
     "bolid-8-guided": bolid_8_guided,
+    DREAMBOOTH: dreambooth_lora,
 }
 
 

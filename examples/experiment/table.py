@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from baselines import METHODS as BASELINES
+from dreambooth import cost
 from protocol import Protocol, read_protocol
-from run import EQUAL, METHODS, Bench, arguments, run
+from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, WORDS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 GUIDED_BY = "`--face-guidance 1 --body-guidance 1`"
 WHAT = {
     "base": "the frozen base, no photo",
+    WORDS: "the frozen base, the true build in words, no photo",
     "ip-adapter": "IP-Adapter, image embedding of 1 photo",
     "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
     "bolid-1": "BoLID, 1 photo",
@@ -42,10 +44,14 @@ WHAT = {
     "bolid-8": "BoLID, 8 photos",
     "bolid-1-guided": f"bolid-1 with {GUIDED_BY}",
     "bolid-8-guided": f"bolid-8 with {GUIDED_BY}",
+    DREAMBOOTH: "DreamBooth-LoRA with prior preservation, 8 photos",
 }
 
 
-PEER = "ip-adapter-attention"  # the strongest baseline
+RIVALS = {  # baseline -> methods that the table subtracts it from, in pairs
+    WORDS: ("bolid-1", "bolid-8"),
+    "ip-adapter-attention": (EQUAL, "bolid-8"),
+}
 
 
 def with_earlier(compared: Comparison, earlier: dict[str, Any]) -> Comparison:
@@ -87,10 +93,10 @@ def markdown(
     compared: Comparison,
     protocol: Protocol,
     trained: dict[str, str],
-    against: Comparison | None = None,
+    against: Sequence[Comparison] = (),
     made: Sequence[str] | None = None,
 ) -> str:
-    """The tables: figures of `compared`, and differences from the first method of `against`.
+    """The tables: figures of `compared`, and of each of `against` the differences from its first method.
 
     `made`: the methods whose pictures were generated now; the others are from an earlier run.
     """
@@ -112,8 +118,9 @@ def markdown(
         "|---|---|---|",
         *(f"| {name} | {WHAT[name]} | {trained.get(name, '')} |" for name in methods),
         "",
-        "Value and 95 % bootstrap interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
-        f"differs from {compared.baseline}: the interval of the paired differences leaves out 0.",
+        "Value and 95 % interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
+        f"differs from {compared.baseline}, in pairs; p at most 0.05 with Holm's correction for the methods that were "
+        "generated together.",
         "",
         f"| figure | {' | '.join(methods)} | n |",
         f"|---|{'---|' * len(methods)}---|",
@@ -122,8 +129,8 @@ def markdown(
         cells = [_cell(compared, method, name) for method in methods]
         counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
         lines.append(f"| {_label(name)} | {' | '.join(cells)} | {counts} |")
-    if against is not None:
-        lines += ["", *_differences(against)]
+    for other in against:
+        lines += ["", *_differences(other)]
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
 
@@ -133,8 +140,10 @@ def _label(name: str) -> str:
 
 
 def _differs(difference: Difference | None) -> bool:
-    """Whether the interval leaves out 0."""
-    return difference is not None and difference.low is not None and (difference.low > 0 or difference.high < 0)
+    """Whether it is significant; of an earlier run without p-values, whether the interval leaves out 0."""
+    if difference is None or difference.low is None or difference.high is None:
+        return False
+    return difference.differs if difference.p is not None else difference.low > 0 or difference.high < 0
 
 
 def _cell(compared: Comparison, method: str, name: str) -> str:
@@ -150,8 +159,8 @@ def _differences(against: Comparison) -> list[str]:
     """The other methods minus the first, over pairs, with intervals."""
     methods = list(against.differences)
     lines = [
-        f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: the interval "
-        "leaves out 0.",
+        f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: p at most "
+        "0.05 with Holm's correction.",
         "",
         f"| figure | {' | '.join(methods)} |",
         f"|---|{'---|' * len(methods)}",
@@ -203,12 +212,16 @@ def main() -> None:
         html=bench.work / "report.html", family=bench.family.name,
     )  # fmt: skip
     made = dict(zip(args.methods, folders, strict=True))
-    rivals, against = [made[method] for method in (EQUAL, "bolid-8") if method in made], None
-    if PEER in made and rivals:
-        against = compare([made[PEER], *rivals], bench.work / "photos", family=bench.family.name)
+    against = {}
+    for peer, rivals in RIVALS.items():
+        if peer in made and (theirs := [made[rival] for rival in rivals if rival in made]):
+            against[peer] = compare([made[peer], *theirs], bench.work / "photos", family=bench.family.name)
     trained = {}
     for name in args.methods:
-        if name == "base":
+        if name in BASE_ALONE:
+            continue
+        if name == DREAMBOOTH:
+            trained[name] = cost(bench.work / DREAMBOOTH)
             continue
         file = bench.baseline_file(name) if name in BASELINES else bench.adapter_of(name) / "body.safetensors"
         config = read_record(file)["config"]
@@ -223,14 +236,13 @@ def main() -> None:
         earlier = json.loads(args.earlier.read_text(encoding="utf-8"))
         compared = with_earlier(compared, earlier)
         trained = {**earlier["trained"], **trained}
-        pairs = earlier.get("against", {}).get(PEER, {})
-        kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
-        if against is None and kept:
-            against = Comparison(PEER, {}, kept)
-    text = markdown(compared, protocol, trained, against, args.methods)
+        for peer, pairs in earlier.get("against", {}).items():
+            kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
+            if peer not in against and kept:
+                against[peer] = Comparison(peer, {}, kept)
+    text = markdown(compared, protocol, trained, list(against.values()), args.methods)
     figures = {**json.loads(canonical_json(compared)), "trained": trained}
-    if against is not None:
-        figures["against"] = {against.baseline: json.loads(canonical_json(against))["differences"]}
+    figures["against"] = {peer: json.loads(canonical_json(other))["differences"] for peer, other in against.items()}
     write_atomic(out / "experiment.md", text)
     write_atomic(out / "experiment.json", json.dumps(figures, indent=1) + "\n")
     print(out / "experiment.md")

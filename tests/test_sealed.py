@@ -1,0 +1,157 @@
+"""The three sets of people: no shipped record and no example names a sealed person; a release is scored and logged."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bolid.errors import BolidError
+from bolid.synth.body import body_ratios
+from bolid.synth.people import sample_person
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
+import people
+import release
+from protocol import read_protocol
+
+ROOT = Path(__file__).parents[1]
+TEXTS = {".py", ".sh", ".json", ".toml", ".md"}
+OPENS = {ROOT / "examples/experiment" / name for name in ("people.py", "release.py", "people/sealed.json")}
+SEALED = people.read_people("sealed")
+
+
+def shipped_texts() -> dict[str, str]:
+    """What shipped weights and their cards record, the examples and the package's code."""
+    found = {}
+    for folder in ("bolid", "bolid_cli", "examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path in OPENS or not path.is_file() or "tokenizer" in path.parts:
+                continue
+            if path.suffix == ".safetensors":
+                header = path.read_bytes()
+                size = int.from_bytes(header[:8], "little")
+                metadata = json.loads(header[8 : 8 + size]).get("__metadata__", {})
+                found[str(path.relative_to(ROOT))] = "\n".join(metadata.values())
+            elif path.suffix in TEXTS:
+                found[str(path.relative_to(ROOT))] = path.read_text(encoding="utf-8")
+    return found
+
+
+def test_the_sets_are_apart_and_large_enough():
+    dev, calibration = (people.read_people(name) for name in ("dev", "calibration"))
+    sets = [people.TRAINING, dev.seeds, calibration.seeds, SEALED.seeds]
+    for one, other in itertools.pairwise(sets):
+        assert one.stop <= other.start
+    assert SEALED.seeds.start == 600_000 and len(SEALED.seeds) >= 100
+    assert set(read_protocol().people) <= set(dev.seeds)
+
+
+def test_nothing_that_is_shipped_names_a_sealed_person():
+    texts = shipped_texts()
+    assert sum(name.endswith(".safetensors") for name in texts) > 10  # records were read
+    assert {"bolid/tiny/base/training.json", "examples/experiment/protocol.json"} <= texts.keys()
+    assert {name: found for name, text in texts.items() if (found := people.mentions(text, SEALED))} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--people 600000", "seed 600_119", "people 600,010 and on", "photos/p600003/000.jpg", "--person-seed 0:700000",
+        "range(599_000, 600_001)", "seeds 599990 to 600010", '{"config": {"first": 599999, "count": 2}}',
+        'read_people("sealed")', "people/sealed.json", '{"people": [1, 600000]}',
+    ],
+)  # fmt: skip
+def test_a_seed_of_the_sealed_set_is_found_however_it_is_written(text):
+    assert people.mentions(text, SEALED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "644064 samples", "0.600012", "sha256 ab600012cd", "p6000121", "range(100_000, 200_000)", "600120",
+        '{"first": 300000, "count": 2000}', "a sealed set", "2026-11-30", "599990:599999",
+    ],
+)  # fmt: skip
+def test_other_numbers_are_not_mistaken_for_sealed_people(text):
+    assert people.mentions(text, SEALED) == []
+
+
+def test_an_unknown_or_damaged_set_is_refused(tmp_path):
+    with pytest.raises(BolidError, match="no set of people called 'x'"):
+        people.read_people("x")
+    (tmp_path / "y.json").write_text('{"name": "y"}')
+    with pytest.raises(BolidError, match="is damaged"):
+        people.read_people("y", tmp_path)
+
+
+class ReadsPixels:
+    """Two ratios from the first two pixels, in 1/250."""
+
+    ratio_names = ("leg", "arm")
+
+    def predict(self, images):
+        return np.array([[image[0, 0, 0] / 250, image[0, 1, 0] / 250] for image in images], np.float32)
+
+
+MADE_UP = people.People("made-up", "a test", range(400_000, 400_008))
+
+
+def make_pictures(root: Path, method: str) -> Path:
+    """Pictures that tell the truth by bolid-8, and noise by the others."""
+    rng = np.random.default_rng(len(method))
+    for seed in MADE_UP.seeds:
+        person = sample_person(seed)
+        ratios = body_ratios(person)
+        values = [ratios["leg"], ratios["arm"]] if method == "bolid-8" else rng.uniform(0.3, 0.6, 2)
+        pixels = np.zeros((4, 4, 3), np.uint8)
+        pixels[0, :2] = np.round(np.array(values) * 250)[:, None]
+        path = root / method / person.name / "000.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path)
+    return root / method
+
+
+def test_a_release_is_logged_before_and_after(tmp_path):
+    log = tmp_path / "releases.jsonl"
+
+    def make(method):
+        assert json.loads(log.read_text().splitlines()[-1])["event"] == "opened"
+        return make_pictures(tmp_path, method)
+
+    methods = ("base", "build-words", "bolid-8")
+    figures = release.release(MADE_UP, methods, make, ReadsPixels(), log, {"commit": "abc", "judge": "def"})
+    assert figures["bolid-8"]["r"][0] > 0.95 and figures["bolid-8"]["people"] == 8
+    value, low, high = figures["bolid-8"]["r minus build-words"]
+    assert low < value < high and value == pytest.approx(
+        figures["bolid-8"]["r"][0] - figures["build-words"]["r"][0], abs=0.002
+    )
+    assert "r minus base" not in figures["build-words"]
+    opened, scored = (json.loads(line) for line in log.read_text().splitlines())
+    assert opened["event"] == "opened" and "figures" not in opened
+    assert scored["figures"] == figures and scored["commit"] == "abc" and scored["set"] == "made-up"
+    assert scored["people"] == 8 and scored["date"].startswith("20")
+
+
+def test_an_opening_that_fails_stays_in_the_log(tmp_path):
+    log = tmp_path / "releases.jsonl"
+    for _ in range(2):
+        with pytest.raises(BolidError, match="only 0 people have pictures"):
+            release.release(MADE_UP, ["base"], lambda method: tmp_path / "nothing", ReadsPixels(), log, {})
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["opened", "opened"]
+
+
+def test_the_probe_is_no_judge():
+    probe = ROOT / "bolid" / "tiny" / "probe"
+    with pytest.raises(BolidError, match="the judge is the probe that is used while working"):
+        release.open_judge(probe / "probe.safetensors", probe)
+
+
+def test_a_release_needs_a_commit(tmp_path):
+    with pytest.raises(BolidError, match="git does not know the commit"):
+        release.clean_commit(tmp_path)
