@@ -18,6 +18,7 @@ import argparse
 import copy
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,14 @@ FEW_STEPS = (999, 850, 700, 550, 400, 250, 120, 40)  # noise levels of the sampl
 PERSON, FACE = 2.0, 4.0  # what the error counts there; 1 elsewhere
 PORTRAITS = 0.4  # the fraction of portraits among the photos drawn: faces are what is learnt last
 # Kept as 8-bit floats. Of the finest level's attentions that cost 0.2 % of the error, of these nothing measurable.
-LOW_LEVELS = ("down_blocks.1.", "down_blocks.2.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
+LOW_LEVELS = ("down_blocks.2.", "down_blocks.3.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
 
 
 def build(
     tokenizer: CLIPTokenizer, latent_size: tuple[int, int], latent_channels: int, widths: tuple[int, ...]
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """A new text encoder and UNet; `widths` are the UNet's channels, level by level."""
+    """A new text encoder and UNet; `widths` are the UNet's channels, level by level. Outermost it only convolves: there
+    are many positions there, and what is painted where was decided further in."""
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -81,8 +83,8 @@ def build(
         out_channels=latent_channels,
         block_out_channels=widths,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
-        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (len(widths) - 1)),
+        up_block_types=(*("CrossAttnUpBlock2D",) * (len(widths) - 1), "UpBlock2D"),
         attention_head_dim=tuple(max(1, width // 64) for width in widths),  # the number of heads, in spite of its name
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
@@ -132,18 +134,31 @@ def adopt(text: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 @torch.no_grad()
 def adopt_unet(unet: UNet2DConditionModel, folder: Path) -> bool:
-    """Start the UNet from the one in `folder` if the inner layers are alike. Latents of fewer channels are the first
-    of ours; the others' weights begin as zeros, at both ends. Whether it was taken."""
-    earlier = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).state_dict()
+    """Start the UNet from the one in `folder`: of the same shape, or of one outer level less, as pictures of half the
+    size need. The new level then hands on what it is given: the mean of four positions inwards, each of the four
+    outwards. Whether it was taken."""
+    earlier = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    deeper = len(unet.down_blocks) - len(earlier.down_blocks)
+    inner = {re.sub(r"^down_blocks\.(\d+)", lambda m: f"down_blocks.{int(m[1]) + deeper}", name): weight
+             for name, weight in earlier.state_dict().items()}  # fmt: skip
     ours = unet.state_dict()
-    ends = ("conv_in.weight", "conv_out.weight", "conv_out.bias")
-    if any(name not in earlier or earlier[name].shape != ours[name].shape for name in ours if name not in ends):
+    if deeper not in (0, 1) or any(name not in ours or ours[name].shape != inner[name].shape for name in inner):
         return False
-    for name in ends:
-        new, old = torch.zeros_like(ours[name]), earlier[name]
-        new[tuple(slice(length) for length in old.shape)] = old
-        earlier[name] = new
-    unet.load_state_dict(earlier)
+    unet.load_state_dict(inner, strict=False)
+    if deeper:
+        down, up, width = unet.down_blocks[0], unet.up_blocks[-1], unet.config.block_out_channels[0]
+        for resnet in (*down.resnets, *up.resnets):
+            nn.init.zeros_(resnet.conv2.weight)
+            nn.init.zeros_(resnet.conv2.bias)
+        for resnet in up.resnets:  # of (what comes from inside, the skip connection) the first
+            nn.init.zeros_(resnet.conv_shortcut.bias)
+            resnet.conv_shortcut.weight.copy_(torch.eye(width, 2 * width)[:, :, None, None])
+        halve, double = down.downsamplers[0].conv, unet.up_blocks[-2].upsamplers[0].conv
+        nn.init.dirac_(double.weight)
+        halve.weight.zero_()
+        halve.weight[:, :, 1:, 1:] = torch.eye(width)[:, :, None, None] / 4
+        nn.init.zeros_(halve.bias)
+        nn.init.zeros_(double.bias)
     return True
 
 
@@ -245,7 +260,7 @@ def prepare(args: argparse.Namespace, vae: AutoencoderTiny, out: Path) -> tuple[
 def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
     """Half logit-normal, the mode a little towards noise, where the layout is decided; half uniform, or a sampler's
     first and last steps would hardly be learnt. int [count] in 0..999"""
-    t = 1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(count))))
+    t = 1000 / (1 + np.exp(-(0.8 + 1.1 * rng.standard_normal(count))))
     t = np.where(rng.random(count) < 0.5, t, 1000 * rng.random(count))
     return t.astype(np.int64).clip(0, 999)
 
@@ -304,7 +319,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, earlier runs included")
     parser.add_argument("--limit", type=int, default=40000, help="photos at most")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 192), help="the UNet's channels, by level")
+    parser.add_argument("--widths", type=int, nargs="+", default=(64, 64, 128, 192), help="the UNet's channels, by level")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--decay", type=float, default=0.9995, help="of the moving average")
