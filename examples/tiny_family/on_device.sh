@@ -19,23 +19,28 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 device=cuda widths="128 192 256" crops=192 samples=768 adversarial=384 photos=40000
 if [ "${DRY:-}" ]; then
-  MINUTES=1.2 device=cpu widths="32 64" crops=4 samples=4 adversarial=4 photos=64
+  MINUTES=0.6 device=cpu widths="32 64" crops=4 samples=4 adversarial=4 photos=64
 fi
 share() { awk "BEGIN { print $MINUTES * $1 }"; }
 mkdir -p "$OUT" "$WORK"
 recipe=examples/tiny_family
 
-pack() {
-  rm -rf "$WORK/weights"
-  mkdir -p "$WORK/weights"
+pack() { # both UNets and, once, what they share; without a base, the autoencoder alone
+  rm -rf "$WORK/weights" && mkdir -p "$WORK/weights"
   for stage in vae decoder; do
-    [ -f "$WORK/$stage/config.json" ] && mkdir -p "$WORK/weights/$stage" &&
-      cp "$WORK/$stage"/*.json "$WORK/$stage"/*.safetensors "$WORK/weights/$stage"
+    if [ -f "$WORK/$stage/config.json" ]; then
+      mkdir -p "$WORK/weights/vae"
+      cp "$WORK/$stage"/*.json "$WORK/$stage"/*.safetensors "$WORK/weights/vae"
+    fi
   done
-  for stage in base few-steps; do
-    [ -d "$WORK/$stage/export" ] && cp -r "$WORK/$stage/export" "$WORK/weights/$stage"
-    for sheet in "$WORK/$stage"/sheet-*.png; do [ -f "$sheet" ] && cp "$sheet" "$OUT/sheet.png"; done
+  if [ -d "$WORK/base/export" ]; then
+    rm -rf "$WORK/weights/vae" && cp -r "$WORK/base/export" "$WORK/weights/base"
+  fi
+  if [ -d "$WORK/few-steps/export" ]; then cp -r "$WORK/few-steps/export/unet" "$WORK/weights/few-steps-unet"; fi
+  for sheet in "$WORK"/base/sheet-*.png "$WORK"/few-steps/sheet-*.png; do
+    if [ -f "$sheet" ]; then cp "$sheet" "$OUT/sheet.png"; fi
   done
+  rm -f "$OUT"/weights.tar.*
   tar -C "$WORK" -cf - weights | split -b 16m -d - "$OUT/weights.tar."
 }
 trap pack EXIT
