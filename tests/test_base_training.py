@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_family"))
 
+import captions
+import timebox
 import train_autoencoder
 import train_base
 
@@ -18,32 +22,32 @@ CAPTION = "a full body photo of a tall slim woman waving, in a red long-sleeved 
 
 
 def deviations(**given: float) -> dict[str, float]:
-    return {**dict.fromkeys(train_base.SHAPE_WORDS, 0.0), **given}
+    return {**dict.fromkeys(captions.SHAPE_WORDS, 0.0), **given}
 
 
 def test_remarkable_ratios_are_named_and_others_are_not():
     rng = np.random.default_rng(0)
-    assert train_base.name_shape(CAPTION, deviations(leg=0.3), rng) == CAPTION
-    told = train_base.name_shape(CAPTION, deviations(leg=0.5), rng)
+    assert captions.name_shape(CAPTION, deviations(leg=0.3), rng) == CAPTION
+    told = captions.name_shape(CAPTION, deviations(leg=0.5), rng)
     assert told == CAPTION.replace("woman", "woman with long legs")
-    told = train_base.name_shape(CAPTION, deviations(head=-1.5), rng)
+    told = captions.name_shape(CAPTION, deviations(head=-1.5), rng)
     assert told == CAPTION.replace("woman", "woman with a very small head")
-    many = {train_base.name_shape(CAPTION, deviations(leg=2, arm=-2, hip_breadth=-1), rng) for _ in range(60)}
+    many = {captions.name_shape(CAPTION, deviations(leg=2, arm=-2, hip_breadth=-1), rng) for _ in range(60)}
     assert any("very long legs, " in told or ", very short arms" in told for told in many)
     assert all(told.count(" and ") <= 2 and told.endswith(CAPTION[CAPTION.index(" waving") :]) for told in many)
 
 
 def test_a_portrait_says_nothing_of_the_body():
-    ratios = [dict.fromkeys(train_base.SHAPE_WORDS, value) for value in (0.1, 0.2, 0.3)]
+    ratios = [dict.fromkeys(captions.SHAPE_WORDS, value) for value in (0.1, 0.2, 0.3)]
     photos = [
         {"caption": f"a {framing} of a man", "ratios": row, "attributes": {"framing": framing}}
         for framing, row in zip(("portrait", "full body", "portrait"), ratios, strict=True)
     ]
-    photos[1]["ratios"] = dict.fromkeys(train_base.SHAPE_WORDS, 0.9)
-    captions = train_base.name_shapes(photos, seed=0)
-    assert len(captions) == 3 * train_base.VARIANTS
-    assert set(captions[0::3]) == {"a portrait of a man"} == set(captions[2::3])
-    assert all("a full body of a man with " in caption for caption in captions[1::3])
+    photos[1]["ratios"] = dict.fromkeys(captions.SHAPE_WORDS, 0.9)
+    texts = captions.name_shapes(photos, seed=0)
+    assert len(texts) == 3 * captions.VARIANTS
+    assert set(texts[0::3]) == {"a portrait of a man"} == set(texts[2::3])
+    assert all("a full body of a man with " in text for text in texts[1::3])
 
 
 def test_a_part_of_the_caption_is_left_out():
@@ -51,7 +55,7 @@ def test_a_part_of_the_caption_is_left_out():
     caption = CAPTION.replace("woman", "woman with a flat chest, short legs and long arms").replace(
         "a red", "an orange"
     )
-    left = {train_base.leave_out(caption, rng) for _ in range(80)}
+    left = {captions.leave_out(caption, rng) for _ in range(80)}
     assert left == {
         caption.replace("an orange long-sleeved", "an orange"),
         caption.replace("a full body photo of ", ""),
@@ -60,18 +64,18 @@ def test_a_part_of_the_caption_is_left_out():
         caption.replace(", on a beach", ""),
     }
     portrait = "a portrait of a man, in an orange long-sleeved top, in a room"
-    assert "a man, in an orange long-sleeved top, in a room" in {train_base.leave_out(portrait, rng) for _ in range(60)}
-    assert train_base.article("orange") == "an" and train_base.article("red") == "a"
+    assert "a man, in an orange long-sleeved top, in a room" in {captions.leave_out(portrait, rng) for _ in range(60)}
+    assert captions.article("orange") == "an" and captions.article("red") == "a"
 
 
 def test_a_vocabulary_is_kept_where_it_knows_the_words(tmp_path):
-    old = train_base.build_tokenizer(["a red top", "a blue top"], tmp_path)
-    assert train_base.knows(old, ["a blue top", "a red, red top"]) and not train_base.knows(old, ["a green top"])
+    old = captions.build_tokenizer(["a red top", "a blue top"], tmp_path)
+    assert captions.knows(old, ["a blue top", "a red, red top"]) and not captions.knows(old, ["a green top"])
 
 
 def test_a_new_vocabulary_keeps_what_the_words_mean(tmp_path):
-    old = train_base.build_tokenizer(["a red top", "a blue top"], tmp_path / "old")
-    new = train_base.build_tokenizer(["a red top", "a blue top", "very long legs"], tmp_path / "new")
+    old = captions.build_tokenizer(["a red top", "a blue top"], tmp_path / "old")
+    new = captions.build_tokenizer(["a red top", "a blue top", "very long legs"], tmp_path / "new")
     earlier, text = (train_base.build(t, (128, 96), 4, (32, 64))[0] for t in (old, new))
     earlier.save_pretrained(tmp_path / "text_encoder")
     old.save_pretrained(tmp_path / "tokenizer")
@@ -91,7 +95,7 @@ def test_crops_about_faces_lie_in_the_picture_and_show_them():
     boxes = train_autoencoder.face_boxes(photos, (128, 96))
     assert boxes.tolist() == [[10, 5, 30, 35], [0, 0, 0, 0]]
     rng = np.random.default_rng(0)
-    corners = np.stack([train_autoencoder.crop_corners(rng, boxes, 64, (128, 96)) for _ in range(200)])
+    corners = np.stack([train_autoencoder.crop_corners(rng, boxes, (64, 64), (128, 96)) for _ in range(200)])
     assert (corners >= 0).all() and (corners[..., 0] <= 64).all() and (corners[..., 1] <= 32).all()
     assert corners[:, 1, 0].mean() == pytest.approx(32, abs=4), "anywhere, where there is no face"
     assert corners[:, 0, 0].mean() < 24, "near the face half of the time"
@@ -108,5 +112,58 @@ def test_the_picture_loss_minds_faces_and_edges():
     assert loss(uneven, truth, plain) > 2 * loss(even, truth, plain)
 
 
-def test_one_process_has_its_own_clock():
-    assert train_base.agreed(12.5, world=1) == 12.5
+def test_a_time_box_ends_and_resumes(tmp_path):
+    def train(minutes: float) -> timebox.TimeBox:
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        box = timebox.TimeBox({"network": network}, optimizer, tmp_path, minutes=minutes)
+        while box.running():
+            box.update(network(torch.ones(1, 1)).square().mean())
+        box.save()
+        return box
+
+    first = train(0.002)
+    again = train(0.002)
+    assert again.step == first.step > 0, "nothing is left to do"
+    assert train(0.004).step > first.step
+
+
+def test_a_unet_takes_an_earlier_one_for_pictures_of_half_the_size(tmp_path):
+    """At first it makes of a smooth picture about what the earlier one makes of it at half the size."""
+    torch.manual_seed(0)
+    tokenizer = captions.build_tokenizer(["a red top"], tmp_path / "tokenizer")
+    _, unet = train_base.build(tokenizer, (16, 16), 4, (32, 32, 64))
+    _, of_other_channels = train_base.build(tokenizer, (16, 16), 6, (32, 32, 64))
+    earlier = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=1,
+        cross_attention_dim=128,
+        norm_num_groups=16,
+    )
+    earlier.save_pretrained(tmp_path / "unet")
+    assert train_base.adopt_unet(unet, tmp_path) and not train_base.adopt_unet(of_other_channels, tmp_path)
+    small, hidden = torch.randn(4, 4, 1, 1).expand(4, 4, 8, 8), torch.randn(4, 3, 128)
+    with torch.no_grad():
+        theirs = earlier(small, 500, hidden).sample
+        ours = torch.nn.functional.avg_pool2d(unet(small.repeat(1, 1, 2, 2), 500, hidden).sample, 2)
+    inner = (..., slice(2, 6), slice(2, 6))
+    assert torch.corrcoef(torch.stack([ours[inner].flatten(), theirs[inner].flatten()]))[0, 1] > 0.6
+
+
+def test_photos_are_encoded_once(tmp_path):
+    vae = train_autoencoder.build(8, 4).eval()
+    photos = []
+    for i in range(3):
+        path = tmp_path / "photos" / "p1" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 24, 3), 80 * i, np.uint8)).save(path)
+        photos.append({"path": path})
+    some, _ = train_base.encode_new(vae, photos[:2], (32, 24), tmp_path)
+    photos[0]["path"].unlink()
+    every, mirrored = train_base.encode_new(vae, photos[::-1], (32, 24), tmp_path)
+    assert every.shape == (3, 4, 4, 3) and mirrored.shape == (3,)
+    assert torch.equal(every.flip(0)[:2], some), "in the photos' order"

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
+from measure import as_asked
 from PIL import Image
 from truth import read_resized, read_truth
 
 from bolid.backends.face import FaceModel
 from bolid.models.families import get_family
-from bolid.synth.people import caption, sample_person, sample_plan
 from bolid.train_adapter.precision import computing
+from bolid.synth.people import attributes, caption, sample_person, sample_plan
 
 FRAMINGS = ("full body", "three-quarter", "portrait")
 FEW_STEPS = (999, 850, 700, 550, 400, 250, 120, 40)  # noise levels of the sampler without guidance
@@ -69,9 +70,12 @@ def measure_rebuilt(photos: list[dict[str, Any]], vae: AutoencoderTiny, faces: F
     return figures
 
 
-def prompts(framing: str, count: int) -> list[str]:
+def prompts(framing: str, count: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """Captions of held-out people, and the attributes that they ask for."""
     people = [sample_person(FIRST_PERSON + i) for i in range(count)]
-    return [caption(person, sample_plan(person, 0, framing=framing)) for person in people]
+    plans = [sample_plan(person, 0, framing=framing) for person in people]
+    pairs = list(zip(people, plans, strict=True))
+    return [caption(*pair) for pair in pairs], [attributes(*pair) for pair in pairs]
 
 
 def sample(pipe: StableDiffusionPipeline, texts: list[str], seed: int = 0, **sampler: Any) -> np.ndarray:
@@ -96,16 +100,24 @@ def load(base: Path, device: str) -> StableDiffusionPipeline:
     return pipe
 
 
-def measure_base(pipe: StableDiffusionPipeline, photos: list[dict[str, Any]], faces: FaceModel, count: int) -> dict:
+def measure_base(
+    pipe: StableDiffusionPipeline, photos: list[dict[str, Any]], faces: FaceModel, count: int, levels: list[int]
+) -> dict:
+    """Figures by framing and sampler; "as asked" is the image-text model's reading, of as many pictures."""
     figures = {}
     for framing in FRAMINGS[::2]:
         renders = read_resized([row for row in photos if row["attributes"]["framing"] == framing][:count], (256, 192))
-        for name, sampler in (("8 levels", {"timesteps": list(FEW_STEPS)}), ("12 steps", {"num_inference_steps": 12})):
-            made = sample(pipe, prompts(framing, count), **sampler)
+        texts, asked = prompts(framing, count)
+        for name, sampler in (
+            (f"{len(levels)} levels", {"timesteps": levels}),
+            ("12 steps", {"num_inference_steps": 12}),
+        ):
+            made = sample(pipe, texts, **sampler)
             figures[f"{framing}, {name}"] = {
                 "n": count,
                 "found": np.mean([bool(faces.detect(picture)) for picture in made]),
                 "edges": edge_energy(made) / edge_energy(renders),
+                **{f"{what} as asked": value for what, value in as_asked(list(made), asked).items()},
             }
     return figures
 
@@ -123,6 +135,7 @@ def main() -> None:
     what.add_argument("--base", type=Path)
     parser.add_argument("--people", type=int, help="of PHOTOS, at most")
     parser.add_argument("--count", type=int, default=64, help="pictures a framing")
+    parser.add_argument("--levels", type=int, nargs="+", default=list(FEW_STEPS), help="of the few-step sampler")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -139,10 +152,10 @@ def main() -> None:
             contact_sheet([some, rebuild(vae, some, args.device)], args.sheet)
     else:
         pipe = load(args.base, args.device)
-        figures = measure_base(pipe, photos, faces, args.count)
+        figures = measure_base(pipe, photos, faces, args.count, args.levels)
         if args.sheet:
-            texts = prompts("full body", 5) + prompts("three-quarter", 2) + prompts("portrait", 3)
-            contact_sheet([sample(pipe, texts, seed=s, timesteps=list(FEW_STEPS)) for s in (0, 1000)], args.sheet)
+            texts = prompts("full body", 5)[0] + prompts("three-quarter", 2)[0] + prompts("portrait", 3)[0]
+            contact_sheet([sample(pipe, texts, seed=s, timesteps=args.levels) for s in (0, 1000)], args.sheet)
     rounded = {row: {name: round(float(value), 3) for name, value in r.items()} for row, r in figures.items()}
     print(json.dumps(rounded, indent=1))
 

@@ -5,9 +5,9 @@
 BASE is the OUT of `train_base.py`. The generator is its UNet: x0-hat from each of FEW_STEPS' noise levels, noised anew
 for the next one, as the sampler does it. A pool of pictures goes through these levels, one a training step, so that
 each level is trained on what the sampler makes before it, at no further cost.
-The discriminator is a copy of the UNet's down path and middle, trained on, with a logit at each position of each level,
-of latents noised at random (LADD, Sauer et al. 2024, arXiv:2403.12015). Hinge losses; in place of the R1 penalty its
-approximation by a difference (APT, Lin et al. 2025, arXiv:2501.08316): equal logits for latents that hardly differ.
+The discriminator has a logit at each position of latents noised at random: small convolutions on the frozen UNet's
+features (LADD, Sauer et al. 2024, arXiv:2403.12015) and on the latents themselves. Hinge losses. Each step's features
+serve both sides, so a step costs a third more than one of `train_base.py`.
 A part of each batch goes on with the diffusion loss on photos, so that the UNet stays a base for any number of steps.
 Stop when the discriminator is at chance (accuracy near 0.5): from there on pictures only grow harder.
 """
@@ -39,26 +39,59 @@ from train_base import (
 from bolid.train_adapter.precision import computing
 
 
+def head(width: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.GroupNorm(16, width),
+        nn.Conv2d(width, 64, 3, stride=stride, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(64, 1, 1),
+    )
+
+
 class Discriminator(nn.Module):
-    """Logits of noisy latents [B, C, h, w] with their texts: [B, positions], of all levels of resolution."""
+    """Logits of noisy latents [B, C, h, w]: of the latents' neighbourhoods, and of a frozen UNet's features."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
-        self.unet = copy.deepcopy(unet)
-        self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out = nn.ModuleList(), None, None
-        widths = [*unet.config.block_out_channels, unet.config.block_out_channels[-1]]
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(16, width), nn.SiLU(), nn.Conv2d(width, 1, 1)) for width in widths
-        )
+        channels, widths = unet.config.in_channels, list(unet.config.block_out_channels)
+        inner = [*widths, widths[-1], *reversed(widths[-2:])]  # down blocks, the middle, the two lowest up blocks
+        self.heads = nn.ModuleList(head(width) for width in inner)
+        self.near = nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
+        self.far = nn.Sequential(nn.SiLU(), nn.Conv2d(64, 128, 4, stride=2, padding=1))
+        self.local = nn.ModuleList([head(64), head(128, stride=2)])
+        self._unet = [copy.deepcopy(unet).eval().requires_grad_(False)]  # in a list: it belongs to no checkpoint
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        embedding = self.unet.time_embedding(self.unet.get_time_embed(x, t))
-        x, logits = self.unet.conv_in(x), []
-        for block, head in zip(self.unet.down_blocks, self.heads, strict=False):
-            x, residuals = block(hidden_states=x, temb=embedding, encoder_hidden_states=hidden)
-            logits.append(head(residuals[0]).flatten(1))  # before the level is halved
-        x = self.unet.mid_block(x, embedding, encoder_hidden_states=hidden)
-        return torch.cat([*logits, self.heads[-1](x).flatten(1)], 1).float()
+    def features(self, x: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """The noisy latents themselves, then the frozen UNet's features of them."""
+        unet = self._unet[0]
+        embedding = unet.time_embedding(unet.get_time_embed(x, t))
+        found, y = [x], unet.conv_in(x)
+        skips = [y]
+        for block in unet.down_blocks:
+            y, residuals = (
+                block(hidden_states=y, temb=embedding, encoder_hidden_states=hidden)
+                if hasattr(block, "attentions")
+                else block(hidden_states=y, temb=embedding)
+            )
+            found.append(residuals[0])  # before the level is halved
+            skips += residuals
+        y = unet.mid_block(y, embedding, encoder_hidden_states=hidden)
+        found.append(y)
+        for block in unet.up_blocks[:2]:
+            taken = skips[-len(block.resnets) :]
+            skips = skips[: -len(taken)]
+            y = block(
+                hidden_states=y, res_hidden_states_tuple=tuple(taken), temb=embedding, encoder_hidden_states=hidden
+            )
+            found.append(y)
+        return found
+
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Logits [B, positions] of each head."""
+        near = self.near(features[0])
+        local = [self.local[0](near), self.local[1](self.far(near))]
+        inner = [head(feature) for head, feature in zip(self.heads, features[1:], strict=True)]
+        return [logits.flatten(1).float() for logits in (*local, *inner)]
 
 
 class Pool:
@@ -109,12 +142,13 @@ class AdversarialStep:
         with computing(args.device):
             with torch.no_grad():
                 hidden, real_hidden = self.text(pool.tokens)[0], self.text(tokens)[0]
+                of_real = self.discriminator.features(self.noised(real, low, noises[2]), low, real_hidden)
             made = self.generate(pool, hidden, noises[0])
-            noisy_made = self.noised(made, low, noises[1])
-            losses = self.discriminate(
-                self.noised(real, low, noises[2]), noisy_made.detach(), low, real_hidden, hidden, generator
-            )
-            adversarial = -self.discriminator(noisy_made, low, hidden).mean()
+            of_made = self.discriminator.features(self.noised(made, low, noises[1]), low, hidden)
+            losses = self.discriminate(of_real, [feature.detach() for feature in of_made])
+            self.discriminator.requires_grad_(False)
+            adversarial = -torch.stack([logits.mean() for logits in self.discriminator(of_made)]).mean()
+            self.discriminator.requires_grad_(True)
             part = slice(0, max(1, int(count * args.diffusion)))
             t = torch.from_numpy(draw_timesteps(rng, count)).to(args.device)[part]
             diffusion, _ = diffusion_loss(
@@ -123,36 +157,37 @@ class AdversarialStep:
         pool.advance(made, rng)
         return losses | {"loss": args.weight * adversarial + diffusion, "diffusion": diffusion}
 
-    def discriminate(self, real, made, t, real_hidden, hidden, generator) -> dict[str, torch.Tensor]:
-        both, texts = torch.cat([real, made]), torch.cat([real_hidden, hidden])
-        logits = self.discriminator(both, t.repeat(2), texts)
-        moved = both + self.args.smooth_sigma * torch.randn(both.shape, generator=generator, device=both.device)
-        smooth = (self.discriminator(moved, t.repeat(2), texts) - logits).pow(2).mean()
-        on_real, on_made = logits.chunk(2)
-        hinge = F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
+    def discriminate(self, real: list[torch.Tensor], made: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A step of the discriminator; its accuracy near a position, and over all heads."""
+        on_real, on_made = self.discriminator(real), self.discriminator(made)
+        hinge = torch.stack(
+            [F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_made, strict=True)]
+        ).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        (hinge + self.args.smooth * smooth).backward()
+        hinge.backward()
         nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
         self.optimizer.step()
-        accuracy = ((on_real.mean(1) > 0).float().mean() + (on_made.mean(1) < 0).float().mean()) / 2
-        return {"hinge": hinge, "accuracy": accuracy, "smooth": smooth}
+
+        def accuracy(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+            return ((real > 0).float().mean() + (made < 0).float().mean()) / 2
+
+        every = torch.stack([accuracy(a, b) for a, b in zip(on_real, on_made, strict=True)])
+        return {"hinge": hinge, "accuracy": every.mean(), "near": every[0], "far": every[1]}
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--base", type=Path, required=True, help="OUT of train_base.py, with its export and latents")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--limit", type=int, default=40000)
+    parser.add_argument("--limit", type=int, default=40000, help="photos of each folder at most")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-5)
-    parser.add_argument("--discriminator-lr", type=float, default=1e-4)
+    parser.add_argument("--discriminator-lr", type=float, default=3e-4)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
     parser.add_argument("--diffusion", type=float, default=0.34, help="fraction of the batch with the diffusion loss")
-    parser.add_argument("--smooth", type=float, default=50.0, help="weight of the approximate R1 penalty")
-    parser.add_argument("--smooth-sigma", type=float, default=0.05, help="how far latents are moved for it")
     parser.add_argument("--decay", type=float, default=0.99, help="of the moving average")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sheet-minutes", type=float, default=3)

@@ -1,20 +1,18 @@
-"""Train the tiny base's autoencoder: an AutoencoderTiny, 16 times smaller with 32 channels, for 256x192 photos.
+"""Train the tiny base's autoencoder: an AutoencoderTiny, 8 times smaller with 12 channels, for 256x192 photos.
 
-    python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae --minutes 35 --init bolid/tiny/base/vae
+    python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae --minutes 35
     python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae2 --minutes 25 --init base/vae --adversarial 1
 
 First the whole autoencoder, for what can be rebuilt: L1 + 2 MSE of the picture + L1 of its differences between
 neighbours, faces counted more, small ones most; noise on the latents, so that the decoder forgives a diffusion model's
-errors. With `--init` an autoencoder that is 8 times smaller begins it, and the first channels stay that one's latents
-of the half-sized picture (`--distill`): a denoiser of those knows part of the new latents from the start.
-Then the decoder alone, encoder frozen, against a discriminator of patches (hinge loss, R1 penalty, feature matching),
-for what can only be made up: eyes, brows, hair. Both resume; both run on a CPU core or, with `--device cuda`, a GPU.
+errors. Then the decoder alone, encoder frozen, against a discriminator of patches (hinge loss, R1 penalty, feature
+matching), for what can only be made up: eyes, brows, hair. `--init` begins either stage with an exported autoencoder.
+Both resume; both run on a CPU core or, with `--device cuda`, a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +29,9 @@ from truth import read_resized, read_truth
 
 from bolid.train_adapter.precision import computing
 
-ENCODER_BLOCKS, DECODER_BLOCKS = (0, 0, 3, 4, 6), (6, 6, 4, 1, 0)  # by level; none at full resolution
-GRID = 16  # pixels a latent position
+ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 2, 1)  # by level of resolution
+GRID = 8  # pixels a latent position, along each side
+R1 = 0.1  # weight of the penalty: what is sharp and what is not differ little
 
 
 def build(width: int, latent_channels: int) -> AutoencoderTiny:
@@ -55,55 +54,6 @@ def build(width: int, latent_channels: int) -> AutoencoderTiny:
             nn.init.zeros_(module.conv[-1].weight)
             nn.init.zeros_(module.conv[-1].bias)
     return model
-
-
-@torch.no_grad()
-def grow(model: AutoencoderTiny, earlier: AutoencoderTiny) -> None:
-    """Start from an autoencoder of the same width with one level less: its layers are copied level by level, counted
-    from the latents; further blocks stay the identity, further latent channels nearly silent."""
-    for ours, theirs in zip(_levels(model.decoder)[:-1], _levels(earlier.decoder), strict=True):
-        _copy_level(ours, theirs)
-    for ours, theirs in zip(_levels(model.encoder)[::-1], _levels(earlier.encoder)[::-1], strict=False):
-        _copy_level(ours, theirs)
-    # Full resolution: the picture is handed on, to and from the level below.
-    *_, between, last = (m for m in model.decoder.layers if isinstance(m, nn.Conv2d))
-    nn.init.dirac_(between.weight)
-    last.load_state_dict(earlier.decoder.layers[-1].state_dict())
-    first = model.encoder.layers[0]
-    first.weight[:3].zero_()
-    first.bias.zero_()
-    for color in range(3):
-        first.weight[color, color, :2, :2] = 0.25  # the mean of four pixels
-
-
-def _levels(half: nn.Module) -> list[list[nn.Module]]:
-    """The convolutions and blocks of an encoder or a decoder, one list a level of resolution."""
-    levels: list[list[nn.Module]] = [[]]
-    for layer in half.layers:
-        if isinstance(layer, nn.Upsample) or getattr(layer, "stride", None) == (2, 2):
-            levels.append([])
-        if isinstance(layer, AutoencoderTinyBlock | nn.Conv2d):
-            levels[-1].append(layer)
-    return levels
-
-
-def _copy_level(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
-    for kind in (AutoencoderTinyBlock, nn.Conv2d):
-        pairs = zip(*([m for m in level if isinstance(m, kind)] for level in (ours, theirs)), strict=False)
-        for new, old in pairs:
-            if kind is AutoencoderTinyBlock or new.weight.shape == old.weight.shape:
-                new.load_state_dict(old.state_dict())
-            else:
-                _copy_channels(new, old)
-
-
-def _copy_channels(new: nn.Conv2d, old: nn.Conv2d) -> None:
-    """The first channels are the earlier ones. Further outputs stay as loud as they are, further inputs are quiet."""
-    outputs, inputs = old.weight.shape[:2]
-    new.weight[:, inputs:] *= 0.1
-    new.weight[:outputs, :inputs] = old.weight
-    if new.bias is not None and old.bias is not None:
-        new.bias[:outputs] = old.bias
 
 
 @dataclass
@@ -173,8 +123,8 @@ def picture_loss(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torc
 class Reconstruction:
     """Step of the first stage: the whole autoencoder against the picture loss."""
 
-    def __init__(self, model: AutoencoderTiny, distill_from: AutoencoderTiny | None, noise: float) -> None:
-        self.model, self.teacher, self.noise = model, distill_from, noise
+    def __init__(self, model: AutoencoderTiny, noise: float) -> None:
+        self.model, self.noise = model, noise
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """The losses by name; what is minimised is their sum."""
@@ -182,27 +132,26 @@ class Reconstruction:
             latents = self.model.encode(x).latents.float()
             noise = torch.randn(latents.shape, generator=generator, device=x.device)
             y = self.model.decode(latents + self.noise * noise).sample.float()
-        losses = {"picture": picture_loss(y, x, weight), "scale": 2e-3 * (latents.pow(2) - 1).relu().mean()}
-        if self.teacher is not None:
-            with torch.no_grad(), computing(x.device):
-                target = self.teacher.encode(F.avg_pool2d(x, 2)).latents.float()
-            losses["distill"] = 0.1 * F.mse_loss(latents[:, : target.shape[1]], target)
-        return losses
+        return {"picture": picture_loss(y, x, weight), "scale": 2e-3 * (latents.pow(2) - 1).relu().mean()}
 
 
 class Discriminator(nn.Module):
-    """Real or rebuilt, patch by patch: [B, 3, h, w] in -1..1 -> logits [B, 1, h/16, w/16], and all layers' features."""
+    """Real or rebuilt, patch by patch: [B, 3, h, w] in -1..1 -> logits [B, 1, h/16, w/16], and all layers' features.
+    It sees the picture and, ten times louder, what a blur takes from it: there lies the difference."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
-        widths = (3, width, 2 * width, 4 * width, 4 * width)
+        widths = (6, width, 2 * width, 4 * width, 4 * width)
         self.layers = nn.ModuleList(
             nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.last = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight, 0.2)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         features = []
+        x = torch.cat([x, 10 * (x - F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))], 1)
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
@@ -218,7 +167,7 @@ class Adversarial:
 
     def __init__(self, model: AutoencoderTiny, discriminator: Discriminator, lr: float, weight: float, noise: float):
         self.model, self.discriminator, self.weight, self.noise = model, discriminator, weight, noise
-        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=lr, betas=(0.5, 0.98), weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2 * lr, betas=(0.5, 0.98), weight_decay=1e-4)
 
     def __call__(
         self, x: torch.Tensor, counts: torch.Tensor, generator: torch.Generator, step: int
@@ -258,7 +207,7 @@ class Adversarial:
             x = x[: max(1, len(x) // 2)].detach().requires_grad_()
             logits = self.discriminator(x)[0].mean((1, 2, 3))
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-            loss = hinge + 8 * 10.0 * slope.pow(2).sum((1, 2, 3)).mean()
+            loss = hinge + 8 * R1 * slope.pow(2).sum((1, 2, 3)).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -279,29 +228,27 @@ def psnr(model: AutoencoderTiny, pictures: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def export(model: AutoencoderTiny, photos: Photos, out: Path) -> None:
-    """Save with the scaling factor that gives the diffusion model latents of unit variance."""
+def set_scale(model: AutoencoderTiny, photos: Photos) -> None:
+    """Choose the scaling factor that gives the diffusion model latents of unit variance."""
     x = photos.pictures[:: max(1, len(photos.pictures) // 128)].permute(0, 3, 1, 2).float() / 127.5 - 1
     with computing(x.device):
         deviation = torch.cat([model.encode(part).latents.float() for part in x.split(16)]).std()
-    model = copy.deepcopy(model)
     model.register_to_config(scaling_factor=round(1 / float(deviation), 5))
+
+
+def export(model: AutoencoderTiny, out: Path) -> None:
+    """Write a directory that `AutoencoderTiny.from_pretrained` loads."""
     model.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     config.pop("block_out_channels", None)  # derived; diffusers warns of it when it loads the file
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def start(args: argparse.Namespace) -> tuple[AutoencoderTiny, AutoencoderTiny | None]:
-    """The autoencoder to train, and the one whose latents its first channels are to keep."""
-    if not args.init:
-        return build(args.width, args.latent_channels), None
-    earlier = AutoencoderTiny.from_pretrained(args.init, torch_dtype=torch.float32)
-    if earlier.config.num_encoder_blocks is not None and len(earlier.config.num_encoder_blocks) == len(ENCODER_BLOCKS):
-        return earlier, None
-    model = build(args.width, args.latent_channels)
-    grow(model, earlier)
-    return model, earlier.eval().requires_grad_(False)
+def start(args: argparse.Namespace) -> AutoencoderTiny:
+    """The autoencoder to train: a new one, or `--init`."""
+    if args.init:
+        return AutoencoderTiny.from_pretrained(args.init, torch_dtype=torch.float32)
+    return build(args.width, args.latent_channels)
 
 
 def options() -> argparse.Namespace:
@@ -314,7 +261,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--width", type=int, default=64, help="channels of every layer")
-    parser.add_argument("--latent-channels", type=int, default=32)
+    parser.add_argument("--latent-channels", type=int, default=12)
     parser.add_argument("--face-weight", type=float, default=4.0, help="how often a face's pixels count in the loss")
     parser.add_argument("--noise", type=float, default=0.05, help="on the latents, standard deviation")
     parser.add_argument("--init", type=Path, help="start from this autoencoder")
@@ -335,8 +282,7 @@ def main() -> None:
     held_out = photos.pictures[:64]
     if args.held_out:
         held_out = Photos.read(read_truth(args.held_out)[:64], size, args.device, args.face_weight).pictures
-    model, earlier = start(args)
-    model.to(args.device, memory_format=torch.channels_last).train()
+    model = start(args).to(args.device, memory_format=torch.channels_last).train()
     others: dict[str, Any] = {}
     if args.adversarial:
         model.encoder.requires_grad_(False)
@@ -344,8 +290,7 @@ def main() -> None:
         adversarial = Adversarial(model, discriminator, args.lr, args.adversarial, args.noise)
         others = {"discriminator": discriminator, "discriminator_optimizer": adversarial.optimizer}
     else:
-        teacher = earlier.to(args.device, memory_format=torch.channels_last) if earlier else None
-        reconstruction = Reconstruction(model, teacher, args.noise)
+        reconstruction = Reconstruction(model, args.noise)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     box = TimeBox(
@@ -377,9 +322,11 @@ def main() -> None:
         if box.due("save", minutes=2):
             box.save()
             print(box.line(psnr=f"{psnr(box.average['model'], held_out):.2f} dB"), flush=True)
-            export(box.average["model"], photos, args.out)
+            export(box.average["model"], args.out)
     box.save()
-    export(box.average["model"], photos, args.out)
+    if not args.adversarial:  # else the encoder and its scale are frozen
+        set_scale(box.average["model"], photos)
+    export(box.average["model"], args.out)
     figures = {"psnr_db": round(psnr(box.average["model"], held_out), 2), "steps": box.step, "minutes": args.minutes}
     (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
     print(figures)

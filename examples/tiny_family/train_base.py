@@ -18,6 +18,8 @@ import argparse
 import copy
 import hashlib
 import json
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +56,14 @@ FEW_STEPS = (999, 850, 700, 550, 400, 250, 120, 40)  # noise levels of the sampl
 PERSON, FACE = 2.0, 4.0  # what the error counts there; 1 elsewhere
 PORTRAITS = 0.4  # the fraction of portraits among the photos drawn: faces are what is learnt last
 # Kept as 8-bit floats. Of the finest level's attentions that cost 0.2 % of the error, of these nothing measurable.
-LOW_LEVELS = ("down_blocks.1.", "down_blocks.2.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
+LOW_LEVELS = ("down_blocks.2.", "down_blocks.3.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
 
 
 def build(
     tokenizer: CLIPTokenizer, latent_size: tuple[int, int], latent_channels: int, widths: tuple[int, ...]
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """A new text encoder and UNet; `widths` are the UNet's channels, level by level."""
+    """A new text encoder and UNet; `widths` are the UNet's channels, level by level. Outermost it only convolves: there
+    are many positions there, and what is painted where was decided further in."""
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -81,8 +84,8 @@ def build(
         out_channels=latent_channels,
         block_out_channels=widths,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
-        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (len(widths) - 1)),
+        up_block_types=(*("CrossAttnUpBlock2D",) * (len(widths) - 1), "UpBlock2D"),
         attention_head_dim=tuple(max(1, width // 64) for width in widths),  # the number of heads, in spite of its name
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
@@ -132,18 +135,31 @@ def adopt(text: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 @torch.no_grad()
 def adopt_unet(unet: UNet2DConditionModel, folder: Path) -> bool:
-    """Start the UNet from the one in `folder` if the inner layers are alike. Latents of fewer channels are the first
-    of ours; the others' weights begin as zeros, at both ends. Whether it was taken."""
-    earlier = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).state_dict()
+    """Start the UNet from the one in `folder`: of the same shape, or of one outer level less, as pictures of half the
+    size need. The new level then hands on what it is given: the mean of four positions inwards, each of the four
+    outwards. Whether it was taken."""
+    earlier = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    deeper = len(unet.down_blocks) - len(earlier.down_blocks)
+    inner = {re.sub(r"^down_blocks\.(\d+)", lambda m: f"down_blocks.{int(m[1]) + deeper}", name): weight
+             for name, weight in earlier.state_dict().items()}  # fmt: skip
     ours = unet.state_dict()
-    ends = ("conv_in.weight", "conv_out.weight", "conv_out.bias")
-    if any(name not in earlier or earlier[name].shape != ours[name].shape for name in ours if name not in ends):
+    if deeper not in (0, 1) or any(name not in ours or ours[name].shape != inner[name].shape for name in inner):
         return False
-    for name in ends:
-        new, old = torch.zeros_like(ours[name]), earlier[name]
-        new[tuple(slice(length) for length in old.shape)] = old
-        earlier[name] = new
-    unet.load_state_dict(earlier)
+    unet.load_state_dict(inner, strict=False)
+    if deeper:
+        down, up, width = unet.down_blocks[0], unet.up_blocks[-1], unet.config.block_out_channels[0]
+        for resnet in (*down.resnets, *up.resnets):
+            nn.init.zeros_(resnet.conv2.weight)
+            nn.init.zeros_(resnet.conv2.bias)
+        for resnet in up.resnets:  # of (what comes from inside, the skip connection) the first
+            nn.init.zeros_(resnet.conv_shortcut.bias)
+            resnet.conv_shortcut.weight.copy_(torch.eye(width, 2 * width)[:, :, None, None])
+        halve, double = down.downsamplers[0].conv, unet.up_blocks[-2].upsamplers[0].conv
+        nn.init.dirac_(double.weight)
+        halve.weight.zero_()
+        halve.weight[:, :, 1:, 1:] = torch.eye(width)[:, :, None, None] / 4
+        nn.init.zeros_(halve.bias)
+        nn.init.zeros_(double.bias)
     return True
 
 
@@ -199,9 +215,46 @@ class TrainingSet:
         return self.latents[rows].float(), self.weights[rows], self.tokens[captions]
 
 
+def name_of(photo: dict[str, Any]) -> str:
+    """Folder, person and file of a photo: "train/p000003/p000003-0.jpg"."""
+    return "/".join(photo["path"].parts[-3:])
+
+
+def encode_new(
+    vae: AutoencoderTiny, photos: list[dict[str, Any]], size: tuple[int, int], folder: Path
+) -> tuple[torch.Tensor, np.ndarray]:
+    """(latents f16 [N, C, h, w], whether they are of the mirror image, bool [N]) of the photos. They are kept in
+    `folder`: only photos that are not there yet are encoded, 14 a second on a core."""
+    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in vae.encoder.parameters())
+    file = folder / f"latents-{hashlib.sha256(weights).hexdigest()[:8]}.pt"
+    kept = torch.load(file, weights_only=True) if file.exists() else {"names": [], "mirrored": [], "latents": None}
+    known = set(kept["names"])
+    new = [photo for photo in photos if name_of(photo) not in known]
+    if new:
+        mirrored = np.array([zlib.crc32(name_of(photo).encode()) % 2 == 1 for photo in new])
+        shares = [encode(vae, new[RANK::WORLD], mirrored[RANK::WORLD], size).cpu()]
+        if WORLD > 1:
+            torch.save(shares[0], share := file.with_suffix(f".{RANK}"))
+            distributed.barrier()
+            shares = [torch.load(share.with_suffix(f".{i}")) for i in range(WORLD)]
+        latents = shares[0].new_empty(len(new), *shares[0].shape[1:])
+        for i, part in enumerate(shares):
+            latents[i::WORLD] = part
+        kept = {
+            "names": [*kept["names"], *map(name_of, new)],
+            "mirrored": [*kept["mirrored"], *mirrored.tolist()],
+            "latents": latents if kept["latents"] is None else torch.cat([kept["latents"], latents]),
+        }
+        if RANK == 0:
+            torch.save(kept, file)
+    place = {name: i for i, name in enumerate(kept["names"])}
+    rows = [place[name_of(photo)] for photo in photos]
+    return kept["latents"][rows], np.array(kept["mirrored"])[rows]
+
+
 def prepare(args: argparse.Namespace, vae: AutoencoderTiny, out: Path) -> tuple[TrainingSet, CLIPTokenizer]:
-    """Captions, vocabulary and latents, which are kept in `out`: to encode takes minutes."""
-    photos = read_truth(args.photos)[: args.limit]
+    """Captions, vocabulary and latents; the latter two are kept in `out`."""
+    photos = [row for folder in args.photos for row in read_truth(folder)[: args.limit]]
     captions = write_captions(photos, args.seed)
     out.mkdir(parents=True, exist_ok=True)
     if RANK == 0 and not (out / "tokenizer").exists():
@@ -209,25 +262,11 @@ def prepare(args: argparse.Namespace, vae: AutoencoderTiny, out: Path) -> tuple[
         if tokenizer is None or not knows(tokenizer, captions):
             tokenizer = build_tokenizer(captions, out / "vocabulary")
         tokenizer.save_pretrained(out / "tokenizer")
-    mirrored = np.random.default_rng([args.seed, 3]).random(len(photos)) < 0.5
-    key = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in vae.encoder.parameters())).hexdigest()[:8]
-    share = out / f"latents-{key}-{len(photos)}-{RANK}of{WORLD}.pt"
-    whole = out / f"latents-{key}-{len(photos)}.pt"
-    if not whole.exists():
-        torch.save(encode(vae, photos[RANK::WORLD], mirrored[RANK::WORLD], tuple(args.size)).cpu(), share)
-        if WORLD > 1:
-            distributed.barrier()
-        if RANK == 0:
-            shares = [torch.load(str(share).replace("0of", f"{i}of")) for i in range(WORLD)]
-            latents = shares[0].new_empty(len(photos), *shares[0].shape[1:])
-            for i, part in enumerate(shares):
-                latents[i::WORLD] = part
-            torch.save(latents, whole)
+    latents, mirrored = encode_new(vae, photos, tuple(args.size), out)
     if WORLD > 1:
         distributed.barrier()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     padded = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-    latents = torch.load(whole, weights_only=True)
     weights = person_weights(photos, tuple(latents.shape[2:]))
     flip = torch.from_numpy(mirrored)[:, None, None, None]
     portrait = np.array([photo["attributes"]["framing"] == "portrait" for photo in photos])
@@ -245,7 +284,7 @@ def prepare(args: argparse.Namespace, vae: AutoencoderTiny, out: Path) -> tuple[
 def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
     """Half logit-normal, the mode a little towards noise, where the layout is decided; half uniform, or a sampler's
     first and last steps would hardly be learnt. int [count] in 0..999"""
-    t = 1000 / (1 + np.exp(-(0.3 + 1.1 * rng.standard_normal(count))))
+    t = 1000 / (1 + np.exp(-(0.8 + 1.1 * rng.standard_normal(count))))
     t = np.where(rng.random(count) < 0.5, t, 1000 * rng.random(count))
     return t.astype(np.int64).clip(0, 999)
 
@@ -298,13 +337,15 @@ def sample_sheet(pipe: StableDiffusionPipeline, path: Path) -> None:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, earlier runs included")
-    parser.add_argument("--limit", type=int, default=40000, help="photos at most")
+    parser.add_argument("--limit", type=int, default=40000, help="photos of each folder at most")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 192), help="the UNet's channels, by level")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=(64, 64, 128, 192), help="the UNet's channels, by level"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--decay", type=float, default=0.9995, help="of the moving average")
