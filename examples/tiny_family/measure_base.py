@@ -23,8 +23,8 @@ from truth import read_resized, read_truth
 
 from bolid.backends.face import FaceModel
 from bolid.models.families import get_family
-from bolid.train_adapter.precision import computing
 from bolid.synth.people import attributes, caption, sample_person, sample_plan
+from bolid.train_adapter.precision import computing
 
 FRAMINGS = ("full body", "three-quarter", "portrait")
 FEW_STEPS = (999, 850, 700, 550, 400, 250, 120, 40)  # noise levels of the sampler without guidance
