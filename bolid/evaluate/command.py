@@ -259,7 +259,7 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
         if pairs:
             interval = bootstrap_mean(values, groups, REPLICATES, derive_seed(seed, "differences", metric) % 2**31)
             value, low, high = (None if math.isnan(x) else x for x in interval)
-            p = mean_p_value(values, groups)
+            p: float | None = mean_p_value(values, groups)
             if pairs < MIN_GROUPS:  # few differences of one sign would always exclude 0
                 low = high = p = None
             found[metric] = Difference(value, low, high, pairs, by, None if p is None or math.isnan(p) else p)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = (6, width, 2 * width, 4 * width, 4 * width)
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)
         )
         self.last = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for layer in self.layers:
