@@ -143,9 +143,7 @@ class Discriminator(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         widths = (6, width, 2 * width, 4 * width, 4 * width)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         self.last = nn.Conv2d(widths[-1], 1, 3, padding=1)
         for layer in self.layers:
             nn.init.kaiming_normal_(layer.weight, 0.2)
