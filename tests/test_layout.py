@@ -41,6 +41,7 @@ LAYERS = {
     "bolid.method": ("bolid.method",),
     "bolid.formats": ("bolid.formats",),
     "bolid.synth": ("bolid.synth",),
+    "bolid.body": ("bolid.body", "bolid.synth", "bolid.formats"),
     "bolid.models": ("bolid.models", "bolid.formats", "bolid.backends", "bolid.scales"),
     "bolid.backends": ("bolid.backends", "bolid.formats", "bolid.method", "bolid.models.families", "bolid.scales"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 KIND = "profile"
 
 
+class ProfileBody(NamedTuple):
+    """The body in metres: a Gaussian over the P parameters of `bolid.body.mesh`, and over its K measurements
+    (`bolid.body.measurements`; metres, and kilograms for the weight)."""
+
+    shape_mean: torch.Tensor  # f32 [P]
+    shape_covariance: torch.Tensor  # f32 [P, P]
+    measurements: torch.Tensor  # f32 [K]
+    measurements_covariance: torch.Tensor  # f32 [K, K]
+
+
 @dataclass(frozen=True)
 class Profile:
     """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos that went in."""
@@ -25,6 +35,7 @@ class Profile:
     face: torch.Tensor | None  # f32 [512], unit length; None where no photo shows the face
     view_weights: torch.Tensor  # f32 [M], each photo's share in body_mean, summing to 1
     record: dict[str, Any] = field(default_factory=dict)
+    body: ProfileBody | None = None  # None in profiles of before there was one, and of encoders that know no shape
 
 
 def save_profile(
@@ -34,6 +45,7 @@ def save_profile(
     face: torch.Tensor | np.ndarray | None,
     view_weights: torch.Tensor | np.ndarray,
     record: dict[str, Any],
+    body: ProfileBody | None = None,
 ) -> None:
     """Write a profile; shapes as in ``Profile``. ``record`` must be of kind "profile"."""
     import torch
@@ -41,6 +53,8 @@ def save_profile(
     tensors = {"body_mean": body_mean, "body_logvar": body_logvar, "view_weights": view_weights}
     if face is not None:
         tensors["face"] = face
+    if body is not None:
+        tensors |= body._asdict()
     save_tensors(path, {name: torch.as_tensor(value).float() for name, value in tensors.items()}, record)
 
 
@@ -51,4 +65,6 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
     if mean is None or logvar is None or weights is None or mean.ndim != 1 or mean.shape != logvar.shape:
         raise BolidError(f"{path} lacks parts of a profile: it has {sorted(tensors)}", "make it again: bolid profile")
     face = tensors.get("face")
-    return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record)
+    parts = [tensors[name].float() for name in ProfileBody._fields if name in tensors]
+    body = ProfileBody(*parts) if len(parts) == len(ProfileBody._fields) else None
+    return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record, body)

@@ -1,0 +1,81 @@
+"""Pictures of a body mesh: a camera, visibility by the synthetic world's rasteriser, and clay shading.
+
+Shapes: V vertices, F triangles, H x W pixels. Axes: x to the person's left, y to the back, z up; a camera at turn 0
+looks at the person's front, so that the person's left is on the picture's right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bolid.body.mesh import rasterise, vertex_normals
+
+_AHEAD = 10.0  # metres: an orthographic camera stands so far off, that all depths are positive
+
+
+@dataclass(frozen=True)
+class View:
+    """A body as a camera sees it. `turn` in degrees: 0 the front, 90 the person's left side, 180 the back.
+
+    `scale`: pixels a metre; `center`: the pixel (x, y) of the floor's origin. `distance` in metres: None is
+    orthographic, else a pinhole camera at so much distance and `eye` metres high, `scale` at the person.
+    """
+
+    turn: float
+    scale: float
+    center: tuple[float, float]
+    size: tuple[int, int]  # (height, width)
+    distance: float | None = None
+    eye: float = 0.0
+
+    def rotation(self) -> np.ndarray:
+        """[3, 3] to the camera's axes: right, down, away."""
+        a = np.radians(self.turn)
+        right = np.array([np.cos(a), np.sin(a), 0.0])
+        away = np.array([-np.sin(a), np.cos(a), 0.0])
+        return np.stack([right, [0.0, 0.0, -1.0], away])
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points [n, 3] in metres -> pixels x, y and depth in metres [n, 3]."""
+        local = points @ self.rotation().T
+        if self.distance is None:
+            return np.concatenate([local[:, :2] * self.scale + self.center, local[:, 2:] + _AHEAD], 1)
+        depth = local[:, 2:] + self.distance
+        x = local[:, :1] * self.scale * self.distance / depth + self.center[0]
+        # The horizon lies at the height of the eye, wherever the person stands.
+        y = (local[:, 1:2] + self.eye) * self.scale * self.distance / depth + self.center[1] - self.eye * self.scale
+        return np.concatenate([x, y, depth], 1)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """What a view shows: `depth` [H, W] (inf: nothing), `normals` [H, W, 3] in the camera's axes, and `mask` [H, W]."""
+
+    depth: np.ndarray
+    normals: np.ndarray
+    mask: np.ndarray
+
+
+def draw(view: View, vertices: np.ndarray, faces: np.ndarray) -> Buffer:
+    """The body [V, 3] in a view."""
+    depth, triangle, weights = rasterise(view.project(vertices), faces, *view.size)
+    mask = triangle >= 0
+    corners = faces[triangle[mask]]
+    normals = np.zeros((*view.size, 3))
+    flat = np.einsum("pk,pkc->pc", weights[mask], vertex_normals(vertices, faces)[corners])
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
+    normals[mask] = flat @ view.rotation().T
+    return Buffer(depth, normals, mask)
+
+
+def clay(buffer: Buffer, color: tuple[float, float, float] = (0.80, 0.77, 0.74)) -> np.ndarray:
+    """Float [H, W, 3] in 0..1: a matt body under a soft light from above left, premultiplied by its mask."""
+    normals = buffer.normals
+    key = np.array([-0.45, -0.60, -0.66])
+    fill = np.array([0.7, -0.1, -0.7])
+    light = 0.34 + 0.52 * np.clip(normals @ key, 0, 1) + 0.16 * np.clip(normals @ fill, 0, 1) - 0.06 * normals[..., 1]
+    facing = np.clip(-normals[..., 2], 0, 1)
+    light = light * (0.80 + 0.20 * facing**0.7)
+    return np.clip(light[..., None] * np.array(color), 0, 1) * buffer.mask[..., None]
