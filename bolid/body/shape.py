@@ -72,8 +72,8 @@ class Measured:
 class Population:
     """The synthetic adults. `mean`, `covariance`: of the P parameters and the K measurements together, [P + K].
 
-    `slope` [K, P]: of the measurements over stature (the weight over its cube) on the parameters. `quantiles` [2, Q, K]:
-    of each measurement at equal steps from 0 to 1, of women and of men.
+    `slope` [K, P]: of the measurements over stature (the weight over its cube) on the parameters. `quantiles`
+    [2, Q, K]: of each measurement at equal steps from 0 to 1, of women and of men.
     """
 
     mean: np.ndarray

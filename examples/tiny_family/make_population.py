@@ -3,8 +3,8 @@
     python examples/tiny_family/make_population.py
 
 The people are those of `bolid synth` with training seeds (SEEDS), measured through the mesh. Their size is not Anny's
-own, which runs from 1.3 to 2.4 m: statures are drawn by sex from STATURE, which is chosen, not measured, after adults in
-Europe and North America. 1,000 people: half a minute on one core.
+own, which runs from 1.3 to 2.4 m: statures are drawn by sex from STATURE, which is chosen, not measured, after adults
+in Europe and North America. 1,000 people: half a minute on one core.
 """
 
 from __future__ import annotations
