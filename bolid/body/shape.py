@@ -32,7 +32,7 @@ SEXES = {"woman": 0.925, "man": 0.075}
 """Anny's `gender` parameter of women and men in the population (mean; they spread by SEX_SD)."""
 SEX_SD = 0.0433
 
-IMPLAUSIBLE = 1e-7
+IMPLAUSIBLE = 1e-6
 """Measurements that so small a fraction of the population would exceed in distance contradict each other."""
 
 _STEPS = 8
@@ -263,8 +263,10 @@ def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True) -> Sh
     kept = set(HELD) | (set() if "weight" in targets else set(GIRTHS)) if hold else set[str]()
     known = {name: Known(value, 0.002) for name, value in targets.items()}
     known |= {name: Known(float(now[NAMES.index(name)]), 0.004) for name in NAMES if name in kept - set(targets)}
-    people = population().shape
-    mean, _, _ = _most_probable(Shape(shape.mean, people.covariance), known)
+    spread = population().shape.covariance.copy()
+    gender = PARAMETERS.index("gender")  # nobody's sex changes
+    spread[gender], spread[:, gender] = 0, 0
+    mean, _, _ = _most_probable(Shape(shape.mean, spread), known)
     found = measure_body(mean[None])[0]
     for name, value in targets.items():
         reached = found[NAMES.index(name)]
