@@ -1,16 +1,21 @@
 """BoLID: personalised pictures of people that keep the body as well as the face.
 
-Every command of the ``bolid`` program has a twin here: ``bolid.extract.extract``, ``bolid.shard.shard``,
-``bolid.train_vae.train_vae``, ``bolid.profile.make_profile``, ``bolid.generate.generate`` and so on.
+``bolid.api`` has the chain from photos to pictures as functions. The modules are called like the commands of the
+``bolid`` program. ``import bolid`` loads no library and changes nothing.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from bolid.errors import BolidError
-from bolid.run import prepare_environment
 
 __version__ = "0.1.0"
-__all__ = ["BolidError", "__version__"]
+__all__ = ["BolidError", "__version__", "api"]
 
-# Thread policy and the like only count when they are set before torch and ultralytics load.
-prepare_environment()
+
+def __getattr__(name: str) -> Any:
+    if name == "api":
+        return importlib.import_module("bolid.api")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

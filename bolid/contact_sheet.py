@@ -1,4 +1,4 @@
-"""A labelled contact sheet: pictures in rows and columns, with a word to each."""
+"""A contact sheet: pictures in labelled rows and columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _GAP = 6
 _LABEL = 188  # rows' labels are wrapped at this width, in pixels
-_HEIGHTS = (192, 512)  # pictures are shown no lower and no higher than this, in pixels
+_HEIGHTS = (192, 512)  # the least and the greatest height of a picture, in pixels
 
 
 def contact_sheet(

@@ -20,7 +20,7 @@ from bolid.run import atomic_path
 if TYPE_CHECKING:
     from PIL import Image
 
-    from bolid.synth.people import Identity
+    from bolid.synth.people import SyntheticPerson
 
 FIRST_UNSEEN = 200_000
 PHOTOS, PICTURES = 8, 2
@@ -67,33 +67,33 @@ def plan(
     `other` is by default, of the next 24 people with the same gender word, the one whose body ratios differ most (their
     logarithms, summed), so that the sheet can show whether the body follows the profile.
     """
-    from bolid.synth.people import build_words, sample_identity
+    from bolid.synth.people import build_words, sample_person
 
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise BolidError(f"--out {out} is a file", "give a folder for the demo's files")
     if other == person:
-        raise BolidError(f"--other {other} is the same person", "give another seed")
-    me = sample_identity(person)
+        raise BolidError(f"--other-seed {other} is the same person", "give another seed")
+    me = sample_person(person)
     who = build_words(me)["gender_word"]
     if other is None:
-        from bolid.synth.render import body_ratios
+        from bolid.synth.body import body_ratios
 
-        candidates = [sample_identity(person + i) for i in range(1, 25)]
+        candidates = [sample_person(person + i) for i in range(1, 25)]
         alike = [c for c in candidates if build_words(c)["gender_word"] == who] or candidates
         own = body_ratios(me)
 
-        def unlike(candidate: Identity) -> float:
+        def unlike(candidate: SyntheticPerson) -> float:
             return sum(abs(math.log(ratio / own[name])) for name, ratio in body_ratios(candidate).items())
 
         other = max(alike, key=unlike).seed
-    names = [sample_identity(s).person for s in (person, other)]
+    names = [sample_person(s).name for s in (person, other)]
     photos = str(out / "photos")
     prompts = tuple(prompt.format(who=who) for prompt in _PROMPTS)
     prompt_file = str(out / "prompts.txt")
     profiles = [str(out / f"{name}.safetensors") for name in names]
     commands: list[tuple[str, ...]] = [
-        ("synth", "--people", str(seed_of), "--photos", str(PHOTOS), "--out", photos) for seed_of in (person, other)
+        ("synth", "--person-seed", str(number), "--photos", str(PHOTOS), "--out", photos) for number in (person, other)
     ]
     commands.append(("extract", photos, "--out", str(out / "shards"), "--max-bad", "0.5"))
     commands += [
@@ -107,7 +107,7 @@ def plan(
         for name, profile in zip(names, profiles, strict=True):
             commands.append((*common, "--profile", profile, *guided, "--out", str(place / name)))
     held_out = str(out / "held-out")
-    commands.append(("synth", "--people", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
+    commands.append(("synth", "--person-seed", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
     for folder in ("base", *names):
         commands.append(("evaluate", str(out / folder), "--reference", str(Path(held_out) / names[0]), "--json"))
     return Plan(out, names[0], names[1], prompts, portrait, tuple(commands))

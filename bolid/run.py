@@ -1,17 +1,16 @@
-"""Run records (what every artefact carries), seeds by name, and writing files so that a kill leaves none half done."""
+"""Run records (which every artefact carries), seeds by name, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
+import re
 import shutil
-import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,10 @@ from bolid.errors import BolidError
 FORMAT_VERSION = 1
 
 Progress = Callable[[int, int, str], None]
-"""How a long function reports: (done, total, what is being done)."""
+"""How a long function reports: (done, total, what it is doing). ``total`` 0: not known."""
+
+_MAX_TOML = 256 * 1024  # bytes
+_MAX_TOML_DOTS = 500  # in a key
 
 # The libraries whose version can change what an artefact holds.
 _RECORDED_PACKAGES = (
@@ -36,7 +38,11 @@ def home() -> Path:
 
 
 def prepare_environment() -> None:
-    """Set what the libraries below us read from the environment when they load. What the user has set stays."""
+    """Set what torch, ultralytics and others read from the environment when they load. What the user has set stays.
+
+    Called by the ``bolid`` program when it starts, by ``bolid.api`` before it loads a command, and before ultralytics
+    is imported. Thread policies have no effect on a torch that is loaded already.
+    """
     defaults = {
         # Spinning OpenMP threads made one forward pass 30 times slower as soon as anything else used the CPU.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -49,14 +55,10 @@ def prepare_environment() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",  # it warns at length when worker processes start
+        "YOLO_CONFIG_DIR": str(home().absolute()),  # ultralytics makes a folder and a settings file there
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if "YOLO_CONFIG_DIR" not in os.environ:
-        # Ultralytics makes this folder and a settings file in it when it loads; worker processes share it.
-        folder = os.path.join(tempfile.gettempdir(), f"bolid-ultralytics-{os.urandom(8).hex()}")
-        os.environ["YOLO_CONFIG_DIR"] = folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def derive_seed(seed: int, *names: object) -> int:
@@ -91,6 +93,8 @@ def run_record(
     ``kind``: "profile", "adapter", ...; ``family``: a Family or its name; ``config``: a dataclass or a dict;
     ``inputs``: name -> sha256 of what went in. The result holds plain JSON values only.
     """
+    import importlib.metadata
+
     packages = {}
     for name in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -108,8 +112,7 @@ def run_record(
 
 
 def run_differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
-    """What two runs differ in, by their records and whatever the packages' versions; settings and inputs are named one
-    by one."""
+    """The fields in which two run records differ, package versions aside. Settings and inputs are listed one by one."""
     result = []
     for name in ("family", "config", "seed", "inputs"):
         old, new = found.get(name), record.get(name)
@@ -129,6 +132,7 @@ def pick_device(name: str = "auto") -> str:
 
     Raises BolidError for a device that this machine lacks.
     """
+    prepare_environment()
     import torch
 
     if name == "auto":
@@ -140,6 +144,29 @@ def pick_device(name: str = "auto") -> str:
             f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "try --device cpu, or --device auto"
         ) from error
     return name
+
+
+def read_toml(path: str | os.PathLike[str], what: str, hint: str) -> dict[str, Any]:
+    """What is in a TOML file of at most 256 KiB. ``what``: the file's kind; ``hint``: for a file that is missing.
+
+    Raises BolidError for a file that cannot be read, is too large or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_TOML + 1)
+    except OSError as error:
+        raise BolidError(f"cannot read the {what} {path}: {error.strerror}", hint) from error
+    if len(data) > _MAX_TOML:
+        raise BolidError(f"the {what} {path} is larger than {_MAX_TOML // 1024} KiB", "give another file")
+    try:
+        text = data.decode()
+        # The parser takes quadratic time for a key of many parts.
+        if any(line.count(".") > _MAX_TOML_DOTS and "=" not in line[:_MAX_TOML_DOTS] for line in text.splitlines()):
+            raise ValueError(f"a key of more than {_MAX_TOML_DOTS} parts")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise BolidError(f"the {what} {path} is not valid TOML: {reason}", "correct that line") from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -160,7 +187,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", "permission denied" and the like into an error that names the file."""
+    """Turn "no space left", "permission denied" and the like into a BolidError that names the file."""
     try:
         yield
     except OSError as error:
@@ -169,24 +196,72 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}",
                 "free some space, then run the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in _CANNOT_WRITE or (error.errno == errno.ENOENT and not path.parent.is_dir()):
+            inside = home().absolute() in path.absolute().parents
             raise BolidError(
-                f"cannot write {path}: {error.strerror}", "choose another --out, or change the permissions"
+                f"cannot write {path}: {error.strerror}",
+                "set BOLID_HOME to a folder that can be written"
+                if inside
+                else "choose another --out, or change the permissions",
             ) from error
         raise
+
+
+_CANNOT_WRITE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+_TEMPORARY = "bolid-tmp"
+_LEFTOVER = re.compile(rf"\..+\.(\d+)\.{_TEMPORARY}(\.\w+)?")
+
+
+def _temporary(path: Path, suffix: str) -> Path:
+    """The name under which ``path`` is written first; `remove_leftovers` knows it."""
+    stem = path.name.removesuffix(suffix)
+    if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    return path.with_name(f".{stem}.{os.getpid()}.{_TEMPORARY}{suffix}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left of `atomic_path` and `atomic_folder` in ``folder``, and nothing else."""
+    for path in folder.iterdir():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or path.is_symlink() or _is_running(int(match[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """``with atomic_path("a.json") as temporary:`` write to ``temporary``; on success it is synced and renamed.
 
-    ``path`` either keeps its old content or gets all of the new one; a failure removes the temporary file.
-    The temporary name keeps the suffix, since many writers choose their format by it.
+    ``path`` either keeps its old content or gets all of the new one; a failure removes the temporary file. Its name
+    keeps the suffix, since many writers choose their format by it. A symbolic link is written through. Raises
+    BolidError where ``path`` is a folder, a device or a pipe, or cannot be written.
     """
     path = Path(path)
     with disk_errors(path):
+        if path.is_symlink():
+            path = path.resolve()
+        if path.is_dir():
+            raise BolidError(f"{path} is a folder", "give the name of a file")
+        if path.exists() and not path.is_file():
+            raise BolidError(f"{path} is a device, a pipe or a socket", "give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        temporary = _temporary(path, path.suffix)
         try:
             yield temporary
             with open(temporary, "rb+") as file:
@@ -195,6 +270,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill, which is renamed to ``path`` at the end; a failure leaves nothing."""
+    path = Path(path)
+    temporary = _temporary(path, "")
+    with disk_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:

@@ -1,12 +1,12 @@
-"""What a user writes to steer a generation, as text and as values: scales, grids and LoRA files.
+"""Settings of the sampling as text and as values: scales, guidance, grids, picture sizes and LoRA files.
 
-    0.7                   everywhere, all the time
-    down=0.5,mid=1,up=1   for each part of the UNet; a part that is not named counts 0, as in diffusers
-    0.2..0.8              1, but only from 20 % to 80 % of the denoising (0: pure noise, 1: the finished picture)
+    0.7                   everywhere, in every step
+    down=0.5,mid=1,up=1   for each part of the UNet; a part that is not named is at 0, as in diffusers
+    0.2..0.8              1, in the interval from 20 % to 80 % of the sampling (0: pure noise, 1: the finished picture)
     down=0.5,up=1@0..0.5  both
 
-Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75. So is the guidance towards a face or a body, which
-counts in PERSON_STRETCH where it names no stretch.
+Guidance is written like a scale without parts: 2.5, or 2.5@0..0.75. So is guidance to a person's face or body, which
+has the interval PERSON_INTERVAL where none is given.
 
 Standard library only.
 """
@@ -14,6 +14,7 @@ Standard library only.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -23,15 +24,15 @@ from bolid.errors import BolidError
 
 PARTS = ("down", "mid", "up")
 GRID_AXES = ("body-scale", "face-scale", "guidance", "face-guidance", "body-guidance", "steps", "seed")
-# When there is a face or a body to be seen in x0-hat, and steps are left to clear up after it.
-PERSON_STRETCH = {"face": (0.3, 0.9), "body": (0.5, 0.9)}
-_SCALE_HINT = "give a number of 0 or more, parts like down=0.5,mid=1,up=1, a stretch like 0.2..0.8, or 1@0.2..0.8"
-_GUIDANCE_HINT = "give a number of 0 or more, or one with a stretch, like 2.5@0..0.75"
+# x0-hat shows a face or a body by then, and steps are left that remove what guidance adds beside it.
+PERSON_INTERVAL = {"face": (0.3, 0.9), "body": (0.5, 0.9)}
+_SCALE_HINT = "give a number of 0 or more, parts like down=0.5,mid=1,up=1, an interval like 0.2..0.8, or 1@0.2..0.8"
+_GUIDANCE_HINT = "give a number of 0 or more, or one with an interval, like 2.5@0..0.75"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How strongly a condition counts: a weight for each part of the UNet, during a stretch of the denoising."""
+    """The weight of a condition or a guidance: one for each part of the UNet, in an interval of the sampling."""
 
     down: float = 1.0
     mid: float = 1.0
@@ -41,14 +42,21 @@ class Scale:
 
     @property
     def is_zero(self) -> bool:
+        """Whether it is 0 everywhere."""
         return self.down == self.mid == self.up == 0
 
     @property
     def is_uniform(self) -> bool:
+        """Whether all parts have the same weight."""
         return self.down == self.mid == self.up
 
+    @property
+    def value(self) -> float:
+        """The one weight of a uniform scale."""
+        return self.up
+
     def steps(self, total: int) -> range:
-        """The steps of `total` in which it counts: those that begin in the stretch."""
+        """The steps of `total` in its interval: those that begin there."""
         return range(math.ceil(self.start * total - 1e-9), math.ceil(self.end * total - 1e-9))
 
     def at(self, step: int, total: int) -> float | dict[str, float]:
@@ -66,13 +74,13 @@ class Scale:
 
 
 def parse_scale(value: float | str | Scale, option: str, hint: str = _SCALE_HINT) -> Scale:
-    """A scale as written (see the top of this file). The BolidError for one that makes no sense names `option`."""
+    """A scale as written (see the top of this file). Raises BolidError, which names `option`, for anything else."""
     if isinstance(value, Scale):
         return value
     text = str(value).strip()
-    weights, at, stretch = text.partition("@")
+    weights, at, interval = text.partition("@")
     if not at and ".." in text:
-        weights, stretch = "1", text
+        weights, interval = "1", text
     error = BolidError(f"{option} is {value}", hint)
     numbers: dict[str, float]
     if "=" in weights:
@@ -85,21 +93,21 @@ def parse_scale(value: float | str | Scale, option: str, hint: str = _SCALE_HINT
     else:
         numbers = dict.fromkeys(PARTS, _number(weights, error))
     start, end = 0.0, 1.0
-    if at or stretch:
-        first, dots, last = stretch.partition("..")
+    if at or interval:
+        first, dots, last = interval.partition("..")
         if not dots:
             raise error
         start, end = _number(first, error), _number(last, error)
         if not start < end <= 1:
             raise BolidError(
-                f"{option} is {value}: the stretch {start:g}..{end:g} is none",
-                "it is a part of the denoising: two numbers from 0 to 1, the smaller first",
+                f"{option} is {value}: the interval {start:g}..{end:g} is empty",
+                "an interval of the sampling is two numbers from 0 to 1, the smaller first",
             )
     return Scale(**numbers, start=start, end=end)
 
 
 def parse_guidance(value: float | str, option: str = "--guidance") -> Scale:
-    """Guidance as written: a number, or one with the stretch of the denoising in which it counts."""
+    """Guidance as written: a number, or one with the interval of the sampling in which it counts."""
     text = str(value)
     if "=" in text or ("@" not in text and ".." in text):
         raise BolidError(f"{option} is {value}", _GUIDANCE_HINT)
@@ -107,9 +115,9 @@ def parse_guidance(value: float | str, option: str = "--guidance") -> Scale:
 
 
 def parse_person_guidance(value: float | str, part: str, option: str = "") -> Scale:
-    """Guidance towards a person's `part`, "face" or "body", as written; in PERSON_STRETCH where it names no stretch."""
+    """Guidance to a person's `part`, "face" or "body", as written; PERSON_INTERVAL where it names no interval."""
     scale = parse_guidance(value, option or f"--{part}-guidance")
-    start, end = PERSON_STRETCH[part]
+    start, end = PERSON_INTERVAL[part]
     return scale if "@" in str(value) else replace(scale, start=start, end=end)
 
 
@@ -142,6 +150,17 @@ def parse_grid(options: Sequence[str]) -> list[dict[str, str]]:
             raise BolidError(f"--grid {option} names a value twice", "leave one of them out")
         axes[name] = values
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """A picture's size as written, `WIDTHxHEIGHT` in pixels -> (height, width), as arrays have it.
+
+    Raises BolidError for anything else; whether a model takes that size is not checked here.
+    """
+    width, _, height = text.strip().lower().partition("x")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,4}", width) or not re.fullmatch(r"0*[1-9][0-9]{0,4}", height):
+        raise BolidError(f"{option} is {text!r}", "give WIDTHxHEIGHT in pixels, like 832x1216")
+    return int(height), int(width)
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

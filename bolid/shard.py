@@ -26,14 +26,15 @@ from bolid.views import person_crop
 
 FEW_PHOTOS = "person with fewer photos than --min-photos"
 NEAR_DUPLICATE = "near-duplicate of another photo of the person"
-# Two photos whose hashes differ in no more of 256 bits are the same photo. On rendered people, other photos of a person
-# differed in 47 bits and more, a copy at 3/4 of the size and JPEG quality 50 in at most 28 (99 of 100).
-DUPLICATE_BITS = 28
+# Bits of 256 in which the difference hashes of two copies of one photo differ at most. On rendered people, different
+# photos of a person differed in 47 bits or more; copies at 3/4 of the size and JPEG quality 50 in at most 28 (99 of
+# 100).
+MAX_HASH_DISTANCE = 28
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What was written. With a validation share, ``out`` holds ``train/`` and ``val/``."""
+    """The directories that were written; with a validation share, ``out`` holds ``train/`` and ``val/``."""
 
     out: list[Path]
     samples: int
@@ -53,12 +54,12 @@ def shard(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> ShardResult:
-    """Group the samples of ``shards`` by person, cut them to the family's format and cache their latents.
+    """Group the samples of ``shards`` by person, crop them to the family's format and cache their latents.
 
-    Several directories count as one: a person's photos may lie in more than one of them, and the same photo counts
-    once. People with fewer than ``min_photos`` photos (near-duplicates not counted) are left out. One person's samples
-    lie together in one tar. With ``val_fraction`` that share of the people, chosen by ``seed``, goes to ``out/val`` and
-    the others to ``out/train``; else all go to ``out``. The same call after a kill goes on where it stopped.
+    Several directories count as one, and a photo in two of them counts once. People with fewer than ``min_photos``
+    photos (near-duplicates not counted) are left out. One person's samples lie together in one tar. With
+    ``val_fraction`` that share of the people, drawn by ``seed``, goes to ``out/val`` and the others to ``out/train``;
+    else all go to ``out``. The same call after a kill goes on where it stopped.
 
     Raises BolidError for a directory that is not one of finished feature shards, for directories of different families,
     and when nobody is left.
@@ -70,8 +71,8 @@ def shard(
     directories = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
     families = [read_index(directory)["record"]["family"] for directory in directories]
     if len(set(families)) > 1:
-        told = ", ".join(f"{directory} with {name!r}" for directory, name in zip(directories, families, strict=True))
-        raise BolidError(f"these were made with different families: {told}", "give shards of one family")
+        listed = ", ".join(f"{directory} with {name!r}" for directory, name in zip(directories, families, strict=True))
+        raise BolidError(f"these were made with different families: {listed}", "give shards of one family")
     chosen = match_family(family, families[0], directories[0])
     reader = ShardReader(*directories, kind="shards")
     photos = len(reader.keys)
@@ -82,31 +83,46 @@ def shard(
             "collect more photos of each, or lower --min-photos",
         )
     parts = _split(sorted(people), val_fraction, seed)
-    total = sum(map(len, people.values()))
-    done = samples = persons = 0
+    config = {"min_photos": min_photos, "val_fraction": val_fraction, "max_bytes": max_bytes}
+    inputs = {
+        f"shards_{number}" if number > 1 else "shards": directory_sha256(directory)
+        for number, directory in enumerate(directories, start=1)
+    }
+    records = {
+        part: run_record("training-shards", family=chosen, config={**config, "part": part}, seed=seed, inputs=inputs)
+        for part in parts
+    }
+    writers = {part: ShardWriter(place(out) / part, record, max_bytes) for part, record in records.items()}
+    return _write(reader, people, rejected, parts, writers, chosen, device, progress)
+
+
+def _write(
+    reader: ShardReader,
+    people: dict[str, list[str]],
+    rejected: dict[str, str],
+    parts: dict[str, list[str]],
+    writers: dict[str, ShardWriter],
+    family: Family,
+    device: str,
+    progress: Progress | None,
+) -> ShardResult:
+    """Write every part that is not complete. ``parts``: name -> its people; ``people``: person -> keys."""
+    total, done = sum(map(len, people.values())), 0
+    samples = persons = 0
     encoder = None
-    outs: list[Path] = []
-    for name, members in parts.items():
-        config = {"min_photos": min_photos, "val_fraction": val_fraction, "max_bytes": max_bytes, "part": name}
-        inputs = {
-            f"shards_{number}" if number > 1 else "shards": directory_sha256(directory)
-            for number, directory in enumerate(directories, start=1)
-        }
-        record = run_record("training-shards", family=chosen, config=config, seed=seed, inputs=inputs)
-        writer = ShardWriter(place(out) / name, record, max_bytes)
-        outs.append(writer.directory)
+    for name, writer in writers.items():
         if not writer.complete:
             if encoder is None:
                 from bolid.backends.diffusion import LatentEncoder
 
-                encoder = LatentEncoder(chosen, pick_device(device))
+                encoder = LatentEncoder(family, pick_device(device))
             for key, reason in rejected.items():
                 if name != "val" and key not in writer.done_rejects:
                     writer.reject(key, reason)
-            for person in members:
+            for person in parts[name]:
                 done += len(people[person])
                 if people[person][0] not in writer.done_keys:
-                    group = [_crop(sample, chosen) for sample in reader.read(people[person])]
+                    group = [_crop(sample, family) for sample in reader.read(people[person])]
                     writer.write_group(_with_latents(group, encoder.encode))
                 if progress:
                     progress(done, total, person)
@@ -116,7 +132,7 @@ def shard(
     by_reason: dict[str, list[str]] = {}
     for key, reason in rejected.items():
         by_reason.setdefault(reason, []).append(key)
-    return ShardResult(outs, samples, persons, by_reason)
+    return ShardResult([writer.directory for writer in writers.values()], samples, persons, by_reason)
 
 
 def _select(
@@ -127,12 +143,12 @@ def _select(
     hashes: dict[str, list[int]] = {}
     rejected: dict[str, str] = {}
     for number, sample in enumerate(samples):
-        seen = hashes.setdefault(sample.person, [])
+        known = hashes.setdefault(sample.person, [])
         fingerprint = difference_hash(decode_image(sample.image, name=sample.key))
-        if any((fingerprint ^ other).bit_count() <= DUPLICATE_BITS for other in seen):
+        if any((fingerprint ^ other).bit_count() <= MAX_HASH_DISTANCE for other in known):
             rejected[sample.key] = NEAR_DUPLICATE
         else:
-            seen.append(fingerprint)
+            known.append(fingerprint)
             people.setdefault(sample.person, []).append(sample.key)
         if progress:
             progress(number + 1, total, "comparing photos")
@@ -142,7 +158,7 @@ def _select(
 
 
 def difference_hash(image: np.ndarray, side: int = 16) -> int:
-    """A hash of ``side``**2 bits (dHash, Krawetz 2013): which cells of a tiny copy are darker than the next?"""
+    """A hash of ``side``**2 bits (dHash, Krawetz 2013): 1 where a cell of a tiny copy is darker than the next one."""
     from PIL import Image
 
     grey = np.asarray(Image.fromarray(image).convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
@@ -150,7 +166,7 @@ def difference_hash(image: np.ndarray, side: int = 16) -> int:
 
 
 def _split(people: Sequence[str], val_fraction: float, seed: int) -> dict[str, list[str]]:
-    """Directory below --out -> people. Who is held out depends on the seed and on nothing but the names."""
+    """Directory below --out -> people. Who is held out depends on the seed and the names alone."""
     if val_fraction == 0:
         return {"": list(people)}
     drawn = sorted(people, key=lambda person: derive_seed(seed, "split", person))
@@ -162,10 +178,10 @@ def _split(people: Sequence[str], val_fraction: float, seed: int) -> dict[str, l
 
 
 def _crop(sample: Sample, family: Family) -> tuple[Sample, np.ndarray]:
-    """A sample cut to the family's format, without latents yet; and the picture to take those from.
+    """(the sample, cropped, without latents yet; the picture to encode into latents).
 
-    The sample's own picture and keypoints are in ``view_size``, what the body encoder looks at; the latents are those
-    of the same window in ``image_size``, what the base paints.
+    The sample's picture and keypoints have the family's ``view_size``, the body encoder's input. The other picture has
+    the same window in ``image_size``, the base's output.
     """
     size = family.view_size
     image = decode_image(sample.image, name=sample.key)

@@ -1,7 +1,7 @@
-"""A view: one photo of one person, and what the family's models see in it.
+"""A view: one photo of one person, with the features that the family's models extract from it.
 
-``extract``, ``profile``, ``generate --reference`` and ``evaluate`` all look at photos through ``ViewReader``, so that a
-person looks the same to each of them. Images are uint8 [H, W, 3] RGB; boxes are [left, top, right, bottom] and
+``extract``, ``profile`` and ``generate`` read photos through ``ViewReader``, so that a photo has the same features in
+all of them. Images are uint8 [H, W, 3] RGB; boxes are [left, top, right, bottom] and
 keypoints [17, 3] (x, y, confidence), in pixels of the image.
 """
 
@@ -14,42 +14,41 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from bolid.errors import BolidError
+from bolid.method.keypoints import ANKLES, HEAD, HIPS, KNEES, MIN_CONFIDENCE, SHOULDERS, TORSO
 
 if TYPE_CHECKING:
     from bolid.backends.face import Face
-    from bolid.backends.pose import Person
+    from bolid.backends.pose import Detection
     from bolid.models.families import Family
 
 PersonRule = Literal["main", "only"]
 
-SEEN = 0.3  # a keypoint of less confidence is not seen
 MIN_SCORE = 0.35  # of the person's detection
 MIN_HEIGHT = 32  # pixels of the person's box
-MIN_KEYPOINTS = 6  # seen ones, one of them of the torso; a hand or a foot alone has fewer
-HEAD, TORSO = slice(0, 5), (5, 6, 11, 12)  # of COCO's 17: nose, eyes, ears; shoulders, hips
-PAIRS = {"feet": (15, 16), "knees": (13, 14), "hips": (11, 12), "shoulders": (5, 6)}  # "feet": the ankles
+MIN_KEYPOINTS = 6  # visible ones, one of them of the torso; a hand or a foot alone has fewer
+BODY_PARTS = {"feet": ANKLES, "knees": KNEES, "hips": HIPS, "shoulders": SHOULDERS}
 
 NO_PERSON = "no person found"
 UNSURE = "a person only guessed at (low confidence)"
-SEVERAL = "several people (--person only)"
+SEVERAL = "several people (--select-person only)"
 SMALL = "the person is too small"
 CUT_OFF = "too little of the person is in the picture"
-# Reasons that also come from models that do not know this kind of picture.
+# Models give these reasons also for a kind of picture that they were not trained on.
 NOT_RECOGNISED = (NO_PERSON, UNSURE, CUT_OFF)
 
 
 @dataclass(frozen=True)
 class View:
-    """What is known of one photo of one person."""
+    """One photo of one person and its features."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    box: np.ndarray  # f32 [4], holds all seen keypoints
-    score: float  # 0..1, how sure the detection is
+    box: np.ndarray  # f32 [4], holds all visible keypoints
+    score: float  # 0..1, the detection's confidence
     keypoints: np.ndarray  # f32 [17, 3]
     face: np.ndarray | None  # f32 [512], unit length
     face_box: np.ndarray | None  # f32 [4]
     image_embed: np.ndarray  # f32 [E], of the whole picture, unit length
-    view_features: np.ndarray  # f16 [17, C]; zeros where the keypoint is not seen
+    view_features: np.ndarray  # f16 [17, C]; zeros where the keypoint is not visible
     others: tuple[tuple[list[float], float], ...] = ()  # (box, score) of people who were not chosen
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -63,15 +62,15 @@ class View:
 
 
 class ViewReader:
-    """The family's pose, face and image-text models together.
+    """Extracts views with the family's pose, face and image-text models.
 
-    ``person``: in a picture of several people take the ``main`` one (large and clear), or accept pictures of one person
+    ``person``: of several people in a picture take the ``main`` one (large and clear), or accept pictures of one person
     ``only``. Raises BolidError when the family lacks a model.
     """
 
     def __init__(self, family: Family, device: str = "cpu", person: PersonRule = "main") -> None:
         if person not in ("main", "only"):
-            raise BolidError(f"--person is {person!r}", "choose main or only")
+            raise BolidError(f"--select-person is {person!r}", "choose main or only")
         from bolid.backends.face import FaceModel
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.pose import PoseModel
@@ -82,9 +81,9 @@ class ViewReader:
         self.image_text = ImageTextModel(family.require("image_text"), device)
 
     def read(self, images: Sequence[np.ndarray]) -> list[View | str]:
-        """For each image a View, or the reason why there is none (one of the constants of this module)."""
+        """For each image, uint8 [H, W, 3], a View, or the reason why there is none (a constant of this module)."""
         results: list[View | str] = []
-        chosen: list[tuple[int, Person, list[Person]]] = []
+        chosen: list[tuple[int, Detection, list[Detection]]] = []
         for index, people in enumerate(self.pose.detect(images)):
             choice = choose_person(people, self.person)
             results.append(choice if isinstance(choice, str) else "")
@@ -95,7 +94,7 @@ class ViewReader:
         kept = [images[index] for index, _, _ in chosen]
         keypoints = np.stack([person.keypoints for _, person, _ in chosen])
         embeds, features = (part.float().cpu().numpy() for part in self.image_text.views(kept, keypoints))
-        features *= keypoints[..., 2:] >= SEEN
+        features *= keypoints[..., 2:] >= MIN_CONFIDENCE
         for (index, person, others), embed, feature in zip(chosen, embeds, features, strict=True):
             image = images[index]
             face = face_of(person, self.faces.detect(image)) if len(_head(person)) else None
@@ -113,32 +112,36 @@ class ViewReader:
         return results
 
 
-def choose_person(people: Sequence[Person], rule: PersonRule) -> Person | str:
-    """The person a photo is of, or the reason why nobody is. Large and sure beats small or doubtful."""
+def choose_person(people: Sequence[Detection], rule: PersonRule) -> Detection | str:
+    """The person with the largest area times confidence, or the reason why there is none."""
     if not people:
         return NO_PERSON
-    sure = [person for person in people if person.score >= MIN_SCORE]
-    if not sure:
+    certain = [person for person in people if person.score >= MIN_SCORE]
+    if not certain:
         return UNSURE
-    if rule == "only" and len(sure) > 1:
+    if rule == "only" and len(certain) > 1:
         return SEVERAL
-    person = max(sure, key=lambda person: _area(person.box) * person.score)
+    person = max(certain, key=lambda person: _area(person.box) * person.score)
     if person.box[3] - person.box[1] < MIN_HEIGHT:
         return SMALL
-    seen = person.keypoints[:, 2] >= SEEN
-    if seen.sum() < MIN_KEYPOINTS or not seen[list(TORSO)].any():
+    visible = person.keypoints[:, 2] >= MIN_CONFIDENCE
+    if visible.sum() < MIN_KEYPOINTS or not visible[list(TORSO)].any():
         return CUT_OFF
     return person
 
 
-def seen_down_to(keypoints: np.ndarray) -> str:
-    """The lowest of PAIRS of which both sides are seen in `keypoints` [17, 3], else "head"."""
-    return next((part for part, pair in PAIRS.items() if (keypoints[list(pair), 2] >= SEEN).all()), "head")
+def lowest_part(keypoints: np.ndarray) -> str:
+    """The lowest of BODY_PARTS with both sides visible in `keypoints` [17, 3], else "head"."""
+    return next(
+        (part for part, pair in BODY_PARTS.items() if (keypoints[list(pair), 2] >= MIN_CONFIDENCE).all()), "head"
+    )
 
 
-def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
-    """The face on this person's shoulders: the nearest to where the pose sees the head, and not further off than its
-    own size. None when the head is not seen or no face is there."""
+def face_of(person: Detection, faces: Sequence[Face]) -> Face | None:
+    """The face of this person: the nearest to the pose's head, at most its own size away.
+
+    None when the head is not visible or no face is near it.
+    """
     head = _head(person)
     if not len(head):
         return None
@@ -152,31 +155,30 @@ def face_of(person: Person, faces: Sequence[Face]) -> Face | None:
     return best
 
 
-def whole_box(person: Person, size: tuple[int, int]) -> np.ndarray:
-    """The detection's box, widened to hold every seen keypoint inside the picture of ``size`` (H, W): f32 [4].
+def whole_box(person: Detection, size: tuple[int, int]) -> np.ndarray:
+    """The detection's box, widened to hold every visible keypoint inside the picture of ``size`` (H, W): f32 [4].
 
-    A detector tends to leave out raised arms.
+    Detectors tend to cut off raised arms.
     """
-    seen = person.keypoints[person.keypoints[:, 2] >= SEEN, :2]
-    low, high = np.minimum(person.box[:2], seen.min(axis=0)), np.maximum(person.box[2:], seen.max(axis=0))
+    visible = person.keypoints[person.keypoints[:, 2] >= MIN_CONFIDENCE, :2]
+    low, high = np.minimum(person.box[:2], visible.min(axis=0)), np.maximum(person.box[2:], visible.max(axis=0))
     return np.clip(np.concatenate([low, high]), 0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
 
 
-def _head(person: Person) -> np.ndarray:
-    """The seen points of the head, [n, 2]."""
+def _head(person: Detection) -> np.ndarray:
+    """The visible points of the head, [n, 2]."""
     head = person.keypoints[HEAD]
-    return head[head[:, 2] >= SEEN, :2]
+    return head[head[:, 2] >= MIN_CONFIDENCE, :2]
 
 
 def person_crop(
     image: np.ndarray, box: np.ndarray, keypoints: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a photo to the family's format around the person: (uint8 [h, w, 3], box, keypoints), ``size`` = (h, w).
+    """Crop a photo around the person: (uint8 [h, w, 3], box, keypoints) with ``size`` = (h, w).
 
-    For the body encoder ``size`` is the family's ``view_size``; for the base it is ``image_size``, the same window.
-
-    The window is the largest of that format that fits into the picture, as well centred on the person as it can be. A
-    person who would fill less than 40 % of its height is zoomed in on, until they do. Box and keypoints move along.
+    The body encoder takes the family's ``view_size``, the base its ``image_size``; both have the same window. That is
+    the largest of this format inside the picture, as close to centred on the person as the picture's edges allow. It
+    shrinks until the person fills 40 % of its height. Box and keypoints are moved to the crop.
     """
     from PIL import Image
 
@@ -185,12 +187,12 @@ def person_crop(
     aspect = size[1] / size[0]
     window_h = min(float(height), width / aspect)
     person_h, person_w = box[3] - box[1], box[2] - box[0]
-    # Zooming in must neither cut the person off nor, for someone lying down, make the window narrower than they are.
+    # Zooming in must not cut the person off: not at the head and feet, nor, for someone lying down, at the sides.
     window_h = min(window_h, max(person_h / 0.4, person_w / aspect, 8.0))
     window_w = window_h * aspect
     left = float(np.clip((box[0] + box[2] - window_w) / 2, 0, width - window_w))
     top = float(np.clip((box[1] + box[3] - window_h) / 2, 0, height - window_h))
-    if person_h > window_h:  # too tall for the window: rather lose the feet than the head
+    if person_h > window_h:  # too tall for the window: lose the feet, not the head
         top = float(np.clip(box[1] - 0.03 * window_h, 0, height - window_h))
     cut = Image.fromarray(image).resize(
         (size[1], size[0]), Image.Resampling.LANCZOS, box=(left, top, left + window_w, top + window_h)
@@ -199,7 +201,7 @@ def person_crop(
     moved = np.asarray(keypoints, np.float32).copy()
     moved[:, :2] = (moved[:, :2] - [left, top]) * scale
     outside = (moved[:, 0] < 0) | (moved[:, 0] > size[1]) | (moved[:, 1] < 0) | (moved[:, 1] > size[0])
-    moved[outside, 2] = 0  # cut away, so not seen any more
+    moved[outside, 2] = 0  # outside the crop
     new_box = (box - [left, top, left, top]) * scale
     new_box = np.clip(new_box, 0, [size[1], size[0], size[1], size[0]])
     return np.asarray(cut), new_box.astype(np.float32), moved

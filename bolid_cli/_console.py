@@ -1,4 +1,7 @@
-"""What all commands share on a terminal: common options, progress, tables, errors. stdout is data, stderr is talk."""
+"""What all commands share on a terminal: common options, progress, tables, errors.
+
+Standard output is for data, standard error for everything else.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -15,6 +19,11 @@ import typer
 from bolid.errors import BolidError
 from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_family
 from bolid.run import Progress, canonical_json
+from bolid_cli._command import LARGEST_SEED, explain_usage
+from bolid_cli._settings import COMMON
+from bolid_cli._streams import Terminated, discard_output, emit, note
+
+MINUTE = 60.0  # seconds between two lines of progress where there is no terminal
 
 FamilyOption = Annotated[
     str | None,
@@ -24,29 +33,36 @@ FamilyOption = Annotated[
         "`bolid models use`, tiny.",
         metavar="NAME",
         show_default=False,
+        rich_help_panel=COMMON,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto: the best there is.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Same seed, same result.", min=0)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the result.")]
-
-
-def note(text: str, quiet: bool = False) -> None:
-    """One line of talk on stderr."""
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:1, mps, or auto: the best there is.", rich_help_panel=COMMON),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        "--seed", help="Same seed, same result.", min=0, max=LARGEST_SEED, metavar="N", rich_help_panel=COMMON
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output.", rich_help_panel=COMMON)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors and the result only.", rich_help_panel=COMMON)
+]
 
 
 def emit_paths(paths: Iterable[str | os.PathLike[str]]) -> None:
     """Paths on stdout, one a line, for pipes."""
     for path in paths:
-        print(path, flush=True)  # a remote path has no os.fspath
+        emit(str(path))  # a remote path has no os.fspath
 
 
 def emit_json(obj: Any) -> None:
     """One JSON object on stdout. Takes dataclasses, paths and numpy numbers too."""
-    print(json.dumps(json.loads(canonical_json(obj)), indent=2, ensure_ascii=False))
+    emit(json.dumps(json.loads(canonical_json(obj)), indent=2, ensure_ascii=False))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], quiet: bool = False) -> None:
@@ -84,22 +100,55 @@ def print_rejected(rejected: dict[str, list[str]], quiet: bool = False, most: in
 def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     """``with progress_bar(quiet) as progress: work(..., progress=progress)``.
 
-    A bar on stderr while the work calls ``progress(done, total, text)``; nothing when stderr is no terminal.
+    A bar on stderr while the work calls ``progress(done, total, text)``; a line a minute when stderr is no terminal.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet:
         yield lambda done, total, text: None
+        return
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield _LineEachMinute()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:  # rich respects NO_COLOR
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int, text: str) -> None:
             bar.update(task, completed=done, total=total or None, description=text.replace("[", r"\["))
 
         yield progress
+
+
+class _LineEachMinute:
+    """Progress for a log file: what is done, of how much, and how long the rest takes."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+        self._total, self._first, self._began = -1, 0, self._said  # of the work that is now under way
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if total != self._total or done < self._first:
+            self._total, self._first, self._began = total, done, now
+        if now - self._said < MINUTE:
+            return
+        self._said = now
+        part = f"{done}/{total}" if total else str(done)
+        left = ""
+        if total and done > self._first:
+            seconds = (now - self._began) / (done - self._first) * (total - done)
+            left = f", {duration(seconds)} left"
+        note(f"{part} {' '.join(text.split())}{left}")
+
+
+def duration(seconds: float) -> str:
+    """In words: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def choose_family(option: str | None, quiet: bool = False) -> Family:
@@ -114,19 +163,33 @@ def choose_family(option: str | None, quiet: bool = False) -> Family:
 
 
 def show_error(error: BaseException) -> int:
-    """Tell a failure on stderr; returns the exit status. BOLID_DEBUG=1 adds the traceback."""
+    """Show a failure on stderr; returns the exit status. BOLID_DEBUG=1 adds the traceback."""
     if os.environ.get("BOLID_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):  # `bolid ... | head`: whoever reads has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more when it ends
+        discard_output()
         return 0
     if isinstance(error, KeyboardInterrupt):
-        note("interrupted; the same command goes on where it stopped")
-        return 130
+        status, what = (error.status, f"ended by {error}") if isinstance(error, Terminated) else (130, "interrupted")
+        note(f"{what}; the same command goes on where it stopped")
+        return status
     if isinstance(error, BolidError):
         message, hint = error.message, error.hint
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a fault in bolid; BOLID_DEBUG=1 before the same command shows where"
+    _show(message, hint)
+    return getattr(error, "exit_code", 1)
+
+
+def show_usage_error(error: Any) -> int:
+    """Show a mistake in typing that Typer has found; returns the exit status."""
+    if "NoArgs" in type(error).__name__:  # no command: the help is the answer
+        note(error.format_message())
+    else:
+        _show(*explain_usage(error))
+    return int(getattr(error, "exit_code", 2))
+
+
+def _show(message: str, hint: str) -> None:
     note(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
-    return 1

@@ -16,11 +16,20 @@ from bolid_cli._console import JsonOption, QuietOption, SeedOption, emit_json, e
 
 def demo(
     context: typer.Context,
-    person: Annotated[
-        int, typer.Option(help="Seed of the person to show; from 200000 up nobody has seen them.", min=0)
+    person_seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Seed of the person to show. 200000 and more are in no training data.", min=0, max=999_999
+        ),
     ] = 200000,
-    other: Annotated[
-        int | None, typer.Option(help="Seed of another person to compare with. Default: one of another build.")
+    other_seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Seed of another person to compare with. Default: one of another build.",
+            min=0,
+            max=999_999,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path(
         "bolid-demo"
@@ -31,12 +40,12 @@ def demo(
 ) -> None:
     """Run the whole chain on the embedded models: photos of a person, a profile, pictures from text, a contact sheet.
 
-    Every command is shown as it runs, so you can type it yourself. Works offline on a CPU in a few minutes.
+    The demo shows every command that it runs, so you can type it yourself. Works offline on a CPU in a few minutes.
     """
     import bolid.demo
 
     os.environ["BOLID_FAMILY"] = "tiny"  # whatever else the user has chosen
-    plan = bolid.demo.plan(out, person, other, seed)
+    plan = bolid.demo.plan(out, person_seed, other_seed, seed)
     bolid.demo.prepare(plan)
     if not quiet:
         note(f"{len(plan.commands)} commands, on the embedded `tiny` models: they know rendered people only")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +24,19 @@ from bolid_cli._console import (  # fmt: skip
     print_table,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 if TYPE_CHECKING:
     from bolid.evaluate.results import Comparison, Evaluation, Metric
 
 
+class Features(StrEnum):
+    auto = "auto"
+    inception = "inception"
+    tower = "tower"
+
+
+@configurable
 def evaluate(
     generated: Annotated[
         list[Path] | None,
@@ -45,18 +54,22 @@ def evaluate(
     ] = None,
     profiles: Annotated[
         list[Path] | None,
-        typer.Option("--profile", help="Profile the pictures were made with, where their records don't tell."),
+        typer.Option("--profile", metavar="FILE", help="Profile of the person, where the pictures' records lack it."),
     ] = None,
     conditioning: Annotated[
-        Path | None, typer.Option(help="Photos that made the profile, if --reference does not hold them too.")
+        Path | None,
+        typer.Option(help="Photos that made the profile, if --reference does not hold them too.", hidden=True),
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="Pictures of the same prompts and seeds without adapter, for disturbance.")
+        Path | None,
+        typer.Option(
+            "--without-adapter", help="Pictures of the same prompts and seeds without adapter, to measure disturbance."
+        ),
     ] = None,
     features: Annotated[
-        str, typer.Option(help="What FID, KID and IS look at: inception, tower (the family's), or auto.")
-    ] = "auto",
-    html: Annotated[Path | None, typer.Option(help="Write a report: one page that needs nothing else.")] = None,
+        Features, typer.Option(help="Network for FID, KID and IS; tower is the family's image encoder.", hidden=True)
+    ] = Features.auto,
+    html: Annotated[Path | None, typer.Option(help="Write a report: one page that needs no other file.")] = None,
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -66,7 +79,7 @@ def evaluate(
     """Score generated pictures: do they follow the prompts, and are face and body the person's?
 
     Prompts come from the pictures' run records, a table beside them, or captions in shards. Photos that made the
-    profile are left out of the reference. The table goes to standard error; JSON goes to standard output when that is
+    profile are excluded from the reference. The table goes to standard error; JSON goes to standard output when that is
     a pipe or a file, or with --json.
     """
     folders = generated or [Path("generated")]
@@ -77,7 +90,7 @@ def evaluate(
 
     options: dict[str, Any] = {
         "prompts": prompts, "profiles": profiles, "conditioning": conditioning, "base": base,
-        "features": features, "html": html, "family": chosen.name, "device": device, "seed": seed,
+        "features": features.value, "html": html, "family": chosen.name, "device": device, "seed": seed,
     }  # fmt: skip
     with progress_bar(quiet) as progress:
         if compare:

@@ -20,6 +20,7 @@ from bolid_cli._console import (
     print_rejected,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 
 class Engine(StrEnum):
@@ -32,37 +33,46 @@ class PersonRule(StrEnum):
     only = "only"
 
 
+@configurable
 def extract(
     photos: Annotated[Path, typer.Argument(help="Folder of <person>/*.jpg, or of one person's photos.")] = Path(
         "photos"
     ),
     out: Annotated[str, typer.Option("--out", "-o", help="Shard directory to write, or its s3:// URL.")] = "shards",
-    family: FamilyOption = None,
-    person: Annotated[
-        PersonRule, typer.Option(help="Several people in a photo: take the main one, or use photos of one person only.")
-    ] = PersonRule.main,
-    workers: Annotated[int, typer.Option(help="Processes. The result is the same for any number.", min=1)] = 1,
-    engine: Annotated[
-        Engine, typer.Option(help="Where the workers are: processes of this machine, or actors of a Ray cluster.")
-    ] = Engine.local,
-    max_side: Annotated[int, typer.Option(help="Reduce larger photos to this many pixels.", min=64)] = 1536,
-    max_bad: Annotated[
-        float,
-        typer.Option(help="Fail when a larger share of the photos (and more than one) is rejected.", min=0, max=1),
-    ] = 0.05,
     caption: Annotated[
         str,
         typer.Option(
             metavar="none|sidecar|blip2|MODEL",
-            help="Captions: none, the .txt beside a photo, or for photos without one the family's BLIP-2 or a model of "
-            "transformers (a folder, or a name that the Hugging Face cache has).",
+            help="Captions: none; sidecar: the .txt beside a photo; or, for photos without one, the family's BLIP-2 or "
+            "a model of transformers (a folder, or a name in the Hugging Face cache).",
         ),
     ] = "sidecar",
+    select_person: Annotated[
+        PersonRule,
+        typer.Option(help="Where a photo shows several people: use the main one, or only photos of one person."),
+    ] = PersonRule.main,
+    workers: Annotated[
+        int, typer.Option(help="Processes. The result is the same for any number.", min=1, max=4096)
+    ] = 1,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="Where the workers run: processes of this machine, or actors of a Ray cluster.", hidden=True),
+    ] = Engine.local,
+    max_side: Annotated[
+        int, typer.Option(help="Reduce larger photos to this many pixels.", min=64, hidden=True)
+    ] = 1536,
+    max_bad: Annotated[
+        float,
+        typer.Option(
+            help="Fail when more than this fraction of the photos, and more than one, is rejected.", min=0, max=1
+        ),
+    ] = 0.05,
+    family: FamilyOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Look at photos with the family's models: pose, face, image features, caption.
+    """Run the family's models on photos: pose, face, image features, caption.
 
     Captions come from a .txt beside each photo, and with --caption from a model where there is none. Photos that cannot
     be used are listed with the reason, here and in the index.json of the shard directory. After an interruption the
@@ -81,7 +91,7 @@ def extract(
                 photos,
                 out,
                 family=chosen.name,
-                person=person.value,
+                select_person=select_person.value,
                 workers=workers,
                 engine=engine.value,
                 max_side=max_side,
@@ -93,7 +103,7 @@ def extract(
     except bolid.extract.TooManyRejected as error:
         print_rejected(error.rejected, quiet)
         raise
-    if result is None:  # what there is to say, rank 0 says
+    if result is None:  # rank 0 reports
         return
     print_rejected(result.rejected, quiet)
     note(f"{result.samples} photos of {result.persons} people", quiet)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bolid.errors import BolidError
+from bolid_cli._command import LARGEST_SEED
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
@@ -19,8 +21,21 @@ from bolid_cli._console import (  # fmt: skip
     emit_paths,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+_PERSON, _SAMPLING, _MODELS = "How strongly the person counts", "Sampling", "Models"
+_INTERVAL = "An interval counts in fractions of the denoising: 0 is pure noise, 1 the finished picture."
+
+
+@configurable
 def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
@@ -34,90 +49,141 @@ def generate(
         ),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Show the person in this photo; one of the whole body, upright, says most.")
+        Path | None,
+        typer.Option(metavar="PHOTO", help="Show the person in this photo. Best: the whole body, upright."),
     ] = None,
-    new_person: Annotated[int | None, typer.Option(help="Invent a person; the same number, the same person.")] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="Folder of face adapter, body adapter or both. Default: the family's.")
+    new_person: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Invent a person; the same number, the same person.", max=LARGEST_SEED),
     ] = None,
+    pose_from: Annotated[
+        Path | None, typer.Option(metavar="PHOTO", help="Give the pictures the pose of the person in this photo.")
+    ] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to show.")] = "",
+    n: Annotated[int, typer.Option("-n", metavar="N", help="Pictures of each prompt.")] = 1,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures, in pixels, like 832x1216. Default: the family's."),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=A,B,...",
+            help="Make one labelled contact sheet of all combinations. Axes: body-scale, face-scale, guidance, "
+            "face-guidance, body-guidance, steps, seed. May be repeated.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the pictures. Those of other commands there are kept.")
+    ] = Path("generated"),
     face_scale: Annotated[
         str | None,
         typer.Option(
-            metavar="SCALE", help="How strongly the face counts. Default: the family's (1) where a face is known."
+            metavar="SCALE",
+            help="Weight of the face branch, written like --body-scale. Default: the family's (1) where a face is "
+            "known.",
+            rich_help_panel=_PERSON,
         ),
     ] = None,
     body_scale: Annotated[
         str | None,
         typer.Option(
             metavar="SCALE",
-            help="How strongly the body counts: 0.7; down=0.5,mid=1,up=1 (parts of the UNet); 0.2..0.8 (from 20 % to "
-            "80 % of the denoising); or both, 0.7@0.2..0.8. Default: the family's (1; in few "
-            "steps it may be another) where a body is known.",
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="Lay a LoRA over the base. May be repeated.")
-    ] = None,
-    pose_from: Annotated[
-        Path | None, typer.Option(metavar="PHOTO", help="Give the pictures the pose of the person in this photo.")
-    ] = None,
-    pose_scale: Annotated[str, typer.Option(metavar="SCALE", help="How strongly that pose counts.")] = "1.0",
-    few_steps: Annotated[
-        bool, typer.Option("--few-steps", help="Use the family's few-step sampler: quicker, and without guidance.")
-    ] = False,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the family's.")] = None,
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SCALE",
-            help="Guidance scale: 2.5, or 2.5@0..0.75 (in the first 75 % of the denoising). Default: the family's.",
+            help="Weight of the body branch: a number (0.7); one for each part of the UNet (down=0.5,mid=1,up=1); an "
+            "interval (0.2..0.8: from 20 % to 80 % of the denoising); or both (0.7@0.2..0.8). Default: the family's "
+            "(1; another with --few-steps) where a body is known.",
+            rich_help_panel=_PERSON,
         ),
     ] = None,
     face_guidance: Annotated[
         str,
         typer.Option(
             metavar="SCALE",
-            help="Draw the picture towards the person's face while it is painted, as the face model sees it: 1, or "
-            "0.5@0.3..0.7 (without a stretch, from 30 % to 90 % of the denoising). Takes about five times as long.",
+            help="Guidance by the face model: each step follows the gradient that makes the face more like the "
+            f"person's. 1, or 0.5@0.3..0.7; without an interval 0.3..0.9. {_INTERVAL} Takes about five times as long.",
+            rich_help_panel=_PERSON,
+            hidden=True,
         ),
     ] = "0.0",
     body_guidance: Annotated[
         str,
         typer.Option(
             metavar="SCALE",
-            help="The same towards the person's body, as the body encoder sees it: 1 (from 50 % to 90 %).",
+            help="The same by the body encoder, towards the person's body; without an interval 0.5..0.9.",
+            rich_help_panel=_PERSON,
+            hidden=True,
         ),
     ] = "0.0",
-    negative: Annotated[str, typer.Option(help="What not to show.")] = "",
-    n: Annotated[int, typer.Option("-n", help="Pictures of each prompt.")] = 1,
     best_of: Annotated[
-        int, typer.Option(help="Paint so many of each picture and keep the one most like the person, by body and face.")
-    ] = 1,
-    batch_size: Annotated[int, typer.Option(help="Pictures made at a time.")] = 8,
-    grid: Annotated[
-        list[str] | None,
+        int,
         typer.Option(
-            metavar="AXIS=A,B,...",
-            help="Make one labelled sheet of all combinations. Axes: body-scale, face-scale, guidance, face-guidance, "
-            "body-guidance, steps, seed. May be repeated.",
+            help="Generate so many of each picture and keep the one whose body and face are most like the person's.",
+            rich_help_panel=_PERSON,
+            hidden=True,
+        ),
+    ] = 1,
+    pose_scale: Annotated[
+        str,
+        typer.Option(metavar="SCALE", help="Weight of the pose of --pose-from.", rich_help_panel=_PERSON, hidden=True),
+    ] = "1.0",
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Denoising steps. Default: the family's.", rich_help_panel=_SAMPLING),
+    ] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE",
+            help="Guidance scale: 2.5, or with an interval 2.5@0..0.75. Default: the family's.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    few_steps: Annotated[
+        bool,
+        typer.Option(
+            "--few-steps",
+            help="Use the family's few-step sampler: faster, and without guidance.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Pictures in a batch.", rich_help_panel=_SAMPLING, hidden=True)] = 8,
+    dtype: Annotated[
+        Precision,
+        typer.Option(
+            help="Precision of the networks; auto: fp16 on CUDA, otherwise fp32. The VAE stays in fp32.",
+            rich_help_panel=_SAMPLING,
+            hidden=True,
+        ),
+    ] = Precision.auto,
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="Keep each network in main memory while it does not compute.",
+            rich_help_panel=_SAMPLING,
+            hidden=True,
+        ),
+    ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of face adapter, body adapter or both. Default: the family's.",
+            rich_help_panel=_MODELS,
         ),
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Another base of the family's kind: a .safetensors checkpoint or a folder."),
+        typer.Option(
+            metavar="PATH",
+            help="Another base of the family's kind: a .safetensors checkpoint or a folder.",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures, like 832x1216. Default: the family's.")
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="Add a LoRA to the base. May be repeated.", rich_help_panel=_MODELS),
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16, or auto: fp16 on CUDA. The VAE stays in fp32.")
-    ] = "auto",
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep networks off the accelerator while they do not compute.")
-    ] = False,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the pictures. Those of other commands there are kept.")
-    ] = Path("generated"),
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -126,9 +192,9 @@ def generate(
 ) -> None:
     """Make pictures of a person from text alone.
 
-    Without --profile, --reference and --new-person it is nobody in particular: the plain base. The paths go to standard
-    output, one a line (with --grid: the sheet's); each PNG carries the settings it was made with (bolid inspect shows
-    them).
+    Without --profile, --reference and --new-person the pictures show nobody in particular: they are the plain base's.
+    The paths go to standard output, one a line (with --grid: the contact sheet's). Each PNG carries the settings that
+    made it; bolid inspect shows them.
     """
     import bolid.generate
 
@@ -147,8 +213,8 @@ def generate(
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
-            family=family, base=base, size=size, dtype=dtype, offload=offload, device=device, seed=seed,
-            progress=progress,
+            family=family, base=base, size=size, dtype=dtype.value, offload=offload, device=device, seed=seed,
+            progress=progress, warn=lambda warning: typer.echo(f"warning: {warning}", err=True),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

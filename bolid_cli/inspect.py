@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bolid_cli._console import JsonOption, emit_json
+from bolid_cli._streams import emit
 
 
 def inspect(
@@ -31,13 +32,13 @@ def _print(value: Any, indent: int = 0) -> None:
     for name, entry in value.items():
         start = f"{'  ' * indent}{name}:"
         if isinstance(entry, dict) and {"dtype", "shape"} == entry.keys():
-            print(start, entry["dtype"], entry["shape"])
+            emit(f"{start} {entry['dtype']} {entry['shape']}")
         elif isinstance(entry, dict) and entry:
-            print(start)
+            emit(start)
             _print(entry, indent + 1)
         elif isinstance(entry, list) and entry and all(isinstance(item, dict) for item in entry):
-            print(start)
+            emit(start)
             for item in entry:
                 _print(item, indent + 1)
         else:
-            print(start, "-" if entry in (None, {}) else entry)
+            emit(f"{start} {'-' if entry in (None, {}) else entry}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import bolid
+from bolid.run import prepare_environment
 from bolid_cli import (
     demo,
     evaluate,
@@ -24,7 +26,9 @@ from bolid_cli import (
     train_adapter,
     train_vae,
 )
-from bolid_cli._console import show_error
+from bolid_cli._command import Command
+from bolid_cli._console import show_error, show_usage_error
+from bolid_cli._streams import check_working_directory, emit, output_error, prepare_terminal
 
 # In the order of the chain. Each command is a function in a module of its (first) name, whose twin in bolid/
 # does the work. Command modules import typer and the standard library only: `bolid --help` must not load torch.
@@ -50,6 +54,20 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
 class _Commands(typer.core.TyperGroup):
     """The one catch: whatever a command raises becomes a message and an exit status. And commands of two words."""
 
+    def main(self, args: Any = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override]
+        """As in Typer, but mistakes in typing are shown like all errors, with a hint."""
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, standalone_mode=False, **extra)
+        except typer.Abort:
+            status = 1
+        except OSError as error:  # the help could not be printed
+            status = show_error(output_error(error) if not isinstance(error, BrokenPipeError) else error)
+        except (Exception, KeyboardInterrupt) as error:
+            status = show_usage_error(error) if hasattr(error, "format_message") else show_error(error)
+        sys.exit(status if isinstance(status, int) else 0)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """`profile mix A B` is the command "profile mix", unless `mix` is a file or folder: then it holds photos."""
         two = " ".join(args[:2])
@@ -59,11 +77,12 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            check_working_directory()
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if hasattr(error, "exit_code"):  # a usage error, which typer shows itself
+            if hasattr(error, "format_message"):  # a mistake in typing, which `main` shows
                 raise
             raise typer.Exit(show_error(error)) from None
 
@@ -77,17 +96,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _function in COMMANDS:
-    app.command(_name, no_args_is_help=False)(_function)
+    app.command(_name, cls=Command, no_args_is_help=False)(_function)
 app.add_typer(models.app, name="models")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(bolid.__version__)
+        emit(bolid.__version__)
         raise typer.Exit()
 
 
@@ -102,7 +120,9 @@ def _options(
 
 def main() -> None:
     """Entry point of the ``bolid`` script."""
-    app()
+    prepare_environment()  # before torch and ultralytics load
+    prepare_terminal()
+    app(prog_name="bolid")
 
 
 if __name__ == "__main__":

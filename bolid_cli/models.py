@@ -11,14 +11,16 @@ from bolid.errors import BolidError
 from bolid.models.families import (
     FAMILY_NAMES,
     PARTS,
-    SOURCES,
     chosen_family,
     commercial_use,
     get_family,
     remember_commercial,
     remember_family,
 )
+from bolid.models.sources import SOURCES
+from bolid_cli._command import Command
 from bolid_cli._console import JsonOption, QuietOption, emit_json, emit_paths, note, print_table, progress_bar
+from bolid_cli._streams import emit
 
 app = typer.Typer(
     help="List, fetch, check and convert the models of the families, or choose a family.",
@@ -34,7 +36,7 @@ CommercialOption = Annotated[
 FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help=f"One of {', '.join(SOURCES)}.")]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_families(
     family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Only this one.", show_default=False)] = None,
     commercial: CommercialOption = False,
@@ -42,7 +44,7 @@ def list_families(
     quiet: QuietOption = False,
 ) -> None:
     """Show every model family: what it needs, how big that is, its license, and where it lies or is looked for."""
-    import bolid.models
+    from bolid.models.manifest import describe
 
     chosen, source = chosen_family()
     names = [family] if family else [*FAMILY_NAMES] + ([chosen] if chosen not in FAMILY_NAMES else [])
@@ -58,21 +60,21 @@ def list_families(
                 "root": found.root,
                 "missing": found.missing(),
                 "chosen": name == chosen,
-                "parts": bolid.models.describe(found, commercial=commercial),
+                "parts": describe(found, commercial=commercial),
             }
         )
     if as_json:
         emit_json({"families": families, "chosen_by": source, "commercial": commercial})
         return
     for entry in families:
-        print(entry["name"])
+        emit(entry["name"])
     rows = []
     for entry in families:
         height, width = entry["image_size"]
         missing = entry["missing"]
         state = "complete" if not missing else "none" if len(missing) >= len(PARTS) else "missing " + ", ".join(missing)
         name = f"{entry['name']} *" if entry["chosen"] else entry["name"]
-        rows.append((name, f"{height}x{width}", entry["description"], state, entry["root"]))
+        rows.append((name, f"{width}x{height}", entry["description"], state, entry["root"]))
     print_table(("family", "size", "what", "files", "where"), rows, quiet)
     for entry in families:
         if entry["parts"]:
@@ -99,7 +101,7 @@ def list_families(
     note("own training's (train-vae, train-adapter). Next: bolid models pull FAMILY", quiet)
 
 
-@app.command("pull")
+@app.command("pull", cls=Command)
 def pull(
     family: FamilyArgument,
     only: Annotated[
@@ -119,12 +121,15 @@ def pull(
     From the Hugging Face Hub (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected) and the releases of InsightFace and
     ultralytics. What was fetched is written down with its SHA-256; `bolid models verify` compares with that.
     """
-    import bolid.models
+    import bolid.models.pull
+    from bolid.models.manifest import describe
 
     commercial = commercial or commercial_use()
     with progress_bar(quiet) as progress:
-        places = bolid.models.pull(family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress)
-    for part in bolid.models.describe(get_family(family)):
+        places = bolid.models.pull.pull(
+            family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress
+        )
+    for part in describe(get_family(family)):
         if part["where"] in places and part["notice"]:
             note(f"{part['name']}, {part['license']}: {part['notice']}", quiet)
     if as_json:
@@ -133,13 +138,13 @@ def pull(
         emit_paths(places)
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Check that the files of FAMILY are there and whole: as they were fetched, where that was written down."""
-    import bolid.models
+    import bolid.models.manifest
 
     with progress_bar(quiet) as progress:
-        rows = bolid.models.verify(family, progress=progress)
+        rows = bolid.models.manifest.verify(family, progress=progress)
     if as_json:
         emit_json({"family": family, "parts": rows})
     else:
@@ -150,7 +155,7 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
         raise BolidError(f"family {family!r} lacks {', '.join(missing)}", f"bolid models pull {family}")
 
 
-@app.command("convert")
+@app.command("convert", cls=Command)
 def convert(
     file: Annotated[
         Path, typer.Argument(help="YOLO pose weights: as ultralytics publishes them (.pt), or exported (.onnx).")
@@ -161,13 +166,13 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """Make a pose model that BoLID reads (safetensors or ONNX, and a config) of a file. Nothing in a .pt is run."""
-    import bolid.models
+    import bolid.models.convert
 
-    emit_paths([bolid.models.convert(file, out)])
+    emit_paths([bolid.models.convert.convert(file, out)])
     note("AGPL-3.0, like the file it is made from", quiet)
 
 
-@app.command("use")
+@app.command("use", cls=Command)
 def use(
     name: str,
     commercial: Annotated[

@@ -1,4 +1,4 @@
-"""``bolid profile``, and ``bolid profile mix``, ``edit`` and ``show``."""
+"""``bolid profile``, and ``bolid profile mix``, ``edit``, ``export`` and ``show``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bolid_cli._console import (  # fmt: skip
     print_table,
     progress_bar,
 )
+from bolid_cli._streams import emit
 
 
 def profile(
@@ -48,8 +49,8 @@ def profile(
     """Make a small file of a person's body and face. From then on the photos are not needed any more.
 
     More and better photos make the body more certain; their order does not matter. Photos do not show size: give the
-    height. Measurements alone make a profile too. `bolid profile mix`, `edit`, `export` and `show`
-    work on such files; if a file or folder of that name is there, it is taken for photos.
+    height. Measurements alone make a profile too. `bolid profile mix`, `edit`, `export` and `show` work on such files;
+    if there is a file or folder of one of these names, it is read as photos.
     """
     import bolid.profile
 
@@ -65,13 +66,13 @@ def profile(
         for report in result.reports
     ]
     if rows:
-        print_table(("photo", "weight", "face", "seen down to", "rejected because"), rows, quiet)
+        print_table(("photo", "weight", "face", "visible down to", "rejected because"), rows, quiet)
     used = f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)"
     note(used if rows else "no photo: a body from measurements, without a face", quiet)
     if result.measurements:
         print_table(body.TABLE_HEADERS, body.table_rows(result.measurements), quiet)
     if rows and not any(report.down_to == "feet" for report in result.reports):
-        note("no photo shows the whole body; one that does, upright, says much more of it", quiet)
+        note("no photo shows the whole body; an upright full-body photo makes the profile much more certain", quiet)
     if as_json:
         emit_json(result)
     else:
@@ -79,14 +80,14 @@ def profile(
 
 
 SlidersOption = Annotated[
-    Path | None, typer.Option(help="File of sliders for this body encoder. Default: the family's.")
+    Path | None, typer.Option(metavar="FILE", help="Sliders measured for this body encoder. Default: the family's.")
 ]
 
 
 def mix(
     a: Annotated[Path, typer.Argument(help="Profile of one person.")],
     b: Annotated[Path, typer.Argument(help="Profile of another.")],
-    weight: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.")] = 0.5,
+    weight: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.", min=0, max=1)] = 0.5,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("mixed.safetensors"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -156,9 +157,9 @@ def show(
 ) -> None:
     """Show what a profile's body measures, and where it is on each slider.
 
-    Sizes in cm, ± their standard deviation, and the percentile among synthetic adults of the same sex. Without a known
-    height the size is only guessed. Sliders are in standard deviations from the population's mean;
-    R2 says how far to believe it: 1 is exact, 0 is a guess. What else is in the file: bolid inspect.
+    Sizes are in cm, with ± their standard deviation and the percentile among synthetic adults of the same sex. Photos
+    do not show size: without a known height it is the population's. Sliders are in standard deviations of the
+    population. R2 says how exact a slider is: 1 is exact, 0 is a guess. bolid inspect shows what else is in the file.
     """
     import bolid.profile
 
@@ -171,6 +172,6 @@ def show(
     else:
         if rows:
             body.print_body(rows)
-            print()
+            emit("")
         for reading in readings:
-            print(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")
+            emit(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")

@@ -22,6 +22,7 @@ from bolid_cli._console import (
     print_table,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from bolid.scrape.command import ScrapeResult
 
 
+_FILTERS, _RECORDS, _WEB, _DELETE = "Filters", "Records", "From the web", "Delete a person"
+
+
+@configurable
 def scrape(
     folder: Annotated[
         Path | None,
@@ -45,67 +50,126 @@ def scrape(
         ),
     ] = None,
     person: Annotated[
-        list[str] | None, typer.Option(help="Only this person; may be repeated.", metavar="NAME", show_default=False)
+        list[str] | None, typer.Option(help="Only this person. May be repeated.", metavar="NAME", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write <person>/*.jpg to.")] = Path("photos"),
-    min_size: Annotated[int, typer.Option(help="Pixels of the shorter side, at least.")] = 1000,
+    min_size: Annotated[
+        int, typer.Option(help="Pixels of the shorter side, at least.", rich_help_panel=_FILTERS)
+    ] = 1000,
     min_photos: Annotated[
         int | None,
         typer.Option(
-            help="Leave out people with fewer photos.  [default: 100 with --site, otherwise 1]", show_default=False
+            help="Leave out people with fewer photos.  [default: 100 with --site, otherwise 1]",
+            show_default=False,
+            rich_help_panel=_FILTERS,
         ),
     ] = None,
-    max_photos: Annotated[int | None, typer.Option(help="Photos of one person, at most.", show_default=False)] = None,
-    max_people: Annotated[int | None, typer.Option(help="People, at most.", show_default=False)] = None,
+    max_photos: Annotated[
+        int | None, typer.Option(help="Photos of one person, at most.", show_default=False, rich_help_panel=_FILTERS)
+    ] = None,
+    max_people: Annotated[
+        int | None, typer.Option(help="People, at most.", show_default=False, rich_help_panel=_FILTERS)
+    ] = None,
     min_sharpness: Annotated[
-        float, typer.Option(help="Drop blurred photos: variance of the Laplacian at 512 pixels, at least.", min=0)
+        float,
+        typer.Option(
+            help="Drop blurred photos: variance of the Laplacian at 512 pixels, at least. 0 keeps all.",
+            min=0,
+            rich_help_panel=_FILTERS,
+            hidden=True,
+        ),
     ] = 20.0,
     one_person: Annotated[
-        bool, typer.Option("--one-person", help="Drop photos in which the family's pose model does not see one person.")
+        bool,
+        typer.Option(
+            "--one-person",
+            help="Drop photos in which the family's pose model does not detect exactly one person.",
+            rich_help_panel=_FILTERS,
+        ),
     ] = False,
     watermark: Annotated[
         str | None,
         typer.Option(
-            help="A program that is given a photo's path; if it fails, the photo is dropped for the reason it prints.",
+            help="A program that is called with a photo's path. If it fails, the photo is dropped; the reason is what "
+            "the program prints.",
             metavar="COMMAND",
             show_default=False,
+            rich_help_panel=_FILTERS,
+            hidden=True,
         ),
     ] = None,
+    max_bad: Annotated[
+        float,
+        typer.Option(
+            help="Fail when more than this fraction of the photos, and more than one, cannot be fetched or read.",
+            min=0,
+            max=1,
+            rich_help_panel=_FILTERS,
+            hidden=True,
+        ),
+    ] = 0.05,
     license: Annotated[
         str | None,
-        typer.Option(help="License of the photos, for their records.  [default: the site's]", show_default=False),
+        typer.Option(
+            help="License of the photos, for their records.  [default: the site's]",
+            show_default=False,
+            rich_help_panel=_RECORDS,
+        ),
     ] = None,
-    consent: Annotated[str, typer.Option(help="What the people agreed to, for the photos' records.")] = "unknown",
+    consent: Annotated[
+        str, typer.Option(help="What the people agreed to, for the photos' records.", rich_help_panel=_RECORDS)
+    ] = "unknown",
     contact: Annotated[
         str | None,
         typer.Option(
-            envvar="BOLID_CONTACT", help="Your mail or web address, told to every web server.", show_default=False
+            envvar="BOLID_CONTACT",
+            help="Your mail or web address, sent to every web server.",
+            show_default=False,
+            rich_help_panel=_WEB,
         ),
     ] = None,
-    connections: Annotated[int, typer.Option(help="To one host at once. More than 1 only on your own server.")] = 1,
     delay: Annotated[
-        float, typer.Option(help="Seconds between two requests to a host, at least; more where it is slow. 0: none.")
+        float,
+        typer.Option(
+            help="Seconds between two requests to a host, at least; more where the host is slow. 0: none.",
+            max=86400,
+            rich_help_panel=_WEB,
+        ),
     ] = 1.0,
+    connections: Annotated[
+        int,
+        typer.Option(
+            help="Requests to one host at a time. More than 1 only on your own server.",
+            max=1000,
+            rich_help_panel=_WEB,
+            hidden=True,
+        ),
+    ] = 1,
     ignore_robots: Annotated[
-        bool, typer.Option("--ignore-robots", help="Fetch what robots.txt forbids. Written into every photo's record.")
+        bool,
+        typer.Option(
+            "--ignore-robots",
+            help="Fetch what robots.txt forbids. Every photo's record says so.",
+            rich_help_panel=_WEB,
+            hidden=True,
+        ),
     ] = False,
-    max_bad: Annotated[
-        float, typer.Option(help="Fail when a larger share of the photos (and more than one) fails.", min=0, max=1)
-    ] = 0.05,
     forget: Annotated[
         str | None,
         typer.Option(
             help="Delete a person: photos in --out, samples in shards/ and train/, profiles here made of the photos.",
             metavar="PERSON",
             show_default=False,
+            rich_help_panel=_DELETE,
         ),
     ] = None,
     also: Annotated[
         list[Path] | None,
         typer.Option(
-            help="With --forget: more shard directories and profiles; may be repeated.",
+            help="With --forget: more shard directories and profiles. May be repeated.",
             metavar="PATH",
             show_default=False,
+            rich_help_panel=_DELETE,
         ),
     ] = None,
     family: FamilyOption = None,
@@ -123,7 +187,8 @@ def scrape(
 
     Each photo gets a .json with its origin, hash, size, license and consent. Dropped ones are listed with the reason in
     dropped.csv. After an interruption the same command goes on where it stopped, and nothing is fetched twice.
-    robots.txt, noai and TDM reservations are obeyed. Read docs/collecting.md first: photos of people are personal data.
+    robots.txt, noai and TDM reservations are obeyed. Photos of people are personal data:
+    read docs/guides/collecting.md first.
     """
     if forget is not None:
         if folder is not None or urls is not None or site is not None:
@@ -207,7 +272,7 @@ def _forget(person: str, out: Path, also: list[Path], as_json: bool, quiet: bool
 
 
 def _checker(command: str) -> Callable[[np.ndarray], str]:
-    """The program as a function of a picture: the reason it gives for dropping it, or ""."""
+    """The program as a function of a picture, which returns the reason for dropping it, or ""."""
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -17,8 +17,10 @@ from bolid_cli._console import (
     note,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 
+@configurable
 def shard(
     shards: Annotated[
         list[str] | None,
@@ -32,7 +34,7 @@ def shard(
     family: FamilyOption = None,
     min_photos: Annotated[int, typer.Option(help="Leave out people with fewer different photos.", min=2)] = 4,
     val_fraction: Annotated[
-        float, typer.Option(help="Hold out this share of the people: writes OUT/train and OUT/val.", min=0, max=0.99)
+        float, typer.Option(help="Hold out this fraction of the people: write OUT/train and OUT/val.", min=0, max=0.99)
     ] = 0.0,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",

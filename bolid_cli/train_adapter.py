@@ -77,6 +77,8 @@ def train_adapter(
             train, out, config=config, body_encoder=body_encoder, family=family, device=device, seed=seed,
             stop_after=stop_after, progress=progress,
         )  # fmt: skip
+    if result.already_done:
+        note("already done: to train on, give --init with this folder, and another --out", quiet)
     note(
         f"{result.steps} steps on {result.photos} photos of {result.people} people in {result.seconds:.0f} s, "
         f"loss {result.loss:.4f}",

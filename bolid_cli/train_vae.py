@@ -46,6 +46,8 @@ def train_vae(
             train, out, config=config, family=family, device=device, seed=seed, progress=progress
         )
     losses = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    if result.already_done:
+        note("already done: to train on, give --init with this file, and another --out", quiet)
     note(f"{result.steps} steps on {result.views} photos of {result.people} people: {losses}", quiet)
     if as_json:
         emit_json(result)

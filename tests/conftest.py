@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +14,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each its share of 
 import numpy as np
 import pytest
 import torch
+from gallery import Server
 
 from bolid.formats.images import encode_jpeg
 from bolid.formats.shards import Sample, sample_key
@@ -87,3 +90,28 @@ def rendered_people(tmp_path_factory):
     for seed in (100_000, 100_001, 100_002):
         write_photos(folder, seed, 5, size=(256, 192))
     return folder
+
+
+@pytest.fixture
+def server():
+    """A web server on the loopback interface; it serves what is in `server.pages`."""
+    server = Server()
+    server.pages["/robots.txt"] = "User-agent: *\nDisallow: /private/\n"
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def listed(server, tmp_path):
+    """listed({person: [path, ...]}) -> a CSV of these addresses on the server."""
+
+    def write(people: dict[str, list[str]], name: str = "list.csv") -> Path:
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(("person", "url"))
+            rows.writerows(
+                (p, path if "://" in path else server.url + path) for p, paths in people.items() for path in paths
+            )
+        return tmp_path / name
+
+    return write

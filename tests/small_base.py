@@ -104,7 +104,7 @@ def make_body_encoder(path: Path, family: str, body_dim: int = 8, seed: int = 1)
 
     torch.manual_seed(seed)
     config = TrainVaeConfig(body_dim=body_dim, width=4)
-    model = BodyVAE(body_dim, config.width, direct=config.direct).eval()
+    model = BodyVAE(body_dim, config.width).eval()
     save_body_encoder(path, model, run_record("body-encoder", family=family, config=config, seed=0))
     return path
 

@@ -22,9 +22,10 @@ from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
 from bolid.errors import BolidError
+from bolid.models.convert import convert
 from bolid.models.families import get_family
-from bolid.models.pull import convert
-from bolid.train_adapter.pixel_losses import PixelLosses
+from bolid.train_adapter import TrainAdapterConfig
+from bolid.train_adapter.pixel_losses import pixel_losses
 
 TINY = get_family("tiny")
 LOADERS = {"pose": PoseModel, "face": FaceModel, "image_text": ImageTextModel, "probe": BodyProbe}
@@ -43,12 +44,12 @@ def image_text():
 @pytest.fixture(scope="module")
 def photograph():
     """photograph(**plan) -> uint8 [256,192,3]: a validation person, rendered; say pose="standing"."""
-    from bolid.synth.people import sample_identity, sample_plan
+    from bolid.synth.people import sample_person, sample_plan
     from bolid.synth.render import Renderer
 
-    identity = sample_identity(199_001)
-    renderer = Renderer(identity, (256, 192))
-    return lambda **plan: renderer.render(sample_plan(identity, 0, yaw=0.0, **plan)).image
+    person = sample_person(199_001)
+    renderer = Renderer(person, (256, 192))
+    return lambda **plan: renderer.render(sample_plan(person, 0, yaw=0.0, **plan)).image
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_a_face_too_small_is_none(photograph, monkeypatch):
     small = np.pad(photograph(framing="portrait", pose="standing")[::4, ::4], ((96, 96), (72, 72), (0, 0)), mode="edge")
     found = FaceModel(TINY.face, confidence=0.2).detect(small)[0]
     assert DifferentiableFaces(TINY.face).certainty(in_torch(small)).item() < 0.2 < found.score
-    network = DifferentiableFaces(TINY.face, small_too=True)
+    network = DifferentiableFaces(TINY.face, all_sizes=True)
     assert found.score > network.certainty(in_torch(small)).item() > 0.2, "it counts, but less than a large one"
     assert (network(in_torch(small))[0] @ torch.from_numpy(found.embedding)).item() > 0.999
     monkeypatch.setattr("bolid.backends.face.LARGE", 1.1)
@@ -204,7 +205,7 @@ def test_pose_in_onnx_finds_the_same(pose, pictures, exported, tmp_path):
     with pytest.raises(BolidError, match="no gradient goes through"):
         model.raw(torch.rand(1, 3, 192, 192, requires_grad=True))
     with pytest.raises(BolidError, match="L_id needs a gradient"):
-        PixelLosses(replace(TINY, pose=folder), None, id_loss="keypoints", clip_target="")
+        pixel_losses(TrainAdapterConfig(id_weight=1.0), replace(TINY, pose=folder))
 
 
 def test_what_is_no_pose_network_in_onnx(tmp_path):

@@ -19,7 +19,7 @@ from small_base import make_base
 
 from bolid.backends.diffusion import LatentEncoder, choose_dtype, load_base
 from bolid.errors import BolidError
-from bolid.generate.command import generate
+from bolid.generate import generate
 from bolid.models.families import get_family
 
 SIZE = (64, 48)
@@ -67,7 +67,7 @@ def family(world):
     return get_family(str(world / "mine.toml"))
 
 
-def paint(family, out, **options) -> np.ndarray:
+def make(family, out, **options) -> np.ndarray:
     return np.asarray(Image.open(generate([PROMPT], out, family=family.name, device="cpu", **options)[0]))
 
 
@@ -79,7 +79,7 @@ def test_half_precision_keeps_the_vae_in_float32(family, tmp_path, dtype):
     pipe = load_base(family, dtype=choose_dtype(dtype, "cpu"))
     assert {p.dtype for p in pipe.unet.parameters()} == {choose_dtype(dtype, "cpu")}
     assert {p.dtype for p in pipe.vae.parameters()} == {torch.float32}
-    whole, half = paint(family, tmp_path / "1"), paint(family, tmp_path / "2", dtype=dtype)
+    whole, half = make(family, tmp_path / "1"), make(family, tmp_path / "2", dtype=dtype)
     assert half.std() > 0 and 0 < np.abs(whole.astype(float) - half).mean() < 3
 
 
@@ -90,10 +90,10 @@ def test_choice_of_precision():
 
 
 def test_size_buckets(family, tmp_path):
-    assert paint(family, tmp_path / "1", size="64x48").shape == (48, 64, 3)
+    assert make(family, tmp_path / "1", size="64x48").shape == (48, 64, 3)
     for size in ("48x65", "64", "x", "48x48"):
         with pytest.raises(BolidError, match=f"--size is '{size}'") as caught:
-            paint(family, tmp_path / "2", size=size)
+            make(family, tmp_path / "2", size=size)
         assert "48x64, 64x48" in caught.value.hint
     for name in ("sd15", "sdxl", "sdxl-lightning"):
         full = get_family(name)
@@ -104,7 +104,7 @@ def test_size_buckets(family, tmp_path):
 
 def test_offload_needs_an_accelerator(family, tmp_path):
     with pytest.raises(BolidError, match="--offload spares the memory of an accelerator"):
-        paint(family, tmp_path / "1", offload=True)
+        make(family, tmp_path / "1", offload=True)
 
 
 def test_attention_is_not_sliced(family):
@@ -214,9 +214,9 @@ def single(world):
 
 
 def test_a_single_checkpoint_paints_what_its_folder_paints(family, single, tmp_path):
-    whole = paint(family, tmp_path / "1")
-    assert np.array_equal(paint(family, tmp_path / "2", base=single), whole)
-    assert np.array_equal(paint(family, tmp_path / "3", base=family.base), whole)
+    whole = make(family, tmp_path / "1")
+    assert np.array_equal(make(family, tmp_path / "2", base=single), whole)
+    assert np.array_equal(make(family, tmp_path / "3", base=family.base), whole)
     picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
     latents = LatentEncoder(family.with_base(single)).encode([picture])
     assert np.array_equal(latents, LatentEncoder(family).encode([picture]))
@@ -245,9 +245,9 @@ def test_a_single_sdxl_checkpoint_paints_what_its_folder_paints(world, family, t
         "image_size = [64, 48]\n[defaults]\nsteps = 2\nguidance = 3.0\n[paths]\nbase = 'xl'\n"
     )
     chosen = get_family(str(tmp_path / "xl.toml"))
-    whole = paint(chosen, tmp_path / "1")
-    assert np.array_equal(paint(chosen, tmp_path / "2", base=tmp_path / "xl.safetensors"), whole)
-    half = paint(chosen, tmp_path / "3", base=tmp_path / "xl.safetensors", dtype="bf16")
+    whole = make(chosen, tmp_path / "1")
+    assert np.array_equal(make(chosen, tmp_path / "2", base=tmp_path / "xl.safetensors"), whole)
+    half = make(chosen, tmp_path / "3", base=tmp_path / "xl.safetensors", dtype="bf16")
     assert 0 < np.abs(whole.astype(float) - half).mean() < 3
     with pytest.raises(BolidError, match="another kind of base than family .*: .* have 56 channels, not 24"):
         load_base(family.with_base(tmp_path / "xl.safetensors"))
@@ -352,8 +352,8 @@ def test_bad_files_are_refused(world, family, single, tmp_path, form, kind):
 
 @pytest.mark.parametrize("kind", ["truncated", "malicious", "wrong shape", "wrong family"])
 def test_bad_controlnets_decoders_and_vaes_are_refused(world, family, tmp_path, kind):
-    from bolid.backends.diffusion import add_controlnet
-    from bolid.train_adapter.pixel_losses import _load_decoder
+    from bolid.backends.diffusion import load_controlnet
+    from bolid.train_adapter.decoder import load_decoder
 
     trace, pipe = tmp_path / "it-ran", load_base(family)
     network = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 16))
@@ -361,8 +361,8 @@ def test_bad_controlnets_decoders_and_vaes_are_refused(world, family, tmp_path, 
     shutil.copytree(world / "parts" / "pipeline" / "vae", tmp_path / "decoder")
     shutil.copytree(world / "base", tmp_path / "base")
     for folder, load in (
-        ("controlnet", lambda: add_controlnet(pipe, replace(family, controlnet=tmp_path / "controlnet"))),
-        ("decoder", lambda: _load_decoder(tmp_path / "decoder", pipe.vae, "cpu")),
+        ("controlnet", lambda: load_controlnet(pipe, replace(family, controlnet=tmp_path / "controlnet"))),
+        ("decoder", lambda: load_decoder(tmp_path / "decoder", pipe.vae, "cpu")),
         ("base/vae", lambda: LatentEncoder(replace(family, base=tmp_path / "base"))),
     ):
         file = tmp_path / folder / WEIGHTS

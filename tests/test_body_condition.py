@@ -8,15 +8,15 @@ from bolid.method import losses
 from bolid.method.body_condition import (
     BRANCHES,
     build_ip_adapter_image_embeds,
+    compose_projection,
     drop_condition,
     factorise_kv,
     initial_state,
     install,
-    keep_length,
     largest_kv_rank,
     merge_kv,
+    norm_preserving_projection,
     null_condition,
-    see_bodies,
 )
 
 BODY_DIM = 8
@@ -150,7 +150,7 @@ def test_tokens_can_grow_with_the_length_of_the_vector(unet):
     vectors = 3 * torch.randn(500, BODY_DIM, generator=torch.Generator().manual_seed(0))
     state = initial_state(unet, "body", BODY_DIM)
     shares, spreads = [], []
-    for each in (state, keep_length(state, vectors, strength=8)):
+    for each in (state, norm_preserving_projection(state, vectors, strength=8)):
         install(unet, [each])
         with torch.no_grad():
             null, half, whole = (
@@ -168,7 +168,7 @@ def test_a_branch_can_be_told_to_see_other_bodies(unet):
     offset = torch.randn(BODY_DIM, generator=generator)
     state = initial_state(unet, "body", BODY_DIM)
     tokens = []
-    for each, bodies in ((state, vectors @ matrix.T + offset), (see_bodies(state, matrix, offset), vectors)):
+    for each, bodies in ((state, vectors @ matrix.T + offset), (compose_projection(state, matrix, offset), vectors)):
         install(unet, [each])
         with torch.no_grad():
             tokens.append(unet.encoder_hid_proj.image_projection_layers[0](bodies[:, None]))

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from typer.testing import CliRunner
 
 import bolid
 from bolid.errors import BolidError
-from bolid_cli import _console as _render
+from bolid_cli import _console
 from bolid_cli.main import COMMANDS, app
 
 run = CliRunner().invoke
@@ -76,13 +79,13 @@ def test_our_errors_exit_with_1_and_say_what_to_do(tmp_path):
 
 
 def test_errors_are_told(capsys):
-    assert _render.show_error(BolidError("what", "do this")) == 1
+    assert _console.show_error(BolidError("what", "do this")) == 1
     assert capsys.readouterr().err == "error: what\n\nhint: do this\n"
-    assert _render.show_error(BolidError("what")) == 1
+    assert _console.show_error(BolidError("what")) == 1
     assert capsys.readouterr().err == "error: what\n"
-    assert _render.show_error(KeyboardInterrupt()) == 130
+    assert _console.show_error(KeyboardInterrupt()) == 130
     assert "same command" in capsys.readouterr().err
-    assert _render.show_error(ZeroDivisionError("division by zero")) == 1
+    assert _console.show_error(ZeroDivisionError("division by zero")) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: unexpected ZeroDivisionError: division by zero") and "BOLID_DEBUG=1" in shown
 
@@ -100,13 +103,13 @@ def test_the_one_catch(monkeypatch, raised, status):
 
 
 def test_stdout_is_data_and_stderr_is_talk(capsys):
-    _render.print_table(("name", "value"), [("a", 1.0), ("long name", 12.5), ("none", None)])
-    _render.note("talk")
-    _render.note("not this", quiet=True)
-    _render.emit_paths([Path("x/y"), "z"])
-    _render.emit_json({"path": Path("x"), "sizes": (1, 2)})
-    with _render.progress_bar() as progress:
-        progress(1, 2, "no terminal, no bar")
+    _console.print_table(("name", "value"), [("a", 1.0), ("long name", 12.5), ("none", None)])
+    _console.note("talk")
+    _console.note("not this", quiet=True)
+    _console.emit_paths([Path("x/y"), "z"])
+    _console.emit_json({"path": Path("x"), "sizes": (1, 2)})
+    with _console.progress_bar() as progress:
+        progress(1, 2, "no terminal, no bar, and no line in the first minute")
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert lines[0] == "name        value" and lines[2:5] == [
@@ -120,12 +123,12 @@ def test_stdout_is_data_and_stderr_is_talk(capsys):
 
 
 def test_empty_table(capsys):
-    _render.print_table(("name", "value"), [])
+    _console.print_table(("name", "value"), [])
     assert capsys.readouterr().err.splitlines()[0] == "name  value"
 
 
 def test_long_lists_of_rejected_photos_are_cut(capsys):
-    _render.print_rejected({"no person found": [f"{n}.jpg" for n in range(25)]}, most=5)
+    _console.print_rejected({"no person found": [f"{n}.jpg" for n in range(25)]}, most=5)
     err = capsys.readouterr().err
     assert "4.jpg" in err and "5.jpg" not in err and "... and 20 more" in err
 
@@ -143,12 +146,12 @@ def test_models():
 
 
 def test_the_default_family_is_announced_and_a_chosen_one_is_not(capsys, monkeypatch):
-    assert _render.choose_family(None).name == "tiny"
+    assert _console.choose_family(None).name == "tiny"
     assert "family: tiny" in capsys.readouterr().err
-    _render.choose_family(None, quiet=True)
-    _render.choose_family("tiny")
+    _console.choose_family(None, quiet=True)
+    _console.choose_family("tiny")
     monkeypatch.setenv("BOLID_FAMILY", "tiny")
-    _render.choose_family(None)
+    _console.choose_family(None)
     assert capsys.readouterr().err == ""
 
 
@@ -157,3 +160,104 @@ def test_a_reader_that_leaves_early_is_no_error():
     command = f"{sys.executable} -c 'from bolid_cli.main import main; main()' models list --json | head -n 1"
     shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0 and "error" not in shown.stderr
+
+
+def test_progress_is_a_line_a_minute_where_there_is_no_terminal(capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(_console.time, "monotonic", lambda: now[0])
+    with _console.progress_bar() as progress:
+        for step in range(1, 301):
+            now[0] += 1
+            progress(step, 600, "training, loss 0.5\n")
+        progress(1, 0, "of unknown length")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"{60 * n}/600 training, loss 0.5, {10 - n} min left" for n in range(1, 6)]
+    with _console.progress_bar(quiet=True) as progress:
+        now[0] += 100
+        progress(1, 2, "not this")
+    assert capsys.readouterr().err == ""
+    assert [_console.duration(s) for s in (5, 89, 90, 5000, 40000)] == ["5 s", "89 s", "2 min", "83 min", "11 h 7 min"]
+
+
+def test_no_color_is_respected():
+    """On a terminal of its own: script(1) is not everywhere, a pseudo-terminal of Python is."""
+    code = "from bolid_cli._console import progress_bar\nwith progress_bar() as p:\n for n in range(3): p(n, 3, 'x')"
+    for environment, colours in (({"NO_COLOR": "1"}, False), ({}, True)):
+        leader, follower = os.openpty()
+        clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        subprocess.run(
+            [sys.executable, "-c", code],
+            stderr=follower,
+            env={**clean, "TERM": "xterm-256color", **environment},
+            check=True,
+        )
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while block := os.read(leader, 65536):
+                shown += block
+        os.close(leader)
+        assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9;]*m", shown)) == colours
+
+
+def shell(command: str, **options) -> subprocess.CompletedProcess[str]:
+    text = command.replace("bolid ", f"{sys.executable} -m bolid_cli.main ")
+    return subprocess.run(
+        ["sh", "-c", text], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **options
+    )
+
+
+def test_closed_streams(tmp_path):
+    closed = shell(f"bolid inspect {tmp_path}/absent 2>&-")
+    assert (closed.returncode, closed.stdout, closed.stderr) == (1, "", ""), "the message is no data"
+    closed = shell(f"bolid inspect {tmp_path}/absent <&-")
+    assert closed.returncode == 1 and closed.stderr.startswith("error: there is no")
+    assert shell("bolid models list --quiet >&-").returncode == 0
+
+
+def test_a_full_disk_behind_standard_output():
+    for command in ("bolid models list --json", "bolid models list --quiet", "bolid --version", "bolid --help"):
+        full = shell(f"{command} > /dev/full")
+        assert full.returncode == 1 and full.stderr.startswith("error: cannot write to standard output: No space left")
+        assert "Exception ignored" not in full.stderr
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    gone = shell("rmdir ../gone && bolid models list", cwd=tmp_path / "gone")
+    assert gone.returncode == 1
+    assert gone.stderr == "error: the working directory does not exist any more\n\nhint: go to another one: cd\n"
+
+
+def test_names_that_are_not_utf8_are_printed_as_they_are(tmp_path):
+    code = "from bolid_cli._streams import *; import os; prepare_terminal(); emit(os.fsdecode(b'a\\xff'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True)
+    assert done.stdout == b"a\xff\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_signals_end_a_command_with_a_message(number, status):
+    code = (
+        "import sys, time; sys.argv = ['bolid', 'inspect', 'x']\nimport bolid.inspect\n"
+        "def wait(*a, **k): print('ready', flush=True); time.sleep(60)\n"
+        "bolid.inspect.inspect = wait\nfrom bolid_cli.main import main\nmain()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    what = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert process.returncode == status and err == f"{what}; the same command goes on where it stopped\n"
+
+
+def test_shell_completion_names_commands_options_and_choices():
+    for words, expected in (("bolid trai", "train-vae"), ("bolid extract --wor", "--workers")):
+        environment = {
+            "_BOLID_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = program(**environment)
+        assert expected in done.stdout.split(), done.stderr

@@ -15,7 +15,7 @@ from small_base import make_body_encoder, make_family, make_training_shards
 import bolid.generate.pose_map
 from bolid.formats.checkpoint import save_checkpoint
 from bolid.formats.tensors import load_tensors
-from bolid.generate.command import generate
+from bolid.generate import generate
 from bolid.models.families import get_family
 from bolid.train_adapter.command import train_adapter
 from bolid.train_adapter.config import TrainAdapterConfig

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from bolid.method import distributions
+from bolid.method import distributions, feature_statistics
 from bolid.method.distributions import (
-    FeatureStatistics,
     InceptionScore,
     frechet_distance,
     frechet_extrapolated,
     frechet_interval,
     kernel_distance,
 )
+from bolid.method.feature_statistics import FeatureStatistics
 
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -48,14 +48,14 @@ def test_batches_do_not_matter(batch):
 
 
 def test_many_float32_features_far_off_zero():
-    """More features than LARGE, no multiple of any block: the covariance by float32 panels, FID by a kept factor."""
-    d = distributions.LARGE + 89
+    """More features than LARGE_DIM, no multiple of any block: float32 panels, and FID by a cached factor."""
+    d = feature_statistics.LARGE_DIM + 89
     mix = normal(d, d, 2) * torch.logspace(0, -2, d, dtype=torch.float64)[:, None] / d**0.5
     a, b = (normal(2 * d, d, seed) @ mix + 30 for seed in (0, 1))
     exact = frechet_distance(statistics(a, 100), statistics(b * 1.1, 100))
     few = frechet_distance(statistics(a.float(), 100), statistics((b * 1.1).float(), 100))
     kept = FeatureStatistics.from_tensors(statistics(a.float()).tensors())
-    assert kept.folded and frechet_distance(statistics((b * 1.1).float()), kept) == pytest.approx(few, rel=1e-6)
+    assert kept.is_folded and frechet_distance(statistics((b * 1.1).float()), kept) == pytest.approx(few, rel=1e-6)
     mean, covariance = statistics(b.float(), 100).covariance()
     assert torch.allclose(mean, b.mean(0)) and torch.allclose(covariance.triu(), torch.cov(b.T).triu(), atol=2e-7)
     root = torch.linalg.eigvals(torch.cov(a.T) @ torch.cov(1.1 * b.T)).real.clamp_min(0).sqrt().sum()
@@ -67,32 +67,32 @@ def test_many_float32_features_far_off_zero():
 @pytest.mark.parametrize(("repeated", "panel"), [(0, 250), (40, None), (512, 250)])
 def test_large_float32_features_that_repeat_themselves(repeated, panel, monkeypatch):
     """Cholesky's factor of float32 products ends where the features repeat: what is left is made up for."""
-    d = distributions.LARGE + 89
-    monkeypatch.setattr(distributions, "PANEL", panel or d)  # with d the last panel is full
+    d = feature_statistics.LARGE_DIM + 89
+    monkeypatch.setattr(feature_statistics, "PANEL", panel or d)  # with d the last panel is full
     a, b = ((normal(2 * d, d, seed) / d**0.5 + 3).float() for seed in (0, 1))
     a, b = (torch.cat([x, x[:, :repeated]], 1) for x in (a, b * 1.1))
-    factor, failed = distributions._cholesky(statistics(a).covariance()[1])
+    factor, failed = feature_statistics.cholesky(statistics(a).covariance()[1])
     assert (failed > d - 9) if repeated else failed == 0
     exact = frechet_distance(statistics(a.double()), statistics(b.double()))
     assert frechet_distance(statistics(a, 100), statistics(b, 70)) == pytest.approx(exact, rel=1e-4)
 
 
-def test_memory_does_not_grow_and_the_kept_rows_are_a_fair_sample(monkeypatch):
-    monkeypatch.setattr(distributions, "KEPT", 400)
+def test_memory_does_not_grow_and_the_sample_is_fair(monkeypatch):
+    monkeypatch.setattr(feature_statistics, "MAX_SAMPLE", 400)
     stats = FeatureStatistics(4)
     x = torch.arange(20_000, dtype=torch.float64)[:, None].expand(-1, 4)
     sizes = []
     for part in x.split(100):
         stats.update(part)
         sizes.append(sum(map(len, stats.rows)) + len(stats.factor) + len(stats.sample))
-    assert max(sizes) <= distributions.FOLD_ROWS + 5 + 400 and len(stats.kept) == 400
+    assert max(sizes) <= feature_statistics.MIN_FOLD_ROWS + 5 + 400 and len(stats.sampled) == 400
     assert int(stats.count) == 20_000 and stats.compute()[0][0] == pytest.approx(9999.5)
-    assert stats.kept[:, 0].unique().numel() == 400
-    assert abs(float(stats.kept[:, 0].mean()) - 9999.5) < 4 * 5774 / 20  # four standard errors of 400 draws
+    assert stats.sampled[:, 0].unique().numel() == 400
+    assert abs(float(stats.sampled[:, 0].mean()) - 9999.5) < 4 * 5774 / 20  # four standard errors of 400 draws
 
 
 def test_statistics_of_two_machines_add_up(monkeypatch):
-    monkeypatch.setattr(distributions, "FOLD_ROWS", 30)
+    monkeypatch.setattr(feature_statistics, "MIN_FOLD_ROWS", 30)
     x = normal(90, 5)
     one, two, whole = statistics(x[:40], 15), statistics(x[40:], 8), statistics(x)
     merged = FeatureStatistics(5)
@@ -101,7 +101,7 @@ def test_statistics_of_two_machines_add_up(monkeypatch):
         setattr(merged, name, torch.cat([getattr(one, name), getattr(two, name)]))
     for name in ("rows", "keys"):
         setattr(merged, name, getattr(one, name) + getattr(two, name))
-    assert torch.allclose(merged.compute()[0], whole.compute()[0]) and len(merged.kept) == 90
+    assert torch.allclose(merged.compute()[0], whole.compute()[0]) and len(merged.sampled) == 90
     assert frechet_distance(merged, whole) == pytest.approx(0, abs=1e-9)
 
 
@@ -115,7 +115,8 @@ def as_tensor_features(module_input: int) -> nn.Module:
 @pytest.mark.parametrize("shape", [(300, 260, 24), (12, 14, 24), (300, 14, 24), (12, 260, 24)])
 def test_fid_equals_torchmetrics(shape, large, monkeypatch):
     """In the way of small and of large feature sizes, with more and with fewer pictures than features."""
-    monkeypatch.setattr(distributions, "LARGE", large)
+    for module in (distributions, feature_statistics):
+        monkeypatch.setattr(module, "LARGE_DIM", large)
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     a, b = pair(*shape)
@@ -137,7 +138,8 @@ def test_fid_equals_torch_fidelity():
 
 def test_large_features_of_no_full_rank(monkeypatch):
     """Where the Cholesky factor of the Gram matrix does not exist, QR takes over."""
-    monkeypatch.setattr(distributions, "LARGE", 8)
+    for module in (distributions, feature_statistics):
+        monkeypatch.setattr(module, "LARGE_DIM", 8)
     a, b = pair(200, 200, 24)
     a, b = (torch.cat([x[:, :12], x[:, :12]], 1) for x in (a, b))
     plain = frechet_distance(statistics(a[:, :12] * 2**0.5), statistics(b[:, :12] * 2**0.5))

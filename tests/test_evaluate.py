@@ -13,10 +13,13 @@ import torch
 from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
-import bolid.evaluate.observe
+import bolid.evaluate.references
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare, evaluate
-from bolid.evaluate.scores import DESCRIPTIONS, Against, outfit
+from bolid.evaluate.evaluators import PictureFeatures
+from bolid.evaluate.picture_scores import ReferenceScores, outfit
+from bolid.evaluate.references import References
+from bolid.evaluate.results import DESCRIPTIONS
 from bolid.formats.profile import save_profile
 from bolid.models.families import PARTS, get_family
 from bolid_cli.main import app
@@ -103,7 +106,7 @@ def test_a_persons_own_photos_are_perfect(result):
     assert result.pictures == result.references == 5 and result.people == 1
 
 
-def test_every_figure_says_what_measured_it_of_how_many_and_how_surely(result):
+def test_every_metric_has_evaluator_count_and_interval(result):
     assert set(result.metrics) == set(DESCRIPTIONS) - {"lpips_diversity"}  # with AlexNet's weights, not the tower's
     for name, metric in result.metrics.items():
         assert metric.measured_by
@@ -117,10 +120,10 @@ def test_every_figure_says_what_measured_it_of_how_many_and_how_surely(result):
     assert all(set(ratio) == {"true", "pictures"} for ratio in result.ratios.values()) and len(result.ratios) == 10
 
 
-def test_figures_that_cannot_be_measured_say_why(result):
+def test_missing_metrics_have_a_reason(result):
     why = {name: metric.note for name, metric in result.metrics.items() if metric.value is None}
     assert "several people" in why["body_rank1"] and "other people's faces" in why["face_tar"]
-    assert "--conditioning" in why["copy_paste"] and why["disturbance"] == "needs --base"
+    assert "--conditioning" in why["copy_paste"] and why["disturbance"] == "needs --without-adapter"
     assert "same prompt and person" in why["tower_lpips_diversity"]
 
 
@@ -169,7 +172,8 @@ def test_scoring_against_the_profiles_own_photos_is_refused(many, rendered_peopl
     assert "not given to `bolid profile`" in error.value.hint
 
 
-def test_a_profile_tells_what_records_do_not(person, pictures, tmp_path, record):
+@pytest.mark.slow
+def test_a_profile_names_photos_that_records_do_not(person, pictures, tmp_path, record):
     inputs = {f"photo_{n}": sha(person / f"00{n}.jpg") for n in (1, 2)}
     save_profile(tmp_path / "me.safetensors", torch.zeros(4), torch.zeros(4), None, torch.ones(2) / 2,
                  record("profile", inputs=inputs))  # fmt: skip
@@ -180,7 +184,7 @@ def test_a_profile_tells_what_records_do_not(person, pictures, tmp_path, record)
     assert evaluate(tmp_path, person, family="tiny", device="cpu").held_out == {"excluded": 0, "checked": False}
 
 
-def test_the_right_people_are_told_from_wrong_ones(comparison):
+def test_the_right_people_score_better_than_wrong_ones(comparison):
     right, wrong = (comparison.methods[name].metrics for name in ("right", "wrong"))
     for name in ("bone_ratio_error", "width_profile_distance"):
         assert right[name].value < wrong[name].value, name
@@ -192,17 +196,17 @@ def test_the_right_people_are_told_from_wrong_ones(comparison):
 
 
 def test_bodies_and_faces_of_known_readings():
-    """Five people whose bodies and faces are far apart: everything is told from the vectors alone."""
+    """Five people whose bodies and faces are far apart: the scores follow from the vectors alone."""
     readings, faces = torch.eye(5).repeat_interleave(5, 0), torch.eye(512)[:5].repeat_interleave(5, 0)
     owner, noise = torch.arange(5).repeat_interleave(5), torch.Generator().manual_seed(0)
-    references = bolid.evaluate.observe.References(
+    references = References(
         people=list("abcde"), owner=owner, embeds=torch.ones(25, 4) / 2,
         faces=torch.nn.functional.normalize(faces + 0.01 * torch.randn(25, 512, generator=noise), dim=1),
         keypoints=torch.zeros(25, 17, 3), widths=torch.full((25, 16), torch.nan), readings=readings, truth={},
         statistics=None,
     )  # fmt: skip
-    against = Against(references, {}, None)
-    seen = bolid.evaluate.observe.Seen(
+    against = ReferenceScores(references, {}, None)
+    seen = PictureFeatures(
         torch.ones(4) / 2, torch.ones(4), None, torch.eye(512)[1], torch.ones(17, 3), torch.zeros(16),
         torch.tensor([0.1, 0.9, 0.2, 0.0, 0.0]),
     )  # fmt: skip
@@ -215,7 +219,8 @@ def test_bodies_and_faces_of_known_readings():
     assert set(against.scores(seen, "", "")) == {"person_found", "face_found"}
 
 
-def test_a_family_without_a_probe_tells_bodies_by_its_encoder(many, rendered_people, tmp_path):
+@pytest.mark.slow
+def test_a_family_without_a_probe_uses_its_body_encoder(many, rendered_people, tmp_path):
     tiny = get_family("tiny")
     parts = [part for part in PARTS if part != "probe"]
     paths = "\n".join(f"{part} = '{getattr(tiny, part)}'" for part in parts)
@@ -246,6 +251,7 @@ def test_the_report_holds_every_figure(comparison, many):
     assert page.count("data:image/jpeg") == 6 * 3 and "6 reference photos had made a profile" in page
 
 
+@pytest.mark.slow
 def test_copy_paste_disturbance_and_leak(people, many, rendered_people, tmp_path):
     """A copied conditioning photo is caught, and so is its outfit."""
     for folder in people:
@@ -262,6 +268,7 @@ def test_copy_paste_disturbance_and_leak(people, many, rendered_people, tmp_path
     assert fresh.metrics["disturbance"].value == pytest.approx(0, abs=1e-5) and fresh.metrics["disturbance"].n == 3
 
 
+@pytest.mark.slow
 def test_diversity_needs_different_pictures(person, tmp_path):
     for i, n in enumerate((0, 0, 1)):
         save(person / f"{n:03d}.jpg", tmp_path / f"{i}.png", prompt="a woman")
@@ -278,13 +285,14 @@ def test_outfits():
     assert outfit("a man on a laptop, in Paris") == ""
 
 
-def test_what_was_seen_in_references_is_kept(person, pictures, result, monkeypatch):
+@pytest.mark.slow
+def test_features_of_references_are_cached(person, pictures, result, monkeypatch):
     first = evaluate(pictures, person, family="tiny", device="cpu")
 
     def fail(*_):
         raise AssertionError("looked again")
 
-    monkeypatch.setattr(bolid.evaluate.observe, "_look_at_all", fail)
+    monkeypatch.setattr(bolid.evaluate.references, "_extract_all", fail)
     again = evaluate(pictures, person, family="tiny", device="cpu")
     for other in (first, result):  # the FID of a set with itself is 0 but for rounding, which hangs on the threads
         assert dataclasses.replace(again, metrics={}) == dataclasses.replace(other, metrics={})
@@ -294,8 +302,9 @@ def test_what_was_seen_in_references_is_kept(person, pictures, result, monkeypat
             assert values[0] == pytest.approx(values[1], rel=1e-6, abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_shards_on_both_sides(person, result, tmp_path):
-    """The captions in shards are prompts; the photos' hashes tell which ones to hold out."""
+    """The captions in shards are prompts; the photos' hashes name those to hold out."""
     from bolid.extract.command import extract
 
     extract(person.parent, tmp_path / "reference", family="tiny", max_bad=1, device="cpu")
@@ -307,6 +316,7 @@ def test_shards_on_both_sides(person, result, tmp_path):
     assert same.metrics["text_score"].value == pytest.approx(text, abs=0.01) and same.metrics["fid"].value < 0.01
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_listed_and_the_rest_scored(person, pictures, tmp_path):
     folder = shutil.copytree(pictures, tmp_path / "some")
     (folder / "broken.png").write_bytes(b"no picture")
@@ -323,13 +333,15 @@ def test_bad_pictures_are_listed_and_the_rest_scored(person, pictures, tmp_path)
         evaluate(only, person, family="tiny", device="cpu")
 
 
-def test_sizes_that_differ_are_said(person, pictures, tmp_path):
+@pytest.mark.slow
+def test_different_sizes_are_noted(person, pictures, tmp_path):
     folder = shutil.copytree(pictures, tmp_path / "sizes")
     Image.open(person / "000.jpg").resize((60, 90)).save(folder / "small.png")
     found = evaluate(folder, person, family="tiny", device="cpu")
     assert found.pictures == 6 and any("2 sizes" in note and "60x90" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_one_picture_without_a_prompt(person, tmp_path):
     shutil.copy(person / "000.jpg", tmp_path / "a.jpg")
     found = evaluate(tmp_path, person, family="tiny", device="cpu").metrics
@@ -338,6 +350,7 @@ def test_one_picture_without_a_prompt(person, tmp_path):
     assert found["person_found"].value == 1 and found["person_found"].low is None
 
 
+@pytest.mark.slow
 def test_a_picture_of_nothing(person, tmp_path):
     for i in range(2):
         Image.fromarray(np.full((96, 72, 3), 90 * i, np.uint8)).save(tmp_path / f"{i}.png")
@@ -369,7 +382,8 @@ def test_inception_features_are_torchmetrics(person, tmp_path, monkeypatch):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     from bolid.backends.features import InceptionFeatures, inception_path
-    from bolid.method.distributions import FeatureStatistics, frechet_distance
+    from bolid.method.distributions import frechet_distance
+    from bolid.method.feature_statistics import FeatureStatistics
 
     torch.manual_seed(0)
     with monkeypatch.context() as patch:
@@ -392,6 +406,7 @@ def test_inception_features_are_torchmetrics(person, tmp_path, monkeypatch):
         InceptionFeatures()
 
 
+@pytest.mark.slow
 def test_json_on_stdout_and_table_on_stderr(person, pictures):
     shown = CliRunner().invoke(app, ["evaluate", str(pictures), "--reference", str(person), "--family", "tiny"])
     assert shown.exit_code == 0, shown.stderr
@@ -399,6 +414,7 @@ def test_json_on_stdout_and_table_on_stderr(person, pictures):
     assert "text_score" in shown.stderr and "waist_girth" in shown.stderr
 
 
+@pytest.mark.slow
 def test_comparison_on_the_command_line(many, rendered_people):
     folders = [str(many / name) for name in ("right", "wrong")]
     common = ["--reference", str(rendered_people), "--family", "tiny"]

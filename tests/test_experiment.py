@@ -57,7 +57,7 @@ def test_held_out_photos_are_others(tmp_path):
     assert sorted(p.name for p in (tmp_path / name).glob("*.jpg")) == ["000.jpg", "001.jpg", "100.jpg", "101.jpg"]
 
 
-def test_the_photo_to_be_painted_is_never_its_own_condition(world):
+def test_the_target_photo_is_never_its_own_condition(world):
     found = baselines.Table(world[0])
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -69,7 +69,7 @@ def test_the_photo_to_be_painted_is_never_its_own_condition(world):
             assert all(found.owner[other] == found.owner[row] for other in used)
 
 
-def test_attention_starts_as_the_average_and_does_not_see_the_order():
+def test_attention_starts_as_the_average_and_ignores_the_order():
     torch.manual_seed(0)
     attention, embeds = baselines.PhotoAttention(16), torch.randn(2, 4, 16)
     present = torch.tensor([[True, True, True, False], [True, False, False, False]])
@@ -84,7 +84,7 @@ def test_attention_starts_as_the_average_and_does_not_see_the_order():
 
 
 @pytest.mark.parametrize("method", baselines.METHODS)
-def test_a_trained_baseline_paints(world, method, tmp_path):
+def test_a_trained_baseline_generates(world, method, tmp_path):
     train, family, folder = world
     tensors, record = load_tensors(folder / method / baselines.FILE, baselines.KIND)
     assert record["config"] == {"method": method, "steps": 3, "batch_size": 4}
@@ -137,6 +137,7 @@ def test_a_baseline_that_is_not_there_is_named(world, tmp_path):
     assert error.value.hint.startswith("bolid train-adapter train/ --out")
 
 
+@pytest.mark.slow
 def test_pictures_are_kept_until_a_model_changes(world, tmp_path, monkeypatch):
     small = protocol.Protocol(0, (64, 48), 1, 1, 2, (100_000, 100_001), ("a {who}",), False)
     bench = run.Bench(tmp_path, small, world[2], world[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import bolid.extract.command
 from bolid import views
 from bolid.errors import BolidError
-from bolid.extract.command import DUPLICATE, TooManyRejected, extract
+from bolid.extract.command import BATCH, CHANGED, DUPLICATE, TooManyRejected, extract
 from bolid.formats.shards import decode_image, read_index, read_shards
 from bolid.views import View
 from bolid_cli.main import app
@@ -24,11 +25,16 @@ class Reader:
     """Stands in for the models: what it sees is a function of the pixels, and of what else is in the batch."""
 
     looked_at = 0
+    batches = 0
+    ends_at = None  # the batch at which the process is killed
 
     def __init__(self, family, device, person):
         pass
 
     def read(self, images):
+        if Reader.batches == Reader.ends_at:
+            raise KeyboardInterrupt
+        Reader.batches += 1
         results = []
         batch = float(np.mean([image.mean() for image in images])) if images else 0.0
         for image in images:
@@ -47,7 +53,8 @@ class Reader:
 
 @pytest.fixture(autouse=True)
 def reader(monkeypatch):
-    Reader.looked_at = 0
+    Reader.looked_at = Reader.batches = 0
+    Reader.ends_at = None
     monkeypatch.setattr(bolid.extract.command, "ViewReader", Reader)
 
 
@@ -88,24 +95,16 @@ def test_what_is_written(photos, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [3, 9, 14, 20])
-def test_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch, stop):
+def test_resumed_equals_uninterrupted(photos, tmp_path, stop):
     white(photos / "ben" / "5.jpg")
     (photos / "anna" / "2.jpg").write_bytes(b"no picture")
     options = {"max_bytes": 60_000, "max_bad": 0.2}
     extract(photos, tmp_path / "whole", **options)
 
-    original = bolid.extract.command._look
-    calls = iter(range(100))
-
-    def killed(batch, *args):
-        if next(calls) == stop // bolid.extract.command.BATCH:
-            raise KeyboardInterrupt
-        return original(batch, *args)
-
-    monkeypatch.setattr(bolid.extract.command, "_look", killed)
+    Reader.batches, Reader.ends_at = 0, stop // BATCH
     with pytest.raises(KeyboardInterrupt):
         extract(photos, tmp_path / "resumed", **options)
-    monkeypatch.setattr(bolid.extract.command, "_look", original)
+    Reader.ends_at = None
     with pytest.raises(BolidError, match="no index.json"):
         read_index(tmp_path / "resumed")
     extract(photos, tmp_path / "resumed", **options)
@@ -145,6 +144,35 @@ def test_rejected_photos_are_listed_with_the_reason(photos, tmp_path):
     looked_at = Reader.looked_at
     assert extract(photos, tmp_path / "shards", max_bad=0.15).samples == 24
     assert Reader.looked_at == looked_at
+
+
+def test_a_photo_that_changes_during_the_run_is_not_stored_under_the_old_hash(photos, tmp_path):
+    path = photos / "anna" / "3.jpg"
+
+    def replace(done, total, text):
+        if text.startswith("reading the list") and done == total - 1:
+            path.write_bytes((photos / "ben" / "3.jpg").read_bytes())
+
+    result = extract(photos, tmp_path / "shards", progress=replace)
+    assert result.samples == 26 and result.rejected == {CHANGED: ["anna/3.jpg"]}
+
+
+def test_names_that_are_not_utf8(photos, tmp_path):
+    os.rename(photos / "anna" / "3.jpg", os.fsencode(photos / "anna") + b"/\xff.jpg")
+    os.rename(photos / "ben", os.fsencode(photos) + b"/b\xff")
+    extract(photos, tmp_path / "shards")
+    samples = list(read_shards(tmp_path / "shards"))
+    assert {sample.person for sample in samples} == {"anna", "b\\xff", "carl"} and len(samples) == 27
+    assert "anna/\\xff.jpg" in {sample.meta["source"] for sample in samples}
+
+
+def test_hidden_files_of_others_stay(photos, tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / ".notes.tmp.txt").write_text("thesis")
+    (tmp_path / "shards" / ".shard-000000.tar.tmp").write_text("half a tar")
+    extract(photos, tmp_path / "shards")
+    assert (tmp_path / "shards" / ".notes.tmp.txt").read_text() == "thesis"
+    assert not (tmp_path / "shards" / ".shard-000000.tar.tmp").exists()
 
 
 def test_one_bad_photo_of_a_few_is_no_failure(photos, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from bolid.backends.features import InceptionFeatures, Lpips, alexnet_path, inception_path
 from bolid.errors import BolidError
-from bolid.evaluate.observe import Models
+from bolid.evaluate.evaluators import Evaluators
 from bolid.models.families import get_family
 
 pytest.importorskip("torch_fidelity")
@@ -71,7 +71,7 @@ def test_lpips_is_torchmetrics(hub):
     assert lpips.distance(a, b) == pytest.approx(float(theirs(x, y, net_type="alex", normalize=True)), rel=1e-5)
     assert lpips.distance(a, a) == 0 and lpips.distance(a, b) > 0
     assert lpips.distance(a[:40, :40], b) > 0  # smaller than AlexNet can see: made larger
-    models = Models(get_family("tiny"), "cpu", "tower")
+    models = Evaluators(get_family("tiny"), "cpu", "tower")
     assert models.lpips is None
     tower = models.perceptual_distance(*map(models.perceptual_view, (a, b)))
     models.lpips = lpips

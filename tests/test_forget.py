@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 
 import bolid.scrape.forget
 from bolid.errors import BolidError
-from bolid.formats import shards
 from bolid.formats.images import encode_jpeg
 from bolid.formats.profile import load_profile, save_profile
-from bolid.formats.shards import ShardReader, ShardWriter, read_index, read_shards, remove_person, samples_of
+from bolid.formats.shards import ShardReader, ShardWriter, read_index, read_shards, removal, remove_person, samples_of
 from bolid.scrape.command import scrape
 from bolid.scrape.forget import forget
 from bolid_cli.main import app
@@ -156,9 +155,9 @@ def test_two_people_of_one_name(world):
         ("_copy_tar", 0),
         ("_copy_tar", 1),
         ("_copy_tar", 3),
-        ("_write_index", 0),
-        ("_write_index", 1),
-        ("_write_index", 2),
+        ("write_index", 0),
+        ("write_index", 1),
+        ("write_index", 2),
     ],
 )
 def test_a_kill_in_the_middle(world, monkeypatch, name, step):
@@ -170,12 +169,12 @@ def test_a_kill_in_the_middle(world, monkeypatch, name, step):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = getattr(shards, name)
-    monkeypatch.setattr(shards, name, die)
+    original = getattr(removal, name)
+    monkeypatch.setattr(removal, name, die)
     with pytest.raises(KeyboardInterrupt):
         forget("anna")
     assert len(list(read_shards("shards"))) in (9, 6) and len(list(read_shards("train/train"))) in (6, 3)
-    monkeypatch.setattr(shards, name, original)
+    monkeypatch.setattr(removal, name, original)
     forget("anna")
     for directory in ("shards", "train/train", "train/val"):
         assert "anna" not in {sample.person for sample in read_shards(directory)}

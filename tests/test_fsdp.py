@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint, spread, whole
@@ -60,6 +61,7 @@ def train(network, optimizer, steps: int) -> None:
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_two_and_in_one(tmp_path):
     import pathlib
 

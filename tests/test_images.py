@@ -136,6 +136,57 @@ def test_truncated_pictures_are_refused(format):
             glance(data[: int(len(data) * part)], 16, name="x")
 
 
+def avif() -> bytes:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    return encoded(noise, "AVIF")
+
+
+DDS = b"DDS " + (124).to_bytes(4, "little") + bytes(4) + (64).to_bytes(4, "little") * 2 + bytes(108)
+ODD = {
+    "cut AVIF": lambda: avif()[: len(avif()) // 2],
+    "cut AVIF, 9/10": lambda: avif()[: len(avif()) * 9 // 10],
+    "GRIB": lambda: b"GRIB\0\0\0\1" + bytes(64),
+    "BUFR": lambda: b"BUFR" + bytes(64),
+    "HDF5": lambda: b"\x89HDF\r\n\x1a\n" + bytes(64),
+    "DDS": lambda: DDS,
+    "DDS of an unknown kind": lambda: DDS[:76] + (32).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"XXXX" * 11,
+    "BLP1": lambda: b"BLP1" + bytes(200),
+    "BLP2": lambda: b"BLP2" + (9).to_bytes(4, "little") * 50,
+    "ICNS": lambda: b"icns" + (16).to_bytes(4, "big") + b"ic07" + (8).to_bytes(4, "big"),
+    "FITS": lambda: b"SIMPLE  =                    T" + b" " * 2850,
+    "QOI": lambda: b"qoif" + (64).to_bytes(4, "big") * 2 + b"\x04\0" + bytes(8),
+    "PSD": lambda: b"8BPS\0\1" + bytes(60),
+    "FLI": lambda: bytes(4) + b"\x12\xaf" + bytes(200),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_and_damaged_pictures_are_refused(kind, tmp_path):
+    data = ODD[kind]()
+    for decode in (decode_image, lambda data, name: glance(data, 16, name)):
+        with pytest.raises(BolidError, match="x.jpg is damaged: .|x.jpg is not a picture"):
+            decode(data, "x.jpg")
+
+
+def test_whatever_a_decoder_raises_is_about_the_picture(monkeypatch):
+    data = encoded(Image.new("L", (3, 3)), "BMP")
+    for error in (ZeroDivisionError("x"), RuntimeError(), NotImplementedError(), MemoryError(), AttributeError("x")):
+
+        def load(self, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "load", load)
+        with pytest.raises(BolidError, match=f"x.jpg is damaged: {str(error) or type(error).__name__}"):
+            decode_image(data, name="x.jpg")
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40, b"Exif\0\0"])
+def test_a_broken_exif_block_is_ignored(exif):
+    picture = Image.linear_gradient("L").resize((30, 20)).convert("RGB")
+    data = encoded(picture, "JPEG", exif=exif)
+    assert decode_image(data).shape == (20, 30, 3) and glance(data, 30)[0].size == (30, 20)
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
     data = encoded(Image.new("1", (12_000, 9_000)))
     assert len(data) < 100_000

@@ -52,15 +52,14 @@ def test_a_perfect_prediction_amounts_to_the_clean_latents(noised, prediction_ty
     assert torch.allclose(losses.noise_level(latents, noise, alphas), noisy, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", [losses.x0_from_prediction, losses.prediction_from_x0, None])
+@pytest.mark.parametrize("function", [losses.x0_from_prediction, losses.prediction_from_x0])
 def test_an_unknown_prediction_type_is_refused(noised, function):
-    scheduler, latents, noise, timesteps, noisy = noised("epsilon")
+    scheduler, _, noise, timesteps, noisy = noised("epsilon")
     with pytest.raises(ValueError, match="flow"):
-        if function:
-            function(noise, noisy, losses.alpha_bar(scheduler, timesteps), "flow")
-        else:
-            scheduler.register_to_config(prediction_type="flow")
-            losses.diffusion_target(scheduler, latents, noise, timesteps)
+        function(noise, noisy, losses.alpha_bar(scheduler, timesteps), "flow")
+    scheduler.register_to_config(prediction_type="flow")
+    with pytest.raises(ValueError, match="flow"):
+        losses.diffusion_target(scheduler, noisy, noise, timesteps)
 
 
 # ---- L_diff -------------------------------------------------------------------------------------------------------
@@ -189,37 +188,52 @@ def test_a_picture_against_itself_costs_nothing_and_the_gradient_reaches_the_lat
     from PIL import Image
 
     from bolid.backends.diffusion import LatentEncoder
-    from bolid.train_adapter.pixel_losses import PixelLosses
+    from bolid.train_adapter import TrainAdapterConfig
+    from bolid.train_adapter.decoder import LatentDecoder
+    from bolid.train_adapter.pixel_losses import GeneratedPictures, pixel_losses
 
     family = get_family("tiny")
     encoder = LatentEncoder(family)
     height, width = family.image_size
     picture = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
     latents = torch.from_numpy(encoder.encode([picture]))[:, 0].float().repeat(2, 1, 1, 1)
-    compute = PixelLosses(family, encoder.vae, id_loss=id_loss, clip_target=clip_target)
-    captions = ["a full body photo of a woman", ""]
+    config = TrainAdapterConfig(
+        id_weight=float(bool(id_loss)), id_loss=id_loss or "keypoints", clip_weight=float(bool(clip_target)),
+        clip_target=clip_target or "text",
+    )  # fmt: skip
+    terms, decode = pixel_losses(config, family), LatentDecoder(family, encoder.vae)
+    assert set(terms) == ({"id"} if id_loss else set()) | ({"clip"} if clip_target else set())
+    assert {name for term in terms.values() for name in term.inputs} == (
+        ({"pose"} if id_loss else set()) | ({"image_text"} if clip_target else set())
+    )
 
-    identity, clip, face, found = compute(latents, latents, [3, 3], captions)
-    assert identity == pytest.approx([0.0, 0.0], abs=1e-9) and not face.any() and not found.any()
+    def compute(x_gen: torch.Tensor) -> dict[str, torch.Tensor]:
+        captions = ["a full body photo of a woman", ""]
+        pictures = GeneratedPictures(decode, x_gen, latents, [3, 3], captions, torch.zeros(2, 8), torch.zeros(2, 512))
+        return {name: term(pictures) for name, term in terms.items()}
+
+    same = compute(latents)
+    if id_loss:
+        assert same["id"] == pytest.approx([0.0, 0.0], abs=1e-9)
     if clip_target == "image":
-        assert clip == pytest.approx([0.0, 0.0], abs=1e-5)
+        assert same["clip"] == pytest.approx([0.0, 0.0], abs=1e-5)
     elif clip_target:
-        assert float(clip[0]) > 0.01 and float(clip[1]) == pytest.approx(0.0, abs=1e-5), "no caption, no text loss"
+        assert float(same["clip"][0]) > 0.01
+        assert float(same["clip"][1]) == pytest.approx(0.0, abs=1e-5), "no caption, no text loss"
 
     torch.manual_seed(0)
     changed = (latents + 0.3 * latents.std() * torch.randn_like(latents)).requires_grad_(True)
-    identity, clip, *_ = compute(changed, latents, [3, 3], captions)
-    assert bool(identity.sum() > 0) == bool(id_loss) and bool(clip.sum() > 0) == bool(clip_target)
-    (identity.sum() + clip.sum()).backward()
+    other = compute(changed)
+    assert all(bool(value.sum() > 0) for value in other.values())
+    sum(value.sum() for value in other.values()).backward()
     assert torch.isfinite(changed.grad).all() and changed.grad[0].any()
-    assert set(compute.inputs) == ({"pose"} if id_loss else set()) | ({"image_text"} if clip_target else set())
 
 
 def test_a_tiny_decoder_of_the_family_takes_the_place_of_the_vae(tmp_path):
     from diffusers import AutoencoderTiny
 
     from bolid.errors import BolidError
-    from bolid.train_adapter.pixel_losses import PixelLosses, find_decoder
+    from bolid.train_adapter.decoder import LatentDecoder, find_decoder
 
     def decoder(name: str, channels: int):
         network = AutoencoderTiny(
@@ -231,15 +245,15 @@ def test_a_tiny_decoder_of_the_family_takes_the_place_of_the_vae(tmp_path):
 
     family = dataclasses.replace(get_family("tiny"), root=tmp_path)
     vae = decoder("vae", 4)
-    assert find_decoder(family, "") is None
+    assert find_decoder(family, "") is None and not LatentDecoder(family, vae).inputs
     decoder("tiny-decoder", 4)
-    compute = PixelLosses(family, vae, id_loss="", clip_target="image")
-    assert compute.vae is not vae and "decoder" in compute.inputs
+    decode = LatentDecoder(family, vae)
+    assert decode.vae is not vae and "decoder" in decode.inputs
     with pytest.raises(BolidError, match="holds no AutoencoderTiny"):
         find_decoder(family, str(tmp_path / "nowhere"))
     decoder("foreign", 8)
     with pytest.raises(BolidError, match="takes 8 latent channels, the base has 4"):
-        PixelLosses(family, vae, id_loss="", clip_target="image", decoder=str(tmp_path / "foreign"))
+        LatentDecoder(family, vae, str(tmp_path / "foreign"))
 
 
 def test_loss_face():
@@ -247,11 +261,11 @@ def test_loss_face():
     assert losses.loss_face(a, b).tolist() == [0, 1, 2]
 
 
-def test_loss_found_asks_for_no_more_than_the_photo_shows():
-    of_photo = torch.tensor([0.99, 0.99, 0.6, 0.6])
+def test_the_face_detection_loss_stops_at_the_photos_score():
+    photo_score = torch.tensor([0.99, 0.99, 0.6, 0.6])
     score = torch.tensor([0.75, 0.25, 0.75, 0.3]).requires_grad_(True)
-    asked = losses.loss_found(score, of_photo)
-    assert asked.tolist() == pytest.approx([0, math.log(3), 0, math.log(2)])
-    asked.sum().backward()
+    loss = losses.loss_face_detection(score, photo_score)
+    assert loss.tolist() == pytest.approx([0, math.log(3), 0, math.log(2)])
+    loss.sum().backward()
     assert score.grad.tolist() == pytest.approx([0, -4, 0, -1 / 0.3])
-    assert math.isfinite(losses.loss_found(torch.zeros(1), torch.ones(1)))
+    assert math.isfinite(losses.loss_face_detection(torch.zeros(1), torch.ones(1)))

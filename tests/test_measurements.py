@@ -9,13 +9,13 @@ import trimesh
 from bolid.body.measurements import MEASUREMENTS, NAMES, edges_of, measuring_tape, section, tape
 from bolid.body.mesh import A_POSE, NEUTRAL, PARAMETERS, body_model, bounds, parameters_of, poses, volume
 from bolid.errors import BolidError
-from bolid.synth.people import sample_identity
+from bolid.synth.people import sample_person
 
 UP = np.array([0.0, 0, 1])
 
 
 def people(count: int, stature: float = 1.7) -> np.ndarray:
-    persons = [sample_identity(seed) for seed in range(20000, 20000 + count)]
+    persons = [sample_person(seed) for seed in range(20000, 20000 + count)]
     return np.stack([parameters_of(person.phenotypes, person.local_changes, stature) for person in persons])
 
 
@@ -87,7 +87,7 @@ def test_waist_and_volume_agree_with_anny():
     import anny
     import torch
 
-    from bolid.synth.render import load_anny
+    from bolid.synth.body import load_anny
 
     own = anny.Anthropometry(load_anny())
     bodies = body_model().rest(people(30))

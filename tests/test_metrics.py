@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bolid.method.keypoints import BONES
 from bolid.method.metrics import (
-    BONES,
     accept_threshold,
     bone_confidence,
     bone_ratios,
@@ -30,7 +30,7 @@ def body() -> torch.Tensor:
     return torch.cat([points, torch.ones(17, 1, dtype=torch.float64)], 1)
 
 
-def test_bone_ratios_do_not_see_place_size_or_turn():
+def test_bone_ratios_ignore_place_size_and_turn():
     keypoints = body()
     moved = keypoints.clone()
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
@@ -39,7 +39,7 @@ def test_bone_ratios_do_not_see_place_size_or_turn():
     assert bone_ratios(keypoints).shape == (len(BONES),)
 
 
-def test_bone_ratios_leave_out_what_was_not_seen():
+def test_bone_ratios_are_nan_for_bones_that_are_not_visible():
     keypoints = body()
     keypoints[[7, 8], 2] = 0.1  # both elbows
     ratios = dict(zip(BONES, bone_ratios(keypoints).tolist(), strict=True))
@@ -55,7 +55,7 @@ def test_r2():
     assert torch.allclose(r2_scores(truth, truth.mean(0).expand_as(truth)), torch.zeros(2, dtype=torch.float64))
 
 
-def test_bone_confidence_says_where_a_ratio_is():
+def test_bone_confidence_is_0_where_a_ratio_is_missing():
     keypoints = body()
     keypoints[[7, 8], 2] = 0.1
     keypoints[11, 2] = 0.7
@@ -65,7 +65,7 @@ def test_bone_confidence_says_where_a_ratio_is():
     assert confidence[names.index("hips")] == 0.7 and confidence[names.index("thigh")] == 1  # the right side is sure
 
 
-def test_weighted_mean_leaves_out_what_was_not_seen():
+def test_weighted_mean_leaves_out_nan():
     nan = float("nan")
     values = torch.tensor([[1.0, nan, 4.0], [3.0, nan, nan]])
     assert weighted_mean(values)[[0, 2]].tolist() == [2, 4] and weighted_mean(values)[1].isnan()
@@ -101,7 +101,7 @@ def test_width_profile_ends_between_legs_that_touch():
     assert torch.allclose(apart[8:], touching[8:], atol=0.01)
 
 
-def test_width_profile_does_not_see_size_and_needs_the_body():
+def test_width_profile_ignores_size_and_needs_the_body():
     mask, points = figure(60, 20)
     larger = points.clone()
     larger[:, :2] *= 2

@@ -13,17 +13,17 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from bolid.backends.pose import PoseModel, read_checkpoint
 from bolid.errors import BolidError
 from bolid.models import families
 from bolid.models import pull as models
-from bolid.models.families import SOURCES, get_family
+from bolid.models.families import get_family
+from bolid.models.manifest import read_manifest, verify
+from bolid.models.sources import SOURCES
 from bolid.run import home
 from bolid_cli.main import app
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "_reachable", lambda url: False)
+    monkeypatch.setattr(models, "reachable", lambda url: False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -130,7 +130,7 @@ def test_without_a_network_the_error_says_what_is_missing_and_what_to_do(no_netw
 
 def test_offline_mode_is_respected(monkeypatch, no_network):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(models, "_reachable", lambda url: pytest.fail("a network was asked for"))
+    monkeypatch.setattr(models, "reachable", lambda url: pytest.fail("a network was asked for"))
     with pytest.raises(BolidError, match="HF_HUB_OFFLINE is set"):
         models.pull("sd15", only=["base"])
 
@@ -140,11 +140,11 @@ def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     with socket_listening() as port:
-        assert models._reachable(f"http://127.0.0.1:{port}/x")
-    assert not models._reachable(f"http://127.0.0.1:{port}/x")
+        assert models.reachable(f"http://127.0.0.1:{port}/x")
+    assert not models.reachable(f"http://127.0.0.1:{port}/x")
     monkeypatch.setattr(models.socket, "create_connection", lambda *a: threading.Event().wait())  # hangs for ever
     monkeypatch.setattr(models, "REACH_SECONDS", 0.05)
-    assert not models._reachable("https://example.org")
+    assert not models.reachable("https://example.org")
 
 
 class socket_listening:
@@ -198,15 +198,15 @@ def hub_cache(root: Path, repo: str) -> Path:
 def test_what_the_hugging_face_cache_has_is_used_without_a_network(no_network, tmp_path):
     snapshot = write_hub_base(hub_cache(tmp_path / "hub", "stabilityai/stable-diffusion-xl-base-1.0"))
     assert models.pull("sdxl", only=["base"]) == [home() / "sdxl" / "base"]
-    entry = models.read_manifest(home() / "sdxl")["base"]
+    entry = read_manifest(home() / "sdxl")["base"]
     assert entry["revision"] == "c" * 40 and entry["license"] == "CreativeML OpenRAIL++-M"
     weights = "unet/diffusion_pytorch_model.fp16.safetensors"
     assert entry["files"][weights]["sha256"] == hashlib.sha256((snapshot / weights).read_bytes()).hexdigest()
     assert "README.md" not in entry["files"]
-    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
     (snapshot / weights).write_bytes((snapshot / weights).read_bytes()[:-1] + b"!")
     with pytest.raises(BolidError, match="diffusion_pytorch_model.fp16.safetensors is not what was fetched") as caught:
-        models.verify("sdxl")
+        verify("sdxl")
     assert "bolid models pull sdxl" in caught.value.hint
 
 
@@ -223,7 +223,7 @@ def test_what_may_go_wrong_on_the_way(monkeypatch, tmp_path):
 
     import huggingface_hub
 
-    monkeypatch.setattr(models, "_reachable", lambda url: True)
+    monkeypatch.setattr(models, "reachable", lambda url: True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     for raised, message, hint in (
         (ConnectionResetError("reset by peer"), "stable-diffusion-xl-base-1.0 broke off: reset", "where it stopped"),
@@ -297,10 +297,10 @@ def test_pull_from_a_hub(tmp_path):
     server.shutdown()
     server.server_close()
     assert asked[0] == asked[1] > 0
-    entry = models.read_manifest(home() / "sdxl")["base"]
+    entry = read_manifest(home() / "sdxl")["base"]
     assert entry["revision"] == Hub.commit and not any("README" in name for name in entry["files"])
     assert (home() / "sdxl" / "base").resolve().is_relative_to(tmp_path / "hf")
-    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
     result = run(app, ["models", "verify", "sdxl"])
     assert result.exit_code == 1 and "family 'sdxl' lacks pose, face, image_text" in result.stderr
 
@@ -352,7 +352,7 @@ def test_a_download_goes_on_where_it_stopped_and_serves_two_families(release):
     assert Server.asked == [None, "bytes=100-"]
     face = home() / "sdxl" / "face"
     assert {p.name for p in face.iterdir()} == {"glintr100.onnx", "scrfd_10g_bnkps.onnx"}  # none outside of it
-    entry = models.read_manifest(home() / "sdxl")["face"]
+    entry = read_manifest(home() / "sdxl")["face"]
     assert entry["fetched"]["sha256"] == hashlib.sha256(Server.data).hexdigest() and entry["revision"] == "v0.7"
     models.pull("sdxl")
     models.pull("sdxl-lightning")
@@ -378,7 +378,7 @@ def test_a_folder_copied_from_another_machine(no_network, tmp_path, monkeypatch)
     result = run(app, ["models", "pull", "sdxl", "--only", "base", "--from", str(there / "sdxl")])
     assert result.exit_code == 0 and result.stdout.split() == [str(here / "sdxl" / "base")]
     assert not (here / "sdxl" / "base").is_symlink() and "OpenRAIL" in result.stderr
-    assert {row["part"]: row["state"] for row in models.verify("sdxl")}["base"] == "as fetched"
+    assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
     with pytest.raises(BolidError, match="antelopev2 .face. is not in .*there") as caught:
         models.pull("sdxl", only=["face"], from_dir=there / "sdxl")
     assert "--only" in caught.value.hint
@@ -397,140 +397,16 @@ def test_the_downloaded_files_as_they_are(no_network, tmp_path):
     models.pull("sdxl-lightning", only=["base", "unet", "face"], from_dir=tmp_path / "files")
     family = get_family("sdxl-lightning")
     assert all(family.has(part) for part in ("base", "unet", "face")) and "unet" not in family.missing()
-    assert set(models.read_manifest(family.root)["unet"]["files"]) == {"unet.safetensors"}
-    assert {r["state"] for r in models.verify("sdxl-lightning") if r["part"] == "unet"} == {"as fetched"}
+    assert set(read_manifest(family.root)["unet"]["files"]) == {"unet.safetensors"}
+    assert {r["state"] for r in verify("sdxl-lightning") if r["part"] == "unet"} == {"as fetched"}
 
 
 def test_verify_of_files_that_were_put_there_by_hand():
     family = get_family("sd15")
     write_hub_base(family.base)
-    rows = {row["part"]: row["state"] for row in models.verify("sd15")}
+    rows = {row["part"]: row["state"] for row in verify("sd15")}
     assert rows["base"] == "whole" and rows["pose"] == rows["body_encoder"] == "missing"
     weights = family.base / "vae" / "diffusion_pytorch_model.fp16.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
     with pytest.raises(BolidError, match="vae/diffusion_pytorch_model.fp16.safetensors is damaged"):
-        models.verify("sd15")
-
-
-# ---- convert
-
-
-def checkpoint(path: Path, scale: str = "n", **more) -> Path:
-    """What ultralytics 8.3 publishes: the whole network pickled in half precision, with notes about its training."""
-    from ultralytics.nn.modules.head import Detect
-    from ultralytics.nn.tasks import PoseModel as Network
-
-    torch.manual_seed(0)
-    network = Network(f"yolo11{scale}-pose.yaml", ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).half()
-    network.names, network.args = {0: "person"}, {"imgsz": 640, "task": "pose"}
-    network.model[-1].detect = Detect.forward
-    content = {
-        "date": "2024-09-28", "version": "8.3.0", "epoch": -1, "model": network, "ema": None, "optimizer": None,
-        "train_args": {"project": Path("runs")}, "train_metrics": {"fitness": np.float64(0.5)}, **more,
-    }  # fmt: skip
-    torch.save(content, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("published") / "yolo11n-pose.pt")
-
-
-def test_published_pose_weights_are_converted(published, tmp_path):
-    result = run(app, ["models", "convert", str(published), "--out", str(tmp_path / "pose")])
-    assert result.exit_code == 0 and result.stdout.split() == [str(tmp_path / "pose")]
-    assert json.loads((tmp_path / "pose" / "config.json").read_text()) == {"yaml": "yolo11n-pose.yaml", "imgsz": 640}
-    from ultralytics.nn.tasks import PoseModel as Network
-
-    torch.manual_seed(0)
-    theirs = Network("yolo11n-pose.yaml", ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).half().float().eval()
-    ours = PoseModel(tmp_path / "pose")
-    pixels = torch.rand(1, 3, 64, 32)
-    torch.testing.assert_close(ours.raw(pixels), theirs(pixels)[0], atol=1e-3, rtol=1e-3)
-    with pytest.raises(BolidError, match="is already there"):
-        models.convert(published, tmp_path / "pose")
-
-
-def test_pull_converts_what_another_machine_downloaded(no_network, published):
-    url = next(source.url for source in SOURCES["sdxl"] if source.part == "pose")
-    assert url.endswith("/yolo11x-pose.pt")
-    (renamed := published.with_name("yolo11x-pose.pt")).write_bytes(published.read_bytes())
-    models.pull("sdxl", only=["pose"], from_dir=renamed.parent)
-    assert PoseModel(get_family("sdxl").require("pose")).image_size == 640
-    assert set(models.read_manifest(home() / "sdxl")["pose"]["files"]) == {"config.json", "model.safetensors"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", ["s", "m", "l", "x"])
-def test_every_scale_is_recognised(tmp_path, scale):
-    yaml, tensors = read_checkpoint(checkpoint(tmp_path / "a.pt", scale))
-    assert yaml == f"yolo11{scale}-pose.yaml"
-
-
-class Malicious:
-    def __init__(self, *call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call
-
-
-def test_a_malicious_checkpoint_is_refused_and_not_run(published, tmp_path):
-    trace = tmp_path / "it-ran"
-    for number, call in enumerate(
-        [
-            (os.system, (f"touch {trace}",)),
-            (eval, (f"open({str(trace)!r}, 'w')",)),
-            (getattr, (dict, "fromkeys")),
-            (getattr, (torch.nn.Module, "register_module_forward_hook")),
-            (Path.touch, (trace,)),
-            (torch.hub.load_state_dict_from_url, ("http://127.0.0.1:9/x",)),
-        ]
-    ):
-        for content in ({"model": Malicious(*call)}, {"model": None, "train_args": Malicious(*call)}):
-            torch.save(content, tmp_path / f"{number}.pt")
-            with pytest.raises(BolidError, match="is refused: it holds .* that is no part of pose weights") as caught:
-                models.convert(tmp_path / f"{number}.pt", tmp_path / "out")
-            assert "nothing of it was run" in caught.value.hint
-            assert not trace.exists() and not (tmp_path / "out").exists()
-
-
-def test_what_is_no_pose_checkpoint(published, tmp_path):
-    whole = published.read_bytes()
-    wrong = tmp_path / "x.pt"
-    from ultralytics.nn.tasks import PoseModel as Network
-
-    other = Network("yolo11n-pose.yaml", ch=3, nc=2, data_kpt_shape=(5, 3), verbose=False)
-    for write, message in (
-        (lambda: wrong.write_bytes(whole[: len(whole) // 2]), "is damaged or no torch file"),
-        (lambda: wrong.write_bytes(b"text"), "is damaged or no torch file"),
-        (lambda: torch.save({"model": {"a": torch.ones(2)}}, wrong), "holds no ultralytics pose network"),
-        (lambda: torch.save({"model": other}, wrong), "is no YOLO11 pose network for people with 17 keypoints"),
-    ):
-        write()
-        with pytest.raises(BolidError, match=message):
-            models.convert(wrong, tmp_path / "out")
-    with pytest.raises(BolidError, match="is no .pt and no .onnx file"):
-        models.convert(tmp_path / "a.bin")
-    with pytest.raises(BolidError, match="there is no"):
-        models.convert(tmp_path / "absent.pt")
-    assert not (tmp_path / "out").exists()
-
-
-def test_ultralytics_leaves_nothing_in_the_home(tmp_path):
-    """No settings file, no words, no network; also where the user's configuration says otherwise by default."""
-    code = (
-        "import bolid.backends.pose as pose\nfrom bolid.models.families import get_family\n"
-        "pose.PoseModel(get_family('tiny').pose)\nfrom ultralytics.utils import ONLINE\n"
-        "from ultralytics.utils.events import events\nassert not ONLINE and not events.enabled\n"
-    )
-    (tmp_path / "home").mkdir()
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO_", "BOLID_", "XDG_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
-        env={**keep, "HOME": str(tmp_path / "home")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "" and done.stderr == ""
-    assert [p for p in (tmp_path / "home").rglob("*") if p.is_file()] == []
+        verify("sd15")

@@ -17,7 +17,8 @@ from bolid.extract.command import TooManyRejected, extract
 from bolid.formats.images import decode_image, read_photo
 from bolid.formats.profile import load_profile
 from bolid.formats.shards import read_shards
-from bolid.generate.command import generate
+from bolid.generate import generate
+from bolid.method.keypoints import MIN_CONFIDENCE
 from bolid.models.families import get_family
 from bolid.person import FACE_WEIGHT, PersonReader
 from bolid.profile import make_profile
@@ -63,7 +64,7 @@ def test_people_are_seen_where_they_are(shards, rendered_people):
             faces += 1
             assert np.linalg.norm(sample.tensors["face"]) == pytest.approx(1, abs=1e-4)
         assert sample.tensors["view_features"].shape[0] == 17
-        assert not sample.tensors["view_features"][seen[:, 2] < views.SEEN].any()
+        assert not sample.tensors["view_features"][seen[:, 2] < MIN_CONFIDENCE].any()
         assert np.linalg.norm(sample.tensors["image_embed"]) == pytest.approx(1, abs=1e-3)
     assert np.median(held) > 0.7 and min(held) > 0.25
     assert np.median(errors) < 0.06  # of the person's height; measure.py has the exact figures

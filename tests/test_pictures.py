@@ -21,7 +21,7 @@ def save(path, prompt=None, size=(48, 64), **record):
     return path
 
 
-def test_records_tell_prompt_seed_and_photos(tmp_path):
+def test_records_name_prompt_seed_and_photos(tmp_path):
     inputs = {"profile": "p", "photo_000": "a", "photo_001": "b", "body_adapter": "c"}
     save(tmp_path / "x.png", "a man", seed=7, inputs=inputs)
     (picture,) = generated_pictures(tmp_path).pictures
@@ -64,7 +64,7 @@ def test_tables_beside_the_pictures(tmp_path, name):
     assert (found["b.png"].prompt, found["b.png"].person, found["b.png"].seed) == ("x", "", None)
 
 
-def test_a_table_may_name_what_is_not_there(tmp_path):
+def test_a_table_may_name_missing_pictures(tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / "prompts.csv").write_text("file,prompt\na.png,x\ngone.png,y\n")
     source = generated_pictures(tmp_path)

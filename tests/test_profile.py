@@ -12,13 +12,13 @@ from small_base import make_body_encoder, make_family
 from typer.testing import CliRunner
 
 import bolid.views
-from bolid.backends.body import FEW, BodyEncoder, save_body_encoder
+from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method.body_vae import Population, within_population
-from bolid.method.sliders import cross_validated_r2, expect, fit_readout, slider_directions, standardised, unmixed
+from bolid.method.sliders import cross_validated_r2, fit_readout, remove_crosstalk, slider_directions, standardise
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
@@ -109,12 +109,12 @@ def test_few_photos_are_completed_by_the_population(world, tmp_path):
             make_profile(photos[:count], paths[-1], body_encoder=file, family=family, device="cpu")
         return [load_profile(path) for path in paths]
 
-    for count in range(1, FEW + 1):
+    for count in range(1, FEW_VIEWS + 1):
         alone, completed = profiles(count)
         expected = within_population(alone.body_mean, alone.body_logvar, people)
         assert torch.equal(completed.body_mean, expected) and not torch.allclose(expected, alone.body_mean, atol=0.01)
         assert torch.equal(completed.body_logvar, alone.body_logvar)  # or another photo would raise the uncertainty
-    many, same = profiles(FEW + 1)
+    many, same = profiles(FEW_VIEWS + 1)
     assert torch.equal(many.body_mean, same.body_mean)
 
 
@@ -248,7 +248,7 @@ def population(people=600, dim=12, seed=0):
 def test_a_slider_moves_its_own_ratio_and_no_other():
     bodies, ratios, _ = population()
     ratios = 0.02 * ratios + 0.4
-    readout = standardised(fit_readout(bodies, ratios, penalty=1.0), bodies)
+    readout = standardise(fit_readout(bodies, ratios, penalty=1.0), bodies)
     directions = slider_directions(readout, bodies)
     assert torch.allclose(readout.weight @ directions.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
     # In standard deviations of the population.
@@ -270,34 +270,20 @@ def test_a_slider_moves_its_own_ratio_and_no_other():
 
 def test_what_pictures_mix_up_is_taken_out_of_the_directions():
     bodies, ratios, _ = population()
-    directions = slider_directions(standardised(fit_readout(bodies, ratios), bodies), bodies)
+    directions = slider_directions(standardise(fit_readout(bodies, ratios), bodies), bodies)
     generator = torch.Generator().manual_seed(3)
     shown = torch.linalg.pinv(directions) @ (torch.eye(3) + 0.4 * torch.rand(3, 3, generator=generator)).double()
     response = directions @ shown  # pictures that are linear in the body, and show more than the ratio asked for
     off = ~torch.eye(3, dtype=torch.bool)
     assert (response[off] / response.diagonal().repeat_interleave(2)).max() > 0.2
-    whole = unmixed(directions, response, part=1) @ shown
+    whole = remove_crosstalk(directions, response, fraction=1) @ shown
     assert torch.allclose(whole[off], torch.zeros(6, dtype=torch.float64), atol=1e-9)
     assert (whole.diagonal() > 0.5).all()
-    half = unmixed(directions, response, part=0.5) @ shown
+    half = remove_crosstalk(directions, response, fraction=0.5) @ shown
     assert torch.allclose(half, (response + whole) / 2)
-    assert torch.equal(unmixed(directions, response, part=0), directions)
+    assert torch.equal(remove_crosstalk(directions, response, fraction=0), directions)
     with pytest.raises(ValueError, match="pictures do not follow slider 1"):
-        unmixed(directions, response * torch.tensor([1.0, -1.0, 1.0]), part=1)
-
-
-def test_what_a_reader_is_expected_to_say():
-    generator = torch.Generator().manual_seed(0)
-    readings = torch.randn(500, 3, generator=generator) + torch.tensor([1.0, 0.0, -2.0])
-    mixing = torch.tensor([[0.8, 0.1, 0.0], [0.0, 1.1, 0.0], [0.0, 0.3, 0.6]])
-    said = readings @ mixing.T + 0.5 + 0.2 * torch.randn(500, 3, generator=generator)
-    assert torch.allclose(expect(readings, said, torch.ones(500))(readings), readings @ mixing.T + 0.5, atol=0.15)
-    # Who is not seen at all does not count, and of two people only the mean difference is believed.
-    blind = torch.cat([torch.ones(400), torch.zeros(100)])
-    wild = torch.where(blind[:, None] > 0, said, torch.tensor(99.0))
-    assert torch.allclose(expect(readings, wild, blind)(readings), readings @ mixing.T + 0.5, atol=0.15)
-    two = expect(readings[:2], readings[:2] + torch.tensor([1.0, 2.0, 3.0]), torch.ones(2))
-    assert torch.allclose(two(readings), readings + torch.tensor([1.0, 2.0, 3.0]), atol=1e-5)
+        remove_crosstalk(directions, response * torch.tensor([1.0, -1.0, 1.0]), fraction=1)
 
 
 @pytest.fixture

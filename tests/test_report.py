@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bolid.evaluate.pictures import Picture, Source
-from bolid.evaluate.report import _axis, write_report
-from bolid.evaluate.results import Difference, Evaluation, Metric, Scored
-from bolid.evaluate.scores import DESCRIPTIONS
+from bolid.evaluate.pictures import Picture, PictureFolder
+from bolid.evaluate.plots import axis
+from bolid.evaluate.report import write_report
+from bolid.evaluate.results import DESCRIPTIONS, Difference, Evaluation, Metric, Scored
 
 PROMPTS = [
     "a full body photo of a woman standing, in a red short-sleeved top and blue trousers, on a beach & <more>",
@@ -38,7 +38,7 @@ def world(tmp_path_factory):
 
     def source(name):
         (root / name).mkdir()
-        return Source(root / name)
+        return PictureFolder(root / name)
 
     def picture(folder, name, **known):
         path = folder.place / f"{name}.png"
@@ -62,7 +62,7 @@ def world(tmp_path_factory):
             name: Metric(float(v), n, "the tower of family tiny", "a note <b>", float(v) - 0.1, float(v) + 0.1)
             for name, v in zip(DESCRIPTIONS, rng.uniform(0, 1, len(DESCRIPTIONS)), strict=True)
         }
-        metrics["disturbance"] = Metric(None, 0, "the tower", "needs --base")
+        metrics["disturbance"] = Metric(None, 0, "the tower", "needs --without-adapter")
         evaluation = Evaluation(
             n, 3, 3, metrics, {"waist_girth": {"true": 0.5, "pictures": 0.55}}, {"excluded": 2, "checked": True},
             ["a note on sizes"], {"it is damaged": ["x.png"] * 8},
@@ -73,8 +73,8 @@ def world(tmp_path_factory):
             Scored(method, folder, folder.pictures, [p.person for p in folder.pictures], scores, {}, evaluation)
         )
     differences = {scored[1].name: {"text_score": Difference(0.2, 0.1, 0.3, 9, "picture")}}
-    write_report(root / "two.html", scored, differences, references, DESCRIPTIONS, "tiny")
-    write_report(root / "one.html", scored[:1], {}, references, DESCRIPTIONS, "tiny")
+    write_report(root / "two.html", scored, differences, references, "tiny")
+    write_report(root / "one.html", scored[:1], {}, references, "tiny")
     return root
 
 
@@ -123,7 +123,7 @@ def test_what_the_page_says(world):
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.3, 0.3), (-5, 1200), (0.0012, 0.0013), (0, 0)])
 def test_axes_have_round_ticks_inside(low, high):
-    place, ticks = _axis(low, high, 10, 300)
+    place, ticks = axis(low, high, 10, 300)
     assert 10 <= place(low) <= place(high) <= 300 and 2 <= len(ticks) <= 6
     assert all(10 <= x <= 300 for x, _ in ticks) and len({text for _, text in ticks}) == len(ticks)
 

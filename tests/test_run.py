@@ -38,7 +38,7 @@ def test_canonical_json_takes_what_configs_hold():
 
     text = run.canonical_json({"z": np.float64(1.5), "a": Config()})
     assert text == '{"a":{"out":"a/b","scale":0.5,"size":[1,2]},"z":1.5}'
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Out of range float"):
         run.canonical_json(float("nan"))
 
 
@@ -52,10 +52,15 @@ def test_run_record_holds_plain_json():
 def test_atomic_path_keeps_the_old_content_when_writing_fails(tmp_path):
     target = tmp_path / "deep" / "file.txt"
     run.write_atomic(target, "old")
-    with pytest.raises(RuntimeError), run.atomic_path(target) as temporary:
-        assert temporary.suffix == ".txt"
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with run.atomic_path(target) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        write_half()
     assert target.read_text() == "old"
     assert os.listdir(target.parent) == ["file.txt"]
 
@@ -86,8 +91,62 @@ def test_prepare_environment_leaves_what_the_user_has_set(monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["YOLO_AUTOINSTALL"] == "false"
 
 
-def test_importing_bolid_sets_the_thread_policy_and_loads_nothing_heavy():
-    code = "import bolid, bolid.families, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.stdout.split() == ["PASSIVE", "False"]
+def test_out_is_no_device_no_pipe_and_no_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(BolidError, match="is a device, a pipe or a socket"):
+            run.write_atomic(path, "x")
+    assert (tmp_path / "pipe").is_fifo() and Path("/dev/null").is_char_device()
+    for folder in (tmp_path, "."):
+        with pytest.raises(BolidError, match="is a folder"):
+            run.write_atomic(folder, "x")
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file.txt")
+    for text in ("new", "newer"):
+        run.write_atomic(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "file.txt").read_text() == text
+
+
+def test_the_longest_names_there_are(tmp_path):
+    for name in ("x" * 251 + ".txt", "é" * 125 + ".txt"):
+        run.write_atomic(tmp_path / name, "y")
+        assert (tmp_path / name).read_text() == "y"
+    with pytest.raises(BolidError, match="File name too long"):
+        run.write_atomic(tmp_path / ("x" * 256), "y")
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_leftovers_of_a_killed_process_go_and_nothing_else_does(tmp_path):
+    code = (
+        "import os, sys\nfrom bolid.run import atomic_folder, atomic_path\n"
+        "with atomic_path(sys.argv[1] + '/a.json') as a, atomic_folder(sys.argv[1] + '/b') as b:\n"
+        "    a.write_text('x'); (b / 'c').write_text('y'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
+    assert len(os.listdir(tmp_path)) == 2
+    foreign = {".notes.tmp.txt", ".notes.123.tmp", "notes.123.bolid-tmp", ".notes.bolid-tmp.txt"}
+    running = f".mine.{os.getppid()}.bolid-tmp.json"
+    for name in (*foreign, running):
+        (tmp_path / name).write_text("thesis")
+    run.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == {*foreign, running}
+
+
+def test_an_out_that_vanishes_is_told(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BolidError, match="cannot write .*file.txt: No such file"):
+        with run.atomic_path(tmp_path / "out" / "file.txt") as temporary:
+            temporary.write_text("x")
+            temporary.unlink()
+            (tmp_path / "out").rmdir()
+
+
+def test_a_home_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))
+    with pytest.raises(BolidError, match="cannot write") as caught:
+        run.write_atomic(run.home() / "family", "tiny")
+    assert "BOLID_HOME" in caught.value.hint

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bolid.errors import BolidError
-from bolid.scales import Scale, parse_grid, parse_lora, parse_scale
+from bolid.scales import Scale, parse_grid, parse_lora, parse_scale, parse_size
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,14 @@ def test_grids_that_make_no_sense(options, message):
     with pytest.raises(BolidError, match=message) as error:
         parse_grid(options)
     assert error.value.hint
+
+
+def test_sizes_are_written_width_first_and_kept_height_first():
+    assert parse_size("832x1216") == parse_size(" 832X1216 ") == (1216, 832)
+    for text in ("", "832", "832x", "x832", "0x8", "-8x8", "8x8x8", "8.5x8", "8 x 8", "1e3x8", "٣x8", "9" * 6 + "x8"):
+        with pytest.raises(BolidError, match="--size is ") as error:
+            parse_size(text)
+        assert "WIDTHxHEIGHT" in error.value.hint
 
 
 def test_loras_as_they_are_written(tmp_path, monkeypatch):

@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 
 from bolid.errors import BolidError
-from bolid.formats import shards
-from bolid.formats.shards import ShardReader, ShardWriter, decode_sample, group_by_person, read_index, read_shards
+from bolid.formats.shards import (
+    Sample,
+    ShardReader,
+    ShardWriter,
+    decode_sample,
+    group_by_person,
+    read_index,
+    read_shards,
+)
+from bolid.formats.shards.reading import iter_tars
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -105,6 +113,14 @@ def test_killed_process(written, tmp_path, record):
     assert contents(write(directory, list(read_shards(written)), record())) == contents(written)
 
 
+def test_only_our_own_leftovers_are_removed(tmp_path, people, record):
+    (tmp_path / "shards").mkdir()
+    for name in (".notes.tmp.txt", ".x.tmp", ".shard-000000.tar.tmp", ".index.123.tmp.json"):
+        (tmp_path / "shards" / name).write_text("thesis")
+    write(tmp_path / "shards", people, record())
+    assert {name for name in os.listdir(tmp_path / "shards") if name[0] == "."} == {".notes.tmp.txt", ".x.tmp"}
+
+
 def test_finished_directory_is_left_alone_and_another_run_refused(written, people, record):
     before = contents(written)
     writer = ShardWriter(written, record())
@@ -129,7 +145,7 @@ def test_a_group_stays_in_one_tar(tmp_path, people, record):
         writer.write_group(people[start : start + 3])
     writer.close()
     places: dict[str, set[Path]] = {}
-    for path, layout in shards._tars(tmp_path / "train", "training-shards"):
+    for path, layout in iter_tars(tmp_path / "train", "training-shards"):
         for key in layout:
             places.setdefault(key.split("/")[0], set()).add(path)
     assert len(places) == 6 and all(len(paths) == 1 for paths in places.values())
@@ -183,6 +199,78 @@ def test_what_is_no_shard_directory(tmp_path, written):
         ShardWriter(written, {})
 
 
+def change_index(directory, **fields):
+    """Another index, with a checksum that fits."""
+    index = {**json.loads((directory / "index.json").read_text()), **fields}
+    del index["sha256"]
+    (directory / "index.json").write_text(json.dumps(index))
+
+
+def test_a_damaged_index_is_noticed(written):
+    text = (written / "index.json").read_text()
+    (written / "index.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(BolidError, match="its content does not match the checksum"):
+        read_index(written)
+    (written / "index.json").write_text(text)
+    shards = read_index(written)["shards"]
+    for fields, message in (
+        ({"samples": 19}, "counts 19 samples, its tars have 18"),
+        ({"samples": -1}, "-1 is no count"),
+        ({"persons": 1.5}, "1.5 is no count"),
+        ({"shards": [*shards, shards[0]]}, "names a tar twice"),
+        ({"shards": [{**shards[0], "file": "../../x.tar"}, *shards[1:]]}, "is no tar's name"),
+        ({"shards": [{**shards[0], "bytes": "many"}, *shards[1:]]}, "is no number of a tar's bytes"),
+        ({"shards": 5}, "is not the index"),
+        ({"record": {"kind": 5}}, "its record has no kind"),
+        ({"rejected": {"x": [5]}}, "list of rejected photos"),
+    ):
+        (written / "index.json").write_text(text)
+        change_index(written, **fields)
+        with pytest.raises(BolidError, match=message):
+            read_index(written)
+    (written / "index.json").write_text("[" * 200_000)
+    with pytest.raises(BolidError, match="nested too deeply"):
+        read_index(written)
+
+
+def test_numbers_of_the_index_are_compared_with_the_tars(written):
+    text = (written / "index.json").read_text()
+    change_index(written, persons=7)
+    with pytest.raises(BolidError, match="another number of people"):
+        list(read_shards(written))
+    (written / "index.json").write_text(text)
+    first, second, *others = read_index(written)["shards"]
+    moved = [{**first, "count": first["count"] + 1}, {**second, "count": second["count"] - 1}, *others]
+    change_index(written, shards=moved)
+    with pytest.raises(BolidError, match="shard-000000.tar holds . samples, index.json counts"):
+        list(read_shards(written))
+
+
+def test_flipped_bits_are_noticed_when_going_on(written, tmp_path, people, record):
+    directory = write(tmp_path / "resumed", people, record(), stop_after=12)
+    for place in (written, directory):
+        tar = place / "shard-000001.tar"
+        data = bytearray(tar.read_bytes())
+        data[700] ^= 1
+        tar.write_bytes(data)
+        with pytest.raises(BolidError, match="shard-000001.tar is missing or has changed"):
+            ShardWriter(place, record(), 60_000)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b'"x"', b'{"file":"x"}', b"[" * 100_000, b"\xff\xfe", b'{"record":5}', b"\0"]
+)
+def test_a_damaged_journal_is_noticed(tmp_path, people, record, line):
+    directory = write(tmp_path / "resumed", people, record(), stop_after=12)
+    journal = directory / "journal.jsonl"
+    lines = journal.read_bytes().splitlines()
+    for number in range(2):
+        journal.write_bytes(b"\n".join([*lines[:number], line, *lines[number + 1 :]]) + b"\n")
+        with pytest.raises(BolidError, match=f"line {number + 1} of .*journal.jsonl is damaged") as caught:
+            ShardWriter(directory, record(), 60_000)
+        assert "start again" in caught.value.hint
+
+
 def test_full_disk(tmp_path, people, record, monkeypatch):
     import errno
     import tarfile
@@ -207,5 +295,4 @@ def test_unusual_person_names(tmp_path, make_sample, record):
     writer.close()
     assert [sample.person for sample in read_shards(tmp_path / "shards")] == names
     with pytest.raises(ValueError, match="bad sample key"):
-        writer._open_tar = None
-        shards._encode(shards.Sample("a/b.c", b"", {}, "", {}))
+        ShardWriter(tmp_path / "bad", record()).write(Sample("a/b.c", b"", {}, "", {}))

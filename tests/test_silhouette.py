@@ -15,12 +15,12 @@ from bolid.method.metrics import width_profile
 @pytest.fixture(scope="module")
 def person():
     """(picture, keypoints, box, true mask): what stays the same when only the place behind the person changes."""
-    from bolid.synth.people import sample_identity, sample_plan
+    from bolid.synth.people import sample_person, sample_plan
     from bolid.synth.render import Renderer
 
-    identity = sample_identity(100_004)
-    renderer = Renderer(identity, (256, 192))
-    plan = sample_plan(identity, 1, framing="full body", pose="arms spread", scene="beach", yaw=0.0)
+    person = sample_person(100_004)
+    renderer = Renderer(person, (256, 192))
+    plan = sample_plan(person, 1, framing="full body", pose="arms spread", scene="beach", yaw=0.0)
     photos = [renderer.render(dataclasses.replace(plan, scene=scene)) for scene in ("beach", "meadow", "snow")]
     first, *others = (photo.image.astype(int) for photo in photos)
     mask = np.all([np.abs(first - other).max(-1) <= 12 for other in others], axis=0)

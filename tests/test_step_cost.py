@@ -73,6 +73,7 @@ def test_what_the_forward_pass_leaves_is_what_autograd_saves(family):
     assert kept == pytest.approx(sum(storage.nbytes() for storage in saved.values()), rel=0.05)
 
 
+@pytest.mark.slow
 def test_checkpointing_and_low_rank_each_save(family):
     config = dict(load_base(family).unet.config)
 

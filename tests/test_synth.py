@@ -19,7 +19,7 @@ from bolid.synth.people import (
     SCENES,
     SLEEVES,
     caption,
-    sample_identity,
+    sample_person,
     sample_plan,
 )
 from bolid_cli.main import app
@@ -32,19 +32,19 @@ SIZE = (128, 96)
 def renderer():
     from bolid.synth.render import Renderer
 
-    return Renderer(sample_identity(7), SIZE)
+    return Renderer(sample_person(7), SIZE)
 
 
 def test_people_are_adults_and_repeatable():
-    people = [sample_identity(seed) for seed in range(500)]
+    people = [sample_person(seed) for seed in range(500)]
     assert min(person.phenotypes["age"] for person in people) >= ADULT_AGE
-    assert people[3] == sample_identity(3)
+    assert people[3] == sample_person(3)
     assert len({person.phenotypes["weight"] for person in people}) > 400
 
 
 def test_every_plan_is_dressed_and_in_the_vocabulary():
     for seed in range(200):
-        plan = sample_plan(sample_identity(seed), seed % 8)
+        plan = sample_plan(sample_person(seed), seed % 8)
         assert plan.top_color in COLORS and plan.bottom_color in COLORS and plan.top_color != plan.bottom_color
         assert plan.bottom in BOTTOMS and plan.sleeves in SLEEVES
         assert plan.framing in FRAMINGS and plan.pose in POSES and plan.scene in SCENES
@@ -54,7 +54,7 @@ def test_every_plan_is_dressed_and_in_the_vocabulary():
 
 
 def test_captions_say_what_is_there():
-    person = sample_identity(11)
+    person = sample_person(11)
     plan = sample_plan(
         person,
         0,
@@ -72,21 +72,21 @@ def test_captions_say_what_is_there():
     assert words.endswith(" waving, in an orange short-sleeved top and blue shorts, in the snow")
     portrait = caption(person, sample_plan(person, 0, framing="portrait"))
     assert "standing" not in portrait and "trousers" not in portrait
-    named = sum("tall" in caption(p, sample_plan(p, 0, name_build=True)) for p in map(sample_identity, range(60)))
+    named = sum("tall" in caption(p, sample_plan(p, 0, name_build=True)) for p in map(sample_person, range(60)))
     assert named > 5
 
 
 def test_same_plan_same_pixels(renderer):
     from bolid.synth.render import Renderer
 
-    plan = sample_plan(renderer.identity, 0)
-    again = Renderer(sample_identity(7), SIZE).render(plan)
+    plan = sample_plan(renderer.person, 0)
+    again = Renderer(sample_person(7), SIZE).render(plan)
     assert np.array_equal(renderer.render(plan).image, again.image)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_truth_fits_the_picture(renderer, framing):
-    photo = renderer.render(sample_plan(renderer.identity, 3, framing=framing, pose="standing", yaw=0.0))
+    photo = renderer.render(sample_plan(renderer.person, 3, framing=framing, pose="standing", yaw=0.0))
     truth, (height, width) = photo.truth, SIZE
     assert photo.image.shape == (*SIZE, 3) and photo.image.dtype == np.uint8
     x0, y0, x1, y1 = truth["box"]
@@ -108,16 +108,16 @@ def test_ratios_belong_to_the_person_and_differ_between_people(renderer):
     from bolid.synth.render import Renderer
 
     assert tuple(renderer.ratios) == RATIO_NAMES
-    photos = [renderer.render(sample_plan(renderer.identity, i)).truth["ratios"] for i in range(2)]
+    photos = [renderer.render(sample_plan(renderer.person, i)).truth["ratios"] for i in range(2)]
     assert photos[0] == photos[1] == renderer.ratios
-    other = Renderer(sample_identity(8), SIZE).ratios
+    other = Renderer(sample_person(8), SIZE).ratios
     assert max(abs(other[name] / renderer.ratios[name] - 1) for name in RATIO_NAMES) > 0.05
     assert 0.35 < renderer.ratios["leg"] < 0.6 and 0.09 < renderer.ratios["head"] < 0.2
 
 
 def test_colours_are_the_ones_named(renderer):
     plan = sample_plan(
-        renderer.identity,
+        renderer.person,
         1,
         framing="full body",
         pose="standing",
@@ -151,24 +151,24 @@ def test_writing_goes_on_where_it_stopped(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "x", "5:5", "9:3", "-1", "0:2000000"])
 def test_bad_people(text):
-    with pytest.raises(BolidError, match="names no people") as error:
+    with pytest.raises(BolidError, match="--person-seed is") as error:
         _seeds(text)
     assert "0:100" in error.value.hint
 
 
 def test_people_and_sizes():
     assert _seeds("7") == [7] and _seeds("3:6") == [3, 4, 5]
-    assert _size("512x384") == (512, 384)
+    assert _size("384x512") == (512, 384)
     for bad in ("512", "10x10", "511x384", "9000x100"):
-        with pytest.raises(BolidError, match="is no picture size"):
+        with pytest.raises(BolidError, match="--size is"):
             _size(bad)
 
 
 def test_one_kind_of_photo(tmp_path):
-    command = ["synth", "--people", "5", "--photos", "2", "--size", "128x96", "--framing"]
+    command = ["synth", "--person-seed", "5", "--photos", "2", "--size", "96x128", "--framing"]
     assert CliRunner().invoke(app, [*command, "portrait", "-o", str(tmp_path)]).exit_code == 0
     captions = [path.read_text() for path in sorted(tmp_path.glob("*/*.txt"))]
     assert len(captions) == 2 and all(caption.startswith("a portrait of") for caption in captions)
     refused = CliRunner().invoke(app, [*command, "close-up", "-o", str(tmp_path / "none")])
-    assert refused.exit_code == 2 and "'full-body', 'three-quarter', 'portrait'" in refused.stderr
+    assert refused.exit_code == 2 and "hint: choose full-body, three-quarter or portrait" in refused.stderr
     assert not (tmp_path / "none").exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -74,6 +75,34 @@ def test_every_flipped_bit_is_noticed(saved):
             load_tensors(saved, "thing")
 
 
+@pytest.mark.parametrize("old", ['"seed":0', '"family":"tiny"', '"sha256":"'])
+def test_a_changed_record_is_noticed(saved, old):
+    data = saved.read_bytes()
+    place = data.index(old.replace('"', '\\"').encode()) + len(old.replace('"', '\\"')) - (old == '"family":"tiny"')
+    last = place - 1 if old == '"seed":0' else place - 3 if "family" in old else place
+    changed = bytearray(data)
+    changed[last] ^= 1
+    saved.write_bytes(changed)
+    with pytest.raises(BolidError, match="damaged: its content does not match"):
+        load_tensors(saved, "thing")
+
+
+def test_a_file_of_an_older_version_still_loads(tmp_path, record):
+    """It has a checksum of its tensors alone."""
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.arange(3.0)}
+    digest = hashlib.sha256(b'["a","torch.float32",[3]]' + tensors["a"].numpy().tobytes()).hexdigest()
+    for checksum, whole in ((digest, True), (digest[::-1], False), (None, False)):
+        text = json.dumps({**record("thing"), "tensors_sha256": checksum})
+        save_file(tensors, tmp_path / "old.safetensors", metadata={"bolid": text})
+        if whole:
+            assert torch.equal(load_tensors(tmp_path / "old.safetensors", "thing")[0]["a"], tensors["a"])
+        else:
+            with pytest.raises(BolidError, match="damaged: its content does not match"):
+                load_tensors(tmp_path / "old.safetensors", "thing")
+
+
 def test_foreign_files(tmp_path):
     from safetensors.torch import save_file
 
@@ -84,7 +113,14 @@ def test_foreign_files(tmp_path):
     save_file({"a": torch.zeros(1)}, path, metadata={"bolid": "[]"})
     with pytest.raises(BolidError, match="not one of BoLID's"):
         load_tensors(path, "profile")
-    for content in (b"", b"\x89PNG\r\n\x1a\n" + b"x" * 100, json.dumps({"a": 1}).encode(), b"\x02" + b"\0" * 7 + b"[]"):
+    deep = (200_000).to_bytes(8, "little") + b"[" * 200_000
+    for content in (
+        b"",
+        b"\x89PNG\r\n\x1a\n" + b"x" * 100,
+        json.dumps({"a": 1}).encode(),
+        b"\x02" + b"\0" * 7 + b"[]",
+        deep,
+    ):
         path.write_bytes(content)
         with pytest.raises(BolidError, match="not a safetensors file"):
             load_tensors(path, "profile")
@@ -105,6 +141,25 @@ def test_profile_round_trip(tmp_path, record):
     save_tensors(path, {"body_mean": mean}, record("profile"))
     with pytest.raises(BolidError, match="lacks parts of a profile"):
         load_profile(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_profile_without_numbers_is_refused(tmp_path, record, value):
+    for name in ("body_mean", "body_logvar", "face", "view_weights"):
+        tensors = {"body_mean": torch.zeros(4), "body_logvar": torch.zeros(4), "face": torch.zeros(512),
+                   "view_weights": torch.ones(2) / 2}  # fmt: skip
+        tensors[name][1] = value
+        save_profile(tmp_path / "me.safetensors", **tensors, record=record("profile"))
+        with pytest.raises(BolidError, match=f"me.safetensors cannot be used: {name} has values that are no numbers"):
+            load_profile(tmp_path / "me.safetensors")
+
+
+@pytest.mark.parametrize("fields", [{"family": 5}, {"inputs": []}, {"inputs": {"a": 1}}, {"config": None}])
+def test_a_record_of_another_form_is_refused(tmp_path, record, fields):
+    path = tmp_path / "file.safetensors"
+    save_tensors(path, {"a": torch.zeros(1)}, {**record("thing"), **fields})
+    with pytest.raises(BolidError, match="is damaged: its record lacks a family, settings or inputs"):
+        read_record(path)
 
 
 def test_adapter_round_trip(tmp_path, record):

@@ -8,10 +8,14 @@ from small_base import make_family, make_training_shards
 
 from bolid.backends.body import BodyEncoder, read_body_encoder
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors, read_record
+from bolid.formats.tensors import read_record
 from bolid.method import body_vae as bv
+from bolid.method.body_views import view_confidence
 from bolid.run import sha256_file
-from bolid.train_vae import Anchor, TrainVaeConfig, _draw, checkpoint_path, read_views, train_vae, unpack
+from bolid.train_vae import TrainVaeConfig, train_vae
+from bolid.train_vae.command import checkpoint_path
+from bolid.train_vae.data import draw_halves, read_views, unpack
+from bolid.train_vae.distillation import Teacher
 
 CONFIG = TrainVaeConfig(steps=5, people=3, views=3, body_dim=6, width=4, checkpoint_minutes=0.0)
 
@@ -38,23 +42,17 @@ def kill_at(step: int):
 def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
     _, train = world
     whole = train_vae(train, tmp_path / "whole.safetensors", config=CONFIG, device="cpu", seed=3)
-    with pytest.raises(Killed):
-        # The progress call of a step comes before its checkpoint, so this keeps steps 1 and 2.
-        train_vae(train, tmp_path / "killed.safetensors", config=CONFIG, device="cpu", seed=3, progress=kill_at(3))
-    assert checkpoint_path(tmp_path / "killed.safetensors").exists() and not (tmp_path / "killed.safetensors").exists()
-    seen = []
-    resumed = train_vae(
-        train,
-        tmp_path / "killed.safetensors",
-        config=CONFIG,
-        device="cpu",
-        seed=3,
-        progress=lambda d, t, x: seen.append(d),
-    )
-    assert seen == [3, 4, 5]
-    first, second = (load_tensors(r.path, "body-encoder")[0] for r in (whole, resumed))
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert not checkpoint_path(tmp_path / "killed.safetensors").exists()
+    for step in range(2, 6):
+        out, steps = tmp_path / f"killed-{step}.safetensors", []
+        with pytest.raises(Killed):
+            # The progress call of a step comes before its checkpoint, so this keeps the steps before it.
+            train_vae(train, out, config=CONFIG, device="cpu", seed=3, progress=kill_at(step))
+        assert checkpoint_path(out).exists() and not out.exists()
+        resumed = train_vae(
+            train, out, config=CONFIG, device="cpu", seed=3, progress=lambda done, *_, steps=steps: steps.append(done)
+        )
+        assert steps == list(range(step, 6)) and not checkpoint_path(out).exists()
+        assert resumed.metrics == whole.metrics and out.read_bytes() == whole.path.read_bytes()
 
 
 def test_the_encoder_knows_its_people(world, tmp_path):
@@ -65,7 +63,7 @@ def test_the_encoder_knows_its_people(world, tmp_path):
     result = train_vae(train, tmp_path / "a.safetensors", config=config, device="cpu")
     encoder, table = BodyEncoder(result.path), read_views(train)
     mean, logvar = encoder.model.encode(unpack(table.views, torch.arange(result.views)))
-    confidence = bv.view_confidence(table.views.keypoints)
+    confidence = view_confidence(table.views.keypoints)
     fused = [bv.fuse(mean[None, rows], logvar[None, rows], confidence[None, rows]) for rows in table.people]
     expected = bv.population(torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused]))
     assert len(fused) == result.people and encoder.population.covariance.shape == (2, 2)
@@ -95,8 +93,19 @@ def test_what_another_training_has_made_is_kept(world, tmp_path):
     with pytest.raises(BolidError, match="b.safetensors is of another training: different learning_rate$") as error:
         train_vae(world[1], out, config=dataclasses.replace(CONFIG, learning_rate=1.0), device="cpu")
     assert out.read_bytes() == made and "another --out" in error.value.hint
-    train_vae(world[1], out, config=CONFIG, device="cpu")
-    assert out.read_bytes() == made, "the same training again"
+    with pytest.raises(BolidError, match="is of another training: different steps$") as error:
+        train_vae(world[1], out, config=dataclasses.replace(CONFIG, steps=9), device="cpu")
+    assert f"--init {out}" in error.value.hint
+
+
+def test_a_finished_training_is_not_repeated(world, tmp_path):
+    first = train_vae(world[1], tmp_path / "b.safetensors", config=CONFIG, device="cpu")
+    made = first.path.read_bytes()
+    again = train_vae(
+        world[1], first.path, config=CONFIG, device="cpu", progress=lambda *_: pytest.fail("it trains again")
+    )
+    assert again == dataclasses.replace(first, seconds=0.0, already_done=True) and not first.already_done
+    assert first.path.read_bytes() == made
 
 
 def test_record_says_how_to_build_the_network_again(world, tmp_path):
@@ -115,38 +124,34 @@ def test_training_can_start_from_another_encoder(world, tmp_path):
     ours, theirs = (read_body_encoder(result.path)[0] for result in (first, second))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running" not in name and "num_" not in name)
     assert ours["direct.weight"].any()  # that the first one learnt
-    without = dataclasses.replace(CONFIG, direct=False)
-    old = train_vae(world[1], tmp_path / "old.safetensors", config=without, device="cpu")
-    third = train_vae(
-        world[1], tmp_path / "d.safetensors", config=dataclasses.replace(still, init=str(old.path)), device="cpu"
-    )
-    assert not load_tensors(third.path, "body-encoder")[0]["direct.weight"].any()  # it starts from nothing there
     with pytest.raises(BolidError, match="body encoder of another shape"):
         train_vae(world[1], tmp_path / "c.safetensors", config=dataclasses.replace(still, body_dim=7), device="cpu")
 
 
-def test_an_anchor_keeps_the_space(world, tmp_path):
-    """A new encoder comes near what the anchor reads in a person's other photos; left to itself it does not."""
+@pytest.mark.slow
+def test_distillation_keeps_the_space(world, tmp_path):
+    """A new encoder comes near its teacher's body of a person's other photos; left to itself it does not."""
     first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")
     found = {}
     for weight in (0.0, 100.0):
-        config = dataclasses.replace(CONFIG, steps=40, anchor=str(first.path), anchor_weight=weight, spoil=0.3)
+        config = dataclasses.replace(CONFIG, steps=40, distill_weight=weight, degradation=0.3)
+        config = dataclasses.replace(config, distill_from=str(first.path))
         found[weight] = train_vae(world[1], tmp_path / f"{weight}.safetensors", config=config, device="cpu", seed=1)
-    assert found[100.0].metrics["anchor"] < 0.7 * found[0.0].metrics["anchor"]
-    assert set(read_record(found[0.0].path)["inputs"]) == {"train", "anchor"}
+    assert found[100.0].metrics["distillation"] < 0.7 * found[0.0].metrics["distillation"]
+    assert set(read_record(found[0.0].path)["inputs"]) == {"train", "distill_from"}
+    wider = dataclasses.replace(CONFIG, body_dim=7, distill_from=str(first.path))
     with pytest.raises(BolidError, match="has a space of 6 dimensions"):
-        wider = dataclasses.replace(CONFIG, body_dim=7, anchor=str(first.path))
         train_vae(world[1], tmp_path / "w.safetensors", config=wider, device="cpu")
-    again = dataclasses.replace(CONFIG, steps=1, anchor=str(found[0.0].path))
+    again = dataclasses.replace(CONFIG, steps=1, distill_from=str(found[0.0].path))
     encoder = BodyEncoder(train_vae(world[1], tmp_path / "b.safetensors", config=again, device="cpu").path)
-    assert encoder.space == sha256_file(first.path) == BodyEncoder(first.path).space  # the anchor's anchor's
+    assert encoder.space == sha256_file(first.path) == BodyEncoder(first.path).space  # the teacher's teacher's
     assert encoder.inputs == {"body_encoder": encoder.space, "body_encoder_file": encoder.sha256}
 
 
 def test_finer_patches_go_on_from_coarser_ones(world, tmp_path):
-    """--detail with an --init and an --anchor of another one."""
+    """--detail with an --init and a --distill-from of another one."""
     first = train_vae(world[1], tmp_path / "a.safetensors", config=CONFIG, device="cpu")
-    config = dataclasses.replace(CONFIG, detail=1.5, init=str(first.path), anchor=str(first.path))
+    config = dataclasses.replace(CONFIG, detail=1.5, init=str(first.path), distill_from=str(first.path))
     encoder = BodyEncoder(train_vae(world[1], tmp_path / "b.safetensors", config=config, device="cpu").path)
     assert encoder.model.detail == 1.5 and encoder.space == sha256_file(first.path)
     finer, coarser = read_views(world[1], 1.5).views.torso.shape, read_views(world[1]).views.torso.shape
@@ -155,31 +160,31 @@ def test_finer_patches_go_on_from_coarser_ones(world, tmp_path):
         dataclasses.replace(CONFIG, detail=3)
 
 
-def test_an_anchor_reads_only_the_other_photos(world):
+def test_the_target_of_distillation_is_of_the_other_photos(world):
     """The target of a half is the product of experts of the person's views that are not in it, each counted once."""
-    from bolid.method.body_vae import BodyVAE, fuse, view_confidence
+    from bolid.method.body_vae import BodyVAE, fuse
 
     table = read_views(world[1])
     torch.manual_seed(0)
-    anchor = Anchor(BodyVAE(6, width=4).eval(), table, "cpu")
+    teacher = Teacher(BodyVAE(6, width=4).eval(), table, "cpu")
     own = torch.as_tensor(table.people[1])
     views = unpack(table.views, own)
     with torch.no_grad():
-        mean, logvar = anchor.model.encode(views)
+        mean, logvar = teacher.model.encode(views)
     left = torch.ones(len(own), dtype=torch.bool)
     left[[0, 2]] = False
     target, _ = fuse(mean[left][None], logvar[left][None], view_confidence(views.keypoints)[left][None])
     rows = own[[0, 1, 2, 0]]  # one of them twice
     used = torch.tensor([[True, False, True, True]])
-    assert float(anchor.loss(target, rows, used)) == pytest.approx(0, abs=1e-8)
-    assert float(anchor.loss(target, rows, ~used)) > 1e-4
+    assert float(teacher.loss(target, rows, used)) == pytest.approx(0, abs=1e-8)
+    assert float(teacher.loss(target, rows, ~used)) > 1e-4
 
 
 def test_no_photo_is_in_both_halves(world):
     people = read_views(world[1]).people
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
-        rows, in_a = _draw(people, 3, 6, generator, seed=0, step=step)  # more views than anyone has photos
+        rows, in_a = draw_halves(people, 3, 6, generator, seed=0, step=step)  # more views than anyone has photos
         for own, half in zip(rows.view(3, 6), in_a, strict=True):
             assert not set(own[half].tolist()) & set(own[~half].tolist())
             assert half.any() and not half.all()
@@ -202,7 +207,7 @@ def test_features_are_asked_for(world, tmp_path):
         ({"views": 1}, "--views is 1"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"kl_weight": -0.1}, "--kl-weight is -0.1"),
-        ({"spoil": 1.5}, "--spoil is 1.5"),
+        ({"degradation": 1.5}, "--degradation is 1.5"),
         ({"people": 1}, "--people is 1"),
         ({"view": "x"}, "--view is 'x'"),
         ({"steps": 0}, "--steps is 0"),

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from bolid import views
-from bolid.backends.pose import Person
+from bolid.backends.pose import Detection
 from bolid.views import choose_person, face_of, person_crop
 
 
-def person(box=(20, 10, 60, 110), score=0.9, seen=range(17)) -> Person:
+def person(box=(20, 10, 60, 110), score=0.9, seen=range(17)) -> Detection:
     keypoints = np.zeros((17, 3), np.float32)
     left, top, right, bottom = box
     keypoints[:, 0] = np.linspace(left, right, 17)
     keypoints[:, 1] = np.linspace(top, bottom, 17)
     keypoints[list(seen), 2] = 0.9
-    return Person(np.array(box, np.float32), score, keypoints)
+    return Detection(np.array(box, np.float32), score, keypoints)
 
 
 class Face:
@@ -43,9 +43,9 @@ def test_reasons_for_rejection():
 def test_how_far_down_a_photo_shows_a_person():
     shown = {"feet": range(17), "knees": range(15), "hips": range(13), "shoulders": range(11), "head": range(5)}
     for part, seen in shown.items():
-        assert views.seen_down_to(person(seen=seen).keypoints) == part
-    assert views.seen_down_to(person(seen=range(16)).keypoints) == "knees"  # one foot alone
-    assert views.seen_down_to(person(seen=[15, 16]).keypoints) == "feet"  # whatever hides the rest
+        assert views.lowest_part(person(seen=seen).keypoints) == part
+    assert views.lowest_part(person(seen=range(16)).keypoints) == "knees"  # one foot alone
+    assert views.lowest_part(person(seen=[15, 16]).keypoints) == "feet"  # whatever hides the rest
 
 
 def test_the_box_holds_the_seen_keypoints():
@@ -106,5 +106,5 @@ def test_unknown_rule():
     from bolid.errors import BolidError
     from bolid.models.families import get_family
 
-    with pytest.raises(BolidError, match="--person is 'everyone'"):
+    with pytest.raises(BolidError, match="--select-person is 'everyone'"):
         views.ViewReader(get_family(), person="everyone")

@@ -13,26 +13,16 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import (
-    BodyVAE,
-    Population,
-    Views,
-    crop_views,
-    fuse,
-    make_views,
-    population,
-    view_confidence,
-    view_crop,
-    within_population,
-)
+from bolid.method.body_vae import BodyVAE, Population, fuse, population, within_population
+from bolid.method.body_views import Views, crop_views, make_views, view_confidence, view_crop
 from bolid.run import sha256_file
 
 if TYPE_CHECKING:
     from bolid.backends.pose import PoseModel
 
 KIND = "body-encoder"
-FEW = 2
-"""So many views leave enough of a body open for the population to say more of it: by trial (docs/tiny-training.md)."""
+FEW_VIEWS = 2
+"""With so many views or fewer, use the population prior: by trial (examples/tiny_family/LEARNT.md)."""
 _PEOPLE = "population."
 _BATCH = 64
 
@@ -40,7 +30,7 @@ _BATCH = 64
 def save_body_encoder(
     path: str | os.PathLike[str], model: BodyVAE, record: dict[str, Any], people: Population | None = None
 ) -> None:
-    """Encoder and decoder in f16, the population in f32; the record's config says how to build the network again."""
+    """Write encoder and decoder in f16 and the population in f32. The record's config has the network's sizes."""
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     if people is not None:
         tensors |= {_PEOPLE + name: value.float() for name, value in people._asdict().items()}
@@ -50,10 +40,10 @@ def save_body_encoder(
 def read_body_encoder(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, torch.Tensor], Population | None, dict[str, Any]]:
-    """(the network's tensors in f32, the population if it is known, the record)."""
+    """(the network's tensors in f32; the population, None where the file has none; the record)."""
     tensors, record = load_tensors(path, KIND)
-    told = {name: tensors.pop(_PEOPLE + name) for name in Population._fields if _PEOPLE + name in tensors}
-    people = Population(**told) if len(told) == len(Population._fields) else None
+    fields = {name: tensors.pop(_PEOPLE + name) for name in Population._fields if _PEOPLE + name in tensors}
+    people = Population(**fields) if len(fields) == len(Population._fields) else None
     return {name: value.float() for name, value in tensors.items()}, people, record
 
 
@@ -68,7 +58,7 @@ class BodyEncoder:
         try:
             self.model = BodyVAE(
                 config["body_dim"], config["width"], view=config["view"], feature_dim=self.record["feature_dim"],
-                direct=config.get("direct", False), detail=config.get("detail", 1.0),
+                detail=config.get("detail", 1.0),
             )  # fmt: skip
             self.model.load_state_dict(tensors)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -79,29 +69,31 @@ class BodyEncoder:
         self.to(device)
 
     def to(self, device: str) -> None:
+        """Move the network to a device, in place."""
         self.device = device
         self.model.to(device, memory_format=torch.channels_last)
 
     @property
     def body_dim(self) -> int:
+        """D, the length of a body vector."""
         return self.model.body_dim
 
     @property
     def space(self) -> str:
-        """sha256 of the encoder whose space its vectors lie in: its own, or what it was anchored to in its training.
+        """sha256 of the encoder whose space its vectors lie in: its own, or its teacher's in distillation.
         Vectors, adapters and sliders of one space go together.
         """
         return self.record.get("space", self.sha256)
 
     @property
     def inputs(self) -> dict[str, str]:
-        """What the run record of something that its vectors went into says of it."""
+        """The inputs that a run record names for something made from its vectors."""
         found = {"body_encoder": self.space}
         return found if self.space == self.sha256 else {**found, "body_encoder_file": self.sha256}
 
     @property
     def needs_features(self) -> bool:
-        """Whether it looks at the image-text features of a photo too."""
+        """Whether its input has the image-text features of a photo, too."""
         return self.model.view != "crop"
 
     @torch.no_grad()
@@ -133,8 +125,9 @@ class BodyEncoder:
     def read_pixels(
         self, pixel_values: torch.Tensor, pose: PoseModel, view_size: Sequence[int]
     ) -> tuple[torch.Tensor, Views, torch.Tensor]:
-        """(mean [B, D], what was looked at, how far it is to be believed [B]) of pictures [B, 3, H, W] in -1..1, where
-        `pose` finds the person in them. They are shown as finely as photos, `view_size` (H, W). Differentiable.
+        """(mean [B, D], the encoder's input, its confidence 0..1 [B]) of pictures [B, 3, H, W] in -1..1.
+
+        `pose` finds the person. Pictures are resized to the resolution of photos, `view_size` (H, W). Differentiable.
         """
         keypoints, _box, score = pose.best_person(pixel_values)
         scale = view_size[0] / pixel_values.shape[2]
@@ -145,8 +138,9 @@ class BodyEncoder:
         return mean, views, score * view_confidence(views.keypoints)
 
     def encode_pixels(self, pixel_values: torch.Tensor, keypoints: torch.Tensor) -> tuple[torch.Tensor, Views]:
-        """Mean [B, D] of each of the pictures [B, 3, h, w] in -1..1 with keypoints [B, 17, 3] in their pixels, and what
-        of them was looked at. Differentiable in both; for encoders that look at the picture alone.
+        """(mean [B, D], the encoder's input) of pictures [B, 3, h, w] in -1..1 with keypoints [B, 17, 3] in pixels.
+
+        Differentiable in both. For encoders without image-text features.
         """
         views = make_views(*crop_views(pixel_values, keypoints, detail=self.model.detail))
         return self.model.encode(views)[0], views
@@ -157,17 +151,18 @@ def fuse_views(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All views of one person, [M, D], [M, D], [M] => body_mean [D], body_logvar [D], view_weights [M] summing to 1.
 
-    A view's weight is its share of the precision that the views add to the prior. With `people` the mean of FEW views
-    is that within them (`within_population`); the uncertainty stays that of N(0, I), or another view might raise it.
+    A view's weight is its share of the precision that the views add to the prior. With `people`, the mean of FEW_VIEWS
+    views or fewer uses them as the prior (`within_population`). The uncertainty is always that under N(0, I), so that
+    another view never raises it.
     """
     body_mean, body_logvar = (part[0] for part in fuse(mean[None], logvar[None], confidence[None]))
-    if people is not None and len(mean) <= FEW:
+    if people is not None and len(mean) <= FEW_VIEWS:
         body_mean = within_population(body_mean, body_logvar, people)
     precision = (torch.exp(-logvar) * confidence[:, None]).sum(-1)
     return body_mean, body_logvar, precision / precision.sum().clamp_min(1e-12)
 
 
 def population_of(people: Iterable[Sequence[torch.Tensor]]) -> Population:
-    """How bodies are spread over people all of whose views are given: mean [M, D], logvar [M, D], confidence [M]."""
+    """The distribution of bodies over people, each given by all views: mean [M, D], logvar [M, D], confidence [M]."""
     fused = [fuse_views(*views)[:2] for views in people]
     return population(*(torch.stack(part) for part in zip(*fused, strict=True)))

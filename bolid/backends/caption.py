@@ -40,7 +40,7 @@ def caption_for(photo: Path | str) -> str:
 
 
 def captioner_path(caption: str, family: Family) -> str:
-    """What `Captioner` loads for --caption: the family's own model for "blip2", else the folder or name as given.
+    """The model of --caption: the family's own for "blip2", else the folder or name as given.
 
     "" for "none" and "sidecar". Raises BolidError where the family's model is missing.
     """
@@ -91,7 +91,7 @@ class Captioner:
                     else f"fetch it with: hf download {model}",
                 ) from error
         self.network = network.eval().requires_grad_(False).to(self.device)
-        self.processor.tokenizer.padding_side = "left"  # what is generated goes on at the right
+        self.processor.tokenizer.padding_side = "left"  # new tokens go to the right
 
     def caption(self, images: Sequence[np.ndarray]) -> list[str]:
         """One line for each picture (uint8 [H,W,3] RGB, any sizes), all in one batch, the likeliest words."""
@@ -102,7 +102,7 @@ class Captioner:
 
         pictures = [Image.fromarray(image) for image in images]
         if getattr(self.processor, "chat_template", None):
-            # Models that converse need to be asked; those made for captions do best without words.
+            # Chat models need a question; captioning models do best without one.
             question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
             text = self.processor.apply_chat_template(question, add_generation_prompt=True)
             inputs = self.processor(

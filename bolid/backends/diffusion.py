@@ -9,10 +9,9 @@ Shapes: N pictures, C latent channels, (h, w) latent positions, L tokens, E chan
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,12 @@ from bolid.errors import BolidError
 from bolid.formats.tensors import read_header
 
 if TYPE_CHECKING:
-    from bolid.models.families import Family
-    from bolid.scales import Scale
+    from diffusers import ControlNetModel
 
-PAINTING = ("steps", "guidance", "face_scale", "body_scale")
-"""What a family's `defaults` and `few_steps` say that is the call's and not the scheduler's."""
+    from bolid.models.families import Family
+
+SAMPLING = ("steps", "guidance", "face_scale", "body_scale")
+"""The keys of a family's `defaults` and `few_steps` that are settings of a call and not of the scheduler."""
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_dtype(name: str, device: str) -> torch.dtype:
-    """What a base paints in: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    """The precision of a base: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere."""
     if name == "auto":
         name = "fp16" if torch.device(device).type == "cuda" else "fp32"
     if name not in DTYPES:
@@ -142,7 +142,8 @@ def load_base(
             pipe.fuse_lora()
             pipe.unload_lora_weights()
     if dtype != torch.float32:
-        _keep_float32(pipe.vae)
+        with quiet_diffusers():
+            pipe.vae.to(torch.float32)
     if sampler is not None:
         set_sampler(pipe, sampler)
     with quiet_diffusers():
@@ -153,18 +154,6 @@ def offload(pipe: Any, device: str) -> None:
     """Keep each network of `pipe` in main memory but while it computes on `device`: the last thing to do to it."""
     with quiet_diffusers():
         pipe.enable_model_cpu_offload(device=device)
-
-
-def _keep_float32(vae: Any) -> None:
-    """Give the VAE float32 weights, and latents in them: the pipelines hand it those of the UNet's type."""
-    with quiet_diffusers():
-        vae.to(torch.float32)
-    decode = vae.decode
-
-    def decode_in_float32(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return decode(latents.float(), *args, **kwargs)
-
-    vae.decode = decode_in_float32
 
 
 def _variant(path: Path) -> str | None:
@@ -248,12 +237,12 @@ def set_sampler(pipe: Any, settings: Mapping[str, Any]) -> None:
 def sampler(own: Any, settings: Mapping[str, Any]) -> Any:
     """The diffusers scheduler that a family's `defaults` or `few_steps` name, with the schedule of the base's `own`.
 
-    `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides PAINTING goes
+    `settings`: "scheduler" is a class of diffusers, by default the base's own; what else there is besides SAMPLING goes
     to it, like "timestep_spacing".
     """
     import diffusers
 
-    chosen = {key: value for key, value in settings.items() if key not in (*PAINTING, "scheduler")}
+    chosen = {key: value for key, value in settings.items() if key not in (*SAMPLING, "scheduler")}
     if "scheduler" not in settings and not chosen:
         return own
     scheduler_class = getattr(diffusers, settings.get("scheduler", type(own).__name__), None)
@@ -270,7 +259,7 @@ def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -
     """Lay LoRAs (safetensors file, weight) over the base, through diffusers and peft.
 
     Raises BolidError for a file that is no LoRA and for one that does not wholly fit: diffusers itself only logs what
-    it could not place, and paints without it.
+    it could not place, and goes on without it.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors import SafetensorError
@@ -307,10 +296,13 @@ def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -
         pipe.set_adapters(names, [weight for _, weight in loras])
 
 
-def add_controlnet(pipe: Any, family: Family) -> Any:
-    """The same pipeline (its very networks, whatever is loaded into them) with the family's openpose ControlNet."""
+def load_controlnet(pipe: Any, family: Family) -> ControlNetModel:
+    """The family's openpose ControlNet, frozen, in `pipe`'s precision and on its device.
+
+    Raises BolidError for one that is missing, damaged, or made for another kind of base.
+    """
     path = family.require("controlnet")
-    from diffusers import AutoPipelineForText2Image, ControlNetModel
+    from diffusers import ControlNetModel
 
     wanted = "it must be a directory that diffusers' ControlNetModel.from_pretrained loads, with safetensors weights"
     with loading(f"the ControlNet {path}", wanted):
@@ -318,128 +310,27 @@ def add_controlnet(pipe: Any, family: Family) -> Any:
             str(path), local_files_only=True, use_safetensors=True, torch_dtype=pipe.unet.dtype
         )
     require_whole(network, path)
-    with quiet_diffusers():
-        for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
-            theirs, own = network.config[key], pipe.unet.config[key]
-            if theirs != own and list(np.atleast_1d(theirs)) != list(np.atleast_1d(own)):
-                raise BolidError(
-                    f"the ControlNet {path} was made for another base: its {key} is {theirs}, the base's {own}",
-                    f"give family '{family.name}' a ControlNet trained on its own base",
-                )
-        network.requires_grad_(False).eval()
-        controlled = AutoPipelineForText2Image.from_pipe(pipe, controlnet=network.to(pipe.device))
-        controlled.set_progress_bar_config(disable=True)
-        return controlled
-
-
-@contextlib.contextmanager
-def remembered_conditions(pipe: Any) -> Iterator[None]:
-    """Inside, what text, face and body contribute is computed once a picture and not once a step.
-
-    A condition is the same tensor at every step, so its keys and values are too. Each layer that sees nothing else
-    (`to_k`, `to_v`, `to_k_ip`, `to_v_ip` of the cross-attentions, and the projection of embeds to tokens) keeps its
-    last result and gives it back when it is handed the very same tensor. The arithmetic stays diffusers', to the bit.
-    """
-    from diffusers.models.attention_processor import Attention
-
-    layers: list[Any] = []
-    for network in (pipe.unet, getattr(pipe, "controlnet", None)):
-        if network is None:
-            continue
-        layers += [layer for layer in (getattr(network, "encoder_hid_proj", None),) if layer is not None]
-        for module in network.modules():
-            if isinstance(module, Attention) and module.is_cross_attention:
-                layers += [module.to_k, module.to_v]
-                layers += [*getattr(module.processor, "to_k_ip", ()), *getattr(module.processor, "to_v_ip", ())]
-    originals = [layer.forward for layer in layers]
-    for layer in layers:
-        layer.forward = _remember(layer.forward)
-    try:
-        yield
-    finally:
-        for layer, original in zip(layers, originals, strict=True):
-            layer.forward = original
-
-
-def _remember(compute: Callable[..., Any]) -> Callable[..., Any]:
-    last: tuple[Any, Any] = (None, None)  # holding the input too, so that no other object can take its identity
-
-    def forward(condition: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal last
-        if last[0] is not condition:
-            last = (condition, compute(condition, *args, **kwargs))
-        return last[1]
-
-    return forward
-
-
-@contextlib.contextmanager
-def guidance_during(pipe: Any, guidance: Scale) -> Iterator[None]:
-    """For one call of `pipe` with `guidance_scale` = `guidance.up`: guidance counts in its stretch of the steps alone
-    (Kynkäänniemi et al., arXiv:2404.07724).
-
-    In the other steps the UNet is given the conditional rows only and its answer stands for both halves, so that
-    uncond + w (cond - uncond) is cond for every w. They take half the time.
-    """
-    if guidance.up <= 1 or (guidance.start, guidance.end) == (0.0, 1.0):
-        yield
-        return
-    forward, halves, steps = pipe.unet.forward, {}, itertools.count()
-
-    def half(value: Any) -> Any:
-        return map_tensors(value, lambda tensor: tensor.chunk(2)[1])
-
-    def half_once(value: Any) -> Any:
-        # The same object every time, or what `remembered_conditions` keeps would be computed anew.
-        if id(value) not in halves:
-            halves[id(value)] = value, half(value)
-        return halves[id(value)][1]
-
-    def conditional(sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any, **others: Any) -> Any:
-        if next(steps) in guidance.steps(pipe.num_timesteps):
-            return forward(sample, timestep, encoder_hidden_states, **others)
-        if added := others.get("added_cond_kwargs"):
-            others["added_cond_kwargs"] = {name: half_once(value) for name, value in added.items()}
-        for name in ("down_block_additional_residuals", "mid_block_additional_residual"):
-            others[name] = half(others.get(name))
-        answer = forward(half(sample), timestep, half_once(encoder_hidden_states), **others)
-        return (torch.cat([answer[0]] * 2),)
-
-    pipe.unet.forward = conditional
-    try:
-        yield
-    finally:
-        pipe.unet.forward = forward
-
-
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """`value` with each tensor in it, and in its dictionaries, lists and tuples, changed."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {name: map_tensors(part, change) for name, part in value.items()}
-    return type(value)(map_tensors(part, change) for part in value) if isinstance(value, list | tuple) else value
-
-
-def paint(pipe: Any, *prompts: Sequence[str], guidance: Scale, **options: Any) -> Any:
-    """The pictures of one call of `pipe`, without progress bars or gradient, `guidance` in its stretch of the steps.
-
-    `options` are the pipeline's own. Whoever hands over null embeddings does so exactly when `guidance.up > 1`.
-    """
-    with quiet_diffusers(), torch.no_grad(), guidance_during(pipe, guidance):
-        return pipe(*prompts, guidance_scale=guidance.up, **options).images
+    for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
+        theirs, own = network.config[key], pipe.unet.config[key]
+        if theirs != own and list(np.atleast_1d(theirs)) != list(np.atleast_1d(own)):
+            raise BolidError(
+                f"the ControlNet {path} was made for another base: its {key} is {theirs}, the base's {own}",
+                f"give family '{family.name}' a ControlNet trained on its own base",
+            )
+    return network.requires_grad_(False).eval().to(pipe._execution_device)
 
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """c_tau = Gamma_tau(tau) (BoLID section 3): text states [N, L, E] and SDXL's pooled state [N, P] (else None).
 
-    Through the pipeline's own method, so truncation and padding are those of generation.
+    Through the pipeline's own method, so truncation and padding are those of diffusers.
     """
     with quiet_diffusers():
         encoded = pipe.encode_prompt(
-            prompt=list(prompts), device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+            prompt=list(prompts), device=pipe._execution_device, num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )  # fmt: skip
     return encoded[0], encoded[2] if len(encoded) == 4 else None
 
 
@@ -467,9 +358,14 @@ def encode_latents(pipe_or_vae: Any, images: Sequence[np.ndarray]) -> torch.Tens
 
 @torch.no_grad()
 def decode_latents(pipe_or_vae: Any, latents: torch.Tensor) -> list[np.ndarray]:
-    """Scaled latents [N, C, h, w] => pictures, uint8 HWC 0..255."""
+    """Scaled latents [N, C, h, w] => pictures, uint8 HWC 0..255, rounded as diffusers rounds them."""
     vae = getattr(pipe_or_vae, "vae", pipe_or_vae)
-    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    # Where `offload` has moved the VAE away, it computes on another device than it lies on.
+    latents = latents.to(getattr(pipe_or_vae, "_execution_device", vae.device), vae.dtype)
+    latents = latents / vae.config.scaling_factor
+    if (mean := getattr(vae.config, "latents_mean", None)) and (std := getattr(vae.config, "latents_std", None)):
+        mean, std = (latents.new_tensor(part).view(1, -1, 1, 1) for part in (mean, std))
+        latents = latents * std + mean
     pixels = vae.decode(latents).sample.float()
     pixels = ((pixels.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
     return list(pixels.permute(0, 2, 3, 1).cpu().numpy())

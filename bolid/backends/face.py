@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CHECKSUMS = "bolid.json"  # {"record": ..., "sha256": {file name: hash}}; packs from elsewhere have none
 CONFIDENCE = 0.5  # InsightFace's own default
 EMBEDDING_SIZE = 512
-LARGE = 0.15  # of a picture's height; of smaller faces a recogniser sees little
-ALIGNED = 112  # pixels; sides of what a recogniser is shown
+LARGE = 0.15  # of a picture's height; smaller faces are too coarse for a recogniser
+ALIGNED = 112  # pixels; sides of a recogniser's input
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,16 @@ class FaceModel:
 
 
 class DifferentiableFaces:
-    """The surest face in each picture, its embedding and its score, with a gradient to the pixels.
+    """The most confident face in each picture, its embedding and its score, with a gradient to the pixels.
 
-    A pack's detector and recogniser in torch, translated from ONNX. Only faces as high as LARGE count, for of small
-    ones the recogniser sees little; with `small_too` those count too, the less the smaller they are.
+    A pack's detector and recogniser in torch, translated from ONNX. Only faces as high as LARGE count; with `all_sizes`
+    smaller ones too, with a score that falls in proportion to their height.
     `sha256`, `detector_sha256`: of the recogniser and the detector. Raises BolidError for networks that onnx2torch
     cannot translate.
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu", small_too: bool = False) -> None:
-        self.small_too = small_too
+    def __init__(self, path: Path | str, device: str = "cpu", all_sizes: bool = False) -> None:
+        self.all_sizes = all_sizes
         faces = FaceModel(path, device)
         recogniser, self.scrfd = faces.network.models["recognition"], faces.network.det_model
         self.sha256, self.detector_sha256 = faces.sha256, sha256_file(Path(self.scrfd.model_file))
@@ -130,8 +130,8 @@ class DifferentiableFaces:
         )
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B,512], L2-normed, of pictures [B,3,H,W] in -1..1, of what is most like a face, however little;
-        zeros where nothing is. Up to rounding a picture's result does not depend on which others are with it.
+        """Embeddings [B,512], L2-normed, of the most confident face in pictures [B,3,H,W] in -1..1, whatever its score;
+        zeros where the score is 0. Up to rounding a picture's result does not depend on the rest of the batch.
         """
         import torch
 
@@ -140,10 +140,10 @@ class DifferentiableFaces:
         return self._recognise(pixel_values.float(), score, landmarks)
 
     def certainty(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The detector's score, 0..1, of what is most like a face in such pictures, with a gradient. [B]"""
+        """The detector's score of the most confident face in such pictures, 0..1, with a gradient. [B]"""
         return self._surest(pixel_values.float())[0]
 
-    def look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def detect_and_embed(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Embeddings and scores of such pictures, with a gradient, and landmarks [B,5,2] in pixels, without one."""
         score, landmarks = self._surest(pixel_values.float())
         return self._recognise(pixel_values.float(), score, landmarks), score, landmarks.detach()
@@ -157,39 +157,39 @@ class DifferentiableFaces:
         return embeddings * (score > 0)[:, None]
 
     def _surest(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(scores [B], landmarks [B,5,2] in pixels) of pictures [B,3,H,W], which are shown as `detect` shows them."""
+        """(scores [B], landmarks [B,5,2] in pixels) of pictures [B,3,H,W], resized and padded as `detect` does."""
         import torch
         import torch.nn.functional as F
 
         width, height = self.scrfd.input_size
         scale = min(height / pictures.shape[2], width / pictures.shape[3])
-        # What InsightFace calls mean and std are of pixels 0..255, and what it pads with is black.
-        shown = ((pictures + 1) * 127.5 - self.scrfd.input_mean) / self.scrfd.input_std
-        shown = F.interpolate(shown, scale_factor=scale, mode="bilinear", align_corners=False, antialias=scale < 1)
+        # InsightFace's mean and std are of pixels 0..255, and it pads with black.
+        inputs = ((pictures + 1) * 127.5 - self.scrfd.input_mean) / self.scrfd.input_std
+        inputs = F.interpolate(inputs, scale_factor=scale, mode="bilinear", align_corners=False, antialias=scale < 1)
         black = -self.scrfd.input_mean / self.scrfd.input_std
-        shown = F.pad(shown, (0, width - shown.shape[3], 0, height - shown.shape[2]), value=black)
-        seen = torch.func.vmap(self.detector)(shown[:, None])  # the file's network takes one picture at a time
+        inputs = F.pad(inputs, (0, width - inputs.shape[3], 0, height - inputs.shape[2]), value=black)
+        outputs = torch.func.vmap(self.detector)(inputs[:, None])  # the file's network takes one picture at a time
         best, landmarks = pictures.new_zeros(len(pictures)), pictures.new_zeros(len(pictures), 5, 2)
         each = torch.arange(len(pictures), device=pictures.device)
         for i, stride in enumerate(self.scrfd._feat_stride_fpn):
-            # Of each place: its score, how far its box reaches to the left, top, right and bottom, the landmarks.
+            # For each anchor: its score, the distances to the box's left, top, right and bottom, the landmarks.
             score, sides, points = (
-                part.reshape(len(pictures), -1, part.shape[-1]) for part in seen[i :: self.scrfd.fmc]
+                part.reshape(len(pictures), -1, part.shape[-1]) for part in outputs[i :: self.scrfd.fmc]
             )
             height = (sides[..., 1] + sides[..., 3]).detach() * stride / (LARGE * scale * pictures.shape[2])
-            counts = height.clamp(0, 1) if self.small_too else height >= 1
-            surest, place = (score[..., 0] * counts).max(dim=1)
+            counts = height.clamp(0, 1) if self.all_sizes else height >= 1
+            highest, place = (score[..., 0] * counts).max(dim=1)
             cell = place // self.scrfd._num_anchors
             corner = torch.stack([cell % (width // stride), cell // (width // stride)], dim=1).to(points)
             found = (corner[:, None] + points[each, place].view(-1, 5, 2)) * stride / scale
-            landmarks = torch.where((surest > best)[:, None, None], found, landmarks)
-            best = torch.maximum(best, surest)
+            landmarks = torch.where((highest > best)[:, None, None], found, landmarks)
+            best = torch.maximum(best, highest)
         return best, landmarks
 
 
 def _align(pictures: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
     """[B,3,112,112] of pictures [B,3,H,W] with landmarks [B,5,2]: the face as InsightFace's norm_crop turns and scales
-    it, differentiable. Landmarks that are all 0, nobody's, cut out the picture's corner."""
+    it, differentiable. Landmarks that are all 0 (no face) cut out the picture's corner."""
     import torch
     import torch.nn.functional as F
     from insightface.utils.face_align import estimate_norm

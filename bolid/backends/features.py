@@ -1,7 +1,7 @@
-"""What FID, KID and IS look at: InceptionV3 as torch-fidelity has it, or the family's own image tower; and LPIPS.
+"""The features of FID, KID and IS: InceptionV3 as torch-fidelity has it, or the family's own image tower; and LPIPS.
 
-Both towers map uint8 [H, W, 3] pictures of any sizes to features [N, D]. Which one it was stands in every report:
-figures of different features cannot be compared.
+Both map uint8 [H, W, 3] pictures of any sizes to features [N, D]. Every report names its features: figures of different
+features cannot be compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALEXNET_FILE = "alexnet-owt-7be5be79.pth"  # torchvision's own name
 
 
 def inception_path() -> Path:
-    """Where InceptionV3's weights are looked for; they are nobody's family."""
+    """Where InceptionV3's weights are looked for; they belong to no family."""
     return home() / "inception" / INCEPTION_FILE
 
 
@@ -64,7 +64,7 @@ class InceptionFeatures:
 
 
 def alexnet_path() -> Path:
-    """Where torchvision keeps AlexNet's weights, once anything has asked it for them."""
+    """Where torchvision keeps AlexNet's weights once it has downloaded them."""
     return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
 
 
@@ -75,7 +75,7 @@ class Lpips:
     """
 
     name = "LPIPS 0.1 on AlexNet (torchmetrics), pictures in their own size"
-    least_side = 64  # pixels; AlexNet has nothing left of smaller pictures
+    least_side = 64  # pixels; AlexNet's last map of smaller pictures is empty
 
     def __init__(self, device: str = "cpu") -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -102,8 +102,8 @@ class Lpips:
 
 @contextlib.contextmanager
 def _only_weights(path: Path, what: str) -> Iterator[None]:
-    """Inside, another library reads the weights file at `path`, and would run whatever code it holds; here it can't.
-    What goes wrong is a BolidError."""
+    """Inside, another library can load the weights file at `path` only as tensors: no code in it runs. Errors become a
+    BolidError."""
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:

@@ -24,7 +24,7 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 class ImageTextModel:
-    """An open_clip model, frozen and in eval mode (`network`), with what the pipeline asks of it.
+    """An open_clip model, frozen and in eval mode (`network`): embeddings of pictures and texts, features of patches.
 
     `half`: what is not differentiated is computed in half precision, by default on CUDA; results are float32 always.
     Raises BolidError when a file is missing, damaged or does not fit the config.
@@ -102,7 +102,7 @@ class ImageTextModel:
     # ---- patches
 
     def patch_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """[N,C,h,w]: what the image tower sees at each place of the *letterboxed* picture (`to_patches` maps to it).
+        """[N,C,h,w]: the image tower's features at each place of the *letterboxed* picture (`to_patches` maps to it).
 
         For a convolutional tower these are its feature maps at strides 8 and 16, one above the other; for a
         transformer the patch tokens of its last block.
@@ -136,10 +136,10 @@ class ImageTextModel:
                 if not self._convolutional:
                     embeddings, patches = self._embed(pixels), self._patches(pixels)
                 else:
-                    # Index 4 too, because open_clip does not run what comes after the last one asked for.
-                    seen = self.network.visual.forward_intermediates(pixels, indices=[2, 3, 4])
-                    patches = self._pyramid(seen["image_intermediates"][:2])
-                    embeddings = F.normalize(seen["image_features"], dim=-1)
+                    # Index 4 too: open_clip skips the layers after the last index, and the embedding needs them.
+                    maps = self.network.visual.forward_intermediates(pixels, indices=[2, 3, 4])
+                    patches = self._pyramid(maps["image_intermediates"][:2])
+                    embeddings = F.normalize(maps["image_features"], dim=-1)
             return self._unit(embeddings), self._at_keypoints(patches.float(), images, keypoints, sigma)
 
     def _at_keypoints(
@@ -212,8 +212,8 @@ class ImageTextModel:
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         visual = self.network.visual
         if self._convolutional:
-            seen = visual.forward_intermediates(pixels, indices=[2, 3], intermediates_only=True)
-            return self._pyramid(seen["image_intermediates"])
+            maps = visual.forward_intermediates(pixels, indices=[2, 3], intermediates_only=True)
+            return self._pyramid(maps["image_intermediates"])
         last = visual.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"][-1]
         if last.ndim == 3:  # tokens, without those that are no patches
             side = math.isqrt(last.shape[1])

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.run import run_record, write_atomic
+from bolid.run import prepare_environment, run_record, write_atomic
+
+prepare_environment()  # ultralytics reads it when it loads
 
 KIND = "pose-weights"
 CONFIDENCE = 0.25  # ultralytics' own default for predictions
@@ -34,7 +36,7 @@ OUTPUT_ROWS = 4 + 1 + 3 * 17  # box, score, keypoints
 
 
 @dataclass(frozen=True)
-class Person:
+class Detection:
     """One detected person. Pixels of the picture that was given."""
 
     box: np.ndarray  # f32 [4]: left, top, right, bottom
@@ -78,7 +80,7 @@ def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
 
         for module, names in _ULTRALYTICS_CLASSES.items():
             allowed += [getattr(importlib.import_module(module), name) for name in names]
-        # numpy's numbers, as which ultralytics notes how good its weights are
+        # numpy's numbers: ultralytics stores its scores as those
         allowed += [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), _numpy_scalar()]
         allowed += [(_numpy_scalar(), "numpy.core.multiarray.scalar")]  # numpy's name for it before 2.0
         # Those of ultralytics 8.3 hold the method `Detect.forward`, which a pickle spells getattr(Detect, "forward").
@@ -104,7 +106,7 @@ def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
         model = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
         if not isinstance(model, Network):
             raise BolidError(f"{path} holds no ultralytics pose network", "give a file like yolo11n-pose.pt")
-        # Only the tensors are believed; the network that they belong to is built anew and must have their very shapes.
+        # Only the tensors are used. Their network is built anew, and their shapes must be the same.
         tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
         yaml = _yaml_of(tensors)
         if yaml:
@@ -118,7 +120,7 @@ def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
 
 
 def _detect_forward(owner: Any, name: str) -> Any:
-    """What stands in for `getattr` while a checkpoint is read: it knows this one method."""
+    """Replaces `getattr` while a checkpoint is read: it returns this one method and refuses all others."""
     from ultralytics.nn.modules.head import Detect
 
     if owner is Detect and name == "forward":
@@ -127,7 +129,7 @@ def _detect_forward(owner: Any, name: str) -> Any:
 
 
 def _yaml_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Which YOLO11 these are the weights of: by the width of its first layer and the depth of its first block."""
+    """The YOLO11 that these weights are of, by the width of its first layer and the depth of its first block."""
     first = tensors.get("model.0.conv.weight", torch.empty(0))
     deep = any(name.startswith("model.2.m.1.") for name in tensors)
     scale = {(16, False): "n", (32, False): "s", (64, False): "m", (64, True): "l", (96, True): "x"}.get(
@@ -143,7 +145,7 @@ def _numpy_scalar() -> Any:
 def write_pose_model(
     directory: Path, yaml: str, tensors: Mapping[str, torch.Tensor], *, source: str = "", sha256: str = ""
 ) -> None:
-    """The files that `PoseModel` reads, f16, into `directory`; `source` and `sha256` say where the weights are from."""
+    """Write the files that `PoseModel` reads, f16, into `directory`. `source`, `sha256`: of the original weights."""
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     record = run_record(KIND, family=None, config={"source": source}, inputs={"checkpoint": sha256} if sha256 else {})
     save_tensors(directory / WEIGHTS, half, record)
@@ -151,14 +153,14 @@ def write_pose_model(
 
 
 def write_onnx_pose_model(directory: Path, file: Path) -> None:
-    """The files that `PoseModel` reads, from a network that ultralytics (or anybody) has exported to ONNX."""
+    """Write the files that `PoseModel` reads, from a network that ultralytics or another tool has exported to ONNX."""
     side = OnnxPose(file).size or (_PUBLISHED_SIZE, _PUBLISHED_SIZE)
     shutil.copyfile(file, directory / ONNX)
     write_atomic(directory / CONFIG, json.dumps({"imgsz": max(side)}) + "\n")
 
 
 def weights_file(path: Path) -> Path:
-    """The file that makes the pose model in the directory `path` what it is."""
+    """The file with the weights of the pose model in the directory `path`."""
     return path / (ONNX if (path / ONNX).is_file() else WEIGHTS)
 
 
@@ -197,15 +199,15 @@ class PoseModel:
                 ) from error
             self.network = network.fuse(verbose=False).eval().requires_grad_(False).to(self.device)
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[list[Person]]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """The people in each picture (uint8 [H,W,3] RGB, any sizes), the most certain first.
 
         Pictures are scaled so that the longest side is the network's image size. Those of equal shape share a batch,
-        and a picture's result does not depend on which others are with it.
+        and a picture's result does not depend on the rest of the batch.
         """
         from ultralytics.utils.nms import non_max_suppression
 
-        found: list[list[Person]] = [[] for _ in images]
+        found: list[list[Detection]] = [[] for _ in images]
         shapes: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape) == 0:
@@ -244,7 +246,7 @@ class PoseModel:
         """(keypoints [B,17,3], box [B,4], score [B]) of the most certain person in each picture [B,3,H,W] in -1..1.
 
         Differentiable with respect to the pixels. What `detect` finds first, without suppression: that never removes
-        the best. Where there is nobody the score says so. Keypoints and box (left, top, right, bottom) are pixels of
+        the best. Where nobody is found the score is low. Keypoints and box (left, top, right, bottom) are pixels of
         the given pictures, confidences and scores 0..1.
         """
         height, width = pixel_values.shape[2:]
@@ -299,6 +301,7 @@ class OnnxPose:
         self.one = shape[0] == 1  # picture at a time
 
     def __call__(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """[raw output [B,56,A]] of pictures [B,3,H,W] in 0..1, without a gradient."""
         array = pixel_values.detach().cpu().numpy().astype(np.float16 if self.half else np.float32)
         name = self.session.get_inputs()[0].name
         parts = [array[i : i + 1] for i in range(len(array))] if self.one else [array]
@@ -339,16 +342,16 @@ def _letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = N
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
-def _person(row: np.ndarray, scale: float, width: int, height: int) -> Person:
+def _person(row: np.ndarray, scale: float, width: int, height: int) -> Detection:
     """`row`: x0, y0, x1, y1, score, class, 17 x (x, y, confidence), in network pixels."""
     box = np.clip(row[:4] / scale, 0, [width, height, width, height]).astype(np.float32)
     keypoints = row[6:].reshape(17, 3) / np.array([scale, scale, 1], np.float32)
-    return Person(box=box, score=float(row[4]), keypoints=keypoints.astype(np.float32))
+    return Detection(box=box, score=float(row[4]), keypoints=keypoints.astype(np.float32))
 
 
 @contextlib.contextmanager
 def _same_threads() -> Iterator[None]:
-    """Ultralytics sets torch's thread count behind one's back; put it back."""
+    """Restore torch's thread count on leaving: ultralytics changes it."""
     threads = torch.get_num_threads()
     try:
         yield

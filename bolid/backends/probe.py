@@ -1,5 +1,4 @@
-"""The body probe: reads body ratios off a picture. A family's own only measures generated pictures; another one may
-teach an adapter (`train-adapter --readers`).
+"""The body probe: predicts body ratios from a picture. It measures generated pictures; nothing is trained with it.
 
 Shapes: N pictures, R ratios (`ratio_names`: lengths, breadths and girths over stature, volume over stature cubed).
 """
@@ -26,7 +25,7 @@ class BodyProbe:
     """The probe read from a directory (`probe.safetensors`), frozen. It knows full bodies and three-quarters.
 
     `ratio_names`: the R names; `mean`, `std`: of the ratios, f32 [R], in which the network reads them; `image_size`:
-    height and width of its input; `held_out_error`, from the metadata: its own error on people it has never seen,
+    height and width of its input; `held_out_error`, from the metadata: its own error on held-out people,
     {"r2": {name: ...}, "rmse": {name: ...}, "mean_r2": ..., "pictures": ...}.
     Raises BolidError when the file is missing, damaged or not a probe.
     """
@@ -58,15 +57,11 @@ class BodyProbe:
         with torch.no_grad():
             pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1 for image in images]
             inputs = [fit(picture, self.image_size) for picture in pixels]
-            outputs = [self._read(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
+            outputs = [self._predict(torch.cat(inputs[i : i + 64]).to(self.device)) for i in range(0, len(inputs), 64)]
         return torch.cat(outputs).cpu().numpy() * self.std + self.mean
 
-    def read(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The ratios in units of `std` from `mean`, [B,R], of pictures [B,3,H,W] in -1..1, with gradient."""
-        return self._read(fit(pixels, self.image_size))
-
-    def _read(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Each picture and its mirror image, averaged: the same body, seen twice."""
+    def _predict(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Standardised ratios [B,R] of pictures [B,3,*image_size], averaged over each picture and its mirror image."""
         return (self.network(pictures) + self.network(pictures.flip(-1))) / 2
 
 
@@ -82,7 +77,7 @@ def fit(pixels: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
 
 
 class ProbeNetwork(nn.Module):
-    """[B,3,*image_size] in -1..1 -> [B,R] standardised ratios: a small ResNet whose last map is read by place."""
+    """[B,3,*image_size] in -1..1 -> [B,R] standardised ratios: a small ResNet with a head of its own for each place."""
 
     def __init__(self, ratios: int, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -91,13 +86,14 @@ class ProbeNetwork(nn.Module):
             conv_block(64, 96, 2), Residual(96), Residual(96), conv_block(96, 128, 2), Residual(128), Residual(128),
         )  # fmt: skip
         rows, columns = (-(-side // 16) for side in image_size)
-        # Where a body part is says as much as what it looks like, so no pooling over the places.
+        # No pooling over the places: where a body part is carries as much information as how it looks.
         self.read = nn.Sequential(
             nn.Conv2d(128, 24, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.1),
             nn.Linear(24 * rows * columns, 160), nn.ReLU(inplace=True), nn.Linear(160, ratios),
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B,R] of pictures [B,3,H,W]."""
         return self.read(self.body(x))
 
 
@@ -109,7 +105,7 @@ def conv_block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a straight line."""
+    """Two convolutions and a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,4 +113,5 @@ class Residual(nn.Module):
         self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B,C,h,w] -> [B,C,h,w]."""
         return F.relu(x + self.second(self.first(x)))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from bolid.method.keypoints import MIN_CONFIDENCE
+
 NAME = "GrabCut from the pose"
 HEIGHT = 160  # larger pictures are reduced to this many rows: outlines need no more, and time grows with the area
 # Drawn as certainly body, with the thickness of a limb's core.
-_BONES = ((5, 6), (11, 12), (5, 11), (6, 12), (5, 12), (6, 11), (5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15),
+_LINES = ((5, 6), (11, 12), (5, 11), (6, 12), (5, 12), (6, 11), (5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15),
           (12, 14), (14, 16), (0, 5), (0, 6))  # fmt: skip
-_SEEN = 0.3
 
 
 def silhouette(image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mask bool [h, w], keypoints [17, 3] on it) of the person in `box` of a picture (uint8 [H, W, 3] RGB).
 
-    (h, w) is the picture's size, reduced to HEIGHT rows. The bones are body for certain, what is far from them or
-    outside the box is not, and GrabCut (Rother et al. 2004) draws the line between. Same picture, same mask.
+    (h, w) is the picture's size, reduced to HEIGHT rows. Bones are certainly foreground; places far from them or
+    outside the box are certainly background; GrabCut (Rother et al. 2004) decides the rest. Deterministic.
     """
     import cv2
 
@@ -43,12 +44,12 @@ def silhouette(image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> tup
 
 
 def _skeleton(points: np.ndarray, size: tuple[int, int], thickness: float) -> np.ndarray:
-    """The seen bones drawn with lines so many pixels thick: bool of `size`."""
+    """The visible bones as lines of `thickness` pixels: bool of `size`."""
     import cv2
 
     drawn = np.zeros(size, np.uint8)
-    for start, end in _BONES:
-        if min(points[start, 2], points[end, 2]) >= _SEEN:
+    for start, end in _LINES:
+        if min(points[start, 2], points[end, 2]) >= MIN_CONFIDENCE:
             a, b = ((round(float(points[i, 0])), round(float(points[i, 1]))) for i in (start, end))
             cv2.line(drawn, a, b, 1, max(1, round(thickness)))
     return drawn > 0

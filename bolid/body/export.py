@@ -13,6 +13,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.run import atomic_path
+from bolid.synth.geometry import surface_normals
 
 SUFFIXES = (".glb", ".obj", ".ply")
 _CLAY = (0.72, 0.70, 0.68, 1.0)
@@ -26,9 +27,7 @@ def export_mesh(path: str | os.PathLike[str], vertices: np.ndarray, faces: np.nd
     path = check_suffix(path)
     import trimesh
 
-    from bolid.body.mesh import vertex_normals
-
-    normals = vertex_normals(vertices, faces)
+    normals = surface_normals(vertices, faces)
     if path.suffix.lower() != ".ply":
         vertices, normals = _y_up(vertices), _y_up(normals)
     clay = trimesh.visual.material.PBRMaterial(

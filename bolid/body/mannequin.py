@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def tape_ring(tape: Tape, body: np.ndarray, name: str) -> np.ndarray:
     along, across = plane_axes(plane.normal)
     hull = points[ConvexHull(np.stack([points @ along, points @ across], 1)).vertices]
     closed = np.concatenate([hull, hull[:1]])
-    parts = [a + np.linspace(0, 1, 12)[:-1, None] * (b - a) for a, b in zip(closed, closed[1:], strict=False)]
+    parts = [a + np.linspace(0, 1, 12)[:-1, None] * (b - a) for a, b in itertools.pairwise(closed)]
     return np.concatenate([*parts, closed[:1]])
 
 
@@ -97,7 +98,7 @@ def _line(pen: ImageDraw.ImageDraw, view: View, buffer: Any, points: np.ndarray,
     flat = view.project(points)
     at = (flat[:, :2] * _SUPERSAMPLING).astype(int).clip(0, np.array(buffer.depth.shape[::-1]) - 1)
     seen = flat[:, 2] < buffer.depth[at[:, 1], at[:, 0]] + 0.012
-    for (a, b), visible in zip(zip(flat, flat[1:], strict=False), seen, strict=False):
+    for (a, b), visible in zip(itertools.pairwise(flat), seen, strict=False):
         if visible:
             pen.line([tuple(a[:2]), tuple(b[:2])], _LINE, width)
 

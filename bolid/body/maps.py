@@ -9,30 +9,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from bolid.body.mesh import BodyModel
 from bolid.body.rendering import Buffer, View, draw
 from bolid.errors import BolidError
+from bolid.method.openpose import draw_openpose
 
 MAPS = ("depth", "normal", "silhouette", "openpose")
 _FILL = 0.88  # of the picture's height (or width) that the body fills
 _DISTANCE = 4.0  # statures between the camera and the person: a short telephoto
 _FARTHEST = 0.25
-
-# OpenPose's order as COCO's numbers (the neck is between the shoulders), its limbs and colours (arXiv:1812.08008).
-_FROM_COCO = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-_LIMBS = (
-    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
-    (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
-)  # fmt: skip
-_COLOURS = (
-    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85),
-    (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255),
-    (255, 0, 170), (255, 0, 85),
-)  # fmt: skip
 
 
 def control_maps(
@@ -60,7 +47,7 @@ def control_maps(
         "depth": lambda: _depth(buffer),
         "normal": lambda: _normal(buffer),
         "silhouette": lambda: np.repeat(buffer.mask[..., None] * np.uint8(255), 3, 2),
-        "openpose": lambda: openpose(view.project(model.keypoints(vertices))[:, :2], size),
+        "openpose": lambda: draw_openpose(_visible(view.project(model.keypoints(vertices))), size),
     }
     return {name: makers[name]() for name in names}
 
@@ -90,19 +77,6 @@ def _normal(buffer: Buffer) -> np.ndarray:
     return ((toward + 1) * 127.5 + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def openpose(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """COCO keypoints [17, 2] in pixels of `size` (height, width) as OpenPose's picture, uint8 [H, W, 3]."""
-    import cv2
-
-    both = [points[source] if source is not None else (points[5] + points[6]) / 2 for source in _FROM_COCO]
-    canvas = np.zeros((*size, 3), np.uint8)
-    stick = max(1, round(4 * max(size) / 512))
-    for (a, b), colour in zip(_LIMBS, _COLOURS, strict=False):
-        (x0, y0), (x1, y1) = both[a], both[b]
-        centre = (round(float(x0 + x1) / 2), round(float(y0 + y1) / 2))
-        half, angle = int(math.hypot(x1 - x0, y1 - y0) / 2), int(math.degrees(math.atan2(y1 - y0, x1 - x0)))
-        outline = cv2.ellipse2Poly(centre, (half, stick), angle, 0, 360, 1)
-        cv2.fillConvexPoly(canvas, outline, [int(0.6 * part) for part in colour])
-    for (x, y), colour in zip(both, _COLOURS, strict=True):
-        cv2.circle(canvas, (int(x), int(y)), stick, colour, thickness=-1)
-    return canvas
+def _visible(points: np.ndarray) -> np.ndarray:
+    """Projected keypoints [17, 3] with a confidence of 1: hidden ones are drawn too."""
+    return np.concatenate([points[:, :2], np.ones((len(points), 1))], 1)

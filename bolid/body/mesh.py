@@ -17,6 +17,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.synth.people import ADULT_AGE, BODY_CHANGES, HEAD_CHANGES, PHENOTYPES
+from bolid.synth.poses import ASYMMETRIC_ROTATIONS, POSE_ROTATIONS, rotation
 
 CHANGES = (*BODY_CHANGES, *HEAD_CHANGES)
 PARAMETERS = ("stature", *PHENOTYPES, *CHANGES)
@@ -48,9 +49,7 @@ def parameters_of(phenotypes: Mapping[str, float], local_changes: Mapping[str, f
 
 def poses() -> tuple[str, ...]:
     """The names of the poses that `BodyModel.posed` knows."""
-    from bolid.synth.render import _POSE_ROTATIONS
-
-    return (A_POSE, *_POSE_ROTATIONS)
+    return (A_POSE, *POSE_ROTATIONS)
 
 
 class BodyModel:
@@ -61,9 +60,9 @@ class BodyModel:
     """
 
     def __init__(self) -> None:
-        from bolid.synth.render import _anny
+        from bolid.synth.body import anny_body
 
-        self._body = _anny()
+        self._body = anny_body()
         self._anny = self._body.model
         self.faces: np.ndarray = self._body.faces
         self.canonical: np.ndarray = self._body.canonical
@@ -133,29 +132,9 @@ def volume(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.abs(np.einsum("...fi,...fi->...", np.cross(a, b), c)) / 6
 
 
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [V, 3] of a mesh, weighted by the triangles' areas."""
-    normals = np.zeros_like(vertices)
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    flat = np.cross(b - a, c - a)
-    for i in range(3):
-        np.add.at(normals, faces[:, i], flat)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-
-
-def rasterise(points: np.ndarray, faces: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """Depth [H, W] (inf: empty), triangle [H, W] (-1: empty) and weights [H, W, 3] of points x, y, depth [V, 3]."""
-    from bolid.synth.render import _rasterise
-
-    body_model()  # it starts Warp, quietly
-    return _rasterise(points, faces, height, width)
-
-
 def _rotations(pose: str) -> dict[str, np.ndarray]:
     """Each bone's rotation matrix in a pose."""
-    from bolid.synth.render import _POSE_ROTATIONS, _UNMIRRORED, _rotation
-
     angles: dict[str, tuple[float, float, float]] = {}
-    for bone, (x, y, z) in _POSE_ROTATIONS[pose].items():
+    for bone, (x, y, z) in POSE_ROTATIONS[pose].items():
         angles[f"{bone}.L"], angles[f"{bone}.R"] = (x, y, z), (x, -y, -z)
-    return {bone: _rotation(*turn) for bone, turn in {**angles, **_UNMIRRORED.get(pose, {})}.items()}
+    return {bone: rotation(*turn) for bone, turn in {**angles, **ASYMMETRIC_ROTATIONS.get(pose, {})}.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bolid.body.mesh import rasterise, vertex_normals
+from bolid.synth.geometry import rasterise, surface_normals
 
 _AHEAD = 10.0  # metres: an orthographic camera stands so far off, that all depths are positive
 
@@ -64,7 +64,7 @@ def draw(view: View, vertices: np.ndarray, faces: np.ndarray) -> Buffer:
     mask = triangle >= 0
     corners = faces[triangle[mask]]
     normals = np.zeros((*view.size, 3))
-    flat = np.einsum("pk,pkc->pc", weights[mask], vertex_normals(vertices, faces)[corners])
+    flat = np.einsum("pk,pkc->pc", weights[mask], surface_normals(vertices, faces)[corners])
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
     normals[mask] = flat @ view.rotation().T
     return Buffer(depth, normals, mask)

@@ -1,9 +1,7 @@
-"""`bolid evaluate`: do generated pictures follow their prompts, look like pictures, and keep a person's face and body?
+"""`bolid evaluate`: do generated pictures follow their prompts, look real, and keep a person's face and body?
 
-Pictures are scored against photos of the person that were *not* used to make the profile (the held-out protocol). Each
-figure says how many pictures are behind it, its 95 % bootstrap interval, and what measured it.
-
-Shapes: N pictures, M reference photos, P people, E embedding, D features, R body readings.
+Pictures are scored against photos of the person that did *not* make the profile (the held-out protocol). Each metric
+has its n, its 95 % bootstrap interval, and the name of its evaluator.
 """
 
 from __future__ import annotations
@@ -11,33 +9,34 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.evaluate.pictures import Picture, Source, generated_pictures, reference_photos
-from bolid.evaluate.results import Comparison, Difference, Evaluation, Scored
-from bolid.evaluate.scores import DESCRIPTIONS, REPLICATES, numbered, relative_source, score
+from bolid.evaluate.pictures import Picture, PictureFolder, generated_pictures, reference_photos
+from bolid.evaluate.results import DESCRIPTIONS, Comparison, Difference, Evaluation, Scored
 from bolid.models.families import get_family
 from bolid.run import Progress, derive_seed, pick_device
 
 if TYPE_CHECKING:
     import torch
 
-    from bolid.evaluate.observe import Models
+    from bolid.evaluate.evaluators import Evaluators
+
+PathLike = str | os.PathLike[str]
 
 
 def evaluate(
-    generated: str | os.PathLike[str],
-    reference: str | os.PathLike[str] = "photos",
+    generated: PathLike,
+    reference: PathLike = "photos",
     *,
-    prompts: str | os.PathLike[str] | None = None,
-    profiles: Sequence[str | os.PathLike[str]] | None = None,
-    conditioning: str | os.PathLike[str] | None = None,
-    base: str | os.PathLike[str] | None = None,
+    prompts: PathLike | None = None,
+    profiles: Sequence[PathLike] | None = None,
+    conditioning: PathLike | None = None,
+    base: PathLike | None = None,
     features: str = "auto",
-    html: str | os.PathLike[str] | None = None,
+    html: PathLike | None = None,
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -45,116 +44,123 @@ def evaluate(
 ) -> Evaluation:
     """Score the pictures in `generated` against photos of the same people in `reference`.
 
-    Both are folders or shard directories; with several people, `reference` holds a folder of each, and a picture's
-    person is named by its table, its run record or its folder. `prompts`: a table of file, prompt, person, seed.
-    `profiles`: what the pictures were made with, if their records don't tell. `conditioning`: the photos that were
-    used, if `reference` does not hold them too. `base`: the same prompts and seeds without adapter, for `disturbance`.
-    `features`: of FID, KID and IS. `html`: write a report there.
+    Both are folders or shard directories. With several people, `reference` holds a folder of each; a picture's person
+    is named by its table, its run record or its folder.
 
-    Reference photos that made the profile are left out; BolidError when none remains. Pictures that cannot be read are
-    listed and the rest is scored.
+    Args:
+        generated: pictures to score.
+        reference: photos of the people; those that made the profile are left out.
+        prompts: a table of file, prompt, person, seed.
+        profiles: the profiles behind the pictures, where their run records do not name them.
+        conditioning: the photos that made the profiles, where `reference` does not hold them.
+        base: pictures of the same prompts and seeds without adapter, for `disturbance`.
+        features: of FID, KID and IS: "inception", "tower" (the family's) or "auto".
+        html: the report to write.
+        family: the evaluators' family; None: the chosen one.
+        device: "auto", "cpu", "cuda", ...
+        seed: of the bootstrap.
+        progress: called with (done, total, text).
+
+    Returns:
+        The metrics. Pictures that cannot be read are listed, and the others are scored.
+
+    Raises:
+        BolidError: no picture can be read, or no reference photo remains.
     """
-    return _score_all(
-        [generated],
-        reference,
-        prompts,
-        profiles or (),
-        conditioning,
-        base,
-        features,
-        html,
-        family,
-        device,
-        seed,
-        progress,
-    )[0][0].evaluation  # type: ignore[return-value]
+    run = _Run(reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    return run.score([generated])[0][0].evaluation
 
 
 def compare(
-    folders: Sequence[str | os.PathLike[str]],
-    reference: str | os.PathLike[str] = "photos",
+    folders: Sequence[PathLike],
+    reference: PathLike = "photos",
     *,
-    prompts: str | os.PathLike[str] | None = None,
-    profiles: Sequence[str | os.PathLike[str]] | None = None,
-    conditioning: str | os.PathLike[str] | None = None,
-    base: str | os.PathLike[str] | None = None,
+    prompts: PathLike | None = None,
+    profiles: Sequence[PathLike] | None = None,
+    conditioning: PathLike | None = None,
+    base: PathLike | None = None,
     features: str = "auto",
-    html: str | os.PathLike[str] | None = None,
+    html: PathLike | None = None,
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Score several methods' folders as `evaluate` does, against the same photos, and compare each with the first.
+    """Score several methods' folders as `evaluate` does, and compare each with the first.
 
-    Photos used by any of the methods are held out from all. Differences are taken between pictures of the same person,
-    prompt and place among those, or between people where a figure is one of a person.
+    All are scored against the same photos: those that any method used are left out for all. Differences are paired by
+    person, prompt and place among equal prompts, or by person where a metric is one of a person.
     """
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
-    scored, differences = _score_all(
-        folders, reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress
-    )
-    methods = {one.name: one.evaluation for one in scored if one.evaluation is not None}
+    run = _Run(reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    scored, differences = run.score(folders)
+    methods = {one.name: one.evaluation for one in scored}
     return Comparison(scored[0].name, methods, differences)
 
 
-def _score_all(
-    folders: Sequence[str | os.PathLike[str]],
-    reference: str | os.PathLike[str],
-    prompts: str | os.PathLike[str] | None,
-    profiles: Sequence[str | os.PathLike[str]],
-    conditioning: str | os.PathLike[str] | None,
-    base: str | os.PathLike[str] | None,
-    features: str,
-    html: str | os.PathLike[str] | None,
-    family: str | None,
-    device: str,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
-    from bolid.evaluate.observe import FEATURES, Models, read_references
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of `evaluate`, see there."""
 
-    if features not in FEATURES:
-        raise BolidError(f"--features is {features!r}", f"choose one of {', '.join(FEATURES)}")
-    _refuse_equal([*folders], reference, "the generated pictures and the reference photos")
-    if html is not None and Path(html).is_dir():  # now, and not when everything has been measured
-        raise BolidError(f"--html {html} is a folder", "give the name of a file, like report.html")
-    chosen, device = get_family(family), pick_device(device)
-    tell = progress or (lambda done, total, text: None)
-    sources = [generated_pictures(folder, prompts) for folder in folders]
-    held_out, used, checked = _hold_out(reference_photos(reference), sources, profiles)
-    given = reference_photos(conditioning) if conditioning is not None else None
-    bases = generated_pictures(base) if base is not None else None
-    models = Models(chosen, device, features)
-    references = read_references(held_out, models, tell)
-    known = _conditioning(used, held_out, given, models)
-    scored = []
-    for name, source in zip(_names(folders), sources, strict=True):
-        one = score(name, source, references, known, bases, models, tell)
-        scored.append(one)
-    for one in scored:  # only now is every rejection known
-        rejected: dict[str, list[str]] = {}
-        for source in filter(None, (one.source, held_out, given, bases)):
-            for reason, names in source.rejected.items():
-                rejected.setdefault(reason, []).extend(names)
-        protocol = {"excluded": len(used), "checked": checked}
-        one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)  # type: ignore[type-var]
-    differences = {one.name: _differences(scored[0], one, seed) for one in scored[1:]}
-    if html is not None:
-        from bolid.evaluate.report import write_report
+    reference: PathLike
+    prompts: PathLike | None
+    profiles: Sequence[PathLike]
+    conditioning: PathLike | None
+    base: PathLike | None
+    features: str
+    html: PathLike | None
+    family: str | None
+    device: str
+    seed: int
+    progress: Progress | None
 
-        write_report(html, scored, differences, held_out, DESCRIPTIONS, chosen.name)
-    return scored, differences
+    def score(self, folders: Sequence[PathLike]) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
+        """Every folder's scores, and the differences of the others from the first."""
+        from bolid.evaluate.evaluators import FEATURES, Evaluators
+        from bolid.evaluate.references import read_references
+        from bolid.evaluate.scores import score
+
+        if self.features not in FEATURES:
+            raise BolidError(f"--features is {self.features!r}", f"choose one of {', '.join(FEATURES)}")
+        _refuse_equal(folders, self.reference, "the generated pictures and the reference photos")
+        if self.html is not None and Path(self.html).is_dir():  # now, and not when everything has been measured
+            raise BolidError(f"--html {self.html} is a folder", "give the name of a file, like report.html")
+        family, device = get_family(self.family), pick_device(self.device)
+        progress = self.progress or (lambda done, total, text: None)
+        generated = [generated_pictures(folder, self.prompts) for folder in folders]
+        held_out, used, checked = _hold_out(reference_photos(self.reference), generated, self.profiles)
+        given = reference_photos(self.conditioning) if self.conditioning is not None else None
+        base = generated_pictures(self.base) if self.base is not None else None
+        evaluators = Evaluators(family, device, self.features)
+        references = read_references(held_out, evaluators, progress)
+        conditioning = _conditioning(used, held_out, given, evaluators)
+        scored = [
+            score(name, folder, references, conditioning, base, evaluators, progress)
+            for name, folder in zip(_names(folders), generated, strict=True)
+        ]
+        for one in scored:  # only now is every rejection known
+            rejected: dict[str, list[str]] = {}
+            for source in filter(None, (one.folder, held_out, given, base)):
+                for reason, names in source.rejected.items():
+                    rejected.setdefault(reason, []).extend(names)
+            protocol = {"excluded": len(used), "checked": checked}
+            one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)
+        differences = {one.name: _differences(scored[0], one, self.seed) for one in scored[1:]}
+        if self.html is not None:
+            from bolid.evaluate.report import write_report
+
+            write_report(self.html, scored, differences, held_out, family.name)
+        return scored, differences
 
 
-def _refuse_equal(folders: Sequence[str | os.PathLike[str]], other: str | os.PathLike[str], what: str) -> None:
+def _refuse_equal(folders: Sequence[PathLike], other: PathLike, what: str) -> None:
     for folder in map(Path, folders):
         if folder.exists() and Path(other).exists() and folder.samefile(other):
             raise BolidError(f"{what} are the same folder: {folder}", "give two folders")
 
 
-def _names(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
+def _names(folders: Sequence[PathLike]) -> list[str]:
     """The folders' own names, or their paths where these are equal."""
     short = [Path(folder).resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [os.fspath(folder) for folder in folders]
@@ -167,16 +173,16 @@ def _names(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def _hold_out(
-    reference: Source, sources: Sequence[Source], profiles: Sequence[str | os.PathLike[str]]
-) -> tuple[Source, list[Picture], bool]:
-    """(reference without the photos that made the profiles, those photos, whether anything told which they are)."""
+    reference: PictureFolder, generated: Sequence[PictureFolder], profiles: Sequence[PathLike]
+) -> tuple[PictureFolder, list[Picture], bool]:
+    """(reference without the photos that made the profiles, those photos, whether any record or profile names them)."""
     from bolid.formats.profile import load_profile
 
-    hashes = {sha for source in sources for picture in source.pictures for sha in picture.photos_used}
+    hashes = {sha for folder in generated for picture in folder.pictures for sha in picture.photos_used}
     for profile in profiles:
         inputs = load_profile(profile).record.get("inputs", {})
         hashes |= {sha for name, sha in inputs.items() if name.startswith("photo_")}
-    nobody = all(picture.of_nobody for source in sources for picture in source.pictures)
+    nobody = all(picture.of_nobody for folder in generated for picture in folder.pictures)
     short = {sha[:16] for sha in hashes}
     used = [photo for photo in reference.pictures if photo.sha256[:16] in short]
     remaining = [photo for photo in reference.pictures if photo.sha256[:16] not in short]
@@ -195,27 +201,27 @@ def _hold_out(
 
 
 def _conditioning(
-    used: list[Picture], reference: Source, given: Source | None, models: Models
+    used: list[Picture], reference: PictureFolder, given: PictureFolder | None, evaluators: Evaluators
 ) -> dict[str, tuple[torch.Tensor, list[str]]]:
-    """Person -> (embeddings [k, E], captions) of the photos they were known from."""
+    """Person -> (embeddings [k, E], captions) of the photos that made the profile: the `used` and the `given` ones."""
     photos = [(reference, photo) for photo in used] + [(given, photo) for photo in (given.pictures if given else [])]
-    people: dict[str, list[tuple[Source, Picture]]] = {}
-    seen: set[tuple[str, str]] = set()
-    for source, photo in photos:
-        if (photo.person, photo.sha256[:16]) not in seen and source is not None:
-            seen.add((photo.person, photo.sha256[:16]))
-            people.setdefault(photo.person, []).append((source, photo))
+    people: dict[str, list[tuple[PictureFolder, Picture]]] = {}
+    known: set[tuple[str, str]] = set()
+    for folder, photo in photos:
+        if (photo.person, photo.sha256[:16]) not in known and folder is not None:
+            known.add((photo.person, photo.sha256[:16]))
+            people.setdefault(photo.person, []).append((folder, photo))
     found = {}
     for person, theirs in people.items():
         images, captions = [], []
-        for source, photo in sorted(theirs, key=lambda pair: pair[1].sha256):
+        for folder, photo in sorted(theirs, key=lambda pair: pair[1].sha256):
             try:
-                images.append(source.load(photo))
+                images.append(folder.load(photo))
                 captions.append(photo.prompt)
             except BolidError as error:
-                source.reject(photo, error.message)
+                folder.reject(photo, error.message)
         if images:
-            found[person] = (models.image_text.encode_images(images).float().cpu(), captions)
+            found[person] = (evaluators.image_text.encode_images(images).float().cpu(), captions)
     return found
 
 
@@ -223,10 +229,11 @@ def _conditioning(
 
 
 def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Difference]:
-    """Other minus first, over what both have: pictures by person, prompt and occurrence; people by name."""
+    """Other minus first, over the pictures (by person, prompt and occurrence) or people that both have."""
     import torch
 
-    from bolid.method.metrics import FEWEST_GROUPS, bootstrap_mean
+    from bolid.evaluate.aggregate import REPLICATES, person_numbers
+    from bolid.method.metrics import MIN_GROUPS, bootstrap_mean
 
     places = [_by_prompt(one) for one in (first, other)]
     keys = [key for key in places[0] if key in places[1]]
@@ -236,7 +243,7 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
         if metric in first.scores and metric in other.scores:
             rows = [torch.tensor([place[key] for key in keys], dtype=torch.long) for place in places]
             values = other.scores[metric][rows[1]] - first.scores[metric][rows[0]]
-            groups, by = numbered([key[0] for key in keys]) if keys else None, "picture"
+            groups, by = person_numbers([key[0] for key in keys]) if keys else None, "picture"
         elif metric in first.per_person and metric in other.per_person:
             theirs = [first.per_person[metric], other.per_person[metric]]
             both = [person for person in theirs[0] if person in theirs[1]]
@@ -248,18 +255,18 @@ def _differences(first: Scored, other: Scored, seed: int) -> dict[str, Differenc
         if pairs:
             interval = bootstrap_mean(values, groups, REPLICATES, derive_seed(seed, "differences", metric) % 2**31)
             value, low, high = (None if math.isnan(x) else x for x in interval)
-            if pairs < FEWEST_GROUPS:  # three differences of one sign would always leave out 0
+            if pairs < MIN_GROUPS:  # few differences of one sign would always exclude 0
                 low = high = None
             found[metric] = Difference(value, low, high, pairs, by)
     return found
 
 
 def _by_prompt(scored: Scored) -> dict[tuple[str, str, int], int]:
-    """(person, prompt, how many such came before) -> place."""
+    """(person, prompt, number of equal ones before) -> place."""
     places: dict[tuple[str, str, int], int] = {}
     counts: dict[tuple[str, str], int] = {}
     for place, (picture, person) in enumerate(zip(scored.pictures, scored.people, strict=True)):
-        pair = (person, picture.prompt or relative_source(picture))
+        pair = (person, picture.prompt or picture.relative_source)
         places[(*pair, counts.get(pair, 0))] = place
         counts[pair] = counts.get(pair, 0) + 1
     return places

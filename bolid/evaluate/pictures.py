@@ -1,14 +1,13 @@
-"""Pictures to be scored: from a folder or a shard directory, of ours or of anybody else, with what is known of each.
+"""Pictures to be scored, from a folder or a shard directory, with the prompt, person and seed of each.
 
-What a picture should show comes from a table beside the pictures (prompts.csv, prompts.jsonl, metadata.jsonl), from the
-run record in our own PNGs, or from a shard's captions.
+These come from a table beside the pictures (prompts.csv, prompts.jsonl, metadata.jsonl), from the run record in our own
+PNGs, or from a shard's captions.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record
+from bolid.formats.parsing import parse_json
 from bolid.formats.shards import INDEX, JOURNAL, ShardReader
 
 TABLES = ("prompts.csv", "prompts.jsonl", "metadata.jsonl", "metadata.csv")
@@ -41,24 +41,33 @@ class Picture:
     truth: dict[str, float] = field(default_factory=dict)  # body ratios of a synthetic person
 
     @property
+    def relative_source(self) -> str:
+        """The path below its folder, or the key."""
+        path = Path(self.source)
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else self.source
+
+    @property
     def scales(self) -> dict[str, Any]:
-        """What the run record says of face and body scale: numbers, or something finer."""
+        """Face and body scale in the run record: numbers, or scales by block as text."""
         return dict(self.record.get("config", {}).get("scales", {}))
 
     @property
     def of_nobody(self) -> bool:
-        """Whether the record says that no photo of anybody went in."""
+        """Whether the record names neither a profile nor a reference photo."""
         return bool(self.record) and not {"profile", "reference"} & set(self.record.get("inputs", {}))
 
     @property
     def photos_used(self) -> set[str]:
-        """Hashes of the photos that the picture's person was known from, as far as the record tells."""
+        """Hashes of the photos behind the picture, as far as the record names them."""
         inputs = self.record.get("inputs", {})
         return {sha for name, sha in inputs.items() if name.startswith("photo_") or name == "reference"}
 
 
-class Source:
-    """A folder or a shard directory. `pictures` in order; `rejected`: reason -> sources, of what was left out."""
+class PictureFolder:
+    """A folder or a shard directory of pictures.
+
+    `pictures` are in order; `rejected` maps a reason to the sources that were left out for it.
+    """
 
     def __init__(self, place: str | os.PathLike[str]) -> None:
         self.place = Path(place)
@@ -74,88 +83,89 @@ class Source:
         return decode_image(_bytes(Path(picture.source)), name=picture.source, max_side=MAX_SIDE)
 
     def reject(self, picture_or_source: Picture | str, reason: str) -> None:
+        """Note that a picture is left out."""
         source = picture_or_source if isinstance(picture_or_source, str) else picture_or_source.source
         self.rejected.setdefault(reason, []).append(source)
 
 
-def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None) -> Source:
-    """The pictures in a folder (and below) or a shard directory. `prompts`: a table from elsewhere.
+def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None) -> PictureFolder:
+    """The pictures in a folder and below it, or in a shard directory. `prompts`: a table that lies elsewhere.
 
-    A damaged picture and one that a table names but that is not there are rejected. Raises BolidError when there is
-    nothing at all.
+    A damaged picture is rejected, and so is one that the table names and the folder lacks. Raises BolidError when no
+    picture remains.
     """
-    source = Source(place)
-    if source.shards is not None:
-        source.pictures = _of_shards(source)
+    folder = PictureFolder(place)
+    if folder.shards is not None:
+        folder.pictures = _of_shards(folder)
     else:
-        if not source.place.is_dir():
-            what = "is a file, not a folder" if source.place.exists() else "does not exist"
-            raise BolidError(f"the folder of pictures {source.place} {what}", "give the folder of generated pictures")
+        if not folder.place.is_dir():
+            what = "is a file, not a folder" if folder.place.exists() else "does not exist"
+            raise BolidError(f"the folder of pictures {folder.place} {what}", "give the folder of generated pictures")
         paths = sorted(
             path
-            for path in source.place.rglob("*")
+            for path in folder.place.rglob("*")
             if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
         )
-        table = _table(source.place, prompts)
+        table = _table(folder.place, prompts)
         for path in paths:
             try:
-                data = _bytes(path)
-                record = picture_record(data, str(path)) or {}
+                folder.pictures.append(_generated_picture(path, folder.place, table.pop(path.resolve(), {})))
             except BolidError as error:
-                source.reject(str(path), error.message)
-                continue
-            if record.get("kind", "picture") != "picture":
-                source.reject(str(path), f"not one picture but a {record['kind']}")
-                continue
-            row = table.pop(path.resolve(), {})
-            config = record.get("config")
-            config = config if isinstance(config, dict) else {}
-            source.pictures.append(
-                Picture(
-                    source=str(path),
-                    sha256=hashlib.sha256(data).hexdigest(),
-                    folder=source.place,
-                    prompt=str(row.get("prompt") or config.get("prompt") or ""),
-                    person=str(row.get("person") or _person_of(config)),
-                    seed=_seed(row.get("seed", record.get("seed"))),
-                    record=record if config else {},
-                )
-            )
+                folder.reject(str(path), error.message)
         for path in table:
-            source.reject(str(path), "named in the table of prompts, but not there")
-    if not source.pictures:
-        listed = "; ".join(reason for reason in source.rejected)
+            folder.reject(str(path), "named in the table of prompts, but not there")
+    if not folder.pictures:
+        listed = "; ".join(reason for reason in folder.rejected)
         raise BolidError(
-            f"no pictures in {source.place}" + (f": {listed}" if listed else ""),
+            f"no pictures in {folder.place}" + (f": {listed}" if listed else ""),
             "give the folder that `bolid generate --out` wrote, or any folder of PNG or JPEG pictures",
         )
-    return source
+    return folder
 
 
-def reference_photos(place: str | os.PathLike[str]) -> Source:
+def _generated_picture(path: Path, folder: Path, row: dict[str, Any]) -> Picture:
+    """A picture with what its `row` of the table and its run record know. Raises BolidError for what is none."""
+    data = _bytes(path)
+    record = picture_record(data, str(path)) or {}
+    if record.get("kind", "picture") != "picture":
+        raise BolidError(f"not one picture but a {record['kind']}", "leave it out")
+    config = record.get("config")
+    config = config if isinstance(config, dict) else {}
+    return Picture(
+        source=str(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        folder=folder,
+        prompt=str(row.get("prompt") or config.get("prompt") or ""),
+        person=str(row.get("person") or _person_of(config)),
+        seed=_seed(row.get("seed", record.get("seed"))),
+        record=record if config else {},
+    )
+
+
+def reference_photos(place: str | os.PathLike[str]) -> PictureFolder:
     """Photos of people, `<person>/*.jpg` or of one person, or a shard directory; with captions and ground truth."""
-    source = Source(place)
-    if source.shards is not None:
-        source.pictures = _of_shards(source)
-        return source
+    folder = PictureFolder(place)
+    if folder.shards is not None:
+        folder.pictures = _of_shards(folder)
+        return folder
     from bolid.backends.caption import caption_for
 
-    for person, path in list_photos(source.place):
+    for person, path in list_photos(folder.place):
         try:
             data, caption = _bytes(path), caption_for(path)
         except BolidError as error:
-            source.reject(str(path), error.message)
+            folder.reject(str(path), error.message)
             continue
-        source.pictures.append(
-            Picture(str(path), hashlib.sha256(data).hexdigest(), source.place, caption, person, truth=_truth(path))
+        folder.pictures.append(
+            Picture(str(path), hashlib.sha256(data).hexdigest(), folder.place, caption, person, truth=_truth(path))
         )
-    return source
+    return folder
 
 
 def assign_people(pictures: Iterable[Picture], people: set[str]) -> list[str]:
-    """Whose picture each is, "" where nothing says so: the table's or record's person, else a folder of that name.
+    """Each picture's person: the table's or record's, else a folder of that name, else "".
 
-    With one person on the reference's side, every picture is of them.
+    With one person among the references, every picture is of them.
     """
     only = next(iter(people)) if len(people) == 1 else ""
     found = []
@@ -170,14 +180,14 @@ def _is_shards(place: Path) -> bool:
     return place.is_dir() and ((place / INDEX).is_file() or (place / JOURNAL).is_file())
 
 
-def _of_shards(source: Source) -> list[Picture]:
-    reader = source.shards
+def _of_shards(folder: PictureFolder) -> list[Picture]:
+    reader = folder.shards
     pictures = []
     for key in reader.keys if reader is not None else []:
         (sample,) = reader.read([key])  # type: ignore[union-attr]
         truth = {name: float(value) for name, value in sample.meta.get("ratios", {}).items()}
         sha = key.rpartition("/")[2]
-        pictures.append(Picture(key, sha, source.place, sample.caption, sample.person, truth=truth))
+        pictures.append(Picture(key, sha, folder.place, sample.caption, sample.person, truth=truth))
     return pictures
 
 
@@ -204,7 +214,7 @@ def _seed(value: Any) -> int | None:
 def _truth(photo: Path) -> dict[str, float]:
     """The body ratios beside a rendered photo, {} elsewhere."""
     try:
-        found = json.loads(photo.with_suffix(".json").read_text(encoding="utf-8"))["ratios"]
+        found = parse_json(photo.with_suffix(".json").read_text(encoding="utf-8"))["ratios"]
         return {str(name): float(value) for name, value in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -221,7 +231,7 @@ def _table(folder: Path, given: str | os.PathLike[str] | None) -> dict[Path, dic
         if path.suffix.lower() == ".csv":
             rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise BolidError(f"cannot read the prompts in {path}: {error}", _TABLE_HINT) from error
     table = {}

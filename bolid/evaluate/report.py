@@ -1,7 +1,6 @@
 """The report of `bolid evaluate --html`: one page that needs nothing but a browser, and no network.
 
-Styles are inline, plots are SVG drawn here, pictures are data URIs; a content policy forbids everything else. Every
-plot is as wide as a phone, so that its text is as large there as anywhere.
+Styles are inline, plots are SVG (plots.py), pictures are data URIs; a content policy forbids everything else.
 """
 
 from __future__ import annotations
@@ -10,51 +9,38 @@ import base64
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.evaluate.pictures import Picture, Source
-from bolid.evaluate.results import Metric, Scored
-from bolid.evaluate.scores import HIGHER
+from bolid.evaluate.pictures import Picture, PictureFolder
+from bolid.evaluate.plots import number, plots, words
+from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Difference, Metric, Scored
 from bolid.run import write_atomic
 
-if TYPE_CHECKING:
-    from bolid.evaluate.results import Difference
-
-MOST_PEOPLE, MOST_ROWS, MOST_PROMPTS = 8, 12, 12  # shown; a report is to be read
+MOST_PEOPLE, MOST_ROWS = 8, 12  # shown: a report is to be read
 THUMBNAIL = 224  # pixels, the height of a picture in the page
-COLOURS = ("#0f6292", "#c4560f", "#2e7d4f", "#8a4f9e", "#a07a00", "#5b6770")  # told apart by colour-blind eyes too
-# In the plots of all methods, where they were measured.
-PLOTTED = ("text_score", "image_score", "face_similarity", "bone_ratio_error", "width_profile_distance",
-           "body_ratio_error", "body_auc", "copy_paste", "clothing_leak", "disturbance", "kid", "fid")  # fmt: skip
-
-Point = tuple[float, float | None, float | None]  # value, low, high
 
 
 def write_report(
     path: str | os.PathLike[str],
     scored: Sequence[Scored],
     differences: Mapping[str, Mapping[str, Difference]],
-    references: Source,
-    descriptions: Mapping[str, tuple[str, str]],
+    references: PictureFolder,
     family: str,
 ) -> None:
     """Write the page to `path`. `scored`: one method or several; `differences`: of the others from the first."""
     title = " / ".join(one.name for one in scored)
     first = scored[0].evaluation
-    if first is None:
-        raise ValueError("score the pictures first")
     pictures = sum(len(one.pictures) for one in scored)
     people = f"{first.people} {'person' if first.people == 1 else 'people'}"
     shown = f"{pictures} picture{'' if pictures == 1 else 's'}"
     facts = f"{shown} of {people}, {first.references} held-out photos, family {family}"
     sections = [
-        ("Figures", _figures(scored, differences, descriptions)),
-        ("Plots", _plots(scored, descriptions)),
+        ("Figures", _figures(scored, differences)),
+        ("Plots", plots(scored)),
         ("Pictures", _grid(scored, references) if len(scored) == 1 else _side_by_side(scored, references)),
-        ("How it was measured", _how(scored, descriptions)),
+        ("How it was measured", _how(scored)),
     ]
     body = "\n".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>" for name, content in sections if content)
     write_atomic(path, _PAGE.format(title=escape(title), facts=escape(facts), body=body, style=_STYLE))
@@ -66,27 +52,26 @@ def write_report(
 def _figures(
     scored: Sequence[Scored],
     differences: Mapping[str, Mapping[str, Difference]],
-    descriptions: Mapping[str, tuple[str, str]],
 ) -> str:
-    evaluations = [one.evaluation for one in scored if one.evaluation is not None]
+    evaluations = [one.evaluation for one in scored]
     several = len(scored) > 1
     head = ["metric", *(one.name for one in scored)] if several else ["metric", "value", "95 % interval"]
     rows = []
     missing = []
     for name, metric in evaluations[0].metrics.items():
         if all(evaluation.metrics[name].value is None for evaluation in evaluations):
-            missing.append(f"{_words(name)}: {escape(metric.note)}")
+            missing.append(f"{words(name)}: {escape(metric.note)}")
             continue
-        arrow = "↑" if descriptions[name][0] == HIGHER else "↓"
-        cells = [f'<th scope="row">{_words(name)} <span class="quiet">{arrow}</span></th>']
+        arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
+        cells = [f'<th scope="row">{words(name)} <span class="quiet">{arrow}</span></th>']
         for one in scored:
-            figure = one.evaluation.metrics[name]  # type: ignore[union-attr]
+            figure = one.evaluation.metrics[name]
             mark = _mark(differences.get(one.name, {}).get(name))
-            interval = "" if figure.low is None else f"{_number(figure.low)} to {_number(figure.high)}"
+            interval = "" if figure.low is None else f"{number(figure.low)} to {number(figure.high)}"
             if several:
-                cells.append(f"<td>{_number(figure.value)}{mark}<br><span class=quiet>{interval}</span></td>")
+                cells.append(f"<td>{number(figure.value)}{mark}<br><span class=quiet>{interval}</span></td>")
             else:
-                cells += [f"<td>{_number(figure.value)}</td>", f"<td class=quiet>{interval}</td>"]
+                cells += [f"<td>{number(figure.value)}</td>", f"<td class=quiet>{interval}</td>"]
         count = " / ".join(dict.fromkeys(str(e.metrics[name].n) for e in evaluations))
         cells.append(f"<td>{count}</td>")
         if not several:
@@ -127,17 +112,17 @@ def _mark(difference: Difference | None) -> str:
 def _ratios(scored: Sequence[Scored]) -> str:
     """True body ratios beside those read off the pictures."""
     first = scored[0].evaluation
-    if first is None or not first.ratios:
+    if not first.ratios:
         return ""
     head = "".join(f"<th>{escape(text)}</th>" for text in ("body ratio", "true", *(one.name for one in scored)))
     rows = []
     for name, pair in first.ratios.items():
-        cells = [f'<th scope="row">{_words(name)}</th><td>{_number(pair["true"])}</td>']
+        cells = [f'<th scope="row">{words(name)}</th><td>{number(pair["true"])}</td>']
         for one in scored:
-            found = one.evaluation.ratios.get(name) if one.evaluation else None
+            found = one.evaluation.ratios.get(name)
             off = "" if found is None else f"{found['pictures'] / found['true'] - 1:+.1%}"
             cells.append(
-                f"<td>{'–' if found is None else _number(found['pictures'])} <span class=quiet>{off}</span></td>"
+                f"<td>{'–' if found is None else number(found['pictures'])} <span class=quiet>{off}</span></td>"
             )
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
@@ -146,197 +131,10 @@ def _ratios(scored: Sequence[Scored]) -> str:
     )
 
 
-# ---- plots --------------------------------------------------------------------------------------------------------
-
-
-def _plots(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]) -> str:
-    figures = []
-    error = "body_error" if all("body_error" in one.scores for one in scored) else "bone_error"
-    what = "error of the body ratios" if error == "body_error" else "error of the bone ratios"
-    legend = _legend(scored) if len(scored) > 1 else ""
-    if len(scored) > 1:
-        for name in PLOTTED:
-            points = [_point_of(one, name) for one in scored]
-            if sum(point is not None for point in points) >= 2:
-                better = f"{descriptions[name][0]} is better"
-                rows = [
-                    (one.name, [(i, point)] if point else [])
-                    for i, (one, point) in enumerate(zip(scored, points, strict=True))
-                ]
-                figures.append(_figure(_dots(rows), _words(name), better))
-    by_prompt = _groups(scored, error, lambda one, i: one.pictures[i].prompt)
-    if len(by_prompt) >= 2:
-        rows = list(by_prompt.items())[:MOST_PROMPTS]
-        rest = f" (the first {len(rows)} of {len(by_prompt)})" if len(by_prompt) > len(rows) else ""
-        figures.append(_figure(_dots(rows), "body error by prompt", what + ", picture by picture" + rest, legend))
-    by_photos = _groups(scored, error, lambda one, i: len(one.pictures[i].photos_used) or None)
-    if len(by_photos) >= 2:
-        rows = [(f"{count} photo{'s' if count != 1 else ''}", points) for count, points in sorted(by_photos.items())]
-        figures.append(_figure(_dots(rows), "body error by number of photos", what + ", picture by picture", legend))
-    if (trade := _trade_off(scored, error)) is not None:
-        caption = f"right: the face is nearer; down: less {what}"
-        figures.append(_figure(trade, "face against body over the scales", caption, legend))
-    return f"<div class=plots>{''.join(figures)}</div>" if figures else ""
-
-
-def _point_of(one: Scored, name: str) -> Point | None:
-    metric = one.evaluation.metrics.get(name) if one.evaluation else None
-    return None if metric is None or metric.value is None else (metric.value, metric.low, metric.high)
-
-
-def _groups(scored: Sequence[Scored], name: str, key: Callable[[Scored, int], object]) -> dict:
-    """What `key` says of a picture -> [(method, mean and interval of `name`)]."""
-    from bolid.method.metrics import bootstrap_mean
-
-    found: dict[object, list[tuple[int, Point]]] = {}
-    for number, one in enumerate(scored):
-        if name not in one.scores:
-            continue
-        values = one.scores[name]
-        members: dict[object, list[int]] = {}
-        for i in range(len(one.pictures)):
-            if key(one, i) and not math.isnan(values[i]):
-                members.setdefault(key(one, i), []).append(i)
-        for label, rows in members.items():
-            value, low, high = bootstrap_mean(values[rows])
-            found.setdefault(label, []).append((number, (value, _finite(low), _finite(high))))
-    return found
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _dots(rows: Sequence[tuple[object, Sequence[tuple[int, Point]]]]) -> str:
-    """A dot with its interval for each (colour, point) of each row, the row's label above it."""
-    points = [point for _, entries in rows for _, point in entries]
-    low = min(min(v for v in point if v is not None) for point in points)
-    high = max(max(v for v in point if v is not None) for point in points)
-    scale, ticks = _axis(low, high, 14, 326)
-    y, parts = 4.0, []
-    for label, entries in rows:
-        lines = _wrapped(str(label))
-        for line in lines:
-            y += 14
-            parts.append(f'<text x="2" y="{y:.0f}">{escape(line)}</text>')
-        y += 4
-        for colour, (value, least, most) in entries:
-            y += 9
-            ink = COLOURS[colour % len(COLOURS)]
-            if least is not None and most is not None:
-                parts.append(
-                    f'<line x1="{scale(least):.1f}" x2="{scale(most):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{ink}" '
-                    'stroke-width="2" stroke-opacity=".45"/>'
-                )
-            parts.append(
-                f'<circle cx="{scale(value):.1f}" cy="{y:.1f}" r="4" fill="{ink}">'
-                f"<title>{escape(str(label))}: {_number(value)}</title></circle>"
-            )
-        y += 9
-    grid = "".join(
-        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{y:.0f}"/>'
-        f'<text class="tick" x="{x:.1f}" y="{y + 15:.0f}">{text}</text>'
-        for x, text in ticks
-    )
-    return _svg(340, y + 22, grid + "".join(parts))
-
-
-def _trade_off(scored: Sequence[Scored], error: str) -> str | None:
-    """Mean face similarity against mean body error, a point for every setting of the scales; None below two."""
-    found: list[tuple[float, float, int, str, str]] = []
-    for number, one in enumerate(scored):
-        settings: dict[tuple[str, str], list[int]] = {}
-        for i, picture in enumerate(one.pictures):
-            scales = picture.scales
-            if scales.keys() & {"face", "body"}:  # another's adapter has neither
-                face, body = (f"{name} {_scale(scales.get(name, 0.0))}" for name in ("face", "body"))
-                settings.setdefault((face, body), []).append(i)
-        for (face, body), rows in sorted(settings.items()):
-            similarity, off = one.scores["face_similarity"][rows].nanmean(), one.scores[error][rows].nanmean()
-            if not (math.isnan(similarity) or math.isnan(off)):
-                found.append((float(similarity), float(off), number, face, body))
-    if len(found) < 2:
-        return None
-    across, ticks_x = _axis(min(f[0] for f in found), max(f[0] for f in found), 52, 320)
-    up, ticks_y = _axis(min(f[1] for f in found), max(f[1] for f in found), 210, 14)
-    parts = [
-        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="10" y2="214"/>'
-        f'<text class="tick" x="{x:.1f}" y="230">{t}</text>'
-        for x, t in ticks_x
-    ] + [
-        f'<line class="grid" x1="48" x2="326" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick left" x="44" y="{y + 4:.1f}">{t}</text>'
-        for y, t in ticks_y
-    ]
-    for similarity, off, number, face, body in found:
-        x, y = across(similarity), up(off)
-        half = 3.8 * max(len(face), len(body))  # of the wider line, at most, in any system's sans-serif
-        middle = min(max(x, half), 340 - half)
-        above = y - 21 if y > 32 else y + 17
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{COLOURS[number % len(COLOURS)]}"/><text class="middle">'
-            f'<tspan x="{middle:.1f}" y="{above:.1f}">{escape(face)}, </tspan>'
-            f'<tspan x="{middle:.1f}" y="{above + 13:.1f}">{escape(body)}</tspan></text>'
-        )
-    parts.append('<text class="tick" x="186" y="246">face similarity</text>')
-    return _svg(340, 252, "".join(parts))
-
-
-def _scale(value: object) -> str:
-    """A number, or whatever else a record says of a scale, short enough for a plot."""
-    return f"{value:g}" if isinstance(value, int | float) else str(value)[:24]
-
-
-def _axis(
-    low: float, high: float, start: float, end: float
-) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
-    """(value -> place, [(place, text)]) with a little air and round ticks."""
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - max(abs(low) * 0.1, 0.01), high + max(abs(high) * 0.1, 0.01)
-    air = 0.06 * (high - low)
-    low, high = low - air, high + air
-    step = 10 ** math.floor(math.log10((high - low) / 3))
-    step *= next(n for n in (1, 2, 5, 10) if (high - low) / (step * n) <= 4.5)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-
-    def place(value: float) -> float:
-        return start + (value - low) / (high - low) * (end - start)
-
-    values = [step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return place, [(place(value), f"{value + 0.0:.{digits}f}") for value in values]
-
-
-def _svg(width: float, height: float, content: str) -> str:
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img">{content}</svg>'
-
-
-def _figure(svg: str, title: str, caption: str, legend: str = "") -> str:
-    return f"<figure><figcaption><b>{escape(title)}</b> {escape(caption)}</figcaption>{legend}{svg}</figure>"
-
-
-def _legend(scored: Sequence[Scored]) -> str:
-    items = "".join(
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(one.name)}</span>'
-        for i, one in enumerate(scored)
-    )
-    return f"<div class=legend>{items}</div>"
-
-
-def _wrapped(text: str, width: int = 48, most: int = 3) -> list[str]:
-    """Words in lines of at most so many letters; SVG does not wrap."""
-    lines = [""]
-    for word in text.split() or [""]:
-        if len(f"{lines[-1]} {word}".strip()) <= width:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-        else:
-            lines.append(word[:width])
-    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
-
-
 # ---- pictures -----------------------------------------------------------------------------------------------------
 
 
-def _grid(scored: Sequence[Scored], references: Source) -> str:
+def _grid(scored: Sequence[Scored], references: PictureFolder) -> str:
     """For each person a held-out photo, and the pictures whose body is nearest and farthest."""
     (one,) = scored
     rows = []
@@ -346,12 +144,12 @@ def _grid(scored: Sequence[Scored], references: Source) -> str:
         photo = next((p for p in references.pictures if p.person == person), None)
         cells = [_cell(references, photo, "reference photo", person)]
         if len(ranked) == 1:
-            cells.append(_cell(one.source, one.pictures[ranked[0]], "generated", one.pictures[ranked[0]].prompt))
+            cells.append(_cell(one.folder, one.pictures[ranked[0]], "generated", one.pictures[ranked[0]].prompt))
         elif ranked:
             for label, place in ((f"nearest by {by}", ranked[0]), (f"farthest by {by}", ranked[-1])):
-                cells.append(_cell(one.source, one.pictures[place], label, one.pictures[place].prompt))
+                cells.append(_cell(one.folder, one.pictures[place], label, one.pictures[place].prompt))
             for place in ranked[1:-1][: 6 - len(cells)]:
-                cells.append(_cell(one.source, one.pictures[place], "generated", one.pictures[place].prompt))
+                cells.append(_cell(one.folder, one.pictures[place], "generated", one.pictures[place].prompt))
         rows.append(f"<div class=row>{''.join(cells)}</div>")
     return "".join(rows)
 
@@ -366,13 +164,13 @@ def _ranked(one: Scored, places: Sequence[int]) -> tuple[list[int], str]:
     return list(places), "order"
 
 
-def _side_by_side(scored: Sequence[Scored], references: Source) -> str:
+def _side_by_side(scored: Sequence[Scored], references: PictureFolder) -> str:
     """A row for a person and prompt: a held-out photo, then what each method made of it."""
     found: dict[tuple[str, str], dict[int, Picture]] = {}
-    for number, one in enumerate(scored):
+    for method, one in enumerate(scored):
         for picture, person in zip(one.pictures, one.people, strict=True):
             if person:
-                found.setdefault((person, picture.prompt), {}).setdefault(number, picture)
+                found.setdefault((person, picture.prompt), {}).setdefault(method, picture)
     pairs = [pair for pair in found if len(found[pair]) == len(scored)]
     # One prompt of every person first, another one each time: many people and many prompts in few rows.
     people = sorted({person for person, _ in pairs})
@@ -388,23 +186,23 @@ def _side_by_side(scored: Sequence[Scored], references: Source) -> str:
     for person, prompt in order[:MOST_ROWS]:
         photo = next((p for p in references.pictures if p.person == person), None)
         cells = [_cell(references, photo, "reference photo", person)]
-        for number, one in enumerate(scored):
-            cells.append(_cell(one.source, found[person, prompt][number], one.name, ""))
+        for method, one in enumerate(scored):
+            cells.append(_cell(one.folder, found[person, prompt][method], one.name, ""))
         rows.append(f"<p class=prompt>{escape(prompt)}</p><div class=row>{''.join(cells)}</div>")
     return "".join(rows)
 
 
-def _cell(source: Source, picture: Picture | None, label: str, text: str) -> str:
-    image = "" if picture is None else _thumbnail(source, picture, f"{label}: {text}" if text else label)
+def _cell(folder: PictureFolder, picture: Picture | None, label: str, text: str) -> str:
+    image = "" if picture is None else _thumbnail(folder, picture, f"{label}: {text}" if text else label)
     words = f"<b>{escape(label)}</b> {escape(text)}"
     return f"<figure class=picture>{image}<figcaption>{words}</figcaption></figure>"
 
 
-def _thumbnail(source: Source, picture: Picture, label: str) -> str:
+def _thumbnail(folder: PictureFolder, picture: Picture, label: str) -> str:
     from PIL import Image
 
     try:
-        image = Image.fromarray(source.load(picture))
+        image = Image.fromarray(folder.load(picture))
     except BolidError:
         return ""
     image.thumbnail((THUMBNAIL * 2, THUMBNAIL))
@@ -419,10 +217,8 @@ def _thumbnail(source: Source, picture: Picture, label: str) -> str:
 # ---- how ----------------------------------------------------------------------------------------------------------
 
 
-def _how(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]) -> str:
+def _how(scored: Sequence[Scored]) -> str:
     evaluation = scored[0].evaluation
-    if evaluation is None:
-        return ""
     held_out = evaluation.held_out
     if held_out.get("excluded"):
         protocol = f"{held_out['excluded']} reference photos had made a profile and were left out."
@@ -430,16 +226,16 @@ def _how(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]) 
         protocol = "None of the reference photos had made a profile."
     else:
         protocol = "Which photos made the profiles is not known, so whether any is among the references is not either."
-    notes = dict.fromkeys(note for one in scored if one.evaluation for note in one.evaluation.notes)
+    notes = dict.fromkeys(note for one in scored for note in one.evaluation.notes)
     rejected: dict[str, list[str]] = {}
     for one in scored:
-        for reason, names in (one.evaluation.rejected if one.evaluation else {}).items():
+        for reason, names in one.evaluation.rejected.items():
             rejected.setdefault(reason, []).extend(name for name in names if name not in rejected.get(reason, []))
     parts = [f"<p>{escape(protocol)}</p>", *(f"<p>{escape(note)}.</p>" for note in notes)]
     # One method's table says by what, where it is wide enough for that.
     by = '<span class="narrow">' if len(scored) == 1 else "<span>"
     terms = "".join(
-        f"<dt>{_words(name)}</dt><dd>{escape(descriptions[name][1])}. {by}By: {_by(metric)}</span></dd>"
+        f"<dt>{words(name)}</dt><dd>{escape(DESCRIPTIONS[name][1])}. {by}By: {_by(metric)}</span></dd>"
         for name, metric in evaluation.metrics.items()
     )
     parts.append(f"<dl>{terms}</dl>")
@@ -450,17 +246,6 @@ def _how(scored: Sequence[Scored], descriptions: Mapping[str, tuple[str, str]]) 
         ]
         parts.append(f"<h3>Left out</h3><ul>{_items(items)}</ul>")
     return "".join(parts)
-
-
-def _words(name: str) -> str:
-    return escape(name.replace("_", " "))
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    digits = 1 if abs(value) >= 100 else 3 if abs(value) >= 0.1 or abs(value) < 0.00005 else 4
-    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 _STYLE = """

@@ -1,19 +1,61 @@
-"""What `evaluate` gives back: figures with their intervals, of one folder of pictures or of several side by side."""
+"""The metrics of `evaluate`, and what it returns: values with intervals, of one folder of pictures or of several."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bolid.evaluate.pictures import Picture, Source
+from bolid.evaluate.pictures import Picture, PictureFolder
 
 if TYPE_CHECKING:
     import torch
 
 
+FALSE_ACCEPT_RATE = 0.01  # of face verification
+
+HIGHER, LOWER = "higher", "lower"
+# Name -> (which is better, what it measures), in the order of every table.
+DESCRIPTIONS: dict[str, tuple[str, str]] = {
+    "text_score": (HIGHER, "cosine of picture and prompt (CLIP-T)"),
+    "image_score": (HIGHER, "mean cosine of picture and held-out photos (CLIP-I)"),
+    "face_found": (HIGHER, "share of pictures in which a face is found"),
+    "face_similarity": (HIGHER, "cosine of the face and the person's mean face on held-out photos"),
+    "face_tar": (
+        HIGHER,
+        f"share of pictures whose face passes for the person's at {FALSE_ACCEPT_RATE:.0%} false accepts",
+    ),
+    "person_found": (HIGHER, "share of pictures with a person, from the shoulders down"),
+    "bone_ratio_error": (LOWER, "mean difference of bone lengths over torso + thigh + shin, person by person"),
+    "width_profile_distance": (LOWER, "mean difference of silhouette widths over torso + thigh + shin"),
+    "body_ratio_error": (LOWER, "mean relative error of the 3D body ratios, person by person"),
+    "body_ratio_correlation": (HIGHER, "correlation over people of 3D body ratios, read off the pictures and true"),
+    "body_rank1": (HIGHER, "share of pictures whose body is nearest to the right person of all"),
+    "body_auc": (HIGHER, "share of other people whose body is further off; 0.5 is chance"),
+    "copy_paste": (LOWER, "nearest conditioning photo's cosine minus nearest held-out photo's, of equally many"),
+    "clothing_leak": (LOWER, "probability of the conditioning photos' outfit instead of the one asked for"),
+    "disturbance": (LOWER, "1 - cosine of the pictures with and without adapter, same prompt and seed"),
+    "lpips_diversity": (HIGHER, "LPIPS distance between pictures of one person and prompt"),
+    "tower_lpips_diversity": (
+        HIGHER,
+        "LPIPS distance between pictures of one person and prompt, on the family's tower, without learned weights",
+    ),
+    "fid": (LOWER, "Frechet distance of the features to those of the held-out photos (BoLID Eq. 15)"),
+    "fid_extrapolated": (LOWER, "FID extrapolated over 1/N to infinitely many pictures"),
+    "kid": (LOWER, "kernel distance of the features (unbiased)"),
+    "inception_score": (HIGHER, "inception score over the named classes, one split"),
+}
+
+
+PER_PICTURE = (
+    "text_score", "image_score", "face_found", "face_similarity", "face_tar", "person_found", "body_rank1", "body_auc",
+    "copy_paste", "clothing_leak", "disturbance", "diversity",
+)  # fmt: skip
+"""The scores of single pictures; "diversity" is either of the two LPIPS rows above."""
+
+
 @dataclass(frozen=True)
 class Metric:
-    """One figure: its value (None where it could not be measured), its interval, and what is behind it."""
+    """One value (None where it could not be measured), its 95 % interval, n, and the evaluator that measured it."""
 
     value: float | None
     n: int
@@ -25,6 +67,8 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """The metrics of one folder of pictures."""
+
     pictures: int
     references: int  # held-out photos
     people: int
@@ -32,22 +76,28 @@ class Evaluation:
     ratios: dict[str, dict[str, float]]
     """Body ratios by name: {"true", "pictures"}, means over people; empty without ground truth."""
     held_out: dict[str, Any]
-    """{"excluded": reference photos that had made the profile, "checked": whether the pictures or --profile told}."""
+    """{"excluded": reference photos that made a profile, "checked": whether records or --profile name those photos}."""
     notes: list[str]
     rejected: dict[str, list[str]]
 
 
 @dataclass
-class Scored:
-    """A folder's pictures with all that was measured of each; what the report draws from."""
+class PictureScores:
+    """A folder's pictures and the scores of each."""
 
     name: str
-    source: Source
+    folder: PictureFolder
     pictures: list[Picture]
-    people: list[str]
+    people: list[str]  # each picture's, "" where unknown
     scores: dict[str, torch.Tensor]  # name -> f64 [N], nan where not measured
-    per_person: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> person -> value
-    evaluation: Evaluation | None = None
+    per_person: dict[str, dict[str, float]]  # metric -> person -> value
+
+
+@dataclass
+class Scored(PictureScores):
+    """The same with the folder's metrics; the report draws from these."""
+
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -63,6 +113,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Several methods' metrics, and the differences of each from the first."""
+
     baseline: str
     methods: dict[str, Evaluation]
     differences: dict[str, dict[str, Difference]]  # method -> metric

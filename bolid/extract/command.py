@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 BATCH = 8
 DUPLICATE = "the same file again"
+CHANGED = "the file changed during the run"
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo to look at."""
+    """A photo of the list."""
 
     path: Path
     person: str
@@ -67,8 +68,8 @@ class TooManyRejected(BolidError):
 
 
 @dataclass(frozen=True)
-class Looking:
-    """What photos are looked at with; every worker process loads it for itself. ``captioner``: its model, or ""."""
+class Extraction:
+    """The models and settings of a run; every worker process loads them for itself. ``captioner``: a model, or ""."""
 
     family: Family
     device: str
@@ -76,13 +77,13 @@ class Looking:
     max_side: int
     captioner: str = ""
 
-    def load(self) -> work.Look:
+    def load(self) -> work.Process:
         reader, captioner = ViewReader(self.family, self.device, self.person), None
         if self.captioner:
             from bolid.backends.caption import Captioner
 
             captioner = Captioner(self.captioner, self.device)
-        return lambda batch: _look(batch, reader, captioner, self.max_side)
+        return lambda batch: _process(batch, reader, captioner, self.max_side)
 
 
 def extract(
@@ -90,7 +91,7 @@ def extract(
     out: str | os.PathLike[str] = "shards",
     *,
     family: str | None = None,
-    person: PersonRule = "main",
+    select_person: PersonRule = "main",
     workers: int = 1,
     max_side: int = 1536,
     max_bad: float = 0.05,
@@ -100,9 +101,10 @@ def extract(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> ExtractResult | None:
-    """Look at every photo with the family's models and write what they see to the shard directory ``out``.
+    """Run the family's models on every photo and write the features to the shard directory ``out``.
 
     ``photos``: a folder of ``<person>/*.jpg`` (or of one person's photos), captions beside them in ``.txt``.
+    ``select_person``: "main" uses the main person of a photo, "only" rejects photos that show several.
     ``caption``: "sidecar" takes those .txt files alone, "none" no captions; "blip2" (the family's captioning model) or
     a model of transformers writes one for each photo without such a file. ``max_side``: larger photos are reduced to
     this many pixels. ``max_bytes``: of one tar. ``engine``: "local", ``workers`` processes of this machine, or "ray",
@@ -123,14 +125,15 @@ def extract(
         chosen = get_family(family)
         model = captioner_path(caption, chosen)
         found = _photos(Path(photos), progress, sidecar=caption != "none")
-        config: dict[str, Any] = {"person": person, "max_side": max_side, "max_bytes": max_bytes}
+        config: dict[str, Any] = {"person": select_person, "max_side": max_side, "max_bytes": max_bytes}
         if caption != "sidecar":
             config["caption"] = caption
         digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
         record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
         writer = ShardWriter(out, record, max_bytes)
         if not writer.complete:
-            _run(found, writer, Looking(chosen, pick_device(device), person, max_side, model), run, progress)
+            extraction = Extraction(chosen, pick_device(device), select_person, max_side, model)
+            _run(found, writer, extraction, run, progress)
         index = writer.close()
         result = ExtractResult(place(out), index["samples"], index["persons"], index["rejected"])
         return _judge(result, len(found), chosen, max_bad)
@@ -150,14 +153,20 @@ def _photos(folder: Path, progress: Progress | None, *, sidecar: bool = True) ->
         except OSError as error:
             raise BolidError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
         caption = caption_for(path) if sidecar else ""
-        photos.append(Photo(path, person, path.relative_to(folder).as_posix(), sha256, caption))
+        source = _printable(path.relative_to(folder).as_posix())
+        photos.append(Photo(path, _printable(person), source, sha256, caption))
     return photos
+
+
+def _printable(name: str) -> str:
+    """A file's name as text; bytes that are not UTF-8 as \\xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _run(
     photos: list[Photo],
     writer: ShardWriter,
-    looking: Looking,
+    extraction: Extraction,
     run: work.Run,
     progress: Progress | None,
 ) -> None:
@@ -171,11 +180,11 @@ def _run(
             keys.add(photo.key)
             fresh.append(photo)
     done = writer.done_keys, writer.done_rejects
-    # A batch that is done in part is looked at again as a whole: its numbers may depend on what is in it.
+    # A batch of which a part is done is processed again as a whole: its numbers may depend on what is in it.
     batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
     left = [batch for batch in batches if not all(p.key in done[0] or p.source in done[1] for p in batch)]
     count = len(fresh) - sum(map(len, left))
-    for batch, samples in zip(left, run(looking, left), strict=True):
+    for batch, samples in zip(left, run(extraction, left), strict=True):
         for photo, sample in zip(batch, samples, strict=True):
             if photo.key in done[0] or photo.source in done[1]:
                 continue
@@ -188,26 +197,29 @@ def _run(
             progress(count, len(fresh), batch[-1].source)
 
 
-def _look(batch: list[Photo], reader: ViewReader, captioner: Captioner | None, max_side: int) -> list[Sample | str]:
-    """Decode and look at a batch: for each photo a sample, or the reason why there is none."""
+def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None, max_side: int) -> list[Sample | str]:
+    """For each photo of a batch a sample, or the reason why there is none."""
     results: list[Sample | str] = []
     decoded: list[tuple[int, np.ndarray]] = []
     for index, photo in enumerate(batch):
         results.append("")
         try:
-            image = decode_image(photo.path.read_bytes(), name="the file", max_side=max_side)
-            decoded.append((index, image))
+            data = photo.path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == photo.sha256:
+                decoded.append((index, decode_image(data, name="the file", max_side=max_side)))
+            else:
+                results[index] = CHANGED
         except BolidError as error:
             results[index] = error.message
         except OSError as error:
             results[index] = f"the file cannot be read: {error.strerror}"
     views = dict(zip([i for i, _ in decoded], reader.read([image for _, image in decoded]), strict=True))
-    silent = {i: view for i, view in views.items() if isinstance(view, View) and not batch[i].caption}
-    written: dict[int, str] = {}
+    uncaptioned = {i: view for i, view in views.items() if isinstance(view, View) and not batch[i].caption}
+    captions: dict[int, str] = {}
     if captioner is not None:
-        written = dict(zip(silent, captioner.caption([view.image for view in silent.values()]), strict=True))
+        captions = dict(zip(uncaptioned, captioner.caption([v.image for v in uncaptioned.values()]), strict=True))
     for index, view in views.items():
-        photo = replace(batch[index], caption=written.get(index, batch[index].caption))
+        photo = replace(batch[index], caption=captions.get(index, batch[index].caption))
         results[index] = view if isinstance(view, str) else _sample(photo, view)
     return results
 
@@ -229,7 +241,7 @@ def _sample(photo: Photo, view: View) -> Sample:
 
 
 def _origin(path: Path) -> dict[str, str]:
-    """Where a photo comes from and under what license, as `bolid scrape` notes it in the .json beside the photo."""
+    """A photo's address, license and consent, from the .json that `bolid scrape` writes beside it."""
     try:
         notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return {name: notes[name] for name in ("url", "license", "consent") if isinstance(notes.get(name), str)}

@@ -1,4 +1,4 @@
-"""Who looks at the photos of ``extract``: this process, worker processes, the ranks of several machines, or Ray.
+"""Where the photos of ``extract`` are processed: here, in worker processes, on ranks of several machines, or by Ray.
 
 Every engine takes the same batches and gives their results in the same order, so the bytes written are the same. One
 process alone, rank 0, writes; it alone needs to see ``--out``. All of them need to see the photos under the same path.
@@ -25,9 +25,9 @@ from bolid.errors import BolidError
 
 Batch = list[Any]
 Results = list[Any]
-Look = Callable[[Batch], Results]
-ROUND = 4  # batches a rank looks at before its results are gathered
-TIMEOUT_HOURS = 24  # rank 0 lists and hashes all photos while the others wait; a dead rank is noticed at once
+Process = Callable[[Batch], Results]
+ROUND = 4  # batches a rank processes before its results are gathered
+TIMEOUT_HOURS = 24  # rank 0 lists and hashes all photos while the others wait; a rank that dies ends the others at once
 
 
 class Work(Protocol):
@@ -36,8 +36,8 @@ class Work(Protocol):
     @property
     def device(self) -> str: ...
 
-    def load(self) -> Look:
-        """Load the models; the function that looks at a batch with them."""
+    def load(self) -> Process:
+        """Load the models; returns the function that runs them on a batch."""
 
 
 Run = Callable[[Work, list[Batch]], Iterator[Results]]
@@ -46,7 +46,7 @@ EngineName = Literal["local", "ray"]
 
 @contextlib.contextmanager
 def start(engine: EngineName, workers: int) -> Iterator[Run | None]:
-    """The function that has all batches looked at, or None in a rank that has done its share for rank 0."""
+    """The function that processes all batches; None in a rank that has done its share for rank 0."""
     rank = this_rank()
     if engine == "ray":
         yield partial(on_ray, workers=workers)
@@ -77,9 +77,9 @@ def _alone(work: Work, batches: list[Batch]) -> Iterator[Results]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in every worker process; the caller's number again afterwards
     try:
-        look = work.load()
+        process = work.load()
         for batch in batches:
-            yield look(batch)
+            yield process(batch)
     finally:
         torch.set_num_threads(threads)
 
@@ -97,7 +97,7 @@ def _in_pool(work: Work, batches: list[Batch], workers: int) -> Iterator[Results
     try:
         waiting: deque[concurrent.futures.Future[Results]] = deque()
         for batch in batches:
-            waiting.append(pool.submit(_look_in_worker, batch))
+            waiting.append(pool.submit(_process_in_worker, batch))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -116,7 +116,7 @@ def _in_pool(work: Work, batches: list[Batch], workers: int) -> Iterator[Results
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: Look | BolidError | None = None
+_worker: Process | BolidError | None = None
 
 
 def _start_worker(work: Work) -> None:
@@ -141,7 +141,7 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _look_in_worker(batch: Batch) -> Results:
+def _process_in_worker(batch: Batch) -> Results:
     if _worker is None or isinstance(_worker, BolidError):
         raise _worker or BolidError("the worker has not started")
     return _worker(batch)
@@ -209,20 +209,20 @@ def _find_leader() -> None:
     if "MASTER_ADDR" not in os.environ:
         nodes, address = os.environ.get("SLURM_STEP_NODELIST", ""), "127.0.0.1"
         if os.environ.get("SLURM_STEP_NUM_NODES", "1") != "1" and shutil.which("scontrol"):
-            told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-            address = told.stdout.split()[0]
+            shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+            address = shown.stdout.split()[0]
         os.environ["MASTER_ADDR"] = address
 
 
 class _Leader:
-    """Rank 0's hold on the others, which are in ``_follow`` meanwhile: ``run``, or else ``release``."""
+    """Rank 0, which the others wait for in ``_follow``: it calls ``run``, or else ``release``."""
 
     def __init__(self, rank: Rank, workers: int) -> None:
         self.rank, self.workers, self.waiting = rank, workers, True
 
     def run(self, work: Work, batches: list[Batch]) -> Iterator[Results]:
-        """Of all ranks: batch i is looked at by rank i modulo their number."""
-        self._tell((work, batches, self.workers))
+        """The results of all ranks. Batch i goes to rank i modulo their number."""
+        self._send((work, batches, self.workers))
         own = _by_rank(self.rank, work, batches, self.workers)
         for _ in range(_rounds(batches, self.rank)):
             gathered = _gather(self.rank, next(own))
@@ -235,11 +235,11 @@ class _Leader:
                         yield results[turn]
 
     def release(self) -> None:
-        """Let the others go if they still wait to hear what there is to do."""
+        """Let the others end if they still wait for work."""
         if self.waiting:
-            self._tell(None)
+            self._send(None)
 
-    def _tell(self, what: Any) -> None:
+    def _send(self, what: Any) -> None:
         from torch import distributed
 
         self.waiting = False
@@ -247,13 +247,13 @@ class _Leader:
 
 
 def _follow(rank: Rank) -> None:
-    """Look at this rank's batches for rank 0."""
+    """Process this rank's batches for rank 0."""
     from torch import distributed
 
-    told: list[Any] = [None]
-    distributed.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        work, batches, workers = told[0]
+    received: list[Any] = [None]
+    distributed.broadcast_object_list(received, src=0)
+    if received[0] is not None:
+        work, batches, workers = received[0]
         own = _by_rank(rank, work, batches, workers)
         for _ in range(_rounds(batches, rank)):
             _gather(rank, next(own))
@@ -273,7 +273,7 @@ def _gather(rank: Rank, results: Any) -> list[Any]:
     except RuntimeError as error:
         raise BolidError(
             f"rank {rank.number} lost the others: {str(error).splitlines()[0]}",
-            "read what they said; then run the same command again: it goes on where it stopped",
+            "read their messages; then run the same command again: it goes on where it stopped",
         ) from error
     return gathered
 
@@ -316,8 +316,8 @@ def on_ray(work: Work, batches: list[Batch], workers: int) -> Iterator[Results]:
         [{"batch": cloudpickle.dumps(batch)} for batch in batches], override_num_blocks=len(batches)
     )
     options = {"num_gpus": 1} if work.device.startswith("cuda") else {"num_cpus": 1}
-    looked = rows.map(_RayWorker, fn_constructor_args=(work,), concurrency=workers, **options)
-    for row in looked.iter_rows():
+    processed = rows.map(_RayWorker, fn_constructor_args=(work,), concurrency=workers, **options)
+    for row in processed.iter_rows():
         results = cloudpickle.loads(row["results"])  # our own actors wrote it
         if isinstance(results, BolidError):
             raise results
@@ -330,16 +330,16 @@ class _RayWorker:
 
         torch.set_num_threads(1)
         try:
-            self.look: Look | BolidError = work.load()
+            self.process: Process | BolidError = work.load()
         except BolidError as error:  # raised here, Ray would start the actor again and again
-            self.look = error
+            self.process = error
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         from ray import cloudpickle
 
         try:
-            if isinstance(self.look, BolidError):
-                raise self.look
-            return {"results": cloudpickle.dumps(self.look(cloudpickle.loads(row["batch"])))}
+            if isinstance(self.process, BolidError):
+                raise self.process
+            return {"results": cloudpickle.dumps(self.process(cloudpickle.loads(row["batch"])))}
         except BolidError as error:
             return {"results": cloudpickle.dumps(error)}

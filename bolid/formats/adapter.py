@@ -1,8 +1,8 @@
 """Adapters in diffusers' own IP-Adapter layout, so that plain ``pipe.load_ip_adapter`` and ComfyUI read them too.
 
 Keys: ``image_proj.*`` (the projection from an embedding to tokens) and ``ip_adapter.{1,3,5,...}.to_{k,v}_ip.weight``
-(one pair a cross-attention layer, numbered as ``list(unet.attn_processors)`` has them). Our run record rides in the
-metadata, which other readers ignore.
+(one pair a cross-attention layer, numbered in the order of ``list(unet.attn_processors)``). The run record is in the
+metadata, which other programs ignore.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def nested_state_dict(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str
 
 
 def flat_tensors(nested: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The flat keys of what ``nested_state_dict`` has nested."""
+    """The inverse of ``nested_state_dict``."""
     return {f"{part}.{name}": tensor for part, tensors in nested.items() for name, tensor in tensors.items()}
 
 

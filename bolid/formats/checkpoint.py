@@ -1,4 +1,4 @@
-"""Training checkpoints: parameters, optimizer moments and the step, without pickles, written all or nothing."""
+"""Training checkpoints: parameters, optimizer moments and the step, as safetensors, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bolid.formats.tensors import load_tensors, read_record, save_tensors
 from bolid.run import run_differences
 
 KIND = "checkpoint"
-STEPS_DONE = "steps_done"  # in the settings of a result that was written early
+STEPS_DONE = "steps_done"  # in the config of a result that was written before the last step
 
 
 def save_checkpoint(
@@ -26,10 +26,10 @@ def save_checkpoint(
     *,
     write: bool = True,
 ) -> None:
-    """`record`: the run record of what is being trained; `tensors`: everything that a step changes, by name.
+    """Write a checkpoint. `record`: the run record of the training; `tensors`: all that a step changes, by name.
 
-    The optimizer must have been made from one list of parameters; its state is stored by their position. Of tensors
-    that are spread over processes all must call, and one writes; the file does not tell how they were spread.
+    The optimizer must have been made from one list of parameters; its state is stored by their position. With tensors
+    sharded over processes, every process calls this and one has `write`; the file does not depend on the sharding.
     """
     moments = {
         f"optimizer.{index}.{name}": whole(value)
@@ -48,7 +48,7 @@ def load_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> int:
-    """Put a checkpoint's content back into `tensors` (in place) and `optimizer`; returns the step, 0 without a file.
+    """Load a checkpoint into `tensors` (in place) and `optimizer`; returns the step, 0 without a file.
 
     Raises BolidError when the checkpoint belongs to another run (other data, family, settings or seed).
     """
@@ -71,34 +71,39 @@ def load_checkpoint(
             _, index, name = key.split(".", 2)
             parameter = parameters[int(index)]
             if value.shape == parameter.shape:
-                # Files hold plain layouts; fused optimizers walk moments and parameter through memory side by side.
+                # Files hold contiguous tensors; fused optimizers need moments in the parameter's memory layout.
                 value = torch.empty_like(parameter, requires_grad=False).copy_(spread(value, like=parameter))
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(found["step"])
 
 
-def check_result(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Raises BolidError when `path`, which this run would write, is what another run has trained."""
+def check_result(path: str | os.PathLike[str], record: dict[str, Any], init: str | os.PathLike[str] = "") -> bool:
+    """Whether `path`, which this run would write, is its finished result.
+
+    Raises BolidError when it is the result of another run. `init`: what to give --init to train on from it.
+    """
     path = Path(path)
     if not path.exists():
-        return
+        return False
     found = read_record(path)
-    found["config"] = {name: value for name, value in found.get("config", {}).items() if name != STEPS_DONE}
-    if changed := run_differences(found, record):
-        raise BolidError(
-            f"{path} is of another training: different {', '.join(changed)}",
-            "choose another --out, or remove what is there",
-        )
+    config = dict(found.get("config", {}))
+    finished = config.pop(STEPS_DONE, None) is None
+    if changed := run_differences({**found, "config": config}, record):
+        hint = "choose another --out, or remove what is there"
+        if changed == ["steps"]:
+            hint = f"to train on from it give --init {init or path} and another --out; to start anew, remove it"
+        raise BolidError(f"{path} is of another training: different {', '.join(changed)}", hint)
+    return finished
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which every process has a part; all of them must ask at the same time."""
+    """The whole of a tensor that is sharded over processes; all of them must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of `tensor` that this process has of `like`."""
+    """`tensor`, sharded like `like`: the part of this process."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

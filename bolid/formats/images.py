@@ -1,5 +1,7 @@
-"""Photos in: any picture file to upright 8-bit RGB, refusing what would hurt. Pictures out: JPEG bytes. And the run
-record that a generated PNG carries.
+"""Picture files -> upright 8-bit RGB, and back to JPEG; and the run record in a generated PNG.
+
+Every picture of anybody's is decoded here. Whatever its decoder raises becomes a BolidError, so that one damaged file
+never ends a run.
 
 Images are numpy uint8 [H, W, 3], RGB, 0..255.
 """
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import sys
 import warnings
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json
 from bolid.formats.tensors import METADATA_KEY
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"))
@@ -31,8 +33,8 @@ MAX_PIXELS = 100_000_000
 def list_photos(folder: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     """(person, path) of every photo below ``folder``, ordered by person and name.
 
-    ``folder/<person>/*.jpg``; photos that lie in ``folder`` itself belong to one person named after it. Hidden
-    files are left out. Raises BolidError for a missing folder and for one without photos.
+    ``folder/<person>/*.jpg``; photos in ``folder`` itself belong to one person with the folder's name. Hidden files are
+    left out. Raises BolidError for a missing folder and for one without photos.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -59,7 +61,7 @@ def _photos_in(folder: Path) -> Iterator[Path]:
 def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.ndarray:
     """A photo as upright RGB, uint8 [H, W, 3], reduced so that no side is longer than ``max_side``.
 
-    Raises BolidError for what is not a whole picture of a sensible size.
+    Raises BolidError for a damaged or oversized picture, and for other files.
     """
     try:
         data = Path(path).read_bytes()
@@ -69,18 +71,19 @@ def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.
 
 
 def decode_image(data: bytes, name: str = "the picture", max_side: int | None = None) -> np.ndarray:
-    """Picture file bytes (any format Pillow knows) as upright RGB, uint8 [H, W, 3]. Errors name ``name``.
+    """The bytes of a picture file, of any format that Pillow knows, as upright RGB, uint8 [H, W, 3].
 
-    EXIF orientation is applied, colours are brought to sRGB by the picture's own ICC profile, transparency is laid
-    over white, of an animation the first frame counts, 16-bit and CMYK become 8-bit RGB. Truncated data, other things
-    than pictures and pictures of more than MAX_PIXELS raise BolidError.
+    Applies the EXIF orientation, converts colours to sRGB by the picture's ICC profile, puts transparent pictures on
+    white, takes the first frame of an animation, converts 16-bit and CMYK to 8-bit RGB. No side of the result is longer
+    than ``max_side``. Raises BolidError, with ``name`` in its text, for damaged data, for other files than pictures and
+    for pictures of more than MAX_PIXELS.
     """
-    with _whole_picture(data, name) as image:
+    with _decoding(data, name) as image:
         if max_side is not None and image.format == "JPEG":
-            # Lets the decoder skip detail we would throw away; at least twice the size wanted remains.
+            # The decoder skips detail that is not needed; at least twice the wanted size remains.
             image.draft(None, (2 * max_side, 2 * max_side))
         image.load()
-        rgb = _to_rgb(_to_srgb(ImageOps.exif_transpose(image)))
+        rgb = _to_rgb(_to_srgb(_upright(image, _orientation(image))))
     if max_side is not None and max(rgb.size) > max_side:
         scale = max_side / max(rgb.size)
         size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
@@ -91,9 +94,9 @@ def decode_image(data: bytes, name: str = "the picture", max_side: int | None = 
 def glance(data: bytes, side: int, name: str = "the picture") -> tuple[Image.Image, tuple[int, int], str]:
     """(a small upright grey copy, no side longer than ``side``; the picture's (width, height) as stored; its format).
 
-    To judge a picture by: several times as fast as `decode_image`, and what that refuses is refused.
+    Several times as fast as `decode_image`. Raises BolidError for the same pictures.
     """
-    with _whole_picture(data, name) as image:
+    with _decoding(data, name) as image:
         stored, kind = image.size, image.format or ""
         scale = min(1.0, side / max(stored))
         small = (max(1, round(stored[0] * scale)), max(1, round(stored[1] * scale)))
@@ -102,13 +105,12 @@ def glance(data: bytes, side: int, name: str = "the picture") -> tuple[Image.Ima
         image.load()
         grey = image if image.mode == "L" else _to_rgb(image).convert("L")
         grey = grey.resize(small, Image.Resampling.BOX)
-        grey.getexif().update(image.getexif())
-        return ImageOps.exif_transpose(grey), stored, kind
+        return _upright(grey, _orientation(image)), stored, kind
 
 
 @contextlib.contextmanager
-def _whole_picture(data: bytes, name: str) -> Iterator[Image.Image]:
-    """The picture, opened; whatever Pillow raises about it inside becomes a BolidError."""
+def _decoding(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The picture, opened. Whatever is raised inside becomes a BolidError: decoders raise almost any exception."""
     try:
         with warnings.catch_warnings():
             # Pillow's own limit only warns at first; ours below is stricter and always raises.
@@ -125,39 +127,66 @@ def _whole_picture(data: bytes, name: str) -> Iterator[Image.Image]:
         ) from None
     except Image.UnidentifiedImageError:
         raise BolidError(f"{name} is not a picture", "remove it, or save it as JPEG or PNG") from None
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:  # what Pillow's decoders raise
-        raise BolidError(f"{name} is damaged: {error}", "fetch or export it again") from error
+    except Exception as error:
+        raise BolidError(f"{name} is damaged: {_reason(error)}", "fetch or export it again") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Pillow's own ``Image.open``. Importing ultralytics replaces it by one that, given what is no picture, installs a
-    package."""
+    """Pillow's own ``Image.open``; the one that ultralytics puts in its place installs a package for unknown files."""
     patched = sys.modules.get("ultralytics.utils.patches")
     return getattr(patched, "_image_open", Image.open)(io.BytesIO(data))
 
 
 def picture_record(data: bytes, name: str = "the picture") -> dict[str, Any] | None:
-    """The run record in a PNG's text chunk ``bolid``; None where a picture carries none. Errors name ``name``.
+    """The run record in a PNG's text chunk ``bolid``; None for a picture without one.
 
-    Other programs may move text behind the pixels, so these are read too, and every chunk's checksum is compared.
-    Raises BolidError for a damaged PNG.
+    Other programs may move text behind the pixels, so the whole file is read, and every chunk's checksum compared.
+    Raises BolidError, with ``name`` in its text, for a damaged PNG.
     """
     if not data.startswith(b"\x89PNG"):
         return None
     try:
         with open_image(data) as image:
-            image.load()  # text behind the pixels is known only now
+            image.load()  # reads the text behind the pixels
             text = getattr(image, "text", {}).get(METADATA_KEY)
         with open_image(data) as image:
             image.verify()
-        record = None if text is None else json.loads(text)
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise BolidError(f"{name} is damaged: {error}", "make or copy it again") from error
+        record = None if text is None else parse_json(text)
+    except Exception as error:
+        raise BolidError(f"{name} is damaged: {_reason(error)}", "make or copy it again") from error
     return record if isinstance(record, dict) else None
 
 
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 for a broken EXIF block."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # the pixels do not depend on it
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSITIONS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Colours of a wide-gamut camera or a printer's CMYK as every screen and every network takes them."""
+    """Convert the colours of a wide-gamut camera or of a printer's CMYK to sRGB, by the picture's ICC profile."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
         return image
@@ -165,7 +194,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = "RGBA" if image.mode == "RGBA" else "RGB"
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile, or one of another kind of colours
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile, or one of another colour space
         return image
     return converted if converted is not None else image
 

@@ -1,15 +1,15 @@
-"""The photo folder that `bolid scrape` writes and `bolid extract` reads, and what it takes to go on after a kill.
+"""The photo folder that `bolid scrape` writes and `bolid extract` reads. It survives a kill at any moment.
 
     photos/<person>/<sha16>.jpg     the photo; the original's own bytes where that is a JPEG
-    photos/<person>/<sha16>.json    where it comes from: url or file, sha256 of the original, size, license, ...
-    photos/people.csv               who is there, and how many photos
-    photos/dropped.csv              what is not there, and why
-    photos/.scrape.sqlite           every source that was settled, and the web pages of the last days
+    photos/<person>/<sha16>.json    its origin: url or file, sha256 of the original, size, license, ...
+    photos/people.csv               the people, and the number of photos of each
+    photos/dropped.csv              the photos that were left out, and why
+    photos/.scrape.sqlite           every source with a verdict, and the web pages of the last days
 
-``sha16`` is the first 16 hex digits of the original's sha256. A record is written before its photo and the photo before
-its row in the database, each beside its place and renamed: after a kill whatever is in between is found and removed, or
-taken up, when the folder is opened again. Photos are not synced to the disk one by one, which would take most of the
-time; instead a folder that was not closed is checked for photos that a power cut made shorter.
+``sha16`` is the first 16 hex digits of the original's sha256. The record is written before the photo, the photo before
+its row in the database; each is written under a temporary name and renamed. Opening the folder after a kill removes or
+adopts what has no row. Photos are not synced one by one, which would take most of the time: a folder that was not
+closed is searched for photos that a power cut has truncated.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.run import disk_errors, write_atomic
+from bolid.formats.parsing import parse_json
+from bolid.run import disk_errors, remove_leftovers, write_atomic
 
 PEOPLE = "people.csv"
 DROPPED = "dropped.csv"
 DATABASE = ".scrape.sqlite"
 PAGES_FRESH = 7 * 86400  # seconds that a web page is not fetched again
+
+# What a killed run leaves beside the people's folders, and nothing else.
 
 KEPT, FILTERED, FAILED = "kept", "filtered", "failed"
 REMOVED = "removed by hand"
@@ -57,26 +60,26 @@ CREATE TABLE IF NOT EXISTS forgotten (digest TEXT PRIMARY KEY);
 
 
 def folder_name(name: str) -> str:
-    """The folder of a person called ``name``: one safe path component, hidden nowhere and allowed everywhere.
+    """The folder of a person called ``name``: one path component that every system allows and none hides.
 
-    Letters of all scripts stay. A name that had to be changed gets 8 digits of its hash, so that two names never meet
-    in one folder.
+    Letters of all scripts stay. A name that had to be changed gets 8 digits of its hash, so that two names never share
+    a folder.
     """
     wanted = " ".join(unicodedata.normalize("NFC", name).split())
     clean = "".join("_" if c in '<>:"/\\|?*' or unicodedata.category(c)[0] == "C" else c for c in wanted)
     clean = clean.encode()[:80].decode(errors="ignore").strip(" .")
-    if clean and clean == wanted:
+    if clean and clean == wanted and clean.casefold() not in (PEOPLE, DROPPED):
         return clean
     return f"{clean or 'person'}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
 
 
 def same_name(name: str) -> str:
-    """A name without what people write differently: capitals, spaces, underscores. Equal ones mean one person."""
+    """A name without capitals, repeated spaces and underscores: equal results mean one person."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
 
 
 class _Database(sqlite3.Connection):
-    """A full disk is the user's to put right; whatever else goes wrong is ours."""
+    """A connection that reports a full disk as a BolidError."""
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         try:
@@ -91,10 +94,10 @@ class _Database(sqlite3.Connection):
 
 
 class PhotoFolder:
-    """A photo folder, open for collecting. One process at a time; use it as a context manager.
+    """A photo folder, open for collecting by one process; use it as a context manager.
 
-    A *source* is a photo's address: a URL, or "<path>?<size>-<time>" of a file. A *setting* is the option that a
-    filter's verdict hangs on, with its value.
+    A *source* is a photo's address: a URL, or "<path>?<size>-<time>" of a file. A *setting* is the option, with its
+    value, on which a filter's verdict depends. Raises BolidError when another process has the folder open.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -142,7 +145,7 @@ class PhotoFolder:
         """The folder of the person of this name and page. Two people of one name and different pages get two."""
         query = "SELECT folder FROM people WHERE name = ? AND page IN (?, '')"
         if known := self._db.execute(query, (name, page)).fetchone():
-            return known[0]
+            return str(known[0])
         folder = folder_name(name)
         taken = {row[0].casefold() for row in self._db.execute("SELECT folder FROM people")}
         if folder.casefold() in taken:
@@ -155,15 +158,17 @@ class PhotoFolder:
         return self._db.execute("SELECT folder, name FROM people ORDER BY folder").fetchall()
 
     def is_forgotten(self, name: str, page: str = "") -> bool:
-        """Whether this person was deleted with `--forget`: nothing of them may be collected again."""
+        """Whether this person was deleted with `--forget`."""
         digests = [_digest(name), _digest(page)] if page else [_digest(name)]
         marks = ",".join("?" * len(digests))
         found = self._db.execute(f"SELECT 1 FROM forgotten WHERE digest IN ({marks})", digests).fetchone()
         return found is not None
 
     def forget(self, person: str) -> None:
-        """Delete everything of the person in folder ``person``. Only a hash of the name stays, so that nothing of them
-        is collected again."""
+        """Delete everything of the person in folder ``person``.
+
+        A hash of the name stays, so that nothing of them is collected again.
+        """
         names = self._db.execute("SELECT name, page FROM people WHERE folder = ?", (person,)).fetchall()
         for text in {person, *(part for row in names for part in row if part)}:
             self._db.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (_digest(text),))
@@ -177,17 +182,20 @@ class PhotoFolder:
     # ------------------------------------------------------------------------------------------------- photos
 
     def knows(self, source: str) -> bool:
-        """Whether this source is settled: kept, or dropped for good."""
+        """Whether this source has a verdict: kept, or left out."""
         return self._db.execute("SELECT 1 FROM photos WHERE source = ?", (source,)).fetchone() is not None
 
     def count(self, person: str) -> int:
         """Photos kept of the person."""
         row = self._db.execute("SELECT count(*) FROM photos WHERE person = ? AND kind = 'kept'", (person,)).fetchone()
-        return row[0]
+        return int(row[0])
 
     def twin(self, person: str, sha256: str, phash: int, bits: int) -> str:
-        """Why this photo is there already, or "": the same file of anybody, or one of the person that looks the same
-        (perceptual hashes that differ in at most ``bits`` bits)."""
+        """Why this photo is a duplicate, or "".
+
+        SAME_FILE: of anybody's; NEAR_DUPLICATE: of a photo of the person, with a perceptual hash that differs in at
+        most ``bits`` bits.
+        """
         if self._db.execute("SELECT 1 FROM photos WHERE sha256 = ? AND kind = 'kept'", (sha256,)).fetchone():
             return SAME_FILE
         rows = self._db.execute("SELECT phash FROM photos WHERE person = ? AND kind = 'kept'", (person,))
@@ -209,7 +217,7 @@ class PhotoFolder:
         self._db.execute("INSERT OR REPLACE INTO photos VALUES (?, ?, 'kept', '', '', 1, ?, ?, ?, ?, ?)", row)
 
     def drop(self, person: str, source: str, kind: str, reason: str, setting: str = "", final: bool = True) -> None:
-        """Note that a source is left out. Not ``final``: the next run tries it again."""
+        """Note that a source is left out; unless ``final``, the next run tries it again."""
         self._db.execute(
             "INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, '', '', '', '', 0)",
             (source, person, kind, reason, setting, final),
@@ -224,7 +232,7 @@ class PhotoFolder:
         return [(who, source, self.path / who / f"{sha256[:16]}.jpg") for who, source, sha256 in rows]
 
     def take_back(self, person: str, source: str, reason: str, setting: str, twins: bool = True) -> None:
-        """Drop a photo that was kept. With ``twins`` those that were dropped for looking like it get another chance."""
+        """Drop a photo that was kept. With ``twins``, its duplicates are judged again by the next run."""
         row = self._db.execute("SELECT sha256 FROM photos WHERE source = ?", (source,)).fetchone()
         self.drop(person, source, FILTERED, reason, setting)
         self._remove_files(self.path / person, row[0][:16])
@@ -235,13 +243,12 @@ class PhotoFolder:
             self._db.execute(query, (person, SAME_FILE, NEAR_DUPLICATE))
 
     def supersede(self, path: str) -> None:
-        """Forget verdicts on earlier versions of a file: sources that begin with its path and a question mark."""
+        """Delete verdicts on earlier versions of a file: sources that begin with its path and a question mark."""
         query = "DELETE FROM photos WHERE kind <> 'kept' AND source >= ? AND source < ?"
         self._db.execute(query, (f"{path}?", f"{path}@"))  # "@" is the next letter
 
     def reopen(self, settings: Iterable[str]) -> None:
-        """Forget verdicts that may be different now: those that hang on other than these settings, and failures that
-        were not final."""
+        """Delete verdicts that may differ now: those that depend on other settings, and failures that are not final."""
         self._db.execute("DELETE FROM photos WHERE NOT final")
         settings = list(settings)
         marks = ",".join("?" * len(settings))
@@ -256,7 +263,7 @@ class PhotoFolder:
         return found
 
     def unsettled(self, person: str) -> bool:
-        """Whether a photo of the person is yet to be tried again."""
+        """Whether a photo of the person is to be tried again."""
         return self._db.execute("SELECT 1 FROM photos WHERE person = ? AND NOT final", (person,)).fetchone() is not None
 
     def note(self, name: str, value: str | None = None) -> str:
@@ -282,7 +289,7 @@ class PhotoFolder:
     # -------------------------------------------------------------------------------------------------- pages
 
     def page(self, key: str) -> tuple[str, int, dict[str, list[str]], bytes] | None:
-        """(url, status, headers, body) of a web page that was fetched not long ago."""
+        """(url, status, headers, body) of a web page that was fetched less than PAGES_FRESH seconds ago."""
         query = "SELECT url, status, headers, body FROM pages WHERE key = ? AND time > ?"
         row = self._db.execute(query, (key, time.time() - PAGES_FRESH)).fetchone()
         return None if row is None else (row[0], row[1], json.loads(row[2]), row[3])
@@ -295,7 +302,7 @@ class PhotoFolder:
     # ------------------------------------------------------------------------------------------------ on disk
 
     def _folder(self, person: str) -> Path:
-        """The person's folder, made where it is missing. Refuses one that leads elsewhere."""
+        """The person's folder, created if missing. Raises BolidError for a link."""
         folder = self.path / person
         if folder.is_symlink() or folder.parent != self.path:
             raise BolidError(
@@ -314,44 +321,47 @@ class PhotoFolder:
                 shutil.rmtree(folder)
 
     def _reconcile(self) -> None:
-        """Make files and database agree again: after a kill, after photos were removed by hand, and when the database
-        was lost."""
+        """Make files and database agree: after a kill, after photos were removed by hand, and without the database."""
         self._db.execute("DELETE FROM pages WHERE time <= ?", (time.time() - PAGES_FRESH,))
-        for leftover in self.path.glob(".*.tmp*"):
-            leftover.unlink()
+        remove_leftovers(self.path)
         crashed = bool(self.note("open"))
         on_disk: set[tuple[str, str]] = set()
         for folder in self.path.iterdir():
-            if not folder.is_dir() or folder.is_symlink() or folder.name.startswith("."):
-                continue
-            query = "SELECT substr(sha256, 1, 16), source, stored FROM photos WHERE person = ? AND kind = 'kept'"
-            known = {stem: (source, size) for stem, source, size in self._db.execute(query, (folder.name,))}
-            names = set(os.listdir(folder))
-            for name in names:
-                if re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp\.\w+", name):
-                    (folder / name).unlink()
-                    continue
-                stem, _, suffix = name.partition(".")
-                if suffix != "json" or not re.fullmatch(r"[0-9a-f]{16}", stem):
-                    continue
-                photo = folder / f"{stem}.jpg"
-                if photo.name in names and stem in known:
-                    source, size = known[stem]
-                    if crashed and photo.stat().st_size < size:  # a power cut
-                        self._db.execute("DELETE FROM photos WHERE source = ?", (source,))
-                        self._remove_files(folder, stem)
-                    on_disk.add((folder.name, stem))
-                elif (record := _read_record(folder / name, stem)) is None:
-                    if crashed and (folder / name).stat().st_size == 0:
-                        self._remove_files(folder, stem)
-                elif photo.name in names and (record["format"] != "JPEG" or photo.stat().st_size >= record["bytes"]):
-                    self._adopt(folder.name, record, photo.stat().st_size)
-                    on_disk.add((folder.name, stem))
-                else:  # killed before the photo was written, or the photo was removed by hand
-                    self._remove_files(folder, stem)
+            if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith("."):
+                on_disk |= {(folder.name, stem) for stem in self._reconcile_folder(folder, crashed)}
         for person, source, path in self.kept():
             if (person, path.stem) not in on_disk:
                 self.drop(person, source, FILTERED, REMOVED)
+
+    def _reconcile_folder(self, folder: Path, crashed: bool) -> set[str]:
+        """Make one person's files and rows agree; returns the photos that are there. `crashed`: after a power cut."""
+        query = "SELECT substr(sha256, 1, 16), source, stored FROM photos WHERE person = ? AND kind = 'kept'"
+        known = {stem: (source, size) for stem, source, size in self._db.execute(query, (folder.name,))}
+        on_disk: set[str] = set()
+        names = set(os.listdir(folder))
+        for name in names:
+            if re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp\.\w+", name):
+                (folder / name).unlink()
+                continue
+            stem, _, suffix = name.partition(".")
+            if suffix != "json" or not re.fullmatch(r"[0-9a-f]{16}", stem):
+                continue
+            photo = folder / f"{stem}.jpg"
+            if photo.name in names and stem in known:
+                source, size = known[stem]
+                if crashed and photo.stat().st_size < size:
+                    self._db.execute("DELETE FROM photos WHERE source = ?", (source,))
+                    self._remove_files(folder, stem)
+                on_disk.add(stem)
+            elif (record := _read_record(folder / name, stem)) is None:
+                if crashed and (folder / name).stat().st_size == 0:
+                    self._remove_files(folder, stem)
+            elif photo.name in names and (record["format"] != "JPEG" or photo.stat().st_size >= record["bytes"]):
+                self._adopt(folder.name, record, photo.stat().st_size)
+                on_disk.add(stem)
+            else:  # killed before the photo was written, or the photo was removed by hand
+                self._remove_files(folder, stem)
+        return on_disk
 
     @staticmethod
     def _remove_files(folder: Path, stem: str) -> None:
@@ -365,7 +375,7 @@ class PhotoFolder:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, as far as a kill goes."""
+    """Write a file whole or not at all, as far as a kill goes; a power cut may truncate it."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with disk_errors(path):
         try:
@@ -379,7 +389,7 @@ def _write(path: Path, data: bytes) -> None:
 def _read_record(path: Path, stem: str) -> dict[str, Any] | None:
     """A record of ours, or None for other JSON."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         ours = record["sha256"].startswith(stem) and int(record["phash"], 16) >= 0 and record["bytes"] > 0
         return record if ours and isinstance(record["format"], str) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -390,7 +400,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(same_name(text).encode()).hexdigest()
 
 
-def _write_csv(path: Path, headers: Iterable[str], rows: Iterator[tuple]) -> None:
+def _write_csv(path: Path, headers: Iterable[str], rows: Iterator[tuple[Any, ...]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(headers)

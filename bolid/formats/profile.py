@@ -1,4 +1,4 @@
-"""``me.safetensors``: what is kept of a person. A few KB; the photos are not needed any more."""
+"""``me.safetensors``: a person's body and face vectors, in a few KB. It replaces the photos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.formats.tensors import check_finite, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ class ProfileBody(NamedTuple):
 
 @dataclass(frozen=True)
 class Profile:
-    """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos that went in."""
+    """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos."""
 
     body_mean: torch.Tensor  # f32 [D]
     body_logvar: torch.Tensor  # f32 [D], log variance: shrinks with more and better photos
@@ -64,6 +64,7 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
     mean, logvar, weights = (tensors.get(name) for name in ("body_mean", "body_logvar", "view_weights"))
     if mean is None or logvar is None or weights is None or mean.ndim != 1 or mean.shape != logvar.shape:
         raise BolidError(f"{path} lacks parts of a profile: it has {sorted(tensors)}", "make it again: bolid profile")
+    check_finite(path, tensors)
     face = tensors.get("face")
     parts = [tensors[name].float() for name in ProfileBody._fields if name in tensors]
     body = ProfileBody(*parts) if len(parts) == len(ProfileBody._fields) else None

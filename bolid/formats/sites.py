@@ -1,17 +1,17 @@
 """Gallery sites described in data: which links lead to people, to their photos, and to the picture itself.
 
-A site is a TOML file; docs/collecting.md explains it, ``bolid/sites/theplace.toml`` is one. Standard library only.
+A site is a TOML file (docs/guides/collecting.md; ``bolid/sites/theplace.toml`` is one). Standard library only.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_toml
 
 SITES = Path(__file__).parent.parent / "sites"
 
@@ -46,10 +46,10 @@ def read_site(name: str) -> Site:
         if name not in known:
             raise BolidError(
                 f"there is no site called {name!r}",
-                f"known are: {', '.join(known)}; or describe it in a .toml file (docs/collecting.md)",
+                f"known are: {', '.join(known)}; or describe it in a .toml file (docs/guides/collecting.md)",
             )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BolidError(f"cannot read the site file {path}: {error.strerror}", "check the path") from error
     except ValueError as error:
@@ -64,7 +64,7 @@ def _site(path: Path, data: dict[str, Any]) -> Site:
     data = {"name": path.stem, **data}
     for needed in ("start", "people", "photos"):
         if not data.get(needed):
-            raise BolidError(f"{path}: {needed!r} is missing", "docs/collecting.md shows a whole description")
+            raise BolidError(f"{path}: {needed!r} is missing", "docs/guides/collecting.md shows a whole description")
     for key, value in data.items():
         if key in ("start", "thumbnail"):
             good = isinstance(value, list) and all(isinstance(part, str) for part in value)

@@ -1,4 +1,4 @@
-"""``body-sliders.safetensors``: the sliders that were measured for one body encoder (see ``bolid.method.sliders``)."""
+"""``body-sliders.safetensors``: the sliders of one body encoder (see ``bolid.method.sliders``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.formats.tensors import check_finite, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -21,18 +21,18 @@ class Sliders:
 
     names: tuple[str, ...]  # R
     directions: torch.Tensor  # f32 [R, D], to add to body_mean
-    readout: torch.Tensor  # f32 [R, D]; readout @ (body_mean - center) says where a body is on each slider
+    readout: torch.Tensor  # f32 [R, D]; readout @ (body_mean - center) is a body's position on each slider
     center: torch.Tensor  # f32 [D]
     r2: tuple[float, ...]  # of the readout, on people it was not fitted to
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def body_encoder(self) -> str:
-        """sha256 of the body encoder that they belong to."""
-        return self.record["inputs"]["body_encoder"]
+        """sha256 of their body encoder."""
+        return str(self.record["inputs"]["body_encoder"])
 
     def read(self, body_mean: torch.Tensor) -> dict[str, float]:
-        """Where a body [D] is on each slider."""
+        """Slider name -> position of a body [D] on it."""
         values = self.readout @ (body_mean - self.center)
         return dict(zip(self.names, values.tolist(), strict=True))
 
@@ -56,6 +56,7 @@ def load_sliders(path: str | os.PathLike[str], body_encoder: str) -> Sliders:
         raise BolidError(f"{path} lacks parts of sliders: it has {sorted(tensors)}", "measure them again") from error
     if not whole:
         raise BolidError(f"{path}: the sliders' tensors do not fit each other", "measure them again")
+    check_finite(path, tensors)
     if measured_for != body_encoder:
         raise BolidError(
             f"the sliders {path} were measured for another body encoder",

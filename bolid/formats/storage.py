@@ -1,7 +1,7 @@
-"""Where shards lie: in a folder of this machine, or in an object store that fsspec knows, like ``s3://bucket/shards``.
+"""The place of shards: a folder of this machine, or an object store that fsspec knows, like ``s3://bucket/shards``.
 
-A remote directory is written tar by tar: each is made in a scratch file here and sent when it is finished. It is read
-through copies of its tars below ``BOLID_HOME/shards``, named by their sha256, so that training fetches each one once.
+A remote directory is written tar by tar: each is made in a scratch file and sent when it is finished. It is read
+through copies of its tars in ``BOLID_HOME/shards``, named by their sha256, so that training fetches each tar once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bolid.errors import BolidError
 from bolid.run import atomic_path, home
@@ -38,10 +38,11 @@ def place(where: str | os.PathLike[str]) -> Path:
             f"cannot reach {text}: {error}",
             "pip install 'bolid[s3]'" if kind in ("s3", "s3a") else f"install fsspec's package for {kind}://",
         ) from error
-    return path
+    return cast(Path, path)  # UPath is no subclass, and is one in all but name
 
 
 def is_remote(path: Path) -> bool:
+    """Whether the path lies in an object store."""
     return "://" in str(path)
 
 
@@ -52,7 +53,7 @@ def remote_errors(path: Path) -> Iterator[None]:
         yield
     except (BolidError, KeyboardInterrupt):
         raise
-    except Exception as error:  # every package has classes of its own, many of them not OSErrors
+    except Exception as error:  # every package has its own classes, many of them not OSErrors
         if not is_remote(path):
             raise
         raise BolidError(

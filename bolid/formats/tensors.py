@@ -1,19 +1,20 @@
 """Named tensors with a run record: a safetensors file whose one metadata key ``bolid`` is canonical JSON.
 
 One key, because safetensors writes several in random order, and equal files would then hash differently. safetensors
-refuses a truncated file but not a flipped bit, so the record carries a hash of the tensors and loading checks it.
+refuses a truncated file but not a flipped bit, so the record carries one digest of itself and the tensors together,
+which loading checks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json
 from bolid.run import FORMAT_VERSION, canonical_json, write_atomic
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 METADATA_KEY = "bolid"
+DIGEST = "sha256"  # of record and tensors
+OLD_DIGEST = "tensors_sha256"  # of the tensors alone, in files of versions up to 0.1
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -37,7 +40,8 @@ def save_tensors(
     from safetensors.torch import save
 
     on_cpu = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in tensors.items()}
-    record = {**record, "tensors_sha256": _hash(on_cpu)}
+    record = {name: value for name, value in record.items() if name not in (DIGEST, OLD_DIGEST)}
+    record[DIGEST] = _digest(on_cpu, record)
     write_atomic(path, save(on_cpu, metadata={METADATA_KEY: canonical_json(record)}))
 
 
@@ -62,7 +66,11 @@ def load_tensors(
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
-    if _hash(tensors) != record.get("tensors_sha256"):
+    if DIGEST in record:
+        whole = _digest(tensors, record) == record[DIGEST]
+    else:
+        whole = _digest(tensors, None) == record.get(OLD_DIGEST)
+    if not whole:
         raise _damaged(path, "its content does not match the checksum it carries")
     return tensors, record
 
@@ -71,7 +79,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The run record of a safetensors file of ours. Reads the header only, without torch."""
     metadata = read_header(path).get("__metadata__", {})
     try:
-        record = json.loads(metadata[METADATA_KEY])
+        record: dict[str, Any] = parse_json(metadata[METADATA_KEY])
         kind, version = record["kind"], record["version"]
     except (KeyError, TypeError, ValueError):
         raise BolidError(
@@ -83,7 +91,21 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}",
             "install a newer bolid",
         )
+    family, config, inputs = (record.get(name) for name in ("family", "config", "inputs"))
+    texts = inputs.items() if isinstance(inputs, dict) else [(None,)]
+    whole = (family is None or isinstance(family, str)) and isinstance(config, dict)
+    if not whole or not all(isinstance(text, str) for pair in texts for text in pair):
+        raise _damaged(path, "its record lacks a family, settings or inputs")
     return record
+
+
+def check_finite(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], limit: float = 1e4) -> None:
+    """Raises BolidError for a tensor with a value that is no number, or larger than `limit`."""
+    for name, tensor in tensors.items():
+        if not bool((tensor.abs() <= limit).all()):  # False for nan, too
+            raise BolidError(
+                f"{path} cannot be used: {name} has values that are no numbers or far too large", "make it again"
+            )
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -97,7 +119,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise BolidError(f"cannot read {path}: {error.strerror}", "check the path") from error
     try:
-        header = json.loads(raw)
+        header: dict[str, Any] = parse_json(raw)
         data_end = max(
             (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
         )
@@ -111,10 +133,13 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any] | None) -> str:
+    """sha256 of tensors and of a record without its digest."""
     import torch
 
     digest = hashlib.sha256()
+    if record is not None:
+        digest.update(canonical_json({name: value for name, value in record.items() if name != DIGEST}).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from bolid.generate.command import generate, read_prompts
+from bolid.generate.command import generate
+from bolid.generate.prompts import read_prompts
+from bolid.generate.saving import save_picture
 
-__all__ = ["generate", "read_prompts"]
+__all__ = ["generate", "read_prompts", "save_picture"]

@@ -28,7 +28,7 @@ State = dict[str, dict[str, torch.Tensor]]
 
 
 def null_condition(embeds: torch.Tensor) -> torch.Tensor:
-    """The embeds that mean "nothing known": zeros. Drop-out in training and guidance (Eq. 13) both use this one.
+    """The null condition: zero embeds. Dropout in training and guidance (BoLID Eq. 13) both use this one.
 
     Zero *embeds*, not zero tokens: LayerNorm's bias makes their tokens differ from zero, and both sides must agree.
     """
@@ -104,18 +104,18 @@ def initial_state(
     return {"image_proj": image_proj, "ip_adapter": ip_adapter}
 
 
-def keep_length(state: State, vectors: torch.Tensor, strength: float = 4.0) -> State:
-    """A body branch whose tokens grow with the vector's length, where those of `state` all but take the length out.
+def norm_preserving_projection(state: State, vectors: torch.Tensor, strength: float = 4.0) -> State:
+    """A body branch whose tokens keep the vector's norm, which the LayerNorm of `state` all but takes out.
 
-    Tokens are LayerNorm(W z + b). How far z is from 0 says how far the body is from the average and how sure the
-    encoder is, so a vector from one photo is shorter than one from eight; the norm makes both equally long. A large
-    bias along a direction u that W z hardly ever takes makes the norm divide by all but the same number every time:
+    Tokens are LayerNorm(W z + b). The norm of z says how far a body is from the average and how sure the encoder is: a
+    vector from one photo is shorter than one from eight. With a large bias along a direction u that W z hardly ever
+    takes, LayerNorm divides by almost the same number every time:
 
         LayerNorm(x + k s sqrt(C) u) = (x + k s sqrt(C) u) / (s sqrt(k^2 + |x|^2 / (C s^2))),    x = W z + b, centred
 
-    is x / (k s) and a constant as k = `strength` grows. The norm's own weight is multiplied by what brings x to its
-    usual length, its bias takes the constant out again: for vectors of usual length nothing much changes, and the
-    file keeps the basic layout. `vectors` [N, D]: what is usual, s is their tokens' root mean square.
+    is x / (k s) and a constant as k = `strength` grows. LayerNorm's own weight is multiplied to bring x to its usual
+    norm, its bias takes the constant out again: for vectors of usual norm little changes, and the file keeps the basic
+    layout. `vectors` [N, D]: usual ones; s is their tokens' root mean square.
     """
     proj = {name: tensor.float() for name, tensor in state["image_proj"].items()}
     bias = proj["proj.bias"].view(BODY_TOKENS, -1)
@@ -133,12 +133,12 @@ def keep_length(state: State, vectors: torch.Tensor, strength: float = 4.0) -> S
     return {**state, "image_proj": {name: tensor.to(dtypes[name]) for name, tensor in proj.items()}}
 
 
-def see_bodies(state: State, matrix: torch.Tensor, offset: torch.Tensor) -> State:
-    """A body branch that sees `matrix` z + `offset` ([D, D], [D]) where that of `state` sees the body vector z [D]."""
+def compose_projection(state: State, matrix: torch.Tensor, offset: torch.Tensor) -> State:
+    """A body branch that maps z [D] as `state` maps `matrix` z + `offset` ([D, D], [D])."""
     proj = state["image_proj"]
     weight, bias = (proj[f"proj.{name}"].to(matrix) for name in ("weight", "bias"))
-    seen = {"proj.weight": weight @ matrix, "proj.bias": bias + weight @ offset}
-    return {**state, "image_proj": {**proj, **{name: tensor.to(proj[name]) for name, tensor in seen.items()}}}
+    composed = {"proj.weight": weight @ matrix, "proj.bias": bias + weight @ offset}
+    return {**state, "image_proj": {**proj, **{name: tensor.to(proj[name]) for name, tensor in composed.items()}}}
 
 
 # ---- keys and values of low rank ----------------------------------------------------------------------------------

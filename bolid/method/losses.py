@@ -1,7 +1,7 @@
 """The joint objective L = L_diff + id_weight * L_id + clip_weight * L_CLIP (BoLID Eq. 14) and what its terms need.
 
-L_diff compares what the UNet predicts; L_id and L_CLIP what frozen networks see in x_gen, the picture that the
-prediction amounts to. Those networks are elsewhere; here are the losses on what they say.
+L_diff compares the UNet's predictions; L_id and L_CLIP compare features of x_gen, the generated picture, that frozen
+networks compute. Those networks are elsewhere; here are the formulas.
 
 Shapes: B batch, C latent channels, (h, w) latent positions, K = 17 COCO keypoints, E embedding dimension.
 """
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bolid.method.metrics import BONES
+from bolid.method.keypoints import BODY, BONES, SCALE_BONES
 
-SURE = 0.75  # score of a face; more is not asked for
-BODY_KEYPOINTS = slice(5, 17)  # shoulders, elbows, wrists, hips, knees, ankles: the paper's 12
+MAX_FACE_SCORE = 0.75  # a face detector's score above which L_det does not push
 
 
 def alpha_bar(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:
@@ -119,7 +118,7 @@ def loss_keypoints(predicted: torch.Tensor, target: torch.Tensor, height: torch.
     over the keypoints of their squared distance in heights, weighted by both confidences; those carry no gradient,
     or else being unsure would pay.
     """
-    predicted, target = predicted[:, BODY_KEYPOINTS], target[:, BODY_KEYPOINTS]
+    predicted, target = predicted[:, BODY], target[:, BODY]
     weight = predicted[..., 2].detach() * target[..., 2].detach()
     error = (predicted[..., :2] - target[..., :2]).square().sum(-1) / height.clamp_min(1).square()[:, None]
     return (weight * error).sum(-1) / weight.sum(-1).clamp_min(1e-6)
@@ -143,7 +142,7 @@ def loss_bone_ratios(predicted: torch.Tensor, target: torch.Tensor) -> torch.Ten
             lengths.append((weight * length).sum(-1) / weight.sum(-1).clamp_min(1e-6))
         weights.append(weight.mean(-1))
     bones = list(BONES)
-    yardstick = [bones.index(name) for name in ("torso", "thigh", "shin")]
+    yardstick = [bones.index(name) for name in SCALE_BONES]
     weight = torch.stack(weights, -1)
     weight = weight * weight[:, yardstick].amin(-1, keepdim=True)
     ratios = []
@@ -156,23 +155,24 @@ def loss_bone_ratios(predicted: torch.Tensor, target: torch.Tensor) -> torch.Ten
 # ---- L_CLIP -------------------------------------------------------------------------------------------------------
 
 
-def loss_clip(image_embeds: torch.Tensor, anchor_embeds: torch.Tensor) -> torch.Tensor:
-    """L_CLIP = 1 - cos(image, anchor), the anchor being the text's or the target's embedding (BoLID Eq. 14, third
+def loss_clip(image_embeds: torch.Tensor, target_embeds: torch.Tensor) -> torch.Tensor:
+    """L_CLIP = 1 - cos(image, target), the target being the text's or the photo's embedding (BoLID Eq. 14, third
     term; section 1.1 speaks of both). [B] from [B,E], 0 to 2.
     """
-    return 1 - F.cosine_similarity(image_embeds, anchor_embeds, dim=-1)
+    return 1 - F.cosine_similarity(image_embeds, target_embeds, dim=-1)
 
 
-def loss_face(face_embeds: torch.Tensor, anchor_embeds: torch.Tensor) -> torch.Tensor:
+def loss_face(face_embeds: torch.Tensor, target_embeds: torch.Tensor) -> torch.Tensor:
     """L_face = 1 - cos(face of x_gen, the person's), not in the paper (PuLID's ID loss, Guo et al. 2024, section 3.2).
 
     [B] from [B,512], 0 to 2.
     """
-    return 1 - F.cosine_similarity(face_embeds, anchor_embeds, dim=-1)
+    return 1 - F.cosine_similarity(face_embeds, target_embeds, dim=-1)
 
 
-def loss_found(score: torch.Tensor, of_photo: torch.Tensor) -> torch.Tensor:
-    """L_found = max(0, log min(of_photo, SURE) - log score), not in the paper: how much less surely there is a large
-    face in x_gen than in the photo with the same caption. [B] from the detector's scores [B], 0..1.
+def loss_face_detection(score: torch.Tensor, photo_score: torch.Tensor) -> torch.Tensor:
+    """L_det = max(0, log min(photo_score, MAX_FACE_SCORE) - log score), not in the paper.
+
+    A face detector's score of x_gen against that of the photo with the same caption. [B] from scores [B], 0..1.
     """
-    return (of_photo.clamp_max(SURE).log() - score.clamp_min(1e-4).log()).clamp_min(0)
+    return (photo_score.clamp_max(MAX_FACE_SCORE).log() - score.clamp_min(1e-4).log()).clamp_min(0)

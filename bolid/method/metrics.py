@@ -1,6 +1,7 @@
-"""The measures of section 6 that look at one picture, one pair or one person, and their intervals; on plain tensors.
+"""Metrics of one picture, one pair of pictures or one person (BoLID section 6), and bootstrap intervals.
 
-Sets of pictures are compared in distributions.py. Not seen is nan, and does not count.
+Plain tensors in and out. A value that could not be measured is nan and is left out of every mean. distributions.py
+compares sets of pictures (FID, KID, IS).
 
 Shapes: N pictures, D features, K = 17 COCO keypoints, P people, R ratios, W = 16 places of a width profile.
 """
@@ -14,20 +15,20 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)  # of a 95 % interval
-FEWEST_GROUPS = 5  # with fewer people than this, pictures are resampled and not people
+from bolid.method.keypoints import (
+    ANKLES,
+    BONES,
+    HIPS,
+    KNEES,
+    MIN_BONE_CONFIDENCE,
+    MIN_CONFIDENCE,
+    SCALE_BONES,
+    SHOULDERS,
+)
 
-BONES: dict[str, tuple[tuple[int, int], ...]] = {
-    "upper_arm": ((5, 7), (6, 8)),
-    "forearm": ((7, 9), (8, 10)),
-    "thigh": ((11, 13), (12, 14)),
-    "shin": ((13, 15), (14, 16)),
-    "torso": ((5, 11), (6, 12)),
-    "shoulders": ((5, 6),),
-    "hips": ((11, 12),),
-}
-"""Bones by name: pairs of COCO keypoints, left and right where there are two."""
-PROFILE = (("torso", 8), ("thigh", 4), ("shin", 4))  # where body widths are taken, from the shoulders down
+ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)  # of a 95 % interval
+MIN_GROUPS = 5  # with fewer people than this, pictures are resampled and not people
+WIDTHS = (("torso", 8), ("thigh", 4), ("shin", 4))  # a width profile: places on each, from the shoulders down
 
 
 class Interval(NamedTuple):
@@ -42,7 +43,7 @@ class Interval(NamedTuple):
 
 
 def resamples(replicates: int, total: int, generator: torch.Generator) -> torch.Tensor:
-    """How often each of `total` things is in each bootstrap resample, f64 [replicates, total]."""
+    """Counts of each of `total` items in each bootstrap resample, f64 [replicates, total]."""
     picks = torch.randint(total, (replicates, total), generator=generator)
     return torch.zeros(replicates, total, dtype=torch.float64).scatter_add_(
         1, picks, torch.ones_like(picks, dtype=torch.float64)
@@ -52,19 +53,19 @@ def resamples(replicates: int, total: int, generator: torch.Generator) -> torch.
 def bootstrap_mean(
     values: torch.Tensor, groups: torch.Tensor | None = None, replicates: int = 1000, seed: int = 0
 ) -> Interval:
-    """The mean of values [N] (nan left out) and its percentile interval (Efron 1979).
+    """The mean of values [N], without nan, and its percentile interval (Efron 1979).
 
-    `groups` [N]: whose picture each is. Pictures of one person are alike, so whole people are resampled where there are
-    FEWEST_GROUPS or more; otherwise pictures. Below two values, or two groups, there is no interval.
+    `groups` [N]: the number of each picture's person. Pictures of one person are alike: with MIN_GROUPS people or more,
+    whole people are resampled, else pictures. Fewer than two values, or two groups, give no interval (nan).
     """
-    there = ~values.isnan()
-    values = values[there].double()
+    present = ~values.isnan()
+    values = values[present].double()
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
     index = torch.arange(len(values))
     if groups is not None:
-        index_of_group = groups[there].unique(return_inverse=True)[1]
-        if len(values) and int(index_of_group.max()) + 1 >= FEWEST_GROUPS:
+        index_of_group = groups[present].unique(return_inverse=True)[1]
+        if len(values) and int(index_of_group.max()) + 1 >= MIN_GROUPS:
             index = index_of_group
     total = int(index.max()) + 1
     mean = float(values.mean())
@@ -78,61 +79,68 @@ def bootstrap_mean(
 
 
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over the first axis, [N, R] -> [R]; nan counts for nothing, and is what comes out where nothing was seen."""
-    there = ~values.isnan()
-    weights = there.to(values) if weights is None else weights * there
+    """Mean over the first axis, [N, R] -> [R]. Missing values (nan) are left out; a column without values gives nan."""
+    present = ~values.isnan()
+    weights = present.to(values) if weights is None else weights * present
     return (values.nan_to_num() * weights).sum(0) / weights.sum(0)
 
 
 # ---- the body -----------------------------------------------------------------------------------------------------
 
 
-def bone_ratios(keypoints: torch.Tensor, least_confidence: float = 0.5) -> torch.Tensor:
+def bone_ratios(keypoints: torch.Tensor, min_confidence: float = MIN_BONE_CONFIDENCE) -> torch.Tensor:
     """Lengths of BONES over torso + thigh + shin, [..., 7], from keypoints [..., K, 3] (pixels, pixels, confidence).
 
-    Left and right are averaged by confidence; a bone with an end below `least_confidence` counts as not seen (nan), and
-    so do all ratios when torso, thigh or shin are not seen. Foreshortening is in them: compare averages over pictures.
+    Left and right are averaged by confidence. A bone with an end below `min_confidence` is nan; without torso, thigh or
+    shin all ratios are. Foreshortening shortens bones, so compare averages over pictures.
     """
     points, confidence = keypoints[..., :2], keypoints[..., 2]
     lengths = []
     for pairs in BONES.values():
         length = torch.stack([(points[..., i, :] - points[..., j, :]).norm(dim=-1) for i, j in pairs], -1)
         weight = torch.stack([torch.minimum(confidence[..., i], confidence[..., j]) for i, j in pairs], -1)
-        weight = weight * (weight >= least_confidence)
-        lengths.append((length * weight).sum(-1) / weight.sum(-1))  # 0 / 0 = nan: not seen
+        weight = weight * (weight >= min_confidence)
+        lengths.append((length * weight).sum(-1) / weight.sum(-1))  # 0 / 0 = nan: not visible
     bones = torch.stack(lengths, -1)
     names = list(BONES)
-    scale = sum(bones[..., names.index(name)] for name in ("torso", "thigh", "shin"))
+    scale: torch.Tensor = sum(bones[..., names.index(name)] for name in SCALE_BONES)
     return bones / scale[..., None]
 
 
-def bone_confidence(keypoints: torch.Tensor, least_confidence: float = 0.5) -> torch.Tensor:
-    """How far each of `bone_ratios` can be trusted, [..., 7]: the better side's worse end; 0 where it was not seen."""
+def bone_confidence(keypoints: torch.Tensor, min_confidence: float = MIN_BONE_CONFIDENCE) -> torch.Tensor:
+    """Confidence of each of `bone_ratios`, [..., 7]: of a side its less certain end, of two sides the more certain one.
+
+    0 below `min_confidence`.
+    """
     confidence = keypoints[..., 2]
     sides = [
         torch.stack([torch.minimum(confidence[..., i], confidence[..., j]) for i, j in pairs], -1).amax(-1)
         for pairs in BONES.values()
     ]
     found = torch.stack(sides, -1)
-    return found * (found >= least_confidence)
+    return found * (found >= min_confidence)
 
 
-def width_profile(mask: torch.Tensor, keypoints: torch.Tensor, least_confidence: float = 0.3) -> torch.Tensor:
-    """How wide the silhouette is across torso, thighs and shins, over torso + thigh + shin, f32 [W].
+def width_profile(mask: torch.Tensor, keypoints: torch.Tensor, min_confidence: float = MIN_CONFIDENCE) -> torch.Tensor:
+    """Widths of the silhouette across torso, thighs and shins, over torso + thigh + shin, f32 [W].
 
-    `mask` bool [H, W], `keypoints` [K, 3] (pixels, pixels, confidence). Each width is the run of mask around a point of
-    the bone, at a right angle to it, so the pose does not enter; left and right are averaged. A thigh or shin ends
-    halfway to the other leg at the latest, or legs that touch would count double. Arms that lie on the torso widen it:
-    compare averages over pictures. nan where the bone is not seen.
+    `mask` bool [H, W], `keypoints` [K, 3] (pixels, pixels, confidence). A width is the run of mask through a point of
+    the bone, at a right angle to the bone, so it does not depend on the pose; left and right are averaged. The run of a
+    thigh or shin ends at the middle between the legs, or legs that touch would count double. Arms that lie on the torso
+    widen it, so compare averages over pictures. All nan where a bone is not visible.
     """
-    points, seen = keypoints[:, :2].float(), keypoints[:, 2] >= least_confidence
-    shoulder, hip = points[[5, 6]].mean(0), points[[11, 12]].mean(0)
-    torso = ((5, 6, 11, 12), (shoulder,), (hip,))
-    thigh, shin = ((11, 12, 13, 14), points[11:13], points[13:15]), ((13, 14, 15, 16), points[13:15], points[15:17])
+    points, visible = keypoints[:, :2].float(), keypoints[:, 2] >= min_confidence
+    shoulders, hips, knees, ankles = (points[list(pair)] for pair in (SHOULDERS, HIPS, KNEES, ANKLES))
+    bones = {  # keypoints that are needed, starts and ends; the torso has one axis, a leg's bone one on each side
+        "torso": ((*SHOULDERS, *HIPS), (shoulders.mean(0),), (hips.mean(0),)),
+        "thigh": ((*HIPS, *KNEES), hips, knees),
+        "shin": ((*KNEES, *ANKLES), knees, ankles),
+    }
     scale, profile = torch.zeros(()), []
-    for (_, places), (needed, starts, ends) in zip(PROFILE, (torso, thigh, shin), strict=True):
-        if not seen[list(needed)].all():
-            return torch.full((sum(n for _, n in PROFILE),), float("nan"))
+    for bone, places in WIDTHS:
+        needed, starts, ends = bones[bone]
+        if not visible[list(needed)].all():
+            return torch.full((sum(n for _, n in WIDTHS),), float("nan"))
         scale = scale + torch.stack([(e - s).norm() for s, e in zip(starts, ends, strict=True)]).mean()
         t = (torch.arange(places) + 0.5) / places
         axes = [s + t[:, None] * (e - s) for s, e in zip(starts, ends, strict=True)]  # [places, 2] each
@@ -146,7 +154,10 @@ def width_profile(mask: torch.Tensor, keypoints: torch.Tensor, least_confidence:
 
 
 def _run(mask: torch.Tensor, axis: torch.Tensor, across: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
-    """Length of the run of `mask` through each point of `axis` [n, 2], along the unit vector `across`: [n]."""
+    """Length of the run of `mask` through each point of `axis` [n, 2], along the unit vector `across`: [n].
+
+    `other` [n, 2]: the other leg's axis; the run ends halfway to it.
+    """
     height, width = mask.shape
     step = 0.5
     reach = torch.arange(0, max(height, width) / 2, step)  # [s]
@@ -165,10 +176,10 @@ def _run(mask: torch.Tensor, axis: torch.Tensor, across: torch.Tensor, other: to
 
 
 def rank_and_auc(distances: torch.Tensor, owner: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether the nearest of P >= 2 people is the right one, and the share of others that are further off, both [N].
+    """Rank-1 accuracy and AUC of each picture, both f64 [N], 0..1.
 
-    `distances` [N, P], `owner` [N]: column of the right person. The mean of the second is the area under the ROC curve
-    over people; 0.5 is chance. Ties count half.
+    `distances` [N, P] to P >= 2 people, `owner` [N]: column of the right person. Rank 1: the right person is the
+    nearest. AUC: the share of other people who are further away; chance is 0.5, ties count half.
     """
     own = distances.gather(1, owner[:, None])
     nearer, equal = (distances < own).sum(1), (distances == own).sum(1) - 1
@@ -177,7 +188,7 @@ def rank_and_auc(distances: torch.Tensor, owner: torch.Tensor) -> tuple[torch.Te
 
 
 def mean_correlation(truth: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Pearson's r of each column of truth and predicted [P, R] over the people, averaged; -1..1, 0 is chance."""
+    """Pearson's r over people of each column of truth and predicted [P, R], averaged over columns; -1..1, chance 0."""
     a, b = truth - truth.mean(0), predicted - predicted.mean(0)
     return ((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-12)).mean()
 
@@ -203,9 +214,9 @@ def perceptual_distance(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) ->
 
 
 def expected_max(values: torch.Tensor, count: int) -> float:
-    """The mean, over all ways to take `count` of the values [n >= count], of the largest one taken.
+    """Expected maximum of `count` values drawn without replacement from values [n >= count].
 
-    So that the nearest of few and the nearest of many can be compared: the larger crowd has no advantage.
+    It makes the nearest of few photos and the nearest of many comparable.
     """
     ordered, n = values.double().sort().values, len(values)
     # The i-th smallest is the largest of its draw if the other count - 1 come from the i smaller ones.
@@ -214,5 +225,5 @@ def expected_max(values: torch.Tensor, count: int) -> float:
 
 
 def accept_threshold(impostors: torch.Tensor, far: float = 0.01) -> float:
-    """The similarity above which a part `far` of the comparisons [N] between different people lies."""
+    """The similarity that a fraction `far` of the comparisons [N] between different people exceeds."""
     return float(impostors.double().quantile(1 - far))

@@ -1,7 +1,1 @@
-"""`bolid models`: which models belong together, where they are, and how they get there."""
-
-from __future__ import annotations
-
-from bolid.models.pull import convert, describe, pull, verify
-
-__all__ = ["convert", "describe", "pull", "verify"]
+"""`bolid models`: the families, where their files are published, and fetching, checking and converting them."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.run import home, write_atomic
+from bolid.models.sources import OWN_FACE_PACK, RESEARCH_ONLY_FACE, SOURCES
+from bolid.run import home, read_toml, write_atomic
 from bolid.scales import Scale, parse_guidance
 
 # part -> (path inside the family's directory, what is expected there)
@@ -60,118 +60,6 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where one part of a full-size family is published, and on what terms.
-
-    Neither revisions nor hashes are pinned, since the published files could not be seen where this was written:
-    `bolid models pull` writes down the commit and the SHA-256 of what it fetched first, and `verify` compares.
-    """
-
-    part: str
-    name: str
-    megabytes: int  # of the download, approximately: from the number of parameters
-    license: str
-    repo: str = ""  # on the Hugging Face Hub, or
-    url: str = ""  # one file or .zip
-    files: tuple[str, ...] = ()  # of the repository: patterns
-    file: str = ""  # of the repository: this one only; the part is this file
-    commercial: bool = True  # False: its license forbids commercial use
-    notice: str = ""  # what somebody who sells or distributes must know
-    instead: str = ""  # what to use where commercial use is meant
-    optional: bool = False  # fetched by `pull --only PART` alone
-
-
-_OPENRAIL_NOTICE = "its license's list of forbidden uses goes with every copy"
-_AGPL_NOTICE = (
-    "ultralytics and its weights are AGPL-3.0: what is distributed, or served over a network, together with them falls "
-    "under the AGPL, unless you hold ultralytics' enterprise license"
-)
-_OWN_FACE_PACK = (
-    "use an InsightFace-style pack of your own (an SCRFD detector and an ArcFace recogniser as .onnx files, trained on "
-    "data that permits it) as the family's `face` folder, or get a commercial license from InsightFace"
-)
-_DIFFUSERS_CONFIGS = ("*.json", "*/*.json", "tokenizer*/*")
-_DIFFUSERS_FP16 = (
-    "model_index.json", "scheduler/*", "tokenizer*/*", "text_encoder*/config.json",
-    "text_encoder*/model.fp16.safetensors", "unet/config.json", "vae/config.json",
-    "vae/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
-)  # fmt: skip
-_SD15, _SDXL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
-_EVA = "timm/eva02_large_patch14_clip_224.merged2b_s4b_b131k"
-_FACE_RELEASE = "https://github.com/deepinsight/insightface/releases/download/v0.7"
-_POSE_RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.3.0"
-# The files by which InsightFace's published packs are known, wherever they lie.
-_RESEARCH_ONLY_FACE = {"w600k_r50.onnx", "w600k_mbf.onnx", "glintr100.onnx", "det_10g.onnx", "scrfd_10g_bnkps.onnx"}
-
-
-def _common(face: Source) -> tuple[Source, ...]:
-    """What every full-size family needs besides its base."""
-    return (
-        Source(
-            "pose", "YOLO11x-pose", 118, "AGPL-3.0", url=f"{_POSE_RELEASE}/yolo11x-pose.pt", notice=_AGPL_NOTICE,
-        ),
-        face,
-        Source(
-            "image_text", "EVA02-CLIP L/14", 1711, "MIT", repo=_EVA,
-            files=("open_clip_config.json", "open_clip_model.safetensors", "tokenizer*", "vocab.json", "merges.txt",
-                   "special_tokens_map.json"),
-        ),
-        Source(
-            "caption", "BLIP-2 OPT-2.7b", 15000, "MIT; its language model: OPT, non-commercial research",
-            repo="Salesforce/blip2-opt-2.7b", files=("*.json", "*.txt", "model*.safetensors"), commercial=False,
-            instead="write captions into .txt files beside the photos, or give --caption Salesforce/blip2-flan-t5-xl",
-            optional=True,
-        ),
-    )  # fmt: skip
-
-
-def _face(pack: str, megabytes: int) -> Source:
-    return Source(
-        "face", f"InsightFace {pack}", megabytes, "non-commercial research only", url=f"{_FACE_RELEASE}/{pack}.zip",
-        commercial=False, instead=_OWN_FACE_PACK,
-    )  # fmt: skip
-
-
-def _base(name: str, repo: str, megabytes: int, license: str, files: tuple[str, ...]) -> tuple[Source, ...]:
-    return (
-        Source("base", name, megabytes, license, repo=repo, files=files, notice=_OPENRAIL_NOTICE),
-        Source(
-            "base_config", f"{name}, without weights", 3, license, repo=repo, files=_DIFFUSERS_CONFIGS, optional=True
-        ),
-    )
-
-
-_LIGHTNING_FILE = "sdxl_lightning_4step_{}.safetensors"
-SOURCES: dict[str, tuple[Source, ...]] = {
-    "sd15": (
-        *_base("Stable Diffusion 1.5", _SD15, 2133, "CreativeML OpenRAIL-M", _DIFFUSERS_FP16),
-        *_common(_face("buffalo_l", 288)),
-        Source(
-            "few_steps_lora", "LCM-LoRA for SD 1.5", 135, "OpenRAIL++", repo="latent-consistency/lcm-lora-sdv1-5",
-            file="pytorch_lora_weights.safetensors", notice=_OPENRAIL_NOTICE, optional=True,
-        ),
-    ),
-    "sdxl": (
-        *_base("SDXL 1.0", _SDXL, 6940, "CreativeML OpenRAIL++-M", _DIFFUSERS_FP16),
-        *_common(_face("antelopev2", 361)),
-        Source(
-            "few_steps_lora", "SDXL-Lightning LoRA, 4 steps", 394, "OpenRAIL++", repo="ByteDance/SDXL-Lightning",
-            file=_LIGHTNING_FILE.format("lora"), notice=_OPENRAIL_NOTICE, optional=True,
-        ),
-    ),
-    "sdxl-lightning": (
-        # Its own UNet comes below; SDXL's would be 5 GB for nothing.
-        *_base("SDXL 1.0, without its UNet", _SDXL, 1805, "CreativeML OpenRAIL++-M", _DIFFUSERS_FP16[:-1]),
-        Source(
-            "unet", "SDXL-Lightning UNet, 4 steps", 5135, "OpenRAIL++", repo="ByteDance/SDXL-Lightning",
-            file=_LIGHTNING_FILE.format("unet"), notice=_OPENRAIL_NOTICE,
-        ),
-        *_common(_face("antelopev2", 361)),
-    ),
-}  # fmt: skip
-
-
 def commercial_use() -> bool:
     """Whether only what may be used commercially is to be used: BOLID_COMMERCIAL=1 or `models use --commercial`."""
     if (value := os.environ.get("BOLID_COMMERCIAL")) is not None:
@@ -197,10 +85,10 @@ def refuse_non_commercial(part: str, path: Path, family: str) -> None:
     Packs of one's own pass, whatever family they stand in for: InsightFace's are known by the names of their files.
     """
     source = next((s for s in SOURCES.get(family, ()) if s.part == part), None)
-    if part == "face" and path.is_dir() and _RESEARCH_ONLY_FACE & {file.name for file in path.iterdir()}:
+    if part == "face" and path.is_dir() and RESEARCH_ONLY_FACE & {file.name for file in path.iterdir()}:
         name = source.name if source else "InsightFace's published pack"
         raise BolidError(
-            f"{name} in {path} is for non-commercial research only, and commercial use is asked for", _OWN_FACE_PACK
+            f"{name} in {path} is for non-commercial research only, and commercial use is asked for", OWN_FACE_PACK
         )
     if source is not None and part == "caption" and not source.commercial:
         raise BolidError(f"{source.name} is {source.license}, and commercial use is asked for", source.instead)
@@ -393,14 +281,7 @@ def get_family(name: str | None = None) -> Family:
     if name in _FULL_SIZE:
         return _family(name, home() / name, _FULL_SIZE[name])
     if name.endswith(".toml"):
-        file = Path(name)
-        try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BolidError(f"cannot read the family file {file}: {error.strerror}", _NAMES_HINT) from error
-        except ValueError as error:
-            raise BolidError(f"the family file {file} is not valid TOML: {error}", "correct that line") from error
-        return _family(str(file), file.parent, data)
+        return _family(str(Path(name)), Path(name).parent, read_toml(name, "family file", _NAMES_HINT))
     raise BolidError(f"there is no model family called {name!r}", _NAMES_HINT)
 
 

@@ -2,15 +2,13 @@
 
 Every part of a family is a folder or a file below BOLID_HOME/<family>. What `pull` put there is written down in
 models.json beside it: source, commit, license, and size and SHA-256 of each file. The first fetch is trusted, for no
-hashes are pinned (see `Source`); from then on `verify` compares.
+hashes are pinned (see `bolid.models.sources`); from then on `verify` compares.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import io
-import json
 import os
 import shutil
 import socket
@@ -19,64 +17,28 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.models.families import DEFAULT_FAMILY, SOURCES, Family, Source, get_family
-from bolid.run import Progress, atomic_path, canonical_json, disk_errors, home, sha256_file, write_atomic
+from bolid.models.convert import convert
+from bolid.models.families import DEFAULT_FAMILY, Family, get_family
+from bolid.models.manifest import MANIFEST, check_file, files_of, read_manifest
+from bolid.models.sources import SOURCES, PublishedPart
+from bolid.run import (
+    Progress,
+    atomic_folder,
+    atomic_path,
+    canonical_json,
+    disk_errors,
+    home,
+    sha256_file,
+    write_atomic,
+)
 
-MANIFEST = "models.json"
 REACH_SECONDS = 1.5  # for the question whether there is a network at all
 _BLOCK = 1 << 20
-
-
-# ---- what there is ------------------------------------------------------------------------------------------------
-
-
-def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]]:
-    """Every published part of ``family``: what, how big, license, revision, where it lies or is looked for, its state.
-
-    state: "there", "missing", or "refused" where ``commercial`` use is asked for and its license forbids it.
-    """
-    written = read_manifest(family.root)
-    parts = []
-    for source in SOURCES.get(family.name, ()):
-        entry = written.get(source.part, {})
-        refused = commercial and not source.commercial
-        parts.append(
-            {
-                "part": source.part,
-                "name": source.name,
-                "megabytes": source.megabytes,
-                "license": source.license,
-                "commercial": source.commercial,
-                "source": source.repo or source.url,
-                "revision": entry.get("revision", ""),
-                "sha256": {name: file["sha256"] for name, file in entry.get("files", {}).items()},
-                "where": getattr(family, source.part),
-                "optional": source.optional,
-                "state": "refused" if refused else "there" if family.has(source.part) else "missing",
-                "notice": source.notice,
-                "instead": source.instead if refused else "",
-            }
-        )
-    return parts
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """What was pulled into a family's folder: part -> {source, revision, license, files: name -> {size, sha256}}."""
-    path = root / MANIFEST
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise BolidError(f"{path} is damaged", "remove it: the next pull writes it anew") from error
-    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        raise BolidError(f"{path} is damaged", "remove it: the next pull writes it anew")
-    return data
 
 
 # ---- pull ---------------------------------------------------------------------------------------------------------
@@ -128,7 +90,9 @@ def pull(
     return places
 
 
-def _fetch(family: Family, source: Source, from_dir: str | os.PathLike[str] | None, progress: Progress | None) -> None:
+def _fetch(
+    family: Family, source: PublishedPart, from_dir: str | os.PathLike[str] | None, progress: Progress | None
+) -> None:
     target: Path = getattr(family, source.part)
     if from_dir is not None:
         found, ready = _in_folder(Path(from_dir), source, target.relative_to(family.root))
@@ -160,7 +124,7 @@ def _fetch(family: Family, source: Source, from_dir: str | os.PathLike[str] | No
             "size": file.stat().st_size,
             "sha256": sha256_file(file),
         }
-        for file in _files(target, source.files)
+        for file in files_of(target, source.files)
     }
     entry = {
         "source": source.repo or source.url,
@@ -171,19 +135,6 @@ def _fetch(family: Family, source: Source, from_dir: str | os.PathLike[str] | No
     if not ready:
         entry["fetched"] = {"file": found.name, "sha256": sha256_file(found)}
     write_atomic(family.root / MANIFEST, canonical_json(read_manifest(family.root) | {source.part: entry}) + "\n")
-
-
-def _files(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
-    """The files of a part; of a Hugging Face cache, which may hold more of a repository, those of ``patterns``."""
-    if place.is_file():
-        return [place]
-    files = sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
-    names = [file.relative_to(place).as_posix() for file in files]
-    return [
-        file
-        for file, name in zip(files, names, strict=True)
-        if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-    ]
 
 
 def _bar(progress: Progress | None, name: str) -> Any:
@@ -202,11 +153,11 @@ def _bar(progress: Progress | None, name: str) -> Any:
     return Bar
 
 
-def _from_hub(family: Family, source: Source, progress: Progress | None) -> tuple[Path, str]:
+def _from_hub(family: Family, source: PublishedPart, progress: Progress | None) -> tuple[Path, str]:
     """(the snapshot's folder or file in the Hugging Face cache, its commit)."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-    reachable = not offline and _reachable(endpoint)
+    online = not offline and reachable(endpoint)
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
@@ -220,7 +171,7 @@ def _from_hub(family: Family, source: Source, progress: Progress | None) -> tupl
                 huggingface_hub.snapshot_download(
                     source.repo,
                     allow_patterns=patterns,
-                    local_files_only=not reachable,
+                    local_files_only=not online,
                     tqdm_class=_bar(progress, source.name),
                 )  # fmt: skip
             )
@@ -242,7 +193,7 @@ def _from_hub(family: Family, source: Source, progress: Progress | None) -> tupl
         ) from error
     found = snapshot / source.file if source.file else snapshot
     if absent := _absent(snapshot, source):
-        if not reachable:
+        if not online:
             raise _out_of_reach(family, source, endpoint, offline, cache)
         raise BolidError(
             f"{source.repo} has no {absent} any more", "tell the makers of bolid; until then fetch it by hand"
@@ -250,7 +201,7 @@ def _from_hub(family: Family, source: Source, progress: Progress | None) -> tupl
     return found, snapshot.name
 
 
-def _absent(folder: Path, source: Source) -> str:
+def _absent(folder: Path, source: PublishedPart) -> str:
     """The first file of a repository that must be there and is not; "" when all are."""
     if source.file:
         return "" if (folder / source.file).is_file() else source.file
@@ -261,7 +212,7 @@ def _absent(folder: Path, source: Source) -> str:
     return next((name for name in needed if not any(folder.glob(name))), "")
 
 
-def _out_of_reach(family: Family, source: Source, host: str, offline: bool, looked: Path) -> BolidError:
+def _out_of_reach(family: Family, source: PublishedPart, host: str, offline: bool, looked: Path) -> BolidError:
     why = "HF_HUB_OFFLINE is set" if offline else f"{urllib.parse.urlsplit(host).hostname} cannot be reached"
     return BolidError(
         f"{source.name} ({source.part}, {source.megabytes} MB) is missing and {why}: looked for "
@@ -272,7 +223,7 @@ def _out_of_reach(family: Family, source: Source, host: str, offline: bool, look
     )
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
     """Whether the host of ``url`` (or the proxy on the way) takes a connection. Asks for REACH_SECONDS at most."""
     parts = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies()
@@ -293,13 +244,13 @@ def _reachable(url: str) -> bool:
     return bool(answered)
 
 
-def _download(family: Family, source: Source, progress: Progress | None) -> Path:
+def _download(family: Family, source: PublishedPart, progress: Progress | None) -> Path:
     """A release file, kept in BOLID_HOME/downloads for the other families; goes on where it stopped."""
     name = source.url.rsplit("/", 1)[1]
     target = home() / "downloads" / name
     if target.is_file():
         return target
-    if not _reachable(source.url):
+    if not reachable(source.url):
         raise _out_of_reach(family, source, source.url, False, target.parent)
     part = target.with_name(name + ".part")
     with disk_errors(target):
@@ -340,7 +291,7 @@ def _download(family: Family, source: Source, progress: Progress | None) -> Path
 # ---- a folder from another machine --------------------------------------------------------------------------------
 
 
-def _in_folder(folder: Path, source: Source, place: Path) -> tuple[Path, bool]:
+def _in_folder(folder: Path, source: PublishedPart, place: Path) -> tuple[Path, bool]:
     """(where ``source`` lies in ``folder``, whether it is as the family wants it). BolidError when it is not there."""
     name = source.file or source.url.rsplit("/", 1)[-1]
     looked = [folder / place]
@@ -371,27 +322,7 @@ def _compare_with_manifest(folder: Path, part: str, found: Path) -> None:
     files = read_manifest(folder).get(part, {}).get("files", {})
     for name, expected in files.items():
         file = found if found.is_file() else found / name
-        _check_file(file, expected, "copy it again from the other machine")
-
-
-def _check_file(file: Path, expected: dict[str, Any], hint: str) -> None:
-    if not file.is_file():
-        raise BolidError(f"{file} is missing", hint)
-    if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
-        raise BolidError(f"{file} is not what was fetched: its size or SHA-256 differs", hint)
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, renamed to ``target`` when it is full; a failure leaves nothing."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with disk_errors(target):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            os.rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        check_file(file, expected, "copy it again from the other machine")
 
 
 def _copy(found: Path, target: Path) -> None:
@@ -399,7 +330,7 @@ def _copy(found: Path, target: Path) -> None:
         with atomic_path(target) as temporary:
             shutil.copyfile(found, temporary)
         return
-    with _new_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         shutil.copytree(found, temporary, dirs_exist_ok=True)  # follows the links of a Hugging Face cache
 
 
@@ -414,7 +345,7 @@ def _link(found: Path, target: Path) -> None:
 def _unpack(archive: Path, target: Path) -> None:
     """The .onnx files of an InsightFace pack; some are zipped with a folder around them."""
     try:
-        with zipfile.ZipFile(archive) as packed, _new_folder(target) as temporary:
+        with zipfile.ZipFile(archive) as packed, atomic_folder(target) as temporary:
             members = [m for m in packed.infolist() if m.filename.endswith(".onnx") and not m.is_dir()]
             if not members:
                 raise BolidError(f"{archive} holds no .onnx files", "remove it and pull again")
@@ -424,83 +355,3 @@ def _unpack(archive: Path, target: Path) -> None:
                     shutil.copyfileobj(source, file, _BLOCK)
     except (zipfile.BadZipFile, EOFError) as error:
         raise BolidError(f"{archive} is damaged: {error}", "remove it and pull again") from error
-
-
-# ---- verify and convert -------------------------------------------------------------------------------------------
-
-
-def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
-    """Look at every file of family ``name``; a row for each part that is there or must be: part, where, state.
-
-    state: "as fetched" (every SHA-256 is that of the first fetch), "whole" (safetensors files end where they say, but
-    nobody wrote down what was fetched), "missing".
-    Raises BolidError for a damaged file: it names the file.
-    """
-    family = get_family(name)
-    written = read_manifest(family.root)
-    published = {source.part: source for source in SOURCES.get(family.name, ())}
-    parts = [part for part in published if not published[part].optional or family.has(part)]
-    parts += [part for part in family.missing() if part not in parts]
-    parts += [part for part in ("base", "pose", "face", "image_text", "body_encoder") if part not in parts]
-    again = f"remove it, then: bolid models pull {family.name}"
-    rows = []
-    for number, part in enumerate(parts):
-        if progress:
-            progress(number, len(parts), part)
-        where: Path = getattr(family, part)
-        state = "missing"
-        if family.has(part):
-            files = written.get(part, {}).get("files", {})
-            for file, expected in files.items():
-                _check_file(where if where.is_file() else where / file, expected, again)
-            state = "as fetched" if files else "whole"
-            if not files:
-                _check_whole(where, again)
-        rows.append({"part": part, "where": where, "state": state})
-    return rows
-
-
-def _check_whole(place: Path, hint: str) -> None:
-    from bolid.formats.tensors import read_header
-
-    for file in _files(place):
-        try:
-            if file.suffix == ".safetensors":
-                read_header(file)
-            elif file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-            elif file.stat().st_size == 0:
-                raise BolidError(f"{file} is empty")
-        except BolidError as error:
-            raise BolidError(error.message, hint) from error
-        except ValueError as error:
-            raise BolidError(f"{file} is not JSON", hint) from error
-
-
-def convert(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """YOLO11 pose weights, ultralytics' own (.pt) or exported (.onnx) -> a folder that BoLID reads. Returns the folder.
-
-    It holds config.json and model.safetensors, or the .onnx as it is. By default beside ``file``, under its name.
-    Nothing that the file might ask to be run is run.
-    Raises BolidError for another network, a damaged file, and one that holds more than such weights.
-    """
-    from bolid.backends.pose import read_checkpoint, write_onnx_pose_model, write_pose_model
-
-    path = Path(file)
-    out = Path(out) if out is not None else path.with_suffix("")
-    if path.suffix not in (".pt", ".onnx"):
-        raise BolidError(
-            f"{path} is no .pt and no .onnx file",
-            "only YOLO's pose weights need to be converted: yolo11n-pose.pt and the like",
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BolidError(f"{out} is already there", "remove it, or name another place with --out")
-    checkpoint = read_checkpoint(path) if path.suffix == ".pt" else None
-    if out.is_dir():
-        out.rmdir()
-    with _new_folder(out) as temporary:
-        if checkpoint:
-            write_pose_model(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
-        else:
-            write_onnx_pose_model(temporary, path)
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from bolid.scrape.command import ScrapeResult, TooManyFailed, scrape
+from bolid.scrape.collection import ScrapeResult, TooManyFailed
+from bolid.scrape.command import scrape
 
 __all__ = ["ScrapeResult", "TooManyFailed", "scrape"]

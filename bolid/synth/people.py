@@ -1,15 +1,16 @@
 """Who the synthetic people are and what a photo of them shows: all sampling, no rendering.
 
-An *identity* is what stays the same in every photo of a person (body, head, skin, hair); a *scene*
-(`PhotoPlan`) is what changes (pose, camera, framing, clothes, place, light). Both are pure functions of a
-seed, so the same seed gives the same person, and the same (seed, photo index) the same photo.
+A `SyntheticPerson` is what stays the same in every photo (body, head, skin, hair); a `PhotoPlan` is what
+changes (pose, camera, framing, clothes, place, light). Both are pure functions of a seed: the same seed
+gives the same person, and the same (seed, photo index) the same photo.
 
 Only adults are sampled (Anny's age parameter is at least ADULT_AGE), and every plan is dressed.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ HEAD_CHANGES = {
 
 
 def local_change_labels() -> list[str]:
-    """The Anny local changes an identity can have, both sides written out."""
+    """Anny's local changes that a person can have, both sides written out."""
     labels = []
     for name in [*BODY_CHANGES, *HEAD_CHANGES]:
         labels += [name.format(s=side) for side in "lr"] if "{s}" in name else [name]
@@ -131,7 +132,7 @@ def local_change_labels() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Identity:
+class SyntheticPerson:
     """What stays the same in every photo of one person."""
 
     seed: int
@@ -144,7 +145,8 @@ class Identity:
     brow: float = field(default=1.0, metadata={"help": "thickness of the eyebrows, relative"})
 
     @property
-    def person(self) -> str:
+    def name(self) -> str:
+        """The person's folder, p000007."""
         return f"p{self.seed:06d}"
 
 
@@ -175,7 +177,9 @@ class PhotoPlan:
     shoe: tuple[float, float, float]
 
 
-def _mix(rng: np.random.Generator, palette, spread: float) -> tuple[float, float, float]:
+def _mix(
+    rng: np.random.Generator, palette: Sequence[tuple[float, float, float]], spread: float
+) -> tuple[float, float, float]:
     """A colour between two neighbours of an ordered palette, with a small shift of its brightness."""
     position = rng.uniform(0, len(palette) - 1)
     low = int(min(position, len(palette) - 2))
@@ -188,7 +192,7 @@ def _rgb(color: np.ndarray) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def sample_identity(seed: int) -> Identity:
+def sample_person(seed: int) -> SyntheticPerson:
     """The adult person with this seed."""
     rng = np.random.default_rng(derive_seed(seed, "identity"))
     female = rng.random() < 0.5
@@ -210,7 +214,7 @@ def sample_identity(seed: int) -> Identity:
     hair = HAIR_COLORS[int(rng.choice(len(HAIR_COLORS), p=(0.28, 0.25, 0.15, 0.14, 0.10, 0.08)))]
     hair = _rgb(np.clip(np.array(hair) * rng.uniform(0.8, 1.2), 0.03, 0.95).round(4))
     eyes = ((0.25, 0.15, 0.08), (0.30, 0.42, 0.55), (0.28, 0.38, 0.20))
-    return Identity(
+    return SyntheticPerson(
         seed=seed,
         phenotypes={name: round(float(value), 4) for name, value in phenotypes.items()},
         local_changes=changes,
@@ -222,20 +226,18 @@ def sample_identity(seed: int) -> Identity:
     )
 
 
-def sample_plan(identity: Identity, index: int, **fixed: Any) -> PhotoPlan:
+def sample_plan(person: SyntheticPerson, index: int, **fixed: Any) -> PhotoPlan:
     """The photo number `index` of a person; `fixed` sets any field of the plan (say pose="standing")."""
-    rng = np.random.default_rng(derive_seed(identity.seed, "photo", index))
+    rng = np.random.default_rng(derive_seed(person.seed, "photo", index))
     framing = FRAMINGS[int(rng.choice(3, p=(0.56, 0.26, 0.18)))]
     framing = fixed.get("framing", framing)
     pose = POSES[int(rng.choice(len(POSES), p=(0.22, 0.16, 0.14, 0.15, 0.13, 0.12, 0.08)))]
     if framing == "portrait":
         pose = "standing"
     elif framing == "three-quarter" and pose in ("squatting", "walking"):
-        pose = "standing"  # cut at the thighs, these two can't be told
+        pose = "standing"  # cut at the thighs, these two cannot be told apart
     yaw = float(np.clip(rng.normal(0, 22), -60, 60))
-    bottom = BOTTOMS[
-        int(rng.choice(3, p=(0.5, 0.28, 0.22) if identity.phenotypes["gender"] > 0.5 else (0.66, 0.34, 0)))
-    ]
+    bottom = BOTTOMS[int(rng.choice(3, p=(0.5, 0.28, 0.22) if person.phenotypes["gender"] > 0.5 else (0.66, 0.34, 0)))]
     top, low = rng.choice(len(COLORS), 2, replace=False)  # never top and bottom alike
     names = list(COLORS)
     plan: dict[str, Any] = {
@@ -269,9 +271,9 @@ def sample_plan(identity: Identity, index: int, **fixed: Any) -> PhotoPlan:
     return PhotoPlan(**plan)
 
 
-def build_words(identity: Identity) -> dict[str, str]:
+def build_words(person: SyntheticPerson) -> dict[str, str]:
     """The words a caption may use for the build: {"gender_word", "height_word", "weight_word"} ("" if average)."""
-    p = identity.phenotypes
+    p = person.phenotypes
     height = "tall" if p["height"] > 0.66 else "short" if p["height"] < 0.34 else ""
     weight = "heavy" if p["weight"] > 0.76 else "slim" if p["weight"] < 0.36 else ""
     if not weight and p["muscle"] > 0.72:
@@ -279,10 +281,14 @@ def build_words(identity: Identity) -> dict[str, str]:
     return {"gender_word": "woman" if p["gender"] > 0.5 else "man", "height_word": height, "weight_word": weight}
 
 
-def caption(identity: Identity, plan: PhotoPlan) -> str:
-    """The caption of a photo, e.g. "a full body photo of a tall slim woman waving, in a red long-sleeved top and
-    blue trousers, on a beach". The build is named only where the plan says so; a portrait's pose never is."""
-    words = build_words(identity)
+def caption(person: SyntheticPerson, plan: PhotoPlan) -> str:
+    """The caption of a photo, in the form of
+
+        a full body photo of a tall slim woman waving, in a red long-sleeved top and blue trousers, on a beach
+
+    The build is named only if the plan says so, a portrait's pose and lower garment never.
+    """
+    words = build_words(person)
     who = [words["gender_word"]]
     if plan.name_build:
         who = [word for word in (words["height_word"], words["weight_word"]) if word] + who
@@ -295,20 +301,18 @@ def caption(identity: Identity, plan: PhotoPlan) -> str:
 
 
 def article(word: str) -> str:
+    """The indefinite article of a word: "a" or "an"."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def bottom_phrase(color: str, bottom: str) -> str:
+    """A garment of BOTTOMS in a caption: "a red skirt", "red trousers"."""
     if bottom == "skirt":
         return f"{article(color)} {color} skirt"
     return f"{color} {bottom}"
 
 
-def attributes(identity: Identity, plan: PhotoPlan) -> dict[str, object]:
+def attributes(person: SyntheticPerson, plan: PhotoPlan) -> dict[str, object]:
     """The ground truth of what the caption can say, as plain data."""
     keys = ("framing", "pose", "scene", "top_color", "bottom_color", "sleeves", "bottom")
-    return {**{key: getattr(plan, key) for key in keys}, "build": build_words(identity)}
-
-
-def identity_record(identity: Identity) -> dict[str, object]:
-    return asdict(identity)
+    return {**{key: getattr(plan, key) for key in keys}, "build": build_words(person)}

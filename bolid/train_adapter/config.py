@@ -1,212 +1,191 @@
-"""The settings of `train-adapter`: names, defaults, help lines, and which go together."""
+"""The settings of `train-adapter`: one table of defaults, ranges, choices and help lines; presets; what goes together.
+
+Eq. 14 of the paper weighs L_id with alpha and L_CLIP with beta. Here they are `id_weight` and `clip_weight`: alpha and
+beta also name the noise schedule.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from bolid.errors import BolidError, require_not_negative, require_parts
+from bolid.errors import BolidError
 from bolid.models.families import Family
+from bolid.settings import AT_LEAST_1, FRACTION, NOT_NEGATIVE, PROBABILITY, Range, check_settings, setting
 
-CHOICES = {
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-    "id_loss": ("keypoints", "bone-ratios", "body", "sliders"),
-    "clip_target": ("text", "image", "both"),
-    "x_gen": ("one-step", "few-step", "sampled", "swapped"),
-    "branches": ("both", "face", "body"),
-}
-OF_THE_PERSON = ("body", "sliders")  # kinds of L_id that compare with the person and not with one photo
-NO_TARGET = ("sampled", "swapped")  # ways to make an x_gen that no photo shows
+LOSS, TRAINING, CONDITIONS, COMPUTE, OUTPUT = "Loss (Eq. 14)", "Training", "Conditions", "Memory and speed", "Output"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "description": "Eq. 14 of the paper: L_diff, L_id on the 12 body keypoints, L_CLIP on the caption, each with a "
+        "tenth of L_diff's gradient on the tiny family. To reproduce (examples/ablation/ablation.md, 300 steps of 16 "
+        "from plain adapters, 60 held-out people): body R2 0.227 with L_id alone, 0.229 with L_CLIP alone, 0.220 with "
+        "neither, standard error 0.08. Both at once were not run. Not run on a GPU.",
+        "id_weight": 0.57, "id_loss": "keypoints", "clip_weight": 0.077, "clip_target": "text", "x_gen": "one-step",
+    },
+    "tiny": {
+        "description": "The tiny family's first stage: L_diff alone, the defaults. Its result is not recorded yet; 300 "
+        "steps of 16 from plain adapters gave body R2 0.220, standard error 0.08 (examples/ablation/ablation.md, row + "
+        "face). Not run on a GPU.",
+        "steps": 4000, "batch_size": 48, "learning_rate": 1e-3,
+    },
+    "sd15-12gb": {
+        "description": "SD 1.5 at 512x512 on a card of 12 GB: 6.7 GB for the base, the adapters and a batch of 4, and "
+        "0.3 GB for the VAE. Counted (bolid/train_adapter/step_cost.py), not measured. Not run on a GPU: no result.",
+        "steps": 20000, "batch_size": 4, "gradient_accumulation_steps": 8, "learning_rate": 1e-4,
+        "precision": "bf16", "face_tokens": 16,
+    },
+    "sdxl-24gb": {
+        "description": "SDXL at 1024x1024 on a card of 24 GB: 12.3 GB for the base, the adapters (keys and values "
+        "of rank 64) and a batch of 8 with gradient checkpointing, and 0.3 GB for the VAE. Counted "
+        "(bolid/train_adapter/step_cost.py), not measured. Not run on a GPU: no result.",
+        "steps": 20000, "batch_size": 8, "gradient_accumulation_steps": 4, "learning_rate": 1e-4,
+        "precision": "bf16", "face_tokens": 16, "gradient_checkpointing": True, "kv_rank": 64,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainAdapterConfig:
-    """Settings of the face and the body branch and their training."""
+    """Settings of the face and the body branch and their training. Raises BolidError for values out of range."""
 
-    steps: int = field(default=4000, metadata={"help": "training steps"})
-    batch_size: int = field(default=48, metadata={"help": "photos in a batch, for each process"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "batches that make up one training step"})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "less memory for activations, about half as much time again"}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = PRESETS
+
+    steps: int = setting(4000, "training steps", within=AT_LEAST_1, group=TRAINING)
+    batch_size: int = setting(48, "photos in a batch, for each process", within=AT_LEAST_1, group=TRAINING)
+    gradient_accumulation_steps: int = setting(
+        1, "batches that make up one training step", within=AT_LEAST_1, group=TRAINING
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
-    weight_decay: float = field(default=0.01, metadata={"help": "weight decay of AdamW"})
-    face_tokens: int = field(default=4, metadata={"help": "tokens of the face branch (the body has 4)"})
-    kv_rank: int = field(
-        default=0,
-        metadata={
-            "help": "train each key and value matrix as two thin ones of this rank, multiplied out in the files; "
-            "0: as a full one"
-        },
+    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", within=NOT_NEGATIVE, group=TRAINING)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", within=NOT_NEGATIVE, group=TRAINING, advanced=True)
+    max_grad_norm: float = setting(
+        1.0, "gradients are clipped to this norm", group=TRAINING, advanced=True,
+        within=Range(0, math.inf, "give more than 0; inf clips nothing", open_low=True),
+    )  # fmt: skip
+    ema: float = setting(
+        0.999, "decay of the moving average of the weights, which is saved; 0: none", group=TRAINING, advanced=True,
+        within=Range(0, 1, "give 0 (no average) to below 1 (nothing of what is learnt)", open_high=True),
+    )  # fmt: skip
+    init: str = setting("", "start from the adapters in this directory", group=TRAINING)
+    branches: str = setting(
+        "both", "which branches learn; with face or body alone, the other one stays as --init has it",
+        choices=("both", "face", "body"), group=TRAINING,
+    )  # fmt: skip
+
+    id_weight: float = setting(0.0, "weight of the body identity loss L_id; 0: none", within=NOT_NEGATIVE, group=LOSS)
+    id_loss: str = setting(
+        "keypoints",
+        "what L_id compares: the 12 body keypoints, ratios of bone lengths, or body: what the body encoder's decoder "
+        "draws", choices=("keypoints", "bone-ratios", "body"), group=LOSS,
+    )  # fmt: skip
+    clip_weight: float = setting(0.0, "weight of the CLIP loss L_CLIP; 0: none", within=NOT_NEGATIVE, group=LOSS)
+    clip_target: str = setting(
+        "text", "embeddings that L_CLIP compares with: of the caption, of the photo, or both",
+        choices=("text", "image", "both"), group=LOSS, advanced=True,
+    )  # fmt: skip
+    face_weight: float = setting(
+        0.0, "weight of the face identity loss (after PuLID); 0: none", within=NOT_NEGATIVE, group=LOSS
     )
-    # None by default: min-SNR all but mutes the noisiest steps, and those settle a body's outline.
-    min_snr_gamma: float = field(default=0.0, metadata={"help": "gamma of the min-SNR weighting, say 5; 0: none"})
-    id_weight: float = field(default=0.0, metadata={"help": "weight of the body identity loss L_id; 0: none"})
-    id_loss: str = field(
-        default="keypoints",
-        metadata={
-            "help": "what L_id compares: keypoints, bone-ratios, or what the body encoder sees: body, as its decoder "
-            "draws it, or sliders, as the body sliders read it"
-        },
+    face_detection_weight: float = setting(
+        0.0, "weight of the face-detection loss: the detector's score against the photo's; 0: none",
+        within=NOT_NEGATIVE, group=LOSS, advanced=True,
+    )  # fmt: skip
+    x_gen: str = setting(
+        "one-step",
+        "how the picture for L_id, L_CLIP and the face losses is made: one-step prediction from the noised photo, "
+        "few-step rollout from there (distilled bases), or sampled from pure noise with guidance",
+        choices=("one-step", "few-step", "sampled"), group=LOSS,
+    )  # fmt: skip
+    x_gen_steps: int = setting(
+        4, "sampling steps of --x-gen few-step and sampled", within=AT_LEAST_1, group=LOSS, advanced=True
     )
-    sliders: str = field(default="", metadata={"help": "file of the sliders; by default the family's"})
-    readers: str = field(
-        default="",
-        metadata={
-            "help": "folders, separated by commas, each with another pose model (pose/) or body encoder "
-            "(body-encoder.safetensors), or both, or for sliders a probe (probe/), that look at the body instead of "
-            "the family's for --id-loss body and sliders; L_id is the mean"
-        },
+    x_gen_grad_steps: int = setting(
+        1, "how many of these carry the gradient: the last ones of few-step, evenly spaced ones of sampled",
+        within=AT_LEAST_1, group=LOSS, advanced=True,
+    )  # fmt: skip
+    pixel_every: int = setting(
+        8, "steps from one with L_id, L_CLIP and face losses to the next", within=AT_LEAST_1, group=LOSS, advanced=True
     )
-    spare_heads: bool = field(
-        default=False,
-        metadata={"help": "--id-loss body and sliders leave the head's pixels alone: they see them, without gradient"},
+    pixel_alpha_bar: float = setting(
+        0.5, "least alpha-bar of the photos that count for them, with x_gen one-step and few-step", group=LOSS,
+        advanced=True, within=Range(0, 1, "give 0 (all photos) to below 1 (none)", open_high=True),
+    )  # fmt: skip
+    decoder: str = setting(
+        "", "AutoencoderTiny directory that decodes x_gen; default: the family's, else its VAE",
+        group=LOSS, advanced=True,
+    )  # fmt: skip
+    # 0: min-SNR all but mutes the noisiest steps, and those settle a body's outline.
+    min_snr_gamma: float = setting(
+        0.0, "gamma of the min-SNR weighting of L_diff, say 5; 0: none", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )
-    clip_weight: float = field(default=0.0, metadata={"help": "weight of the CLIP loss L_CLIP; 0: none"})
-    clip_target: str = field(default="text", metadata={"help": "what L_CLIP compares with: text, image or both"})
-    face_weight: float = field(
-        default=0.0, metadata={"help": "weight of L_face, how unlike the person's the face is; 0: none"}
+
+    text_dropout: float = setting(
+        0.1, "probability of training without the caption", within=PROBABILITY, group=CONDITIONS, advanced=True
     )
-    found_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "weight of L_found, how much less surely a large face is to be seen than in the photo with the "
-            "same caption; 0: none"
-        },
+    face_dropout: float = setting(
+        0.3, "probability of training without the face", within=PROBABILITY, group=CONDITIONS, advanced=True
     )
-    close_ups: float = field(
-        default=0.0,
-        metadata={
-            "help": "part of each batch that is drawn from the photos with a face and little of a body, which L_face "
-            "and L_found need; 0: all as they come"
-        },
+    body_dropout: float = setting(
+        0.1, "probability of training without the body", within=PROBABILITY, group=CONDITIONS, advanced=True
     )
-    x_gen: str = field(
-        default="one-step",
-        metadata={
-            "help": "the picture that these losses look at: one-step, few-step where the base can, sampled: "
-            "made from the caption and pure noise, with guidance, or swapped: from a noised photo that is told to be "
-            "of somebody else; L_id must be body or sliders for the last two"
-        },
+    all_dropout: float = setting(
+        0.05, "probability of training without any condition", within=PROBABILITY, group=CONDITIONS, advanced=True
     )
-    x_gen_steps: int = field(default=4, metadata={"help": "steps of --x-gen few-step and sampled"})
-    x_gen_grad_steps: int = field(
-        default=1, metadata={"help": "how many carry the gradient: few-step the last, sampled evenly spaced ones"}
+    build_word_dropout: float = setting(
+        0.8, "probability that a caption loses words like tall or slim", within=PROBABILITY, group=CONDITIONS,
+        advanced=True,
+    )  # fmt: skip
+    body_sampling: float = setting(
+        0.5, "probability that the body is drawn from its Gaussian, not its mean", within=PROBABILITY,
+        group=CONDITIONS, advanced=True,
+    )  # fmt: skip
+    max_context: int = setting(
+        8, "largest number of other photos that a body is fused from", within=AT_LEAST_1, group=CONDITIONS,
+        advanced=True,
+    )  # fmt: skip
+    close_up_fraction: float = setting(
+        0.0, "fraction of each batch drawn from photos with a face and little of a body; 0: none on purpose",
+        within=FRACTION, group=CONDITIONS, advanced=True,
+    )  # fmt: skip
+
+    precision: str = setting(
+        "auto", "precision of the network; auto: bf16 where the hardware has it",
+        choices=("auto", "fp32", "bf16", "fp16"), group=COMPUTE,
+    )  # fmt: skip
+    gradient_checkpointing: bool = setting(
+        False, "less memory for activations, about half as much time again", group=COMPUTE
     )
-    pixel_every: int = field(default=8, metadata={"help": "steps from one with these losses to the next"})
-    pixel_alpha_bar: float = field(
-        default=0.5, metadata={"help": "least alpha-bar of the photos that they look at, 0 to 1"}
+    kv_rank: int = setting(
+        0, "rank of the trained key and value matrices, multiplied out in the files; 0: full matrices", group=COMPUTE,
+        within=Range(0, math.inf, "give a rank, say 64, or 0 for full matrices"),
+    )  # fmt: skip
+    face_tokens: int = setting(
+        4, "tokens of the face branch (the body has 4)", within=AT_LEAST_1, group=COMPUTE, advanced=True
     )
-    decoder: str = field(
-        default="", metadata={"help": "AutoencoderTiny directory for them; by default the family's, else its VAE"}
+    text_cache: float = setting(
+        8.0, "GiB of main memory for text-encoder states, computed once a caption; 0: computed at every step",
+        within=NOT_NEGATIVE, group=COMPUTE, advanced=True,
+    )  # fmt: skip
+    compile: bool = setting(
+        False, "compile the network first: a slow start, faster steps", group=COMPUTE, advanced=True
     )
-    text_dropout: float = field(default=0.1, metadata={"help": "part of the photos trained without their caption"})
-    face_dropout: float = field(default=0.3, metadata={"help": "part trained without the face"})
-    body_dropout: float = field(default=0.1, metadata={"help": "part trained without the body"})
-    all_dropout: float = field(default=0.05, metadata={"help": "part trained without any condition"})
-    build_word_dropout: float = field(
-        default=0.8, metadata={"help": "part whose caption loses words like tall or slim"}
+    shard_branches: bool = setting(
+        False, "shard the branches over the processes of accelerate launch (FSDP)", group=COMPUTE, advanced=True
     )
-    text_cache: float = field(
-        default=8.0,
-        metadata={
-            "help": "GiB of main memory for what the text encoders say of each caption, computed once; where it does "
-            "not fit, and at 0, they compute at every step"
-        },
+    checkpoint_minutes: float = setting(
+        3.0, "minutes between checkpoints", within=NOT_NEGATIVE, group=OUTPUT, advanced=True
     )
-    max_context: int = field(default=8, metadata={"help": "most other photos that a body is made of"})
-    body_sampling: float = field(
-        default=0.5, metadata={"help": "part that draws the body from its Gaussian, not its mean"}
+    sample_every: int = setting(
+        1000, "steps between contact sheets of samples; 0: none", within=NOT_NEGATIVE, group=OUTPUT
     )
-    ema: float = field(default=0.999, metadata={"help": "decay of the moving average that is saved; 0: none"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    precision: str = field(
-        default="auto",
-        metadata={"help": "what the network computes in: fp32, bf16, fp16, or auto: bf16 where the hardware has it"},
-    )
-    compile: bool = field(default=False, metadata={"help": "compile the network first: a slow start, faster steps"})
-    shard_branches: bool = field(
-        default=False, metadata={"help": "spread the branches over the processes of accelerate launch (FSDP)"}
-    )
-    checkpoint_minutes: float = field(default=3.0, metadata={"help": "minutes between checkpoints"})
-    sample_every: int = field(default=1000, metadata={"help": "steps between sample sheets; 0: none"})
-    tensorboard: bool = field(default=False, metadata={"help": "also write the losses for TensorBoard"})
-    init: str = field(default="", metadata={"help": "start from the adapters in this directory"})
-    branches: str = field(
-        default="both", metadata={"help": "which learn: both, or with --init face or body alone, the other one stays"}
-    )
+    tensorboard: bool = setting(False, "also write the losses for TensorBoard", group=OUTPUT, advanced=True)
 
     def __post_init__(self) -> None:
-        require_parts(
-            self,
-            ("text_dropout", "face_dropout", "body_dropout", "all_dropout", "build_word_dropout", "close_ups"),
-        )
-        if not 0 <= self.pixel_alpha_bar < 1:
-            raise BolidError(f"--pixel-alpha-bar is {self.pixel_alpha_bar}", "give 0 (all photos) to below 1 (none)")
-        require_not_negative(
-            self,
-            (
-                "id_weight", "clip_weight", "face_weight", "found_weight", "text_cache", "learning_rate",
-                "weight_decay",
-            ),
-        )  # fmt: skip
-        if not 0 <= self.ema < 1:
-            raise BolidError(f"--ema is {self.ema}", "give 0 (no average) to below 1 (nothing of what is learnt)")
-        if not self.max_grad_norm > 0:
-            raise BolidError(f"--max-grad-norm is {self.max_grad_norm}", "give more than 0; inf clips nothing")
-        if self.kv_rank < 0:
-            raise BolidError(f"--kv-rank is {self.kv_rank}", "give a rank, say 64, or 0 for full matrices")
-        for name in (
-            "steps", "batch_size", "gradient_accumulation_steps", "face_tokens", "max_context", "x_gen_steps",
-            "x_gen_grad_steps", "pixel_every",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise BolidError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "give at least 1")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise BolidError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}", f"choose one of {', '.join(choices)}"
-                )
-        if self.branches != "both" and not self.init:
-            raise BolidError(
-                f"--branches {self.branches}: there is no other branch that could stay as it is",
-                "give --init, a directory with both adapters, or leave it out",
-            )
-        if self.shard_branches and (self.compile or self.precision == "fp16"):
-            raise BolidError(
-                f"--shard-branches and {'--compile' if self.compile else '--precision fp16'} do not go together",
-                "leave out one of the two" if self.compile else "give --precision bf16",
-            )
-        if self.x_gen_grad_steps > self.x_gen_steps and self.x_gen in ("few-step", "sampled"):
-            raise BolidError(
-                f"--x-gen-grad-steps is {self.x_gen_grad_steps}, of {self.x_gen_steps} steps", "give at most as many"
-            )
-        if self.x_gen in NO_TARGET and (
-            (self.id_weight and self.id_loss not in OF_THE_PERSON) or (self.clip_weight and self.clip_target != "text")
-        ):
-            raise BolidError(
-                f"--x-gen {self.x_gen} is a new picture: there is no photo for it to be like",
-                "give --id-loss body or sliders and --clip-target text, which compare with the person and the caption",
-            )
-        if self.sliders and not (self.id_weight and self.id_loss == "sliders"):
-            raise BolidError(
-                f"--sliders {self.sliders}: nothing reads them",
-                "give --id-weight and --id-loss sliders, or leave it out",
-            )
-        if self.readers and not (self.id_weight and self.id_loss in OF_THE_PERSON):
-            raise BolidError(
-                f"--readers {self.readers}: nobody asks them",
-                "give --id-weight and --id-loss body or sliders, or leave it out",
-            )
-        if self.spare_heads and not (self.id_weight and self.id_loss in OF_THE_PERSON):
-            raise BolidError(
-                "--spare-heads: no loss looks at whole bodies", "give --id-weight and --id-loss body or sliders"
-            )
-        if self.x_gen == "few-step" and self.gradient_checkpointing:
-            raise BolidError(
-                "--x-gen few-step and --gradient-checkpointing do not go together",
-                "the few-step LoRA is only on for some of the passes; leave out one of the two",
-            )
+        check_settings(self)
+        for forbidden, message, hint in _conflicts(self):
+            if forbidden:
+                raise BolidError(message, hint)
 
     def learns(self, branch: str) -> bool:
         """Whether "face" or "body" is trained."""
@@ -214,17 +193,54 @@ class TrainAdapterConfig:
 
     @property
     def pixels(self) -> bool:
-        """Whether a loss needs the picture."""
+        """Whether a loss needs x_gen, the generated picture."""
         return bool(self.id_weight or self.clip_weight or self.faces)
 
     @property
     def faces(self) -> bool:
-        """Whether a loss looks at the face."""
-        return bool(self.face_weight or self.found_weight)
+        """Whether a loss needs the face models."""
+        return bool(self.face_weight or self.face_detection_weight)
+
+
+def _conflicts(config: TrainAdapterConfig) -> list[tuple[bool, str, str]]:
+    """Settings that do not go together: (whether they are given, message, hint)."""
+    photo_needed = (config.id_weight and config.id_loss != "body") or (
+        config.clip_weight and config.clip_target != "text"
+    )
+    few = config.x_gen == "few-step"
+    return [
+        (
+            config.branches != "both" and not config.init,
+            f"--branches {config.branches}: there is no other branch that could stay as it is",
+            "give --init, a directory with both adapters, or leave it out",
+        ),
+        (
+            config.shard_branches and config.compile,
+            "--shard-branches and --compile do not go together", "leave out one of the two",
+        ),
+        (
+            config.shard_branches and config.precision == "fp16",
+            "--shard-branches and --precision fp16 do not go together", "give --precision bf16",
+        ),
+        (
+            config.x_gen != "one-step" and config.x_gen_grad_steps > config.x_gen_steps,
+            f"--x-gen-grad-steps is {config.x_gen_grad_steps}, of {config.x_gen_steps} steps", "give at most as many",
+        ),
+        (
+            config.x_gen == "sampled" and bool(photo_needed),
+            "--x-gen sampled is a new picture: there is no photo to compare it with",
+            "give --id-loss body and --clip-target text, which compare with the person and the caption",
+        ),
+        (
+            few and config.gradient_checkpointing,
+            "--x-gen few-step and --gradient-checkpointing do not go together",
+            "the few-step LoRA is only on for some of the passes; leave out one of the two",
+        ),
+    ]  # fmt: skip
 
 
 def check_kv_rank(unet: Any, config: TrainAdapterConfig, family: Family) -> None:
-    """BolidError for a --kv-rank that saves nothing on this base."""
+    """Raises BolidError for a --kv-rank that saves nothing on this base."""
     from bolid.method.body_condition import largest_kv_rank
 
     if config.kv_rank > (largest := largest_kv_rank(unet)):

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which its caption asks for most of a body
+WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which it shows most of a body
 
-# Words that name the build. Left out of most captions in training, so that the body is asked of the profile.
+# Words that name the build. Most captions lose them in training, so that the build comes from the profile.
 BUILD_WORDS = (
     "tall", "short", "small", "petite", "slim", "slender", "thin", "skinny", "lean", "average", "medium", "heavy",
     "heavyset", "stocky", "chubby", "plump", "curvy", "fat", "large", "big", "muscular", "athletic", "broad",
@@ -41,7 +41,7 @@ class AdapterTable:
     body_mean: torch.Tensor  # f32 [N, D], of this one photo
     body_logvar: torch.Tensor  # f32 [N, D]
     confidence: torch.Tensor  # f32 [N]
-    face: torch.Tensor  # f32 [N, 512], zeros where none is seen
+    face: torch.Tensor  # f32 [N, 512], zeros where no face is detected
     people: list[np.ndarray]  # rows of each person, two or more
     names: list[str]  # of the people
 
@@ -68,16 +68,27 @@ class AdapterTable:
         return self.rows[(self.face[self.rows].any(1) & (self.confidence[self.rows] < WHOLE_BODY)).numpy()]
 
     @functools.cached_property
-    def lookalikes(self) -> list[np.ndarray]:
-        """For each person those, themselves among them, whom their captions' "woman" or "man" fits as well."""
-        import numpy as np
+    def person_bodies(self) -> torch.Tensor:
+        """The mean body of each person's photos, weighted by their confidence, [people, D]: the target of x_gen.
 
-        words = []
+        Not the fused Gaussian's mean, which lies the nearer to the prior the fewer photos there are: x_gen is one
+        picture, and this is what one photo of the person gives on average.
+        """
+        import torch
+
+        bodies = []
         for rows in self.people:
-            found = [word for row in rows for word in re.findall(r"\b(wom[ae]n|m[ae]n)\b", self.captions[row].lower())]
-            words.append(max(sorted(set(found)), key=found.count).replace("men", "man") if found else "")
-        alike = {word: np.array([i for i, other in enumerate(words) if other == word]) for word in set(words)}
-        return [alike[word] for word in words]  # shared by all of a word: people times people would not fit
+            weight = self.confidence[rows] + 1e-6
+            bodies.append((weight[:, None] * self.body_mean[rows]).sum(0) / weight.sum())
+        return torch.stack(bodies)
+
+    @functools.cached_property
+    def person_faces(self) -> torch.Tensor:
+        """The mean direction of each person's face embeddings, [people, 512]; zeros without any."""
+        import torch
+        import torch.nn.functional as F
+
+        return F.normalize(torch.stack([self.face[rows].sum(0) for rows in self.people]), dim=-1)
 
 
 def read_table(train: str | Path, body_encoder: Any, progress: Progress | None = None) -> AdapterTable:
@@ -117,6 +128,7 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
 
 
 def nobody_has_two(train: str | Path) -> BolidError:
+    """The error for shards without anybody to learn from."""
     return BolidError(
         f"nobody in {train} has two photos",
         "the adapters learn a person's photo from their other photos: collect at least two each",
@@ -130,7 +142,7 @@ def without_build(caption: str) -> str:
 
 
 def caption_texts(captions: Iterable[str]) -> list[str]:
-    """Every text that training on these captions can ask for."""
+    """Every text that training on these captions can need."""
     captions = set(captions)
     return sorted({"", *captions, *map(without_build, captions)})
 
@@ -175,6 +187,8 @@ class TextStates:
 
 @dataclass(frozen=True)
 class Batch:
+    """The photos of a batch and what each is conditioned on."""
+
     rows: np.ndarray  # [B] the photos to be denoised
     context: torch.Tensor  # [B, M] rows of the table that the body is made of
     present: torch.Tensor  # bool [B, M] which of them count
@@ -282,9 +296,9 @@ def batch_rows(total: int, batch: int, step: int, seed: int) -> np.ndarray:
 
 
 def draw_rows(table: AdapterTable, config: TrainAdapterConfig, number: int, seed: int) -> np.ndarray:
-    """The photos of batch `number`, rows of the table: as they come, or the first of them close-ups."""
+    """The photos of batch `number`, rows of the table [B]. The first `close_up_fraction` of them are close-ups."""
     rows = table.rows[batch_rows(len(table.rows), config.batch_size, number, seed)]
-    if close := round(config.close_ups * config.batch_size):
+    if close := round(config.close_up_fraction * config.batch_size):
         own = derive_seed(seed, "close-ups")  # an order of their own
         rows[:close] = table.close_ups[batch_rows(len(table.close_ups), close, number, own)]
     return rows

@@ -80,18 +80,22 @@ class LossScaler:
         self.remember()
 
     def remember(self) -> None:
+        """Write the scaler's state into `state`."""
         if state := self._scaler.state_dict():
             self.state[0], self.state[1] = state["scale"], state["_growth_tracker"]
 
     def restore(self) -> None:
+        """Take the scaler's state from `state`."""
         if state := self._scaler.state_dict():
             state |= {"scale": float(self.state[0]), "_growth_tracker": int(self.state[1])}
             self._scaler.load_state_dict(state)
 
     def backward(self, loss: torch.Tensor) -> None:
+        """The backward pass of the scaled loss."""
         self._scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], max_grad_norm: float) -> None:
+        """Clip the gradients to the norm and take a step; fp16 skips one whose gradients overflow."""
         self._scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         self._scaler.step(optimizer)

@@ -1,4 +1,4 @@
-"""What a training leaves for people to look at: log.jsonl, the loss curve and the sample sheets."""
+"""A training's reports: log.jsonl, the loss curve and contact sheets of samples."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Log:
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a step's line."""
         self.lines.append(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}))
         if self.writer is not None:
             for name, value in values.items():
@@ -37,15 +38,18 @@ class Log:
             self.flush()
 
     def flush(self) -> None:
+        """Write the lines to the file."""
         with self.path.open("a") as file:
             file.write("".join(line + "\n" for line in self.lines))
         self.lines = []
 
     def draw(self) -> None:
+        """Draw loss.png anew."""
         self.flush()
         loss_curve(self.path, self.path.with_name("loss.png"))
 
     def close(self) -> None:
+        """Write and draw all that is left."""
         self.draw()
         if self.writer is not None:
             self.writer.close()
@@ -97,18 +101,16 @@ def sample_sheet(
     steps: int = 12,
 ) -> None:
     """A contact sheet: three captions down; across: no profile, then three people (their first photo in front). With
-    the family's sampler and guidance, as `generate` paints, but in no more than `steps` steps.
+    the family's sampler and guidance, as `generate` makes pictures, but in no more than `steps` steps.
 
     Without a path it is made and not kept: where branches are spread over processes, all of them have to compute.
     """
     import numpy as np
     import torch
-    import torch.nn.functional as F
     from PIL import Image
 
-    from bolid.backends.diffusion import decode_latents, paint, set_sampler
-    from bolid.method.body_condition import build_ip_adapter_image_embeds
-    from bolid.method.body_vae import fuse
+    from bolid.backends.diffusion import decode_latents, set_sampler
+    from bolid.backends.sampling import sample
     from bolid.run import atomic_path
 
     trained_with = pipe.scheduler
@@ -116,39 +118,38 @@ def sample_sheet(
     steps = min(steps, int(family.defaults.get("steps", steps)))
     picks = np.random.default_rng(derive_seed(seed, "sheet")).permutation(len(table.people))[:3]
     captions = [without_build(table.captions[table.people[p][-1]]) for p in picks]
-    guidance = family.guidance
+    # Given the states of the texts, sampling needs no text encoder, which training may have dropped.
+    prompts, negative = text_states(captions), text_states([""] * len(captions))
     height, width = family.image_size
     pipe.vae.enable_slicing()  # decodes one picture at a time: a large one takes gigabytes
-    # Told what the texts say and what the noise is, the pipeline needs no text encoder and rounds no latents.
-    texts: dict[str, torch.Tensor] = {}
-    for sign, told in (("", captions), ("negative_", [""] * len(captions))):
-        states, pooled = text_states(told)
-        texts[f"{sign}prompt_embeds"] = states.float()
-        if pooled is not None:
-            texts[f"{sign}pooled_prompt_embeds"] = pooled.float()
     columns = []
     for person in (None, *picks):
-        if person is None:
-            body, face, front = torch.zeros_like(table.body_mean[0]), torch.zeros_like(table.face[0]), None
-            pipe.set_ip_adapter_scale([0.0, 0.0])
-        else:
-            rows = torch.from_numpy(table.people[person])
-            body = fuse(table.body_mean[rows][None], table.body_logvar[rows][None], table.confidence[rows][None])[0][0]
-            face = F.normalize(table.face[rows].sum(0), dim=-1)
-            front = decode_latents(pipe, table.latents[rows[:1], 0].float())[0]
-            pipe.set_ip_adapter_scale([1.0, 1.0])
-        embeds = build_ip_adapter_image_embeds([face, body], guidance=guidance.up > 1)
+        front = np.zeros((height, width, 3), np.uint8)
+        if person is not None:
+            front = decode_latents(pipe, table.latents[table.people[person][:1], 0].float())[0]
+        pipe.set_ip_adapter_scale([float(person is not None)] * 2)
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
-        pictures = paint(
-            pipe, **texts, height=height, width=width, num_inference_steps=steps, guidance=guidance,
-            generator=generators, latents=noise.to(pipe.device),
-            ip_adapter_image_embeds=[e.to(pipe.device) for e in embeds], output_type="np",
+        latents = sample(
+            pipe, prompts, size=family.image_size, steps=steps, guidance=family.guidance, generators=generators,
+            negative=negative, vectors=_vectors(table, person), latents=noise,
         )  # fmt: skip
-        column = [np.zeros((height, width, 3), np.uint8) if front is None else front]
-        columns.append(np.concatenate([*column, *(pictures * 255).round().astype(np.uint8)], axis=0))
+        columns.append(np.concatenate([front, *decode_latents(pipe, latents)], axis=0))
     pipe.set_ip_adapter_scale([1.0, 1.0])
     pipe.scheduler = trained_with
     if path is not None:
         with atomic_path(path) as temporary:
             Image.fromarray(np.concatenate(columns, axis=1)).save(temporary, "PNG")
+
+
+def _vectors(table: AdapterTable, person: int | None) -> list[torch.Tensor]:
+    """(face [512], body [D]) from all photos of a person; None: the null condition."""
+    import torch
+
+    from bolid.train_adapter.data import fuse_context
+
+    if person is None:
+        return [torch.zeros_like(table.face[0]), torch.zeros_like(table.body_mean[0])]
+    rows = torch.from_numpy(table.people[person])[None]
+    body, _logvar, face = fuse_context(table, rows, torch.ones_like(rows))
+    return [face[0], body[0]]

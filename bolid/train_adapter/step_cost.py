@@ -3,7 +3,7 @@
 On torch's meta device nothing is allocated and nothing computed: every operation only says what it would make
 (FakeTensorMode gives such tensors the name of a device, which autocast and attention ask for). So a network of any size
 can be counted on any machine, and a small one can be run for real by the same code, which is how the count is tested.
-What a kernel needs for itself while it runs is not seen.
+A kernel's own work space is not counted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
 def computing_like(device: str, network: torch.nn.Module, precision: str, positions: int) -> Iterator[None]:
     """`computing` as on `device`, whatever device there is.
 
-    CUDA's autocast computes norms in float32; the CPU's, under which the counting runs, has to be told.
+    CUDA's autocast computes norms in float32; the CPU's, under which the counting runs, does not by itself.
     """
     if torch.device(device).type == "cpu":
         with computing("cpu", precision, positions):
@@ -113,7 +113,7 @@ def pooled_width(settings: Any) -> int:
 
 
 def text_state_width(settings: Any, length: int) -> int:
-    """Numbers that the text encoders of a UNet with these settings say of a caption of `length` tokens."""
+    """Numbers in the text states of a caption of `length` tokens, for a UNet with these settings."""
     return length * settings.cross_attention_dim + pooled_width(settings)
 
 
@@ -175,8 +175,8 @@ def _pass_through(
     unet: Any, latent_shape: Sequence[int], text_length: int, batch: int, live: LiveBytes | None = None
 ) -> int:
     """Forward and backward; what was live between them."""
-    latents, timesteps, told = unet_inputs(unet, latent_shape, text_length, batch)
-    loss = unet(latents, timesteps, **told).sample.float().square().mean()
+    latents, timesteps, conditions = unet_inputs(unet, latent_shape, text_length, batch)
+    loss = unet(latents, timesteps, **conditions).sample.float().square().mean()
     kept = live.now if live else 0
     loss.backward()
     for parameter in unet.parameters():

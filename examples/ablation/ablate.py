@@ -5,8 +5,8 @@
 
 Four questions, one section of the table each:
 
-- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, L_id by the body encoder
-  on pictures sampled from pure noise, and with `--sliders` L_id by what those read on photos told to be others;
+- losses: nothing, + body, + face, + L_id (keypoints, or bone ratios), + L_CLIP, all of them, and L_id by the body
+  encoder on pictures sampled from pure noise;
 - photos: 1, 2, 4 or 8 photos in the profile;
 - fusion: product of experts, plain mean of the views' means, best single view;
 - bad photos: half of them cut off, blurred or half hidden, with and without the confidence weights.
@@ -15,7 +15,7 @@ Every row of the first section is a training by `bolid train-adapter`'s own code
 as the plain one does in `--minutes` (measured once, kept in plan.json), or `--steps`; from nothing, or from the trained
 adapters of `--init`, where a loss is to say what it adds to them. The weights of L_id and L_CLIP are chosen so that at
 the end of the plain training each one's gradient is `--share` of L_diff's; all other settings are the defaults, but
-for the last two rows', which are those of train_body.sh. The other sections use the adapters of `--adapter`, or of the
+for the last row's (SAMPLED). The other sections use the adapters of `--adapter`, or of the
 row with the best body R2.
 
 "gain" is the body R2 beyond that of the section's row named in BESIDE, with the standard error of that difference over
@@ -23,7 +23,7 @@ the choice of people: the same people, prompts and noise are in both rows, so it
 
 Run it again after an interruption: rows that are in ablation.json are not done again, and an unfinished training goes
 on. Expected: `--minutes` for each of the trainings (those with pixel losses up to a quarter more; sampled pictures, ten
-times as long; swapped photos, four times), then two minutes a row on one core for 60 people. Writes ablation.json and
+times as long), then two minutes a row on one core for 60 people. Writes ablation.json and
 ablation.md into `--results`, and what was read off the pictures into `--out`.
 """
 
@@ -51,9 +51,8 @@ from bolid.backends.body import BodyEncoder
 from bolid.backends.diffusion import load_base, paint, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
-from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.images import read_photo
-from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds, install
+from bolid.method.body_condition import BRANCHES, build_ip_adapter_image_embeds
 from bolid.method.body_vae import fuse
 from bolid.method.metrics import r2_scores
 from bolid.models.families import Family, match_family
@@ -61,8 +60,9 @@ from bolid.run import derive_seed, sha256_file, write_atomic
 from bolid.train_adapter.command import train_adapter
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import TextStates, batch_rows, draw_batch, photo_generators, read_table
-from bolid.train_adapter.objective import Objective
-from bolid.train_adapter.pixel_losses import PixelLosses
+from bolid.train_adapter.decoder import LatentDecoder
+from bolid.train_adapter.pixel_losses import pixel_losses
+from bolid.train_adapter.setup import install_branches, load_models, make_objective
 from bolid.views import ViewReader, person_crop
 
 SECTIONS = ("losses", "photos", "fusion", "bad photos")
@@ -75,7 +75,6 @@ ON_PICTURES = {"pixel_every": 1, "face_dropout": 0.6, "build_word_dropout": 1.0,
 SAMPLED = ON_PICTURES | {
     "id_loss": "body", "id_weight": 0.3, "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 6,
 }  # fmt: skip
-SWAPPED = ON_PICTURES | {"id_loss": "sliders", "id_weight": 0.4, "clip_weight": 0.3, "x_gen": "swapped"}
 SHOWN = (
     "body R2", "body R2, standard error", "gain", "gain, standard error", "body correlation",
     "right person of all, percentile", "face, own", "face, another's", "image-text cosine", "uncertainty",
@@ -99,7 +98,7 @@ class Person:
     faces: list[torch.Tensor | None]  # M of [512]
 
 
-def spoil(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
+def degrade(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
     """A bad photo: "cut" to its upper or lower half, "blurred", or its left or right half "hidden" behind grey."""
     import cv2
 
@@ -115,11 +114,11 @@ def spoil(image: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarray:
     return hidden
 
 
-def see(
+def read_person(
     folder: Path, reader: ViewReader, encoder: BodyEncoder, family: Family, photos: int, bad: bool
 ) -> tuple[Person, int]:
     """(the person from their first `photos` photos, how many of those could not be used). `bad`: every other one is
-    spoilt. Portraits come last: they show no body."""
+    degraded. Portraits come last: they show no body."""
     rows = sorted(
         ((path, json.loads(path.with_suffix(".json").read_text())) for path in folder.glob("*.jpg")),
         key=lambda row: (row[1]["attributes"]["framing"] == "portrait", row[0].name),
@@ -130,7 +129,7 @@ def see(
     for number, (path, _) in enumerate(rows):
         image = read_photo(path)
         if bad and number % 2 == 0:
-            image = spoil(image, ("cut", "blurred", "hidden")[(number // 2 + truth["seed"]) % 3], rng)
+            image = degrade(image, ("cut", "blurred", "hidden")[(number // 2 + truth["seed"]) % 3], rng)
         view = reader.read([image])[0]
         if isinstance(view, str):
             unusable += 1
@@ -142,7 +141,7 @@ def see(
         raise LookupError(f"no photo of {folder} can be used")
     mean, logvar, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
     ratios = np.array([truth["ratios"][name] for name in world.RATIO_NAMES])
-    gender = world.build_words(world.sample_identity(truth["seed"]))["gender_word"]
+    gender = world.build_words(world.sample_person(truth["seed"]))["gender_word"]
     return Person(truth["seed"], ratios, gender, mean, logvar, confidence, faces), unusable
 
 
@@ -167,8 +166,8 @@ def face_of(person: Person, views: slice) -> torch.Tensor:
 # ---- measuring a row ----------------------------------------------------------------------------------------------
 
 
-class Judge:
-    """Paints every person with an adapter and reads what came out."""
+class Evaluator:
+    """Generates pictures of every person with an adapter and reads their bodies and faces."""
 
     def __init__(self, family: Family, reader: ViewReader, each: int) -> None:
         self.family, self.reader, self.each = family, reader, each
@@ -195,14 +194,14 @@ class Judge:
         for i, (person, body) in enumerate(zip(people, bodies, strict=True)):
             face = face_of(person, slice(0, 4))
             prompts = self._prompts(person, "full body")
-            made = self._paint(pipe, prompts, person, "body", face, body, adapter)
+            made = self._generate(pipe, prompts, person, "body", face, body, adapter)
             readings.append(self.probe.predict(made)[:, self.order].mean(0))
-            seen, said = self.image_text.encode_images(made), self.image_text.encode_text(prompts)
-            agreements += (seen * said).sum(-1).tolist()
+            image_embeds, text_embeds = self.image_text.encode_images(made), self.image_text.encode_text(prompts)
+            agreements += (image_embeds * text_embeds).sum(-1).tolist()
             if not faces:
                 continue
             other = references[(i + 1) % len(people)]
-            for picture in self._paint(pipe, self._prompts(person, "portrait"), person, "face", face, body, adapter):
+            for picture in self._generate(pipe, self._prompts(person, "portrait"), person, "face", face, body, adapter):
                 found = self.reader.faces.detect(picture)
                 if found and references[i].any() and other.any():
                     vector = torch.from_numpy(found[0].embedding)
@@ -229,12 +228,12 @@ class Judge:
         """Captions of people who were never rendered, without words for the build, with this person's gender."""
         prompts = []
         for i in range(self.each):
-            identity = world.sample_identity(150_000 + derive_seed(person.seed, "prompt", framing, i) % 20_000)
+            identity = world.sample_person(150_000 + derive_seed(person.seed, "prompt", framing, i) % 20_000)
             plan = world.sample_plan(identity, 0, name_build=False, framing=framing)
             prompts.append(re.sub(r"\b(?:wo)?man\b", person.gender, world.caption(identity, plan)))
         return prompts
 
-    def _paint(
+    def _generate(
         self, pipe: Any, prompts: list[str], person: Person, purpose: str, face: torch.Tensor, body: torch.Tensor,
         adapter: Path | None,
     ) -> list[np.ndarray]:  # fmt: skip
@@ -322,24 +321,18 @@ class Rows:
 
     def _balance(self, plain: Path, batches: int = 8) -> dict[str, float]:
         """Root mean square of each loss's gradient on the plain row's adapters, over some batches."""
-        pipe, encoder = load_base(self.family), BodyEncoder(self.args.body_encoder)
-        table = read_table(self.args.train, encoder)
-        with quiet_diffusers():
-            states = [nested_state_dict(load_adapter(plain / f"{b}.safetensors", b)[0]) for b in BRANCHES]
-            states = [{part: {k: v.float() for k, v in vs.items()} for part, vs in state.items()} for state in states]
-            branches = install(pipe.unet, states)
-        parameters = [parameter.requires_grad_(True) for branch in branches for parameter in branch.values()]
-        text_states = TextStates(pipe, table.captions)
+        settings = dataclasses.replace(self.base, precision="fp32", init=str(plain))
+        models = load_models(self.args.train, settings, self.args.body_encoder, self.family.name, "cpu")
+        table = read_table(self.args.train, models.body_encoder)
+        branches = install_branches(models, settings, self.args.seed)
+        parameters = [parameter for branch in branches.values() for parameter in branch.values()]
+        decode = LatentDecoder(self.family, models.pipe.vae)
+        text_states = TextStates(models.pipe, table.captions)
         norms: dict[str, list[float]] = {}
         for name, term in PIXELS.items():
-            config = dataclasses.replace(self.base, precision="fp32", **on(name, 1.0))
-            pixels = PixelLosses(
-                self.family,
-                pipe.vae,
-                id_loss=name if term == "id" else "",
-                clip_target="text" if term == "clip" else "",
-            )
-            objective = Objective(pipe, pipe.unet, table, text_states, self.family, config, torch.device("cpu"), pixels)
+            config = dataclasses.replace(settings, **on(name, 1.0))
+            with_losses = dataclasses.replace(models, pixel_losses=pixel_losses(config, self.family), decode=decode)
+            objective = make_objective(with_losses, table, config, torch.device("cpu"), text_states)
             for number in range(batches):
                 size = config.batch_size
                 rows = batch_rows(len(table.captions), size, number, self.args.seed)
@@ -439,7 +432,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, default=Path("train"), help="training shards")
     parser.add_argument("--body-encoder", type=Path, required=True)
-    parser.add_argument("--val", type=Path, default=Path("photos/val"), help="rendered people that nothing has seen")
+    parser.add_argument(
+        "--val", type=Path, default=Path("photos/val"), help="rendered people that nothing was trained on"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="for adapters and checkpoints")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent, help="for ablation.md and ablation.json")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the plain training; all have its steps")
@@ -451,7 +446,6 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=60, help="held-out people")
     parser.add_argument("--each", type=int, default=2, help="pictures of each of them, and as many portraits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sliders", type=Path, help="measure_sliders.py --every-ratio, training people: one more row")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; losses first")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -475,14 +469,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     table = Table(args.results, args.out, facts)
     reader = ViewReader(family)
-    judge = Judge(family, reader, args.each)
+    evaluator = Evaluator(family, reader, args.each)
     folders = sorted(path for path in args.val.iterdir() if path.is_dir())[: args.people]
-    print(f"looking at {len(folders)} people", flush=True)
-    people = [see(folder, reader, encoder, family, 8, bad=False)[0] for folder in folders]
+    print(f"reading {len(folders)} people", flush=True)
+    people = [read_person(folder, reader, encoder, family, 8, bad=False)[0] for folder in folders]
 
     sections = args.only or SECTIONS
     if "losses" in sections:
-        losses_section(rows, table, judge, people, args.sliders)
+        losses_section(rows, table, evaluator, people)
     adapter, branches = args.adapter, BRANCHES
     if adapter is None:
         done = {row: figures for row, figures in table.rows.get("losses", {}).items() if "folder" in figures}
@@ -496,7 +490,7 @@ def main() -> None:
     def measure(section: str, row: str, seen: list[Person], **how: Any) -> None:
         if section in sections and not table.has(section, row):
             vectors = [body_of(person, **how) for person in seen]
-            figures, reading = judge.measure(seen, [v[0] for v in vectors], adapter, branches, faces=False)
+            figures, reading = evaluator.measure(seen, [v[0] for v in vectors], adapter, branches, faces=False)
             if how.get("fusion") != "plain mean":  # which has none
                 figures["uncertainty"] = float(np.mean([(0.5 * v[1]).exp().mean() for v in vectors]))
             figures["photos used"] = float(np.mean([min(how["photos"], len(person.mean)) for person in seen]))
@@ -507,7 +501,7 @@ def main() -> None:
     for fusion in ("product of experts", "plain mean", "best single view"):
         measure("fusion", fusion, people, photos=4, fusion=fusion)
     if "bad photos" in sections:
-        bad = [see(folder, reader, encoder, family, 4, bad=True)[0] for folder in folders]
+        bad = [read_person(folder, reader, encoder, family, 4, bad=True)[0] for folder in folders]
         measure("bad photos", "4 good photos, confidence weights", people, photos=4)
         measure("bad photos", "4 good photos, no confidence weights", people, photos=4, confidence=False)
         measure("bad photos", "2 of 4 bad, confidence weights", bad, photos=4)
@@ -515,14 +509,14 @@ def main() -> None:
         measure("bad photos", "2 of 4 bad, plain mean", bad, photos=4, fusion="plain mean")
 
 
-def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person], sliders: Path | None) -> None:
+def losses_section(rows: Rows, table: Table, evaluator: Evaluator, people: list[Person]) -> None:
     """Trains and measures the rows of the first section."""
     bodies = [body_of(person, 4)[0] for person in people]
 
     def row(name: str, folder: str | None, branches: Sequence[str], **changes: Any) -> None:
         if not table.has("losses", name):
             adapter = rows.train(folder, **changes) if folder is not None else None
-            figures, reading = judge.measure(people, bodies, adapter, branches, faces=True)
+            figures, reading = evaluator.measure(people, bodies, adapter, branches, faces=True)
             if adapter is not None:
                 facts = json.loads((adapter / "done.json").read_text())
                 figures |= {"folder": folder, "changes": changes, "training seconds": facts["seconds"]}
@@ -545,8 +539,6 @@ def losses_section(rows: Rows, table: Table, judge: Judge, people: list[Person],
         **on(name, weights[name]), **on("clip", weights["clip"]),
     )  # fmt: skip
     row("+ face + L_id body, sampled pictures", "sampled", BRANCHES, **SAMPLED)
-    if sliders:
-        row("+ face + L_id sliders + L_CLIP, swapped photos", "swapped", BRANCHES, **SWAPPED, sliders=str(sliders))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python examples/benchmarks/cost.py --device cuda              # the same networks, random weights, real steps
 
 The networks are built from the published configurations on the meta device, where nothing is computed
-(bolid/step_cost.py, whose tests hold the count against real steps of small networks). Three minutes, no accelerator.
+(bolid/train_adapter/step_cost.py, whose tests hold the count against real steps of small networks). Three minutes, no
+accelerator.
 A card also holds what a count does not see: CUDA itself (about 0.5 GB), kernels' work space and fragmentation.
 """
 
@@ -99,15 +100,15 @@ def measured(
     optimizer = torch.optim.AdamW(branches, lr=1e-6, fused=True)
     positions = latents[1] * latents[2]
     with torch.device(device):
-        noisy, timesteps, told = unet_inputs(unet, latents, LENGTH, batch)
-    for zeros in (noisy, told["encoder_hidden_states"]):
+        noisy, timesteps, conditions = unet_inputs(unet, latents, LENGTH, batch)
+    for zeros in (noisy, conditions["encoder_hidden_states"]):
         zeros.normal_()
     seconds = []
     for _ in range(2 + rounds):  # the first ones allocate and choose kernels
         torch.cuda.synchronize()
         start = time.perf_counter()
         with computing(device, "bf16", positions):
-            loss = unet(noisy, timesteps, **told).sample.float().square().mean()
+            loss = unet(noisy, timesteps, **conditions).sample.float().square().mean()
         with attention_kernel(torch.device(device), "bf16", positions):  # a checkpointed block computes again
             loss.backward()
         torch.nn.utils.clip_grad_norm_(branches, 1.0)

@@ -28,7 +28,8 @@ from torch import nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from bolid.method.distributions import FeatureStatistics, frechet_distance
+from bolid.method.distributions import frechet_distance
+from bolid.method.feature_statistics import FeatureStatistics
 
 BATCH = 250
 ROUNDS = 5

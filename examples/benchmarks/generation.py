@@ -5,8 +5,8 @@
     python examples/benchmarks/generation.py --random-sdxl --device cuda --steps 10    # without its weights
 
 The same prompts, noise and steps, taken in turns, and the median of the rounds: the bare base as diffusers runs it;
-diffusers' own two IP-Adapters; the same with `remembered_conditions`, as `bolid generate` runs; the bare base with
-them, too; and, where the family is not random, `--face-guidance 1`, `--body-guidance 1` and both. Ratios to the first.
+diffusers' own two IP-Adapters; the same with `cache_conditions`, as `bolid generate` runs; the bare base with
+it, too; and, where the family is not random, `--face-guidance 1`, `--body-guidance 1` and both. Ratios to the first.
 The two with adapters must be bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change
 little, and the clock on a GPU.
 """
@@ -14,7 +14,7 @@ little, and the clock on a GPU.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import copy
 import os
 import statistics
 import time
@@ -25,12 +25,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from cost import BODY_DIM, FACE_TOKENS, SDXL
 
+from bolid.backends.attention import cache_conditions
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import load_base, quiet_diffusers, remembered_conditions
-from bolid.generate.guidance import Guide, guided_by, towards_bodies, towards_faces
+from bolid.backends.diffusion import load_base, quiet_diffusers
+from bolid.backends.loss_guidance import GuidanceLoss
+from bolid.backends.sampling import sample
+from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
 from bolid.models.families import Family, get_family
-from bolid.scales import parse_person_guidance
+from bolid.scales import Scale, parse_person_guidance
 from bolid.train_adapter.step_cost import adapted_network
 
 DTYPE = torch.float16  # of --random-sdxl
@@ -52,7 +55,7 @@ def stored(family: Family, device: str, with_branches: bool = False) -> Any:
 
 
 def random_sdxl(device: str, with_branches: bool = False) -> Any:
-    """SDXL's UNet in half precision, its numbers random, in a pipeline that is told what the texts say."""
+    """SDXL's UNet in half precision, its numbers random, in a pipeline without text encoders."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     if with_branches:
@@ -85,43 +88,48 @@ def main() -> None:
     if args.random_sdxl:
         bare, adapted = random_sdxl(args.device), random_sdxl(args.device, with_branches=True)
         states, pooled = (torch.randn(args.batch, *shape).to(args.device, DTYPE) for shape in ((77, 2048), (1280,)))
-        told = {
-            "prompt_embeds": states, "negative_prompt_embeds": torch.zeros_like(states),
-            "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": torch.zeros_like(pooled),
+        text, negative = (states, pooled), (torch.zeros_like(states), torch.zeros_like(pooled))
+        given = {
+            "prompt_embeds": states, "negative_prompt_embeds": negative[0],
+            "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative[1],
         }  # fmt: skip
     else:
         bare, adapted = stored(family, args.device), stored(family, args.device, with_branches=True)
-        told = {"prompt": [PROMPT] * args.batch}
+        text, negative = [PROMPT] * args.batch, ""
+        given = {"prompt": text}
     layers = adapted.unet.encoder_hid_proj.image_projection_layers
     body_dim = layers[1].image_embeds.in_features
     vectors = [torch.nn.functional.normalize(torch.randn(FACE_DIM), dim=0), torch.randn(body_dim)]
     guidance = family.guidance
-    embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance.up > 1)
+    embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance.value > 1)
     embeds = [embed.to(args.device, adapted.unet.dtype) for embed in embeds]
 
-    def paint(pipe, remember: bool, *guides: Guide) -> tuple[float, torch.Tensor]:
-        height, width = family.image_size
-        extra = {"ip_adapter_image_embeds": embeds} if pipe is adapted else {}
+    steps, size = args.steps or family.defaults["steps"], family.image_size
+    cached = {id(pipe): copy.copy(pipe) for pipe in (bare, adapted)}
+    for pipe in cached.values():
+        pipe.unet = copy.deepcopy(pipe.unet)
+        cache_conditions(pipe.unet)
+
+    def run(pipe, cache: bool, *losses: GuidanceLoss) -> tuple[float, torch.Tensor]:
+        """(seconds, latents), by diffusers' own call or by ours."""
+        generators = [torch.Generator().manual_seed(seed) for seed in range(args.batch)]
         clock = time.process_time if args.device == "cpu" else time.perf_counter
-        with (
-            quiet_diffusers(),
-            remembered_conditions(pipe) if remember else contextlib.nullcontext(),
-            guided_by(pipe, guides, args.batch),
-        ):
-            start = clock()
-            latents = pipe(
-                **told,
-                height=height,
-                width=width,
-                num_inference_steps=args.steps or family.defaults["steps"],
-                guidance_scale=guidance.up,
-                generator=[torch.Generator().manual_seed(seed) for seed in range(args.batch)],
-                output_type="latent",
-                **extra,
-            ).images
-            if args.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            return clock() - start, latents
+        start = clock()
+        if cache:
+            latents = sample(
+                cached[id(pipe)], text, size=size, steps=steps, guidance=Scale(*[guidance.value] * 3),
+                generators=generators, negative=negative, vectors=vectors if pipe is adapted else [], losses=losses,
+            )  # fmt: skip
+        else:
+            extra = {"ip_adapter_image_embeds": embeds} if pipe is adapted else {}
+            with quiet_diffusers():
+                latents = pipe(
+                    **given, height=size[0], width=size[1], num_inference_steps=steps, guidance_scale=guidance.value,
+                    generator=generators, output_type="latent", **extra,
+                ).images  # fmt: skip
+        if args.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return clock() - start, latents
 
     ways: dict[str, tuple[Any, ...]] = {
         "the bare base, diffusers' own path": (bare, False),
@@ -131,20 +139,20 @@ def main() -> None:
     }
     if not args.random_sdxl:
         face, body = (vector.to(args.device) for vector in vectors)
-        to_face, _ = towards_faces(family, args.device)
-        to_body, _ = towards_bodies(family, BodyEncoder(family.require("body_encoder"), args.device), args.device)
-        guides = {
-            "face": to_face(face, parse_person_guidance(1, "face")),
-            "body": to_body(body, parse_person_guidance(1, "body")),
+        face_loss, _ = face_guidance(family, args.device)
+        body_loss, _ = body_guidance(family, BodyEncoder(family.require("body_encoder"), args.device), args.device)
+        losses = {
+            "face": face_loss(face, parse_person_guidance(1, "face")),
+            "body": body_loss(body, parse_person_guidance(1, "body")),
         }
-        for part, guide in guides.items():
-            ways[f"face and body, --{part}-guidance 1"] = adapted, True, guide
-        ways["face and body, both guidances"] = adapted, True, *guides.values()
-    pictures = {name: paint(*way)[1] for name, way in ways.items()}  # the first calls are slower
+        for part, loss in losses.items():
+            ways[f"face and body, --{part}-guidance 1"] = adapted, True, loss
+        ways["face and body, both guidances"] = adapted, True, *losses.values()
+    pictures = {name: run(*way)[1] for name, way in ways.items()}  # the first calls are slower
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
-            seconds[name].append(paint(*way)[0])
+            seconds[name].append(run(*way)[0])
     names = list(ways)
     equal = torch.equal(pictures[names[1]], pictures[names[2]]) and torch.equal(pictures[names[0]], pictures[names[3]])
     first = statistics.median(seconds[names[0]])

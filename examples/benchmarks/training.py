@@ -35,9 +35,12 @@ from bolid.method.body_condition import initial_state, install
 from bolid.models.families import Family, get_family
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import AdapterTable, TextStates, batch_rows, draw_batch, photo_generators
+from bolid.train_adapter.decoder import LatentDecoder
+from bolid.train_adapter.denoiser import Denoiser
 from bolid.train_adapter.objective import Objective
-from bolid.train_adapter.pixel_losses import PixelLosses
+from bolid.train_adapter.pixel_losses import ClipLoss, pixel_losses
 from bolid.train_adapter.precision import attention_kernel, choose_precision, computing, store_frozen
+from bolid.train_adapter.rollouts import make_rollout
 
 BODY_DIM = 32
 
@@ -96,12 +99,15 @@ def random_table(pictures: np.ndarray, latents: torch.Tensor, people: int) -> Ad
     )
 
 
-def step(objective: Objective, parameters: list[torch.nn.Parameter], optimizer: Any, number: int, pixels: bool) -> None:
-    table, config = objective.table, objective.config
+def step(
+    objective: Objective, config: TrainAdapterConfig, parameters: list[torch.nn.Parameter], optimizer: Any,
+    number: int, pixels: bool,
+) -> None:  # fmt: skip
+    table, denoiser = objective.table, objective.denoiser
     rows = batch_rows(len(table.captions), config.batch_size, number, 0)
     batch = draw_batch(table, rows, config, photo_generators(0, number * config.batch_size, config.batch_size))
     values = objective(batch, with_pixels=pixels)
-    with attention_kernel(objective.device, config.precision, objective.positions):
+    with attention_kernel(denoiser.device, config.precision, denoiser.positions):
         values["loss"].backward()
     torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
@@ -123,25 +129,26 @@ def main() -> None:
 
     family: Family = get_family(args.shape)
     height, width = args.size or family.image_size
-    pixel_losses = None
-    if args.shape == "tiny":
-        pipe = load_base(family, args.device)
-        pixel_losses = PixelLosses(family, pipe.vae, id_loss="keypoints", clip_target="text", device=args.device)
-        tower = pixel_losses.image_text.encode_pixels
-    else:
-        pipe, tower = sd15_pipeline(device)
     config = TrainAdapterConfig(
         batch_size=args.batch_size or (24 if args.shape == "tiny" else 1), id_weight=1.0, clip_weight=0.1,
         precision=choose_precision(args.precision, args.device),
     )  # fmt: skip
+    losses: dict[str, Any] = {}
+    if args.shape == "tiny":
+        pipe, losses = load_base(family, args.device), pixel_losses(config, family, device=args.device)
+        assert isinstance(losses["clip"], ClipLoss)
+        tower = losses["clip"].image_text.encode_pixels
+    else:
+        pipe, tower = sd15_pipeline(device)
     people = max(2, config.batch_size // 4)
     pictures = np.random.default_rng(0).integers(0, 256, (4 * people, height, width, 3), dtype=np.uint8)
     with computing(device, config.precision, 1):
         latents = torch.cat([encode_latents(pipe, pictures[i : i + 1]) for i in range(len(pictures))]).cpu()
     table = random_table(pictures, latents, people)
-    objective = Objective(
-        pipe, pipe.unet, table, TextStates(pipe, table.captions), family, config, device, pixel_losses
-    )
+    denoiser = Denoiser(pipe, table, TextStates(pipe, table.captions), family, config, device)
+    rollout = make_rollout(pipe, denoiser, table, family, config)
+    decode = LatentDecoder(family, pipe.vae, device=args.device) if losses else None
+    objective = Objective(denoiser, table, config, losses, rollout, decode)
     with quiet_diffusers():
         unet = pipe.unet.to(memory_format=torch.channels_last)
         branches = install(
@@ -152,7 +159,7 @@ def main() -> None:
     # Nothing is learnt here: what counts is the time.
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
-    cached = objective.text_states
+    cached = denoiser.text_states
     uncached = TextStates(pipe, table.captions, limit=0)
 
     def clock() -> float:
@@ -162,29 +169,27 @@ def main() -> None:
         return time.perf_counter()
 
     def own(number: int) -> None:
-        step(objective, parameters, optimizer, number, False)
+        step(objective, config, parameters, optimizer, number, False)
 
     def texts(number: int) -> None:
-        objective.text_states = uncached
-        with computing(device, config.precision, objective.positions):
-            step(objective, parameters, optimizer, number, False)
-        objective.text_states = cached
+        denoiser.text_states = uncached
+        with computing(device, config.precision, denoiser.positions):
+            step(objective, config, parameters, optimizer, number, False)
+        denoiser.text_states = cached
 
     def encoding(number: int) -> None:
         rows = batch_rows(len(table.captions), config.batch_size, number, 0)
-        with torch.no_grad(), computing(device, config.precision, objective.positions):
+        with torch.no_grad(), computing(device, config.precision, denoiser.positions):
             encode_latents(pipe, pictures[rows])
             tower(torch.from_numpy(pictures[rows[::-1]]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1)
         texts(number)
 
     def with_pixels(number: int) -> None:
-        step(objective, parameters, optimizer, number, True)
+        step(objective, config, parameters, optimizer, number, True)
 
-    kinds = {"own": own, "texts": texts, "encoding": encoding} | (
-        {"pixels": with_pixels} if pixel_losses is not None else {}
-    )
+    kinds = {"own": own, "texts": texts, "encoding": encoding} | ({"pixels": with_pixels} if losses else {})
     best: dict[str, float] = {}
-    first = 2 if pixel_losses is not None else 1  # the slow first steps; and where the targets become known
+    first = 2 if losses else 1  # the slow first steps; and where the targets become known
     for number in range(first + args.rounds):
         for name, kind in kinds.items():
             start = clock()

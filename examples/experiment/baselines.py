@@ -4,13 +4,13 @@
     python examples/experiment/baselines.py ip-adapter-attention train/ --out runs/baselines/ip-adapter-attention
 
 `train/` is what `bolid shard` writes. The same base, shards, steps, batches, learning rate, drop-out and leave-one-out
-as `bolid train-adapter`, by its own functions and defaults; only the condition differs. Killed, the same command goes
-on where it stopped.
+as `bolid train-adapter`, with its functions and defaults; only the condition differs. After a kill, the same command
+goes on where it stopped.
 
 ip-adapter: the image embedding of one photo (Ye et al., arXiv:2308.06721; four tokens through one linear layer).
 ip-adapter-attention: those of several photos, mixed by one self-attention layer and averaged (the authors' own earlier
-method). Both are trained on *other* photos of the person than the one to be painted; the original IP-Adapter rebuilds
-the very photo it is shown, which teaches it to copy.
+method). The condition of both comes from *other* photos of the person than the target; the original IP-Adapter
+is conditioned on the target itself, which teaches it to copy.
 
 Shapes: B batch, M photos, E image embedding.
 """
@@ -30,27 +30,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid.backends.diffusion import load_base, paint, quiet_diffusers
+from bolid.backends.diffusion import decode_latents, load_base, quiet_diffusers
+from bolid.backends.sampling import sample
 from bolid.errors import BolidError
 from bolid.formats.adapter import nested_state_dict
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256, group_by_person, read_index, read_shards
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.generate.command import save_picture
+from bolid.generate import save_picture
 from bolid.method import losses
 from bolid.method.body_condition import (
-    build_ip_adapter_image_embeds,
     drop_condition,
     initial_state,
     install,
 )
+from bolid.method.optim import adapter_schedule, update_ema
 from bolid.models.families import Family, get_family
 from bolid.run import derive_seed, run_record
-from bolid.train_adapter.command import base_sha256
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import TextStates, batch_rows, without_build
-from bolid.train_adapter.objective import training_schedule
-from bolid.train_adapter.optim import learning_rate
+from bolid.train_adapter.denoiser import training_schedule
+from bolid.train_adapter.setup import base_sha256
 
 METHODS = ("ip-adapter", "ip-adapter-attention")
 KIND = "image-adapter"
@@ -83,7 +83,7 @@ class PhotoAttention(nn.Module):
 
 
 class Table:
-    """What training needs of every photo of people with two or more."""
+    """Latents, image embeddings and captions of the photos of people with two or more."""
 
     def __init__(self, train: Path) -> None:
         latents, embeds = [], []
@@ -92,12 +92,12 @@ class Table:
         for _, group in group_by_person(read_shards(train)):
             if len(group) < 2:
                 continue
-            if any("latents" not in sample.tensors or "image_embed" not in sample.tensors for sample in group):
+            if any("latents" not in part.tensors or "image_embed" not in part.tensors for part in group):
                 raise BolidError(f"{train} holds no latents or no image embeddings", "give what `bolid shard` writes")
             self.people.append(np.arange(len(self.captions), len(self.captions) + len(group)))
-            self.captions += [sample.caption for sample in group]
-            latents += [torch.from_numpy(sample.tensors["latents"]) for sample in group]
-            embeds += [torch.from_numpy(sample.tensors["image_embed"]) for sample in group]
+            self.captions += [part.caption for part in group]
+            latents += [torch.from_numpy(part.tensors["latents"]) for part in group]
+            embeds += [torch.from_numpy(part.tensors["image_embed"]) for part in group]
         if not self.people:
             raise BolidError(f"nobody in {train} has two photos", "collect at least two of each person")
         self.latents, self.embeds = torch.stack(latents), torch.stack(embeds).float()
@@ -107,7 +107,7 @@ class Table:
 def draw_context(
     table: Table, rows: np.ndarray, most: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each row 1 to `most` *other* photos of its person: rows [B, most] and which of them count, bool."""
+    """For each row 1 to `most` *other* photos of its person: rows [B, most], and a mask of valid ones, bool."""
     context = torch.zeros(len(rows), most, dtype=torch.long)
     present = torch.zeros(len(rows), most, dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -185,15 +185,13 @@ def train_baseline(
         alphas = losses.alpha_bar(schedule, timesteps)
         loss = losses.loss_diffusion(noise_pred, target, alphas, schedule.config.prediction_type, config.min_snr_gamma)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = config.learning_rate * adapter_schedule(step, config.steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
         optimizer.step()
         step += 1
-        with torch.no_grad():
-            decay = min(config.ema, step / (step + 10))
-            torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        update_ema(average, parameters, step, config.ema)
         value = float(loss.detach())
         recent = value if math.isnan(recent) else 0.99 * recent + 0.01 * value
         if not math.isfinite(recent):
@@ -243,15 +241,13 @@ class Baseline:
     ) -> list[Path]:  # fmt: skip
         """`n` pictures of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
         steps, guidance = int(self.family.defaults.get("steps", 30)), self.family.guidance
-        height, width = self.family.image_size
         jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
         seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
-        embeds = build_ip_adapter_image_embeds([condition], guidance=guidance.up > 1)
-        pictures = paint(
-            self.pipe, [prompts[index] for index, _ in jobs], height=height, width=width, num_inference_steps=steps,
-            guidance=guidance, negative_prompt=[""] * len(jobs) if guidance.up > 1 else None,
-            generator=[torch.Generator().manual_seed(s) for s in seeds], ip_adapter_image_embeds=embeds,
+        latents = sample(
+            self.pipe, [prompts[index] for index, _ in jobs], size=self.family.image_size, steps=steps,
+            guidance=guidance, generators=[torch.Generator().manual_seed(s) for s in seeds], vectors=[condition],
         )  # fmt: skip
+        pictures = decode_latents(self.pipe, latents)
         paths = []
         settings = {
             "steps": steps,

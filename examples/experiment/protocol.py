@@ -1,8 +1,8 @@
-"""The frozen protocol: who is shown, in which words, from which seeds. protocol.json is the whole of it.
+"""The frozen protocol of protocol.json: people, prompts and seeds.
 
-People are validation people: no model was trained on them. Each has `conditioning` photos, of which a method may use
-what it can, and `held_out` photos that no method sees and all are scored against. The first conditioning photo and all
-held-out ones show the whole body; the others are whatever the person's next photos are.
+No model was trained on these people: they are validation people. Each has `conditioning` photos, which a method may
+use, and `held_out` photos, which no method may use and against which all are scored. The first conditioning photo and
+all held-out photos show the whole body; the other conditioning photos are the person's next photos, of any framing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.synth.people import build_words, sample_identity
+from bolid.synth.people import build_words, sample_person
 
 FILE = Path(__file__).with_name("protocol.json")
-HELD_OUT_START = 100  # photo numbers; no conditioning photo comes near
+HELD_OUT_START = 100  # photo numbers, far above those of conditioning photos
 VALIDATION = range(100_000, 200_000)
 
 
 @dataclass(frozen=True)
 class Protocol:
+    """The protocol, or a part of it."""
+
     seed: int
     photo_size: tuple[int, int]  # height, width
     conditioning: int
@@ -31,16 +33,16 @@ class Protocol:
     whole: bool  # nothing was left out
 
     def prompts_for(self, person: int) -> list[str]:
-        """The prompts with the person's gender word; never a word for the build, which a method must know by itself."""
-        who = build_words(sample_identity(person))["gender_word"]
+        """The prompts with the person's gender word, and no word for the build: that must come from the photos."""
+        who = build_words(sample_person(person))["gender_word"]
         return [prompt.format(who=who) for prompt in self.prompts]
 
     def picture_seed(self, person: int) -> int:
-        """What `generate` is given: the same for every method, another for every person."""
+        """The seed for `generate`: equal for all methods, different for every person."""
         return self.seed * 1_000_000 + person
 
     def photos(self, folder: Path) -> dict[str, list[Path]]:
-        """Render what is not there yet: folder/<person>/*.jpg. => person's name -> conditioning photos, in order."""
+        """Render folder/<person>/*.jpg where missing; returns person's name -> conditioning photos, in order."""
         from bolid.synth.render import write_photos
 
         found = {}
@@ -48,7 +50,7 @@ class Protocol:
             paths = write_photos(folder, person, 1, size=self.photo_size, framing="full body")
             paths += write_photos(folder, person, self.conditioning - 1, size=self.photo_size, start=1)
             write_photos(folder, person, self.held_out, size=self.photo_size, start=HELD_OUT_START, framing="full body")
-            found[sample_identity(person).person] = paths
+            found[sample_person(person).name] = paths
         return found
 
 

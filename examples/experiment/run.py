@@ -3,12 +3,12 @@
     python examples/experiment/run.py bolid-8 --work runs/experiment
     python examples/experiment/run.py ip-adapter --baselines runs/baselines --people 4 --prompts 2
 
-Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos it
-needs beside them. Pictures that are there are kept, unless a model they were made with has changed.
+Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos
+beside them. Existing pictures are kept, unless a model behind them has changed.
 Methods: base; ip-adapter (one photo); ip-adapter-attention (all conditioning photos); bolid-1 and bolid-8 (the first
 photo, all photos); bolid-1-guided and bolid-8-guided (the same with guidance towards face and body); bolid-8-equal (all
 photos, adapters that were trained as long as the baselines).
-A further method is a function here that paints one person, and a line in METHODS.
+To add a method, write a function that generates one person's pictures, and add it to METHODS.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import weights_file
 from bolid.errors import BolidError
 from bolid.formats.images import read_photo
-from bolid.generate.guidance import towards_bodies, towards_faces
+from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.models.families import get_family
 from bolid.run import canonical_json, sha256_file, write_atomic
-from bolid.train_adapter.command import base_sha256
+from bolid.train_adapter.setup import base_sha256
 
 EQUAL = "bolid-8-equal"
 GUIDED = ("bolid-1-guided", "bolid-8-guided")
@@ -57,7 +57,7 @@ class Task:
 
 
 class Bench:
-    """What the methods share."""
+    """The models and folders that the methods share."""
 
     def __init__(
         self, work: Path, protocol: Protocol, baselines: Path, family: str | None = None, adapter: Path | None = None
@@ -68,7 +68,7 @@ class Bench:
         self.loaded: dict[str, Baseline] = {}
 
     def models(self, method: str) -> dict[str, str]:
-        """What the method's pictures come from: hashes of the models, and the protocol itself."""
+        """Hashes of the models behind a method's pictures, and the protocol."""
         family, used = self.family, {"base": base_sha256(self.family), "size": str(self.family.image_size)}
         used |= {"protocol": canonical_json(self.protocol), "sampler": canonical_json(family.defaults)}
         if method in BASELINES:
@@ -80,7 +80,7 @@ class Bench:
             used["pose"] = sha256_file(weights_file(family.require("pose")))
         if method in GUIDED:
             encoder = BodyEncoder(family.require("body_encoder"))
-            used |= towards_faces(family, "cpu")[1] | towards_bodies(family, encoder, "cpu")[1]
+            used |= face_guidance(family)[1] | body_guidance(family, encoder)[1]
         return used
 
     def adapter_of(self, method: str) -> Path:
@@ -179,7 +179,7 @@ def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> 
     profile = bench.work / "profiles" / str(len(photos)) / f"{task.person}.safetensors"
     made = bolid.profile.make_profile(photos, profile, family=bench.family.name)
     guidance = {}
-    if method in GUIDED:  # a person whose face no photo shows is guided by the body alone
+    if method in GUIDED:  # without a face in the photos, only the body guides
         guidance = {"body_guidance": 1.0, "face_guidance": float(made.has_face)}
     bolid.generate.generate(
         task.prompts, task.out, profile=profile, adapter=bench.adapter_of(method), n=task.n, seed=task.seed, **guidance
@@ -187,9 +187,9 @@ def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> 
 
 
 def run(method: str, protocol: Protocol, bench: Bench) -> Path:
-    """Make what is missing of a method's pictures; returns their folder.
+    """Generate a method's missing pictures; returns their folder.
 
-    A person of whom the method can make nothing (no body found in the one photo) is told and left out.
+    A person for whom the method fails (no body found in the one photo) is reported and left out.
     """
     photos = protocol.photos(bench.work / "photos")
     folder = bench.work / "pictures" / method
@@ -206,7 +206,7 @@ def run(method: str, protocol: Protocol, bench: Bench) -> Path:
                 METHODS[method](bench, task)
             except BolidError as error:
                 if not list(folder.glob("*/*.png")):
-                    raise  # nothing at all works: that is no matter of one person
+                    raise  # no person works
                 print(f"{method} leaves out {name}: {error.message}", file=sys.stderr, flush=True)
     return folder
 

@@ -2,13 +2,14 @@
 
     python examples/experiment/table.py --work runs/experiment --baselines runs/baselines
 
-Makes the pictures that are not there yet (run.py), compares all methods with the base by `bolid evaluate`'s own
-functions, and writes docs/experiment.md and docs/experiment.json, and report.html beside the pictures. Of a smaller run
+Generates missing pictures (run.py), compares all methods with the base by `bolid evaluate`'s own
+functions, and writes docs/results/experiment.md and .json, and report.html beside the pictures. Of a smaller run
 (--people, --prompts, --methods) the tables go beside the pictures too. When only some methods have changed:
 
-    python examples/experiment/table.py --methods base bolid-1 bolid-8 --earlier docs/experiment.json --out docs
+    python examples/experiment/table.py --methods base bolid-1 bolid-8 \\
+        --earlier docs/results/experiment.json --out docs/results
 
-makes those alone and takes the others from that file, if what both have of the first method is the same.
+generates those alone and takes the others from that file, if both have equal figures of the first method.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from run import EQUAL, METHODS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
-from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
-from bolid.evaluate.scores import DESCRIPTIONS, HIGHER
+from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Comparison, Difference, Evaluation, Metric
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
 
@@ -45,38 +45,38 @@ WHAT = {
 }
 
 
-PEER = "ip-adapter-attention"  # the strongest of what came before
+PEER = "ip-adapter-attention"  # the strongest baseline
 
 
 def with_earlier(compared: Comparison, earlier: dict[str, Any]) -> Comparison:
-    """The comparison with the methods it lacks taken from `earlier` figures, experiment.json's.
+    """The comparison, with missing methods from the `earlier` figures of an experiment.json.
 
-    BolidError unless both have the same of the method that all are compared with: then protocol, base and judges are.
+    Raises BolidError unless both have equal figures of the first method: then protocol, base and evaluators are equal.
     """
     first = compared.baseline
-    told = {name: _evaluation(figures) for name, figures in earlier["methods"].items()}
-    if _comparable(told[first]) != _comparable(compared.methods[first]):
+    known = {name: _evaluation(figures) for name, figures in earlier["methods"].items()}
+    if _comparable(known[first]) != _comparable(compared.methods[first]):
         raise BolidError(
             f"the earlier figures of {first} are not those of now", "make all methods anew, without --earlier"
         )
-    lacking = [name for name in told if name not in compared.methods]
-    methods = compared.methods | {name: told[name] for name in lacking}
+    lacking = [name for name in known if name not in compared.methods]
+    methods = compared.methods | {name: known[name] for name in lacking}
     differences = compared.differences | {name: _difference(earlier["differences"][name]) for name in lacking}
     order = [name for name in METHODS if name in methods]
     return replace(compared, methods={name: methods[name] for name in order}, differences=differences)
 
 
-def _evaluation(told: dict[str, Any]) -> Evaluation:
-    return Evaluation(**{**told, "metrics": {name: Metric(**metric) for name, metric in told["metrics"].items()}})
+def _evaluation(data: dict[str, Any]) -> Evaluation:
+    return Evaluation(**{**data, "metrics": {name: Metric(**metric) for name, metric in data["metrics"].items()}})
 
 
-def _difference(told: dict[str, Any]) -> dict[str, Difference]:
-    """In the order of DESCRIPTIONS, as the other table."""
-    return {name: Difference(**told[name]) for name in DESCRIPTIONS if name in told}
+def _difference(data: dict[str, Any]) -> dict[str, Difference]:
+    """In the order of DESCRIPTIONS, like the other table."""
+    return {name: Difference(**data[name]) for name in DESCRIPTIONS if name in data}
 
 
 def _comparable(evaluation: Evaluation) -> dict[str, tuple[Any, ...]]:
-    """What must be the same on another machine too, to the digits that the table shows."""
+    """The figures to the digits that the table shows: equal on other machines too."""
     return {
         name: (metric.n, metric.measured_by, None if metric.value is None else round(metric.value, 3) + 0)
         for name, metric in evaluation.metrics.items()
@@ -90,9 +90,9 @@ def markdown(
     against: Comparison | None = None,
     made: Sequence[str] | None = None,
 ) -> str:
-    """The tables, every figure in them from `compared` and, for the differences from its first method, `against`.
+    """The tables: figures of `compared`, and differences from the first method of `against`.
 
-    `made`: the methods whose pictures were made now; the others are from an earlier run.
+    `made`: the methods whose pictures were generated now; the others are from an earlier run.
     """
     methods = list(compared.methods)
     made = methods if made is None else made
@@ -147,7 +147,7 @@ def _cell(compared: Comparison, method: str, name: str) -> str:
 
 
 def _differences(against: Comparison) -> list[str]:
-    """What the other methods have more than the first, pair by pair, and the interval."""
+    """The other methods minus the first, over pairs, with intervals."""
     methods = list(against.differences)
     lines = [
         f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: the interval "
@@ -187,12 +187,12 @@ def main() -> None:
     parser.add_argument(
         "--earlier", type=Path, help="experiment.json of an earlier run, for the methods not in --methods"
     )
-    parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/, or WORK")
+    parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/results/, or WORK")
     args = parser.parse_args()
     protocol = read_protocol(args.people, args.prompts)
     whole = protocol.whole and args.methods == list(METHODS)
     bench = Bench(args.work, protocol, args.baselines, args.family, args.adapter)
-    out = args.out or (ROOT / "docs" if whole else bench.work)
+    out = args.out or (ROOT / "docs" / "results" if whole else bench.work)
     folders = []
     for method in args.methods:
         print(f"pictures of {method}", file=sys.stderr, flush=True)
@@ -215,8 +215,8 @@ def main() -> None:
         photos = config["batch_size"] * config.get("gradient_accumulation_steps", 1) * config.get("processes", 1)
         # Adapters may have been taken from a training before its end.
         trained[name] = f"{config.get('steps_done', config['steps'])} steps of {photos}"
-        seen = {"sampled": " on sampled pictures", "swapped": " on photos told to be of somebody else"}
-        trained[name] += seen.get(config.get("x_gen"), "")
+        source = {"sampled": " on sampled pictures", "swapped": " on photos with somebody else's body as the condition"}
+        trained[name] += source.get(config.get("x_gen"), "")
         if config.get("init"):
             trained[name] += ", after earlier trainings"
     if args.earlier:
@@ -224,7 +224,7 @@ def main() -> None:
         compared = with_earlier(compared, earlier)
         trained = {**earlier["trained"], **trained}
         pairs = earlier.get("against", {}).get(PEER, {})
-        kept = {name: _difference(told) for name, told in pairs.items() if name not in args.methods}
+        kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
         if against is None and kept:
             against = Comparison(PEER, {}, kept)
     text = markdown(compared, protocol, trained, against, args.methods)

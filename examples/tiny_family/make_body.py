@@ -18,8 +18,8 @@ import torch
 from anny.models import build_compact_model_data
 from anny.models.model_data import RigConfig, TopologyConfig
 
-from bolid.synth.people import local_change_labels, sample_identity
-from bolid.synth.render import BODY_FILE, load_anny
+from bolid.synth.body import BODY_FILE, load_anny
+from bolid.synth.people import local_change_labels, sample_person
 
 RANK = 48
 PEOPLE = 200
@@ -47,7 +47,7 @@ def main() -> None:
     exact, compact = anny.Anny(local_changes=local_change_labels()).float(), load_anny()
     worst = []
     for seed in range(PEOPLE):
-        person = sample_identity(seed)
+        person = sample_person(seed)
         shapes = []
         for model in (exact, compact):
             arguments = [

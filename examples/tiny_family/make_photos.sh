@@ -6,7 +6,7 @@ out=${1:-photos}
 people=${2:-1200}
 half=$((people / 2))
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-bolid synth --people "0:$half" --photos 8 --size 256x192 --out "$out/train" --quiet >/dev/null &
-bolid synth --people "$half:$people" --photos 8 --size 256x192 --out "$out/train" --quiet >/dev/null &
+bolid synth --person-seed "0:$half" --photos 8 --size 192x256 --out "$out/train" --quiet >/dev/null &
+bolid synth --person-seed "$half:$people" --photos 8 --size 192x256 --out "$out/train" --quiet >/dev/null &
 wait
-bolid synth --people 100000:100160 --photos 8 --size 256x192 --out "$out/val" --quiet >/dev/null
+bolid synth --person-seed 100000:100160 --photos 8 --size 192x256 --out "$out/val" --quiet >/dev/null

@@ -21,7 +21,7 @@ from bolid.body.mesh import PARAMETERS, parameters_of
 from bolid.body.shape import KIND, POPULATION_FILE, measure_body
 from bolid.formats.tensors import save_tensors
 from bolid.run import derive_seed, run_record
-from bolid.synth.people import sample_identity
+from bolid.synth.people import sample_person
 
 SEEDS = (20000, 21000)
 STATURE = {"woman": (1.63, 0.068), "man": (1.76, 0.073)}
@@ -38,7 +38,7 @@ def stature_of(seed: int, gender: float) -> float:
 
 def body_of(seed: int) -> np.ndarray:
     """The parameters [P] of a synthetic person."""
-    person = sample_identity(seed)
+    person = sample_person(seed)
     return parameters_of(person.phenotypes, person.local_changes, stature_of(seed, person.phenotypes["gender"]))
 
 

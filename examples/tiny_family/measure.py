@@ -2,7 +2,7 @@
 
     python examples/tiny_family/measure.py --val photos/val
 
-Expected time: three hours on one core. Writes docs/tiny-figures.md and docs/tiny-figures.json.
+Expected time: three hours on one core. Writes docs/results/tiny-figures.md and .json.
 `--only adapter` measures one part (see PARTS) and leaves the other rows as they are.
 No threshold is applied anywhere: the table gives the figure asked for beside the figure measured.
 """
@@ -27,15 +27,15 @@ from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import load_base, load_loras, paint, quiet_diffusers
+from bolid.backends.diffusion import decode_latents, load_base, load_loras, quiet_diffusers
 from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
+from bolid.backends.loss_guidance import GuidanceLoss
 from bolid.backends.pose import PoseModel
 from bolid.backends.probe import BodyProbe
+from bolid.backends.sampling import sample
 from bolid.formats.images import read_photo
 from bolid.formats.tensors import read_record
-from bolid.generate.guidance import Guide, guided_by, towards_bodies, towards_faces
-from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.run import derive_seed
@@ -83,13 +83,13 @@ class Pictures:
         body_guidance: float = 0,
     ) -> None:
         self.family = get_family("tiny")
-        self.guides: dict[str, Callable[[torch.Tensor], Guide]] = {}  # branch -> towards a vector of it
+        self.losses: dict[str, Callable[[torch.Tensor], GuidanceLoss]] = {}  # branch -> its guidance to a vector
         if face_guidance:
-            guide, _ = towards_faces(self.family)
-            self.guides["face"] = functools.partial(guide, weight=parse_person_guidance(face_guidance, "face"))
+            loss, _ = face_guidance(self.family)
+            self.losses["face"] = functools.partial(loss, weight=parse_person_guidance(face_guidance, "face"))
         if body_guidance:
-            guide, _ = towards_bodies(self.family, BodyEncoder(self.family.require("body_encoder")))
-            self.guides["body"] = functools.partial(guide, weight=parse_person_guidance(body_guidance, "body"))
+            loss, _ = body_guidance(self.family, BodyEncoder(self.family.require("body_encoder")))
+            self.losses["body"] = functools.partial(loss, weight=parse_person_guidance(body_guidance, "body"))
         self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
         if steps is not None:
             self.settings["steps"] = steps
@@ -111,43 +111,37 @@ class Pictures:
         """Pictures uint8 [h, w, 3], one a prompt; `vectors` [D] of one person, one for each branch; at
         the scales that `bolid generate` has by default."""
         pictures: list[np.ndarray] = []
-        height, width = self.family.image_size
-        guidance = parse_guidance(self.settings["guidance"])
-        extra = {}
         if vectors:
             self.pipe.set_ip_adapter_scale([self.settings.get(f"{branch}_scale", 1.0) for branch in self.branches])
-            extra["ip_adapter_image_embeds"] = build_ip_adapter_image_embeds(list(vectors), guidance=guidance.up > 1)
         for start in range(0, len(prompts), 16):
             asked = prompts[start : start + 16]
             told = dict(zip(self.branches, vectors, strict=False))
-            guides = [guide(told[branch]) for branch, guide in self.guides.items() if bool(told[branch].any())]
-            with guided_by(self.pipe, guides, len(asked)):
-                made = paint(
-                    self.pipe,
-                    asked,
-                    guidance=guidance,
-                    height=height,
-                    width=width,
-                    num_inference_steps=self.settings["steps"],
-                    output_type="np",
-                    generator=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
-                    **extra,
-                )
-            pictures += [(picture * 255).round().astype(np.uint8) for picture in made]
+            losses = [loss(told[branch]) for branch, loss in self.losses.items() if bool(told[branch].any())]
+            latents = sample(
+                self.pipe,
+                asked,
+                size=self.family.image_size,
+                steps=self.settings["steps"],
+                guidance=parse_guidance(self.settings["guidance"]),
+                generators=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
+                vectors=vectors,
+                losses=losses,
+            )
+            pictures += decode_latents(self.pipe, latents)
         return pictures
 
 
 def random_prompt(seed: int, **fixed: object) -> tuple[str, dict]:
     """A caption as the photos have them, of a person that was never rendered, without words for the build."""
-    identity = world.sample_identity(seed)
-    plan = world.sample_plan(identity, 0, name_build=False, **fixed)
-    return world.caption(identity, plan), world.attributes(identity, plan)
+    person = world.sample_person(seed)
+    plan = world.sample_plan(person, 0, name_build=False, **fixed)
+    return world.caption(person, plan), world.attributes(person, plan)
 
 
 def person_prompts(seed: int, use: str, each: int, framing: str) -> tuple[list[str], list[dict]]:
     """`each` random prompts for the held-out person `seed`, with the person's gender and no word for the build, and
     what they ask for."""
-    gender = world.build_words(world.sample_identity(seed))["gender_word"]
+    gender = world.build_words(world.sample_person(seed))["gender_word"]
     asked = [random_prompt(int(derive_seed(seed, use, i) % 20_000) + 150_000, framing=framing) for i in range(each)]
     return [re.sub(r"\b(?:wo)?man\b", gender, prompt) for prompt, _ in asked], [truth for _, truth in asked]
 
@@ -604,7 +598,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="pictures of each of them")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = ROOT / "docs" / "tiny-figures.json"
+    data = ROOT / "docs" / "results" / "tiny-figures.json"
     for part in args.only or PARTS:
         started = time.time()
         rows = {name: round(float(value), 4) for name, value in measure_part(part, args).items()}
@@ -614,7 +608,7 @@ def main() -> None:
         print(f"{part}: {time.time() - started:.0f} s", figures[part], flush=True)
         data.parent.mkdir(exist_ok=True)
         data.write_text(json.dumps(figures, indent=1) + "\n")
-        write_table(figures, ROOT / "docs" / "tiny-figures.md")
+        write_table(figures, ROOT / "docs" / "results" / "tiny-figures.md")
         write_cards(part, figures)
 
 
@@ -626,15 +620,15 @@ smaller, 12 channels), a UNet2DConditionModel and a CLIPTextModel of our own, tr
 
 {LICENSE}"""
 BODY_ENCODER_CARD = f"""
-`body-encoder.safetensors`: photos of a person -> a Gaussian over the numbers that say what the body is like
-(encoder and decoder, fp16). Made by `bolid train-vae` from what `extract` and `shard` wrote; loaded by
+`body-encoder.safetensors`: photos of a person -> a Gaussian over 64 numbers that describe the body (encoder and
+decoder, fp16). Made by `bolid train-vae` from what `extract` and `shard` wrote; loaded by
 `bolid.backends.body.BodyEncoder`. It knows only rendered synthetic people. No measurement of any body was used.
 
-`population.mean`, `population.covariance`: how the bodies of 800 other people are spread (`measure_population.py`), by
-which one photo or two are completed.
+`population.mean`, `population.covariance`: the mean and covariance of 800 other people's bodies
+(`measure_population.py`). They complete a body of which there are one or two photos.
 
-The read-out is a ridge regression learnt on training people; its figures below are for people neither it nor the
-encoder has seen.
+The read-out is a ridge regression fitted on training people; its figures below are of people that neither it nor the
+encoder was trained on.
 
 {LICENSE}"""
 ADAPTER_CARD = f"""
@@ -643,24 +637,24 @@ own layout, fp16, for the base in `../base`, the body encoder in `../body-encode
 `../face`. Made by `bolid train-adapter`. Plain diffusers loads both with `load_ip_adapter`. They know only rendered
 synthetic people.
 
-In its last trainings a loss compares bodies by a linear read-out of ten body ratios, learnt on measured training people
-(`--id-loss sliders`; the body encoder itself knows nothing of measures).
+In the last trainings a loss compared bodies by a linear read-out of ten body ratios, learnt on training people whose
+bodies are known. (That loss is no longer in the program. The body encoder itself is trained without measurements.)
 
 Last, the body branch was corrected by what the probe read off pictures of 300 people that it was not trained on
-(`calibrate_body.py`). The figures are of other people, but the same probe reads them.
+(`calibrate_body.py`). The figures below are of other people, but the same probe measures them.
 
-What limits the figures: heads and arms follow least; the pictures of one person differ, and all come out a little
-short in the leg and broad in torso and hips (docs/tiny-training.md says more). The losses leave the
-pixels of heads alone (`--spare-heads`), or they would take hair and faces away. Faces are soft, dark ones most, and
-hardly the person's without `--face-guidance`.
+What limits the figures: heads and arms follow least. Pictures of one person differ, and all are a little short in the
+leg and broad in torso and hips. Faces are blurred, more so for darker skin tones, and without `--face-guidance` hardly
+like the person's. examples/tiny_family/LEARNT.md says more.
 
 {LICENSE}"""
 
 
 FEW_STEPS_CARD = f"""
-`few-steps.safetensors`: a LoRA for the base in `base/`, with which it paints in four steps without guidance
-(`bolid generate --few-steps`). Distilled by `examples/tiny_family/train_few_steps.py`, the adapters taking part. Plain
-diffusers loads it with `load_lora_weights` and samples with LCMScheduler. It knows only rendered synthetic people.
+`few-steps.safetensors`: a LoRA for the base in `base/`, with which it generates in four steps without
+guidance (`bolid generate --few-steps`). Distilled together with the adapters by
+`examples/tiny_family/train_few_steps.py`. Plain diffusers loads it with `load_lora_weights` and samples with
+LCMScheduler. It knows only rendered synthetic people.
 
 {LICENSE}"""
 

@@ -18,9 +18,9 @@ largest change of another slider's ratio as a part of its own. The probe is not 
 own (bolid/tiny/probe/README.md).
 
 `--unmix N` does the same before, at -2 and 2, with the last N people and other prompts, and takes a part (UNMIXED) of
-what the pictures change in other ratios out of the directions (`unmixed`): longer legs of the body bring a smaller head
-in the pictures. So it fits one adapter, the family's; run it again when that changes. 24 people, 3 pictures each: 6
-minutes; as many checked: 12.
+what the pictures change in other ratios out of the directions (`remove_crosstalk`): longer legs of the body bring a
+smaller head in the pictures. So it fits one adapter, the family's; run it again when that changes. 24 people, 3
+pictures each: 6 minutes; as many checked: 12.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.errors import BolidError
 from bolid.formats.sliders import Sliders, load_sliders, save_sliders
-from bolid.method.sliders import cross_validated_r2, fit_readout, slider_directions, standardised, unmixed
+from bolid.method.sliders import cross_validated_r2, fit_readout, remove_crosstalk, slider_directions, standardise
 from bolid.models.families import get_family
 from bolid.run import run_record, sha256_file
 
@@ -74,7 +74,7 @@ def measure(photos: Path, encoder: BodyEncoder, wanted: dict[str, str]) -> tuple
     if not kept:
         raise BolidError("this body encoder knows no ratio well enough for a slider", "train it longer")
     ratios = ratios[:, [list(wanted).index(name) for name in kept]]
-    readout = standardised(fit_readout(bodies, torch.from_numpy(ratios), penalty), bodies)
+    readout = standardise(fit_readout(bodies, torch.from_numpy(ratios), penalty), bodies)
     config = {
         "ratios": [wanted[name] for name in kept],
         "mean": ratios.mean(0).tolist(),
@@ -124,7 +124,9 @@ def unmix(sliders: Sliders, bodies: torch.Tensor, each: int) -> Sliders:
     inputs = {**sliders.record["inputs"], "body_adapter": sha256_file(get_family("tiny").require("body_adapter"))}
     config = {"unmixed": {"part": UNMIXED, "response": [[round(float(v), 3) for v in row] for row in response]}}
     record = {**sliders.record, "inputs": inputs, "config": {**sliders.record["config"], **config}}
-    return replace(sliders, directions=unmixed(sliders.directions.double(), response, UNMIXED).float(), record=record)
+    return replace(
+        sliders, directions=remove_crosstalk(sliders.directions.double(), response, UNMIXED).float(), record=record
+    )
 
 
 def check(sliders: Sliders, bodies: torch.Tensor, each: int) -> dict[str, dict]:

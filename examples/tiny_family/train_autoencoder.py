@@ -1,11 +1,14 @@
-"""Train the tiny base's autoencoder: an AutoencoderTiny, 8x smaller with 12 channels, on 64x64 crops of 128x96 photos.
+"""Train the tiny base's autoencoder: an AutoencoderTiny, 16 times smaller with 32 channels, for 256x192 photos.
 
-    python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae --minutes 20
+    python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae --minutes 35 --init bolid/tiny/base/vae
+    python examples/tiny_family/train_autoencoder.py PHOTOS --out base/vae2 --minutes 25 --init base/vae --adversarial 1
 
-Expected time: 20 minutes on one core. Resumable: the same command goes on from OUT/checkpoint.pt's step.
-Loss: L1 + 2 MSE of the picture + L1 of its differences between neighbours (edges: without them eyes and mouths fade),
-all counted `--face-weight` times in a face; with noise on the latents (sigma 0.03) so that the decoder forgives the
-small errors that a diffusion model makes, and a weak L2 on the latents so that they keep a unit scale.
+First the whole autoencoder, for what can be rebuilt: L1 + 2 MSE of the picture + L1 of its differences between
+neighbours, faces counted more, small ones most; noise on the latents, so that the decoder forgives a diffusion model's
+errors. With `--init` an autoencoder that is 8 times smaller begins it, and the first channels stay that one's latents
+of the half-sized picture (`--distill`): a denoiser of those knows part of the new latents from the start.
+Then the decoder alone, encoder frozen, against a discriminator of patches (hinge loss, R1 penalty, feature matching),
+for what can only be made up: eyes, brows, hair. Both resume; both run on a CPU core or, with `--device cuda`, a GPU.
 """
 
 from __future__ import annotations
@@ -13,48 +16,123 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from timebox import TimeBox
+from torch import nn
 from truth import read_resized, read_truth
 
 from bolid.train_adapter.precision import computing
 
+ENCODER_BLOCKS, DECODER_BLOCKS = (0, 0, 3, 4, 6), (6, 6, 4, 1, 0)  # by level; none at full resolution
+GRID = 16  # pixels a latent position
+
 
 def build(width: int, latent_channels: int) -> AutoencoderTiny:
-    """A new autoencoder, `width` channels throughout."""
+    """A new autoencoder, `width` channels throughout. It has no normalisation, so the start matters: every convolution
+    keeps the variance, every block is the identity."""
+    levels = len(ENCODER_BLOCKS)
     model = AutoencoderTiny(
         latent_channels=latent_channels,
-        encoder_block_out_channels=(width,) * 4,
-        decoder_block_out_channels=(width,) * 4,
-        num_encoder_blocks=(0, 1, 2, 3),
-        num_decoder_blocks=(3, 2, 2, 1),
+        encoder_block_out_channels=(width,) * levels,
+        decoder_block_out_channels=(width,) * levels,
+        num_encoder_blocks=ENCODER_BLOCKS,
+        num_decoder_blocks=DECODER_BLOCKS,
         scaling_factor=1.0,
     )
-    # It has no normalisation, so the start matters: every convolution keeps the variance, every block is the identity.
     for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     for module in model.modules():
         if isinstance(module, AutoencoderTinyBlock):
-            torch.nn.init.zeros_(module.conv[-1].weight)
-            torch.nn.init.zeros_(module.conv[-1].bias)
+            nn.init.zeros_(module.conv[-1].weight)
+            nn.init.zeros_(module.conv[-1].bias)
     return model
 
 
-def psnr(model: AutoencoderTiny, pictures: np.ndarray) -> float:
-    """Mean PSNR in dB over pictures uint8 [N, h, w, 3]."""
-    with torch.no_grad():
-        x = torch.from_numpy(pictures).to(model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        y = model.decode(model.encode(x).latents).sample.clamp(-1, 1)
-        mse = ((x - y) / 2).pow(2).mean((1, 2, 3))
-    return float((-10 * torch.log10(mse)).mean())
+@torch.no_grad()
+def grow(model: AutoencoderTiny, earlier: AutoencoderTiny) -> None:
+    """Start from an autoencoder of the same width with one level less: its layers are copied level by level, counted
+    from the latents; further blocks stay the identity, further latent channels nearly silent."""
+    for ours, theirs in zip(_levels(model.decoder)[:-1], _levels(earlier.decoder), strict=True):
+        _copy_level(ours, theirs)
+    for ours, theirs in zip(_levels(model.encoder)[::-1], _levels(earlier.encoder)[::-1], strict=False):
+        _copy_level(ours, theirs)
+    # Full resolution: the picture is handed on, to and from the level below.
+    *_, between, last = (m for m in model.decoder.layers if isinstance(m, nn.Conv2d))
+    nn.init.dirac_(between.weight)
+    last.load_state_dict(earlier.decoder.layers[-1].state_dict())
+    first = model.encoder.layers[0]
+    first.weight[:3].zero_()
+    first.bias.zero_()
+    for color in range(3):
+        first.weight[color, color, :2, :2] = 0.25  # the mean of four pixels
+
+
+def _levels(half: nn.Module) -> list[list[nn.Module]]:
+    """The convolutions and blocks of an encoder or a decoder, one list a level of resolution."""
+    levels: list[list[nn.Module]] = [[]]
+    for layer in half.layers:
+        if isinstance(layer, nn.Upsample) or getattr(layer, "stride", None) == (2, 2):
+            levels.append([])
+        if isinstance(layer, AutoencoderTinyBlock | nn.Conv2d):
+            levels[-1].append(layer)
+    return levels
+
+
+def _copy_level(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
+    for kind in (AutoencoderTinyBlock, nn.Conv2d):
+        pairs = zip(*([m for m in level if isinstance(m, kind)] for level in (ours, theirs)), strict=False)
+        for new, old in pairs:
+            if kind is AutoencoderTinyBlock or new.weight.shape == old.weight.shape:
+                new.load_state_dict(old.state_dict())
+            else:
+                _copy_channels(new, old)
+
+
+def _copy_channels(new: nn.Conv2d, old: nn.Conv2d) -> None:
+    """The first channels are the earlier ones. Further outputs stay as loud as they are, further inputs are quiet."""
+    outputs, inputs = old.weight.shape[:2]
+    new.weight[:, inputs:] *= 0.1
+    new.weight[:outputs, :inputs] = old.weight
+    if new.bias is not None and old.bias is not None:
+        new.bias[:outputs] = old.bias
+
+
+@dataclass
+class Photos:
+    """Photos of one size, and where their faces are."""
+
+    pictures: torch.Tensor  # uint8 [N, H, W, 3]
+    faces: np.ndarray  # int [N, 4]: left, top, right, bottom in pixels; all 0 if unseen
+    face_weight: float
+
+    @classmethod
+    def read(cls, truth: list[dict[str, Any]], size: tuple[int, int], device: str, face_weight: float) -> Photos:
+        return cls(torch.from_numpy(read_resized(truth, size)).to(device), face_boxes(truth, size), face_weight)
+
+    def crops(self, rng: np.random.Generator, count: int, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures [count, 3, h, w] in -1..1 and what their pixels count [count, 1, h, w]; half of them mirrored."""
+        size = self.pictures.shape[1:3]
+        rows = rng.integers(0, len(self.pictures), count)
+        corners = crop_corners(rng, self.faces[rows], crop, tuple(size)) // GRID * GRID
+        cut = [self.pictures[i, y : y + crop[0], x : x + crop[1]] for i, (y, x) in zip(rows, corners, strict=True)]
+        x = torch.stack(cut).permute(0, 3, 1, 2).float() / 127.5 - 1
+        weight = torch.ones(count, 1, *crop)
+        for mask, (left, top, right, bottom), (y0, x0) in zip(weight, self.faces[rows], corners, strict=True):
+            counts = self.face_weight * np.clip(48 / max(1, bottom - top), 1, 3)  # a small face has few pixels
+            mask[:, max(0, top - y0) : max(0, bottom - y0), max(0, left - x0) : max(0, right - x0)] = counts
+        weight = weight.to(x.device)
+        if rng.random() < 0.5:
+            x, weight = x.flip(3), weight.flip(3)
+        return x.contiguous(memory_format=torch.channels_last), weight
 
 
 def face_boxes(photos: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -64,16 +142,19 @@ def face_boxes(photos: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
         if photo["face_box"]:
             across, down = size[1] / photo["width"], size[0] / photo["height"]
             left, top, right, bottom = np.array(photo["face_box"]) * [across, down, across, down]
-            box[:] = max(0, left), max(0, top), min(size[1], math.ceil(right)), min(size[0], math.ceil(bottom))
+            box[:] = max(0, left), max(0, top), min(size[1], np.ceil(right)), min(size[0], np.ceil(bottom))
     return boxes
 
 
-def crop_corners(rng: np.random.Generator, boxes: np.ndarray, crop: int, size: tuple[int, int]) -> np.ndarray:
+def crop_corners(
+    rng: np.random.Generator, boxes: np.ndarray, crop: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
     """Top and left of a crop of each picture, int [N, 2]: half of them anywhere, half of them about the face."""
-    room = np.array(size) - crop
+    room, sides = np.array(size) - crop, np.array(crop)
     anywhere = rng.integers(0, room + 1, (len(boxes), 2))
     middles = np.stack([boxes[:, 1] + boxes[:, 3], boxes[:, 0] + boxes[:, 2]], 1) // 2
-    about_face = np.clip(middles - crop // 2 + rng.integers(-crop // 4, crop // 4 + 1, anywhere.shape), 0, room)
+    shift = rng.integers(-sides // 4, sides // 4 + 1, anywhere.shape)
+    about_face = np.clip(middles - sides // 2 + shift, 0, room)
     chosen = (rng.random(len(boxes)) < 0.5) & boxes.any(1)
     return np.where(chosen[:, None], about_face, anywhere)
 
@@ -89,101 +170,217 @@ def picture_loss(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torc
     )
 
 
-def main() -> None:
+class Reconstruction:
+    """Step of the first stage: the whole autoencoder against the picture loss."""
+
+    def __init__(self, model: AutoencoderTiny, distill_from: AutoencoderTiny | None, noise: float) -> None:
+        self.model, self.teacher, self.noise = model, distill_from, noise
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """The losses by name; what is minimised is their sum."""
+        with computing(x.device):
+            latents = self.model.encode(x).latents.float()
+            noise = torch.randn(latents.shape, generator=generator, device=x.device)
+            y = self.model.decode(latents + self.noise * noise).sample.float()
+        losses = {"picture": picture_loss(y, x, weight), "scale": 2e-3 * (latents.pow(2) - 1).relu().mean()}
+        if self.teacher is not None:
+            with torch.no_grad(), computing(x.device):
+                target = self.teacher.encode(F.avg_pool2d(x, 2)).latents.float()
+            losses["distill"] = 0.1 * F.mse_loss(latents[:, : target.shape[1]], target)
+        return losses
+
+
+class Discriminator(nn.Module):
+    """Real or rebuilt, patch by patch: [B, 3, h, w] in -1..1 -> logits [B, 1, h/16, w/16], and all layers' features."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width, 4 * width)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.last = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.last(x).float(), features
+
+
+class Adversarial:
+    """Step of the second stage: the decoder against picture loss and discriminator, faces counted more in both.
+
+    The adversarial gradient at the picture is scaled to `weight` times the picture loss's (as VQGAN scales it at its
+    last layer, Esser et al. 2021), so neither outgrows the other.
+    """
+
+    def __init__(self, model: AutoencoderTiny, discriminator: Discriminator, lr: float, weight: float, noise: float):
+        self.model, self.discriminator, self.weight, self.noise = model, discriminator, weight, noise
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=lr, betas=(0.5, 0.98), weight_decay=1e-4)
+
+    def __call__(
+        self, x: torch.Tensor, counts: torch.Tensor, generator: torch.Generator, step: int
+    ) -> dict[str, torch.Tensor]:
+        """Leaves its gradients on the decoder; returns figures for the log. x [B, 3, h, w], counts [B, 1, h, w]."""
+        with torch.no_grad(), computing(x.device):
+            latents = self.model.encode(x).latents.float()
+        # From none to twice the mean noise: a denoiser's errors differ from picture to picture.
+        sigma = 2 * self.noise * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+        latents += sigma * torch.randn(latents.shape, generator=generator, device=x.device)
+        with computing(x.device):
+            y = self.model.decode(latents).sample
+        shown = y.detach().float().requires_grad_()
+        reconstruction = picture_loss(shown, x, counts)
+        (direct,) = torch.autograd.grad(reconstruction, shown)
+        with computing(x.device):
+            logits, features = self.discriminator(shown)
+            with torch.no_grad():
+                _, wanted = self.discriminator(x)
+        patches = F.adaptive_avg_pool2d(counts, logits.shape[2:])
+        matching = sum(F.l1_loss(ours.float(), real.float()) for ours, real in zip(features, wanted, strict=True))
+        (against,) = torch.autograd.grad(2 * matching - (patches * logits).mean(), shown)
+        scale = self.weight * min(1.0, step / 200) * direct.norm() / against.norm().clamp(min=1e-12)
+        y.backward((direct + scale * against).to(y.dtype))
+        figures = self._discriminate(x, shown.detach(), patches, step)
+        return {"picture": reconstruction, "matching": matching, **figures}
+
+    def _discriminate(
+        self, x: torch.Tensor, y: torch.Tensor, patches: torch.Tensor, step: int
+    ) -> dict[str, torch.Tensor]:
+        """Hinge loss; every eighth step the R1 penalty on the real pictures' gradient (Mescheder et al. 2018)."""
+        with computing(x.device):
+            real, made = self.discriminator(torch.cat([x, y]))[0].chunk(2)
+        hinge = (patches * (F.relu(1 - real) + F.relu(1 + made))).mean() / patches.mean()
+        loss = hinge
+        if step % 8 == 0:
+            x = x[: max(1, len(x) // 2)].detach().requires_grad_()
+            logits = self.discriminator(x)[0].mean((1, 2, 3))
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            loss = hinge + 8 * 10.0 * slope.pow(2).sum((1, 2, 3)).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        accuracy = ((real > 0).float().mean() + (made < 0).float().mean()) / 2
+        return {"hinge": hinge, "accuracy": accuracy}
+
+
+@torch.no_grad()
+def psnr(model: AutoencoderTiny, pictures: torch.Tensor) -> float:
+    """Mean PSNR in dB over pictures uint8 [N, h, w, 3]."""
+    values = []
+    for batch in pictures.split(16):
+        x = (batch.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        with computing(x.device):
+            y = model.decode(model.encode(x).latents).sample.float().clamp(-1, 1)
+        values.append(-10 * torch.log10(((x - y) / 2).pow(2).mean((1, 2, 3))))
+    return float(torch.cat(values).mean())
+
+
+@torch.no_grad()
+def export(model: AutoencoderTiny, photos: Photos, out: Path) -> None:
+    """Save with the scaling factor that gives the diffusion model latents of unit variance."""
+    x = photos.pictures[:: max(1, len(photos.pictures) // 128)].permute(0, 3, 1, 2).float() / 127.5 - 1
+    with computing(x.device):
+        deviation = torch.cat([model.encode(part).latents.float() for part in x.split(16)]).std()
+    model = copy.deepcopy(model)
+    model.register_to_config(scaling_factor=round(1 / float(deviation), 5))
+    model.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    config.pop("block_out_channels", None)  # derived; diffusers warns of it when it loads the file
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def start(args: argparse.Namespace) -> tuple[AutoencoderTiny, AutoencoderTiny | None]:
+    """The autoencoder to train, and the one whose latents its first channels are to keep."""
+    if not args.init:
+        return build(args.width, args.latent_channels), None
+    earlier = AutoencoderTiny.from_pretrained(args.init, torch_dtype=torch.float32)
+    if earlier.config.num_encoder_blocks is not None and len(earlier.config.num_encoder_blocks) == len(ENCODER_BLOCKS):
+        return earlier, None
+    model = build(args.width, args.latent_channels)
+    grow(model, earlier)
+    return model, earlier.eval().requires_grad_(False)
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--held-out", type=Path, help="photos of other people, for the PSNR")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--limit", type=int, default=12000, help="photos to load at most")
-    parser.add_argument("--size", type=int, nargs=2, default=(128, 96), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--crop", type=int, default=64)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--width", type=int, default=64, help="channels of every layer")
-    parser.add_argument("--latent-channels", type=int, default=12)
+    parser.add_argument("--latent-channels", type=int, default=32)
     parser.add_argument("--face-weight", type=float, default=4.0, help="how often a face's pixels count in the loss")
+    parser.add_argument("--noise", type=float, default=0.05, help="on the latents, standard deviation")
     parser.add_argument("--init", type=Path, help="start from this autoencoder")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--adversarial", type=float, default=0.0, help="second stage: weight of the discriminator")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = options()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    size, crop, batch, device = tuple(args.size), args.crop, args.batch, args.device
-    photos = read_truth(args.photos)[: args.limit]
-    pictures, faces = read_resized(photos, size), face_boxes(photos, size)
-    held_out = read_resized(read_truth(args.held_out)[:64], size) if args.held_out else pictures[:64]
-    model = AutoencoderTiny.from_pretrained(args.init) if args.init else build(args.width, args.latent_channels)
-    model.to(device, memory_format=torch.channels_last).train()
-    average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
-    step, spent = 0, 0.0
-    checkpoint = args.out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        for name, item in (("model", model), ("average", average), ("optimizer", optimizer)):
-            item.load_state_dict(state[name])
-        step, spent = state["step"], state["spent"]
-    began, last = time.time() - spent, time.time()
-    losses = []
-    while (spent := time.time() - began) < args.minutes * 60:
-        rng = np.random.default_rng([args.seed, step])
-        part = min(1.0, spent / (args.minutes * 60))
-        warmup = min(1.0, (step + 1) / 100)
-        optimizer.param_groups[0]["lr"] = args.lr * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-        rows = rng.integers(0, len(pictures), batch)
-        corners = crop_corners(rng, faces[rows], crop, size)
-        crops = [pictures[i, t : t + crop, le : le + crop] for i, (t, le) in zip(rows, corners, strict=True)]
-        x = torch.from_numpy(np.stack(crops))
-        weight = torch.ones(batch, 1, crop, crop)
-        for mask, (left, top, right, bottom), (t, le) in zip(weight, faces[rows], corners, strict=True):
-            mask[:, max(0, top - t) : max(0, bottom - t), max(0, left - le) : max(0, right - le)] = args.face_weight
-        x = x.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if rng.random() < 0.5:
-            x, weight = x.flip(3), weight.flip(3)
-        x = x.to(memory_format=torch.channels_last)
-        with computing(device):
-            latents = model.encode(x).latents
-            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device)
-            y = model.decode(latents + 0.03 * noise).sample
-        latents, y = latents.float(), y.float()
-        loss = picture_loss(y, x, weight.to(device)) + 2e-3 * (latents.pow(2) - 1).relu().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        decay = min(0.998, (step + 1) / (step + 20))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        losses.append(loss.item())
-        step += 1
-        if time.time() - last > 90:
-            last = time.time()
-            parts = {"model": model, "average": average, "optimizer": optimizer}
-            state = {name: part.state_dict() for name, part in parts.items()}
-            torch.save(state | {"step": step, "spent": spent}, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-            print(
-                f"{spent / 60:.1f} min, step {step}, {step * batch / (time.time() - began):.0f} crops/s, "
-                f"loss {np.mean(losses[-200:]):.4f}, held-out PSNR {psnr(average, held_out):.2f} dB",
-                flush=True,
-            )
-    with torch.no_grad():
-        x = (
-            torch.from_numpy(pictures[:: max(1, len(pictures) // 256)]).to(device).permute(0, 3, 1, 2).float() / 127.5
-            - 1
+    size = tuple(args.size)
+    photos = Photos.read(read_truth(args.photos)[: args.limit], size, args.device, args.face_weight)
+    held_out = photos.pictures[:64]
+    if args.held_out:
+        held_out = Photos.read(read_truth(args.held_out)[:64], size, args.device, args.face_weight).pictures
+    model, earlier = start(args)
+    model.to(args.device, memory_format=torch.channels_last).train()
+    others: dict[str, Any] = {}
+    if args.adversarial:
+        model.encoder.requires_grad_(False)
+        discriminator = Discriminator().to(args.device, memory_format=torch.channels_last)
+        adversarial = Adversarial(model, discriminator, args.lr, args.adversarial, args.noise)
+        others = {"discriminator": discriminator, "discriminator_optimizer": adversarial.optimizer}
+    else:
+        teacher = earlier.to(args.device, memory_format=torch.channels_last) if earlier else None
+        reconstruction = Reconstruction(model, teacher, args.noise)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    box = TimeBox(
+        {"model": model},
+        optimizer,
+        args.out,
+        minutes=args.minutes,
+        device=args.device,
+        decay=0.995,
+        seed=args.seed,
+        others=others,
+    )
+    while box.running():
+        rng = box.rng()
+        whole = box.step % 8 == 7  # a whole picture is three crops of 128x128
+        crop = (
+            (args.batch, (args.crop,) * 2)
+            if not whole
+            else (max(1, args.batch * args.crop**2 // (size[0] * size[1])), size)
         )
-        deviation = float(average.encode(x).latents.std())
-    # The pipeline multiplies latents by the scaling factor: unit variance for the diffusion model.
-    average.register_to_config(scaling_factor=round(1 / deviation, 5))
-    average.save_pretrained(args.out)
-    figures = {
-        "psnr_db": round(psnr(average, held_out), 2),
-        "steps": step,
-        "crops": step * batch,
-        "minutes": round(spent / 60, 1),
-    }
+        x, weight = photos.crops(rng, *crop)
+        generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
+        if args.adversarial:
+            optimizer.zero_grad(set_to_none=True)
+            box.update(**adversarial(x, weight, generator, box.step))
+        else:
+            losses = reconstruction(x, weight, generator)
+            box.update(sum(losses.values()), **losses)
+        if box.due("save", minutes=2):
+            box.save()
+            print(box.line(psnr=f"{psnr(box.average['model'], held_out):.2f} dB"), flush=True)
+            export(box.average["model"], photos, args.out)
+    box.save()
+    export(box.average["model"], photos, args.out)
+    figures = {"psnr_db": round(psnr(box.average["model"], held_out), 2), "steps": box.step, "minutes": args.minutes}
     (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
     print(figures)
 

@@ -5,7 +5,7 @@
 
 TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
 encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
-found them, drawn by bolid/pose_map.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
+found them, drawn by bolid/method/openpose.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
 dropped, so that the pose must come from the skeleton. The copy is without the attention, which costs more weights than
 the rest: a skeleton needs no text. bf16 where the hardware has it. About 0.6 of a second a step of 32 on one core;
 2,000 steps. Resumable: the same command goes on from OUT/.checkpoint.safetensors.
@@ -35,16 +35,17 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from truth import store_float8, write_card
 
-from bolid.backends.diffusion import add_controlnet, encode_prompts, load_base, paint
+from bolid.backends.diffusion import decode_latents, encode_prompts, load_base, load_controlnet
 from bolid.backends.pose import PoseModel
+from bolid.backends.sampling import Control, sample
 from bolid.formats.shards import directory_sha256, read_shards
-from bolid.generate.pose_map import draw_openpose
 from bolid.method import losses
+from bolid.method.keypoints import MIN_CONFIDENCE
+from bolid.method.openpose import draw_openpose
 from bolid.models.families import Family, get_family
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.synth.people import POSE_PHRASES
 from bolid.train_adapter.precision import computing
-from bolid.views import SEEN
 
 CHANNELS = (16, 32, 48, 64)
 """Of the layers that shrink the skeleton to the latents' size; the published ones have (16, 32, 96, 256)."""
@@ -52,9 +53,10 @@ CHANNELS = (16, 32, 48, 64)
 POSE_WORDS = re.compile(rf"(\b(?:wo)?man) ({'|'.join(POSE_PHRASES.values())}),")
 
 CARD = """
-A ControlNetModel for the base in `../base`, shown a skeleton as OpenPose draws it: `bolid generate --pose-from`. The
-convolutions of the UNet's encoder without its attention; matrices are stored as 8-bit floats, which diffusers converts
-on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing else.
+A ControlNetModel for the base in `../base`, conditioned on a skeleton as OpenPose draws it: `bolid generate
+--pose-from`. It has the convolutions of the UNet's encoder without its attention. Matrices are stored as 8-bit floats,
+which diffusers converts on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing
+else.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
@@ -63,11 +65,11 @@ License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shap
 def read_data(train: Path, family: Family) -> tuple[torch.Tensor, list[str], np.ndarray, np.ndarray]:
     """Latents' moments f16 [N,2,C,h,w], captions, keypoints f32 [N,17,3] in pixels, skeletons uint8 [N,H,W,3]."""
     latents, captions, keypoints, skeletons = [], [], [], []
-    for sample in read_shards(train):
-        scale = family.image_size[0] / sample.meta["height"]
-        points = sample.tensors["keypoints"] * np.array([scale, scale, 1], np.float32)
-        latents.append(torch.from_numpy(sample.tensors["latents"]))
-        captions.append(sample.caption)
+    for photo in read_shards(train):
+        scale = family.image_size[0] / photo.meta["height"]
+        points = photo.tensors["keypoints"] * np.array([scale, scale, 1], np.float32)
+        latents.append(torch.from_numpy(photo.tensors["latents"]))
+        captions.append(photo.caption)
         keypoints.append(points)
         skeletons.append(draw_openpose(points, family.image_size))
     return torch.stack(latents), captions, np.stack(keypoints), np.stack(skeletons)
@@ -115,7 +117,7 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
     """Joints found where they were drawn, with and without out/export, in up to `count` pictures; writes a sheet."""
     _, captions, keypoints, skeletons = read_data(shards, family)
     pipe = load_base(family, sampler=family.defaults)
-    controlled = add_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
+    network = load_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
     pose = PoseModel(family.require("pose"))
     height, width = family.image_size
     rows = np.random.default_rng(7).permutation(len(captions))[:count]
@@ -130,24 +132,21 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
         for name, prompts in ways.items():
-            extra = {} if name == "without" else {"image": as_condition(skeletons[part])}
-            painter = controlled if extra else pipe
-            pictures = paint(
-                painter,
+            control = Control(network, as_condition(skeletons[part]))
+            latents = sample(
+                pipe,
                 [prompts[row] for row in part],
+                size=family.image_size,
+                steps=family.defaults["steps"],
                 guidance=family.guidance,
-                height=height,
-                width=width,
-                num_inference_steps=family.defaults["steps"],
-                generator=[torch.Generator().manual_seed(int(row)) for row in part],
-                output_type="np",
-                **extra,
+                generators=[torch.Generator().manual_seed(int(row)) for row in part],
+                controls=[] if name == "without" else [control],
             )
-            images = [(picture * 255).round().astype(np.uint8) for picture in pictures]
+            images = decode_latents(pipe, latents)
             if start == 0:
                 sheet.append(np.concatenate(images[:8], 1))
             for row, people in zip(part, pose.detect(images), strict=True):
-                seen = keypoints[row][:, 2] >= SEEN
+                seen = keypoints[row][:, 2] >= MIN_CONFIDENCE
                 asked = keypoints[row][seen, :2]
                 near = np.zeros(len(asked), bool)
                 if people:

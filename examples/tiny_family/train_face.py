@@ -40,13 +40,14 @@ MARGIN = 8  # pixels around a stored face, to move and zoom within
 CARD = """
 `det.onnx` finds faces and their five landmarks (SCRFD's outputs; a small convolutional pyramid); `rec.onnx` maps an
 aligned 112x112 face to 512 numbers (ArcFace's shape; a small ResNet trained with CosFace). Both were trained from
-scratch on renders of Anny's synthetic people and know only those: they can't recognise, and hardly find, real faces.
+scratch on renders of Anny's synthetic people and know only those. They hardly find real faces and cannot recognise
+them.
 
 `insightface.app.FaceAnalysis(name="<this directory>")` loads and runs them. Weights are stored as fp16 and computed
 with as fp32. `bolid.json` holds their checksums.
 
-What tells these people apart is the shape of the head and face, skin, hair and eyes; a full-body photo at 256x192 shows
-a face of 20 to 30 pixels, from which less can be told.
+These people differ in the shape of head and face, skin, hair and eyes. In a full-body photo of 192x256 pixels a face
+has 20 to 30 pixels, which show less of that.
 
 License: Apache-2.0 (the weights are ours; InsightFace's code is MIT, and its own weights, which are for non-commercial
 research only, are not used). The training pictures are renders of Anny (Apache-2.0, shapes CC0).

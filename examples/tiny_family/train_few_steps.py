@@ -41,17 +41,18 @@ from PIL import Image
 from train_base import SHEET
 
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import load_base, paint
+from bolid.backends.diffusion import decode_latents, load_base
+from bolid.backends.sampling import sample
 from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.formats.shards import directory_sha256
 from bolid.formats.tensors import save_tensors
 from bolid.method.body_condition import BRANCHES, drop_condition, install
+from bolid.method.optim import ema_weights
 from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, sha256_file
 from bolid.scales import parse_guidance
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import AdapterTable, TextStates, draw_context, fuse_context, read_table, without_build
-from bolid.train_adapter.optim import swapped
 from bolid.train_adapter.precision import computing
 
 SOLVER_STEPS = 25
@@ -223,7 +224,7 @@ def main() -> None:
             a = torch.where(index.to(device) == 1, torch.ones_like(alphas_of[t]), alphas_of[t_next]).view(-1, 1, 1, 1)
             nearer = a.sqrt() * x0 + (1 - a).sqrt() * eps
             # By the moving average: by itself, a student may run away from the base without ever meeting an error.
-            with swapped(parameters, average):
+            with ema_weights(parameters, average):
                 target = consistency(nearer, t_next, predict(nearer, t_next, hidden, people))
         output = consistency(noisy, t, predict(noisy, t, hidden, people))
         loss = ((output - target).square() + 1e-6).sqrt().sub(1e-3).mean()  # pseudo-Huber, c = 0.001
@@ -241,24 +242,21 @@ def sheet(path: Path, family, lora: Path, device: str) -> None:
     """The base with its own steps and guidance above, the few-step sampler below: the same prompts and seeds."""
     from bolid.backends.diffusion import load_loras
 
-    height, width = family.image_size
     rows = []
     for settings in (family.defaults, family.few_steps):
         pipe = load_base(family, device, sampler=settings)
         if settings is family.few_steps:
             load_loras(pipe, [(lora, 1.0)], family)
-        pictures = paint(
+        latents = sample(
             pipe,
             SHEET,
+            size=family.image_size,
+            steps=settings["steps"],
             guidance=parse_guidance(settings["guidance"]),
-            height=height,
-            width=width,
-            num_inference_steps=settings["steps"],
-            generator=[torch.Generator().manual_seed(i) for i in range(len(SHEET))],
-            output_type="np",
+            generators=[torch.Generator().manual_seed(i) for i in range(len(SHEET))],
         )
-        rows.append(np.concatenate(list(pictures), 1))
-    Image.fromarray((np.concatenate(rows) * 255).round().astype(np.uint8)).save(path)
+        rows.append(np.concatenate(decode_latents(pipe, latents), 1))
+    Image.fromarray(np.concatenate(rows)).save(path)
 
 
 if __name__ == "__main__":

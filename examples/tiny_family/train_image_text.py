@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from truth import FLIP_KEYPOINTS, options, parse, read_resized, read_truth, write_card
+from truth import options, parse, read_resized, read_truth, write_card
 
+from bolid.method.keypoints import MIRRORED
 from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, write_atomic
 from bolid.synth.people import (
@@ -364,7 +365,7 @@ def train_tower(network: Any, rows: list[dict[str, Any]], pixels: Any, args: arg
         # Where the keypoints lie after the picture was moved and mirrored; left and right swap in the mirror.
         truth = keypoints[chosen].clone()
         mirrored = affine[:, 0, 0] < 0
-        truth[mirrored] = truth[mirrored][:, FLIP_KEYPOINTS]
+        truth[mirrored] = truth[mirrored][:, MIRRORED]
         truth[..., :2] = (truth[..., :2] - affine[:, None, :, 2]) / affine[:, None, [0, 1], [0, 1]]
         seen = (truth[..., 2] > 0) & (truth[..., :2].abs() < 1).all(-1)
         rows_, columns = fine.shape[2:]

@@ -21,8 +21,9 @@ from typing import Any
 os.environ["ULTRALYTICS_SAFE_LOAD"] = "0"  # resuming reads the checkpoints that this very script has written
 import cv2
 import numpy as np
-from truth import FLIP_KEYPOINTS, options, parse, read_image, read_truth, rebuilt, write_card
+from truth import options, parse, read_image, read_truth, rebuilt, write_card
 
+from bolid.method.keypoints import MIRRORED
 from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record, write_atomic
 from bolid.train_adapter.precision import computing
@@ -88,7 +89,7 @@ def write_dataset(photos: Path, val: Path, directory: Path, *, pictures: int, pa
         description,
         json.dumps({
             "path": str(directory.resolve()), "train": "train/images", "val": "val/images", "names": {0: "person"},
-            "kpt_shape": [17, 3], "flip_idx": FLIP_KEYPOINTS,
+            "kpt_shape": [17, 3], "flip_idx": MIRRORED,
         }),  # JSON is YAML
     )  # fmt: skip
     return description
@@ -270,7 +271,7 @@ def measure(photos: Path, model: Path | None = None, *, pictures: int = 400) -> 
         data = Path(scratch) / "data.yaml"
         data.write_text(json.dumps({
             "path": scratch, "train": "val/images", "val": "val/images", "names": {0: "person"}, "kpt_shape": [17, 3],
-            "flip_idx": FLIP_KEYPOINTS,
+            "flip_idx": MIRRORED,
         }))  # fmt: skip
         yolo = YOLO(NETWORK, task="pose")
         yolo.model = shipped_network(model)

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from truth import FLIP_KEYPOINTS, options, parse, r2, read_resized, read_truth, rebuilt, write_card
+from truth import options, parse, r2, read_resized, read_truth, rebuilt, write_card
 
 from bolid.backends.probe import FILE, KIND, BodyProbe, ProbeNetwork
 from bolid.formats.tensors import save_tensors
+from bolid.method.keypoints import MIRRORED
 from bolid.models.families import get_family
 from bolid.run import derive_seed, run_record
 from bolid.synth.people import RATIO_NAMES
@@ -36,8 +37,8 @@ Reads ten body ratios (lengths, breadths and girths over stature, volume over st
 clothes) off a picture of a full body or three-quarters of one, at the size that the tiny family generates. A small
 ResNet, trained from scratch on renders of Anny's synthetic people; it means nothing for other pictures.
 
-It is used only to measure generated pictures. Its own error on renders of people it has never seen stands below and in
-the file's metadata: read any figure that it gives against that.
+It measures generated pictures. Its own error on renders of people that it was not trained on stands below and in the
+file's metadata: compare any figure that it gives with that. The shipped body branch was corrected by its readings.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
@@ -71,7 +72,7 @@ def augment(
     zoom, mirror = uniform(smallest, 1.06), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     affine = torch.zeros(b, 2, 3)
     affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = mirror / zoom, 1 / zoom, uniform(-0.05, 0.05, 2)
-    keypoints = torch.where((mirror < 0)[:, None, None], keypoints[:, FLIP_KEYPOINTS], keypoints)
+    keypoints = torch.where((mirror < 0)[:, None, None], keypoints[:, MIRRORED], keypoints)
     moved = (keypoints[..., :2] - affine[:, None, :, 2]) / torch.stack([affine[:, 0, 0], affine[:, 1, 1]], -1)[:, None]
     keypoints = torch.cat([moved, keypoints[..., 2:]], -1)
     x = F.grid_sample(x, F.affine_grid(affine, list(x.shape), False), padding_mode="border", align_corners=False)

@@ -19,7 +19,6 @@ import numpy as np
 from bolid.errors import BolidError
 from bolid.run import write_atomic
 
-FLIP_KEYPOINTS = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # COCO's left <-> right
 FLIP_LANDMARKS = [1, 0, 2, 4, 3]  # left eye, right eye, nose, mouth left, mouth right
 
 
@@ -80,11 +79,14 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_resized(rows: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
     """uint8 [N,h,w,3], RGB: all the photos of `rows` at one size (height, width), by area averaging."""
-    import cv2
-
     stack = np.empty((len(rows), *size, 3), np.uint8)
     for image, row in zip(stack, rows, strict=True):
-        image[:] = cv2.resize(read_image(row["path"]), size[::-1], interpolation=cv2.INTER_AREA)
+        photo = read_image(row["path"])
+        if photo.shape[:2] != size:
+            import cv2
+
+            photo = cv2.resize(photo, size[::-1], interpolation=cv2.INTER_AREA)
+        image[:] = photo
     return stack
 
 

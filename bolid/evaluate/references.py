@@ -1,0 +1,82 @@
+"""The held-out reference photos of `bolid evaluate`, as the evaluators see them; cached between runs.
+
+Shapes: M photos, P people, E embedding, D features, W width profile, R body readings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from bolid.errors import BolidError
+from bolid.evaluate.evaluators import Evaluators, PictureFeatures, batches
+from bolid.evaluate.pictures import PictureFolder
+from bolid.method.feature_statistics import FeatureStatistics
+from bolid.run import Progress, canonical_json, home, run_record
+
+CACHE_KIND = "reference-statistics"
+
+
+@dataclass
+class References:
+    """Features of the held-out photos. `people`: the P names; `owner` [M]: the number of each photo's person."""
+
+    people: list[str]
+    owner: torch.Tensor
+    embeds: torch.Tensor  # f32 [M, E]
+    faces: torch.Tensor  # f32 [M, 512]
+    keypoints: torch.Tensor  # f32 [M, 17, 3]
+    widths: torch.Tensor  # f32 [M, W]
+    readings: torch.Tensor  # f32 [M, R]
+    truth: dict[str, dict[str, float]]  # person -> body ratios
+    statistics: FeatureStatistics
+
+
+def read_references(folder: PictureFolder, evaluators: Evaluators, progress: Progress) -> References:
+    """The features of all photos in `folder`, extracted now or by an earlier run with the same evaluators.
+
+    The cache is a safetensors file under BOLID_HOME, keyed by the photos' hashes and the evaluators.
+    """
+    from bolid.formats.tensors import load_tensors, save_tensors
+
+    key = canonical_json([CACHE_KIND, 1, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
+    path = home() / "evaluate" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    try:
+        tensors, record = load_tensors(path, CACHE_KIND)
+        rejected = record["config"]["rejected"]
+    except (BolidError, KeyError):  # missing or unusable
+        tensors, rejected = _extract_all(folder, evaluators, progress), folder.rejected
+        save_tensors(path, tensors, run_record(CACHE_KIND, family=evaluators.family, config={"rejected": rejected}))
+    folder.rejected = rejected
+    folder.pictures = [folder.pictures[row] for row in tensors["rows"].tolist()]
+    people = sorted({photo.person for photo in folder.pictures})
+    truth: dict[str, dict[str, float]] = {}
+    for person in people:
+        theirs = [photo.truth for photo in folder.pictures if photo.person == person]
+        if theirs[0] and all(one == theirs[0] for one in theirs):
+            truth[person] = theirs[0]
+    return References(
+        people, torch.tensor([people.index(photo.person) for photo in folder.pictures]), tensors["embed"],
+        tensors["face"], tensors["keypoints"], tensors["widths"], tensors["reading"], truth,
+        FeatureStatistics.from_tensors(tensors),
+    )  # fmt: skip
+
+
+def _extract_all(folder: PictureFolder, evaluators: Evaluators, progress: Progress) -> dict[str, torch.Tensor]:
+    """Features of all readable photos, their `rows` in `folder.pictures`, and the tensors of their statistics."""
+    statistics = FeatureStatistics(evaluators.feature_size)
+    photos: list[PictureFeatures] = []
+    rows: list[int] = []
+    for places, images in batches(folder, folder.pictures):
+        found = evaluators.extract(images)
+        statistics.update(torch.stack([one.features for one in found]))
+        photos += [replace(one, features=one.features[:0], logits=None) for one in found]
+        rows += places
+        progress(places[-1] + 1, len(folder.pictures), "reading reference photos")
+    if not photos:
+        raise BolidError(f"none of the photos in {folder.place} can be read", "give a folder of photos of the person")
+    names = ("embed", "face", "keypoints", "widths", "reading")
+    tensors = {name: torch.stack([getattr(one, name) for one in photos]) for name in names}
+    return {**tensors, "rows": torch.tensor(rows), **statistics.tensors()}

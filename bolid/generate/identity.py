@@ -1,0 +1,105 @@
+"""Who is to be shown: the person of a profile, of one photo, an invented one, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bolid.errors import BolidError
+from bolid.generate.request import PathLike, Request
+from bolid.models.families import Family, match_family
+from bolid.person import PersonReader
+from bolid.run import Progress, derive_seed, sha256_file
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST = 1e4  # of a vector's numbers: bodies are in standard deviations of the prior, faces of unit length
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A person to be shown. `vectors`: branch -> f32 [dim]; a branch that is not there is not used."""
+
+    vectors: dict[str, torch.Tensor]
+    body_encoder: str  # sha256 that names the space of the body vector, "" for nobody
+    face_model: str  # sha256 of the face recogniser, "" where it is not known
+    inputs: dict[str, str]  # for the run record
+    name: str
+    folder: str = ""  # of this person's pictures, where there are several people
+
+    def __post_init__(self) -> None:
+        for branch, vector in self.vectors.items():
+            largest = float(vector.abs().max())
+            if not largest <= LARGEST or (branch == "face" and largest == 0):
+                raise BolidError(
+                    f"{self.name} is damaged: the numbers of its {branch} vector are not those of any person",
+                    "make the profile again with: bolid profile",
+                )
+
+
+def find_people(
+    request: Request, reader: Callable[[], PersonReader], progress: Progress | None = None
+) -> list[Identity]:
+    """The people of a request: one, or one for each of several profiles. `reader` loads the models for photos.
+
+    Raises BolidError for files that are damaged, missing or of another family.
+    """
+    if request.profiles:
+        return _from_profiles(request.family, request.profiles)
+    if request.reference is not None:
+        person = reader().read([request.reference], progress)
+        vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
+        name = f"the photo {Path(request.reference).name}"
+        return [Identity(vectors, reader().encoder.space, person.face_model, {"reference": person.sha256[0]}, name)]
+    if request.new_person is not None:
+        return [_invented(request.require_adapter("body"), request.new_person)]
+    return [Identity({}, "", "", {}, "nobody")]
+
+
+def _from_profiles(family: Family, paths: Sequence[PathLike]) -> list[Identity]:
+    folders = [Path(path).stem if len(paths) > 1 else "" for path in paths]
+    if twice := [name for name in folders if name and folders.count(name) > 1]:
+        raise BolidError(
+            f"two profiles are called {twice[0]}: their pictures could not be told apart", "rename one of them"
+        )
+    return [_from_profile(family, path, folder) for path, folder in zip(paths, folders, strict=True)]
+
+
+def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
+    from bolid.formats.profile import load_profile
+
+    profile = load_profile(path)
+    match_family(family.name, profile.record["family"], path)
+    vectors = {"body": profile.body_mean} | ({"face": profile.face} if profile.face is not None else {})
+    made_with = profile.record["inputs"]
+    # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
+    photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
+    inputs = {"profile": sha256_file(path), **photos}
+    name = f"the profile {Path(path).name}"
+    return Identity(vectors, made_with.get("body_encoder", ""), made_with.get("face_model", ""), inputs, name, folder)
+
+
+def _invented(body_adapter: Path, seed: int) -> Identity:
+    """Somebody who does not exist: c_body drawn from the prior N(0, I), the same in every prompt."""
+    import torch
+
+    from bolid.formats.adapter import load_adapter
+
+    tensors, record = load_adapter(body_adapter, "body")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "new-person"))
+    body = torch.randn(tensors["image_proj.proj.weight"].shape[1], generator=generator)
+    return Identity({"body": body}, record["inputs"]["body_encoder"], "", {}, f"new person {seed}")
+
+
+def check_comparable(option: str, people: Sequence[Identity], model: str, sha256: str, family: Family) -> None:
+    """BolidError where a person's vector is of another `model`, "body encoder" or "face model", than the family's."""
+    for person in people:
+        theirs = person.body_encoder if model == "body encoder" else person.face_model or sha256
+        if theirs != sha256:
+            raise BolidError(
+                f"{option}: {person.name} was made with another {model} than that of family '{family.name}'",
+                "make the profile again with: bolid profile",
+            )

@@ -1,0 +1,128 @@
+"""What was pulled into a family's folder: the record beside it, and whether the files still agree with it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bolid.errors import BolidError
+from bolid.models.families import Family, get_family
+from bolid.models.sources import SOURCES
+from bolid.run import Progress, sha256_file
+
+MANIFEST = "models.json"
+
+
+def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]]:
+    """Every published part of ``family``: what, how big, license, revision, where it lies or is looked for, its state.
+
+    state: "there", "missing", or "refused" where ``commercial`` use is asked for and its license forbids it.
+    """
+    written = read_manifest(family.root)
+    parts = []
+    for source in SOURCES.get(family.name, ()):
+        entry = written.get(source.part, {})
+        refused = commercial and not source.commercial
+        parts.append(
+            {
+                "part": source.part,
+                "name": source.name,
+                "megabytes": source.megabytes,
+                "license": source.license,
+                "commercial": source.commercial,
+                "source": source.repo or source.url,
+                "revision": entry.get("revision", ""),
+                "sha256": {name: file["sha256"] for name, file in entry.get("files", {}).items()},
+                "where": getattr(family, source.part),
+                "optional": source.optional,
+                "state": "refused" if refused else "there" if family.has(source.part) else "missing",
+                "notice": source.notice,
+                "instead": source.instead if refused else "",
+            }
+        )
+    return parts
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What was pulled into a family's folder: part -> {source, revision, license, files: name -> {size, sha256}}."""
+    path = root / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BolidError(f"{path} is damaged", "remove it: the next pull writes it anew") from error
+    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
+        raise BolidError(f"{path} is damaged", "remove it: the next pull writes it anew")
+    return data
+
+
+def files_of(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
+    """The files of a part; of a Hugging Face cache, which may hold more of a repository, those of ``patterns``."""
+    if place.is_file():
+        return [place]
+    files = sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
+    names = [file.relative_to(place).as_posix() for file in files]
+    return [
+        file
+        for file, name in zip(files, names, strict=True)
+        if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    ]
+
+
+def check_file(file: Path, expected: dict[str, Any], hint: str) -> None:
+    if not file.is_file():
+        raise BolidError(f"{file} is missing", hint)
+    if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
+        raise BolidError(f"{file} is not what was fetched: its size or SHA-256 differs", hint)
+
+
+def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Look at every file of family ``name``; a row for each part that is there or must be: part, where, state.
+
+    state: "as fetched" (every SHA-256 is that of the first fetch), "whole" (safetensors files end where they say, but
+    nobody wrote down what was fetched), "missing".
+    Raises BolidError for a damaged file: it names the file.
+    """
+    family = get_family(name)
+    written = read_manifest(family.root)
+    published = {source.part: source for source in SOURCES.get(family.name, ())}
+    parts = [part for part in published if not published[part].optional or family.has(part)]
+    parts += [part for part in family.missing() if part not in parts]
+    parts += [part for part in ("base", "pose", "face", "image_text", "body_encoder") if part not in parts]
+    again = f"remove it, then: bolid models pull {family.name}"
+    rows = []
+    for number, part in enumerate(parts):
+        if progress:
+            progress(number, len(parts), part)
+        where: Path = getattr(family, part)
+        state = "missing"
+        if family.has(part):
+            files = written.get(part, {}).get("files", {})
+            for file, expected in files.items():
+                check_file(where if where.is_file() else where / file, expected, again)
+            state = "as fetched" if files else "whole"
+            if not files:
+                _check_whole(where, again)
+        rows.append({"part": part, "where": where, "state": state})
+    return rows
+
+
+def _check_whole(place: Path, hint: str) -> None:
+    from bolid.formats.tensors import read_header
+
+    for file in files_of(place):
+        try:
+            if file.suffix == ".safetensors":
+                read_header(file)
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.stat().st_size == 0:
+                raise BolidError(f"{file} is empty")
+        except BolidError as error:
+            raise BolidError(error.message, hint) from error
+        except ValueError as error:
+            raise BolidError(f"{file} is not JSON", hint) from error
