@@ -10,6 +10,7 @@ import typer
 
 from bolid.errors import BolidError
 from bolid_cli._console import JsonOption, emit_json, emit_paths
+from bolid_cli._streams import emit
 
 if TYPE_CHECKING:
     from bolid.body.profiles import MeasurementRow
@@ -87,8 +88,8 @@ def print_body(rows: Iterable[MeasurementRow]) -> None:
     cells = [TABLE_HEADERS, *table_rows(rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(TABLE_HEADERS))]
     for row in cells:
-        print("  ".join(cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())  # fmt: skip
+        columns = enumerate(zip(row, widths, strict=True))
+        emit("  ".join(cell.ljust(width) if i in (0, 4) else cell.rjust(width) for i, (cell, width) in columns).rstrip())
 
 
 def export(
