@@ -1,24 +1,26 @@
 """Between a body vector and a shape: p(shape | c_body), and c_body of a shape. Linear and Gaussian, both ways.
 
-The body encoder's vector c of a person is taken to be A x + b + e, x the shape's parameters and e ~ N(0, S): what the
-vector holds besides the shape, and where the encoder is not linear. What photos show of c is a Gaussian of its own,
-`body_mean` and `body_logvar` of a profile, so that fewer and worse photos leave more of the prior. A, b, S and a factor
-on the photos' variance are learnt from people whose shape is known (examples/tiny_family/fit_body_shape.py). They
-lie in a file beside the encoder, with its hash.
+The body encoder's vector c of a person is modelled as c = A s + b + e, with the shape's state s (`shape.py`) and e
+from N(0, E): what the vector holds besides the shape. Photos show c with noise from N(0, q F). F is one matrix for
+all: the noise of one photo. q is read off the profile's `body_logvar`: about 1 for one photo, 1/8 for eight. A, b, E
+and F are learnt from people whose shape is known (examples/tiny_family/fit_body_shape.py), and lie in a file beside
+the encoder, with its hash.
 
-Stature has no part in it: photos do not show size. Shapes: D body dimension, P parameters, N people.
+Stature has no part in it: photos do not show size. Shapes: D body dimension, P parameters, S state, N people.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from bolid.body.measurements import NAMES
 from bolid.body.mesh import PARAMETERS
-from bolid.body.shape import Shape
+from bolid.body.shape import Shape, most_probable, residuals, state_of
 from bolid.errors import BolidError
 
 KIND = "body-shape"
@@ -28,14 +30,16 @@ FEW = 2
 
 @dataclass(frozen=True)
 class BodyVectors:
-    """The linear-Gaussian model. `weight` f64 [D, P], `bias` [D], `noise` [D, D] (S), `temper`: what the photos'
-    variance is multiplied by. `logvar` [D]: of the vectors of eight photos, mean.
+    """The linear-Gaussian model. `weight` f64 [D, S] (A), `bias` [D], `noise` [D, D] (E), `photo_noise` [D, D] (F).
+
+    `one_view` [D]: log of the variance of one photo's vector, mean. `logvar` [D]: `body_logvar` of eight photos, mean.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     noise: np.ndarray
-    temper: float
+    photo_noise: np.ndarray
+    one_view: np.ndarray
     logvar: np.ndarray
     record: dict[str, Any]
 
@@ -50,81 +54,111 @@ class BodyVectors:
 
         `population`: mean [D] and covariance [D, D] within which `body_mean` is, for profiles of FEW photos or fewer.
         """
-        evidence, shown = _evidence(body_mean, body_logvar, population)
-        evidence, shown = evidence / self.temper, shown / self.temper
-        expected = self.weight @ prior.mean + self.bias
-        cross = prior.covariance @ self.weight.T  # [P, D]
-        spread = self.weight @ cross + self.noise  # of c before the photos
-        # P(x | c) without an inverse of what the photos do not show: gain = cross (I + W spread)^-1
-        system = np.eye(len(shown)) + shown[:, None] * spread
-        mean = prior.mean + cross @ np.linalg.solve(system, evidence - shown * expected)
-        covariance = prior.covariance - cross @ np.linalg.solve(system, shown[:, None] * cross.T)
-        return replace(prior, mean=mean, covariance=(covariance + covariance.T) / 2)
+        state, covariance = self.posterior(prior, body_mean, body_logvar, population)
+        return replace(prior, mean=most_probable(state, covariance, {}), covariance=covariance)
+
+    def posterior(
+        self,
+        prior: Shape,
+        body_mean: np.ndarray,
+        body_logvar: np.ndarray,
+        population: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [S] and covariance [S, S] of the state, before the mesh ties residuals to parameters."""
+        shown, log_variance = _shown(body_mean, body_logvar, population)
+        noise = self.noise + np.exp(np.mean(log_variance - self.one_view)) * self.photo_noise
+        start = np.concatenate([prior.mean, np.zeros(len(prior.covariance) - len(PARAMETERS))])
+        cross = prior.covariance @ self.weight.T  # [S, D]
+        gain = np.linalg.solve(self.weight @ cross + noise, cross.T).T
+        covariance = prior.covariance - gain @ cross.T
+        return start + gain @ (shown - self.weight @ start - self.bias), (covariance + covariance.T) / 2
 
     def vector_of(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
         """body_mean, body_logvar [D] of a shape: as photos of such a person would be encoded, and how surely."""
         spread = np.diag(self.weight @ shape.covariance @ self.weight.T + self.noise)
         kept = 1 - np.exp(self.logvar)  # a fused mean is drawn to 0 by the encoder's prior
-        mean = kept * (self.weight @ shape.mean + self.bias)
+        mean = kept * (self.weight @ state_of(shape.mean) + self.bias)
         return mean, np.log(np.clip(spread, np.exp(self.logvar), 1.0))
 
     def moved(self, body_mean: np.ndarray, before: Shape, after: Shape) -> np.ndarray:
         """`body_mean` [D] of the person whose shape has become another one."""
         kept = 1 - np.exp(self.logvar)
-        return body_mean + kept * (self.weight @ (after.mean - before.mean))
+        return body_mean + kept * (self.weight @ (state_of(after.mean) - state_of(before.mean)))
 
 
-def _evidence(
-    body_mean: np.ndarray, body_logvar: np.ndarray, population: tuple[np.ndarray, np.ndarray] | None
+def _shown(
+    body_mean: np.ndarray, body_logvar: np.ndarray, population: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision times mean, and the precision, [D] each, of what the photos alone show."""
-    precision = np.exp(-np.asarray(body_logvar, np.float64))
-    shown = np.maximum(precision - 1, 0)  # without the N(0, I) of the encoder's prior
-    mean = np.asarray(body_mean, np.float64)
+    """What the photos alone show of c, [..., D], and the log of its variance: without the prior N(0, I) of the encoder,
+    or the population that stands in its place.
+    """
+    mean, precision = np.asarray(body_mean, np.float64), np.exp(-np.asarray(body_logvar, np.float64))
+    shown = np.maximum(precision - 1, 0.02)
     if population is None:
-        return precision * mean, shown
+        return precision * mean / shown, -np.log(shown)
     middle, covariance = population
-    return np.linalg.solve(covariance, mean - middle) + shown * mean, shown
+    return (np.linalg.solve(covariance, mean - middle) + shown * mean) / shown, -np.log(shown)
 
 
 def fit(
-    parameters: np.ndarray,
-    fused: dict[int, tuple[np.ndarray, np.ndarray]],
-    prior: Shape,
-    *,
-    penalty: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, np.ndarray]:
-    """weight, bias, noise, temper, logvar of `BodyVectors` from people whose parameters [N, P] are known.
+    parameters: np.ndarray, sizes: np.ndarray, fused: Mapping[int, tuple[np.ndarray, np.ndarray]], prior: Shape
+) -> tuple[np.ndarray, ...]:
+    """weight, bias, noise, photo_noise, one_view, logvar of `BodyVectors` from people whose bodies are known.
 
-    `fused`: number of views -> (body_mean, body_logvar) [N, D] of so many views of each, N(0, I) their prior; the
-    largest number gives the weights. `penalty`: of the ridge regression, on standardised parameters.
+    `parameters` [N, P], `sizes` [N, K]: measurements. `fused`: number of views -> (body_mean, body_logvar) [N, D] of so
+    many views of each, N(0, I) their prior; the largest number gives the weights. Singular values of the slope that
+    noise alone would reach are taken out, the others shrunk (Gavish and Donoho 2017, arXiv:1405.7511).
     """
-    most = max(fused)
-    x = (parameters - prior.mean) / np.sqrt(np.diag(prior.covariance))
-    x[:, 0] = 0  # the stature
-    seen = {n: _unshrunk(*fused[n]) for n in fused}
-    y, middle = seen[most][0], seen[most][0].mean(0)
-    gram = x.T @ x + penalty * np.eye(x.shape[1])
-    slope = np.linalg.solve(gram, x.T @ (y - middle)).T  # [D, P]
-    freedom = 1 - np.trace(np.linalg.solve(gram, x.T @ x)) / len(x)
-    residual = {n: seen[n][0] - middle - x @ slope.T for n in seen}
-    covariance = residual[most].T @ residual[most] / len(x) / freedom
-    # Residual variance = S + temper * the variance that the encoder claims, over numbers of views.
-    few = min(fused)
-    claimed = {n: seen[n][1].mean(0) for n in (few, most)}
-    excess = (residual[few] ** 2).mean(0) - (residual[most] ** 2).mean(0)
-    temper = float(np.clip(np.sum(excess) / np.sum(claimed[few] - claimed[most]), 0.25, 20.0)) if few < most else 1.0
-    values, vectors = np.linalg.eigh(covariance - temper * np.diag(claimed[most]))
-    noise = (vectors * values.clip(1e-4 * values.max())) @ vectors.T
-    weight = slope / np.sqrt(np.diag(prior.covariance))
-    return weight, middle - weight @ prior.mean, noise, temper, fused[most][1].mean(0)
+    few, most = min(fused), max(fused)
+    scale = np.sqrt(np.diag(prior.covariance)) + 1e-9
+    states = np.concatenate([parameters, residuals(parameters, sizes)], 1)
+    x = (states - states.mean(0)) / scale
+    x[:, [0, len(PARAMETERS)]] = 0  # the stature and its residual
+    shown = {n: _shown(*fused[n]) for n in fused}
+    values, axes = np.linalg.eigh(x.T @ x / len(x))
+    axes, values = axes[:, values > 1e-3], values[values > 1e-3]
+    white = x @ axes / np.sqrt(values)  # [N, R], uncorrelated
+    middle = shown[most][0].mean(0)
+    slope = (shown[most][0] - middle).T @ white / len(x)  # [D, R]
+    freedom = len(x) - white.shape[1]
+    left = {n: shown[n][0] - middle - white @ slope.T for n in fused}
+    spread = {n: left[n].T @ left[n] / freedom for n in fused}
+    one_view = shown[few][1].mean(0)
+    share = {n: float(np.exp((shown[n][1] - one_view).mean(1)).mean()) for n in fused}
+    photo_noise = _photo_noise(spread, share)
+    root = np.linalg.cholesky(spread[most])
+    slope = root @ _shrunk(np.linalg.solve(root, slope), len(x))
+    whole = np.linalg.solve(root, np.linalg.solve(root, share[most] * photo_noise).T)
+    kept, vectors = np.linalg.eigh(np.eye(len(root)) - (whole + whole.T) / 2)
+    noise = root @ (vectors * kept.clip(_NOT_PHOTOS)) @ vectors.T @ root.T
+    weight = slope @ (axes / np.sqrt(values)).T / scale
+    return weight, middle - weight @ states.mean(0), noise, photo_noise, one_view, fused[most][1].mean(0)
 
 
-def _unshrunk(body_mean: np.ndarray, body_logvar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance [N, D] of what the views alone show."""
-    precision = np.exp(-body_logvar)
-    shown = np.maximum(precision - 1, 1e-3)
-    return precision * body_mean / shown, 1 / shown
+_NOT_PHOTOS = 0.3
+"""At least so much of the residual variance of many photos is no noise of photos: more of them do not lower it."""
+
+
+def _photo_noise(spread: Mapping[int, np.ndarray], share: Mapping[int, float]) -> np.ndarray:
+    """F: the slope [D, D] of the residual covariance over the photos' share of noise. Positive semidefinite."""
+    middle = np.mean(list(share.values()))
+    above = sum((share[n] - middle) ** 2 for n in spread)
+    slope = sum((share[n] - middle) * spread[n] for n in spread) / max(above, 1e-12)
+    values, vectors = np.linalg.eigh((slope + slope.T) / 2)
+    return (vectors * values.clip(1e-6)) @ vectors.T
+
+
+def _shrunk(matrix: np.ndarray, people: int) -> np.ndarray:
+    """The matrix [D, R], each entry with noise of variance 1 / people, its singular values shrunk optimally."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    small, large = sorted(matrix.shape)
+    y, ratio = s * np.sqrt(people / large), small / large
+    inside = np.maximum((y**2 - ratio - 1) ** 2 - 4 * ratio, 0)
+    kept = np.where(y > 1 + np.sqrt(ratio), np.sqrt(inside) / np.maximum(y, 1e-12), 0) * np.sqrt(large / people)
+    return (u * kept) @ vt
+
+
+_TENSORS = ("weight", "bias", "noise", "photo_noise", "one_view", "logvar")
 
 
 def save_body_vectors(path: str | os.PathLike[str], model: BodyVectors) -> None:
@@ -133,10 +167,9 @@ def save_body_vectors(path: str | os.PathLike[str], model: BodyVectors) -> None:
 
     from bolid.formats.tensors import save_tensors
 
-    tensors = {name: getattr(model, name) for name in ("weight", "bias", "noise", "logvar")}
-    config = {**model.record["config"], "temper": model.temper, "parameters": list(PARAMETERS)}
-    save_tensors(path, {name: torch.from_numpy(value).float() for name, value in tensors.items()},
-                 {**model.record, "config": config})  # fmt: skip
+    config = {**model.record["config"], "parameters": list(PARAMETERS), "measurements": list(NAMES)}
+    tensors = {name: torch.from_numpy(getattr(model, name)).float() for name in _TENSORS}
+    save_tensors(path, tensors, {**model.record, "config": config})
 
 
 def load_body_vectors(path: str | os.PathLike[str], body_encoder: str) -> BodyVectors:
@@ -144,16 +177,16 @@ def load_body_vectors(path: str | os.PathLike[str], body_encoder: str) -> BodyVe
     from bolid.formats.tensors import load_tensors
 
     tensors, record = load_tensors(path, KIND)
+    again = "fit it again: fit_body_shape.py"
     try:
-        weight, bias, noise, logvar = (tensors[name].double().numpy() for name in ("weight", "bias", "noise", "logvar"))
-        theirs, temper = record["inputs"]["body_encoder"], float(record["config"]["temper"])
-        known = record["config"]["parameters"] == list(PARAMETERS)
+        model = BodyVectors(*(tensors[name].double().numpy() for name in _TENSORS), record)
+        theirs, config = record["inputs"]["body_encoder"], record["config"]
+        known = config["parameters"] == list(PARAMETERS) and config["measurements"] == list(NAMES)
     except (KeyError, TypeError) as error:
-        raise BolidError(
-            f"{path} lacks parts of a body-shape file: it has {sorted(tensors)}", "fit it again: fit_body_shape.py"
-        ) from error
+        raise BolidError(f"{path} lacks parts of a body-shape file: it has {sorted(tensors)}", again) from error
     if theirs != body_encoder:
         raise BolidError(f"{path} is for another body encoder", "fit it again for this one: fit_body_shape.py")
-    if not known or weight.shape != (len(bias), len(PARAMETERS)) or noise.shape != (len(bias), len(bias)):
-        raise BolidError(f"{path} is for another body model", "fit it again: fit_body_shape.py")
-    return BodyVectors(weight, bias, noise, temper, logvar, record)
+    size = len(model.bias)
+    if not known or model.weight.shape != (size, len(PARAMETERS) + len(NAMES)) or model.noise.shape != (size, size):
+        raise BolidError(f"{path} is for another body model", again)
+    return model

@@ -142,7 +142,7 @@ def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
     if profile.body is not None:
         known = {name: Known(*entry) for name, entry in profile.record["config"].get("known", {}).items()}
         mean, covariance = (tensor.double().numpy() for tensor in profile.body[:2])
-        if mean.shape != (len(PARAMETERS),):
+        if mean.shape != (len(PARAMETERS),) or len(covariance) != len(PARAMETERS) + len(NAMES):
             raise BolidError("the profile's body is of another body model", "make the profile again: bolid profile")
         return Shape(mean, covariance, known)
     if vectors is None:

@@ -1,10 +1,13 @@
 """A person's shape as a Gaussian over the body's parameters, and what measurements tell of it.
 
-The prior is the synthetic population (`population()`). A measurement y = m(x) + noise is conditioned on by
-Gauss-Newton: m is measured on the mesh, its slope is the population's, and the most probable x within the
+The state s = (x, u) holds the P parameters x and, for each of the K measurements over stature, the residual u that a
+line through the population does not explain: m(x) / stature = a + B x + u. Lines then carry uncertainty between
+parameters and measurements, the bent rest included. The prior is the synthetic population (`population()`).
+
+A tape's reading y = m(x) + noise is conditioned on by Gauss-Newton through the mesh: the most probable x within the
 parameters' bounds is sought. The posterior covariance is that of the last step (Laplace).
 
-Shapes: P parameters (`mesh.PARAMETERS`), K measurements (`measurements.MEASUREMENTS`). Metres and kilograms.
+Shapes: P parameters (`mesh.PARAMETERS`), K measurements (`measurements.MEASUREMENTS`), S = P + K. Metres, kilograms.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ POPULATION_FILE = Path(__file__).parent / "population.safetensors"
 """Written by examples/tiny_family/make_population.py."""
 KIND = "body-population"
 
-_POWERS = np.array([3.0 if name == "weight" else 1.0 for name in NAMES])  # of the stature, that measurements grow by
+POWERS = np.array([3.0 if name == "weight" else 1.0 for name in NAMES])  # of the stature, that measurements grow by
 
 SEXES = {"woman": 0.925, "man": 0.075}
 """Anny's `gender` parameter of women and men in the population (mean; they spread by SEX_SD)."""
@@ -48,7 +51,7 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """N(mean [P], covariance [P, P]) over the parameters, and the measurements that went into it."""
+    """The most probable parameters `mean` [P], the state's `covariance` [S, S], and the measurements that went in."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -70,22 +73,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Population:
-    """The synthetic adults. `mean`, `covariance`: of the P parameters and the K measurements together, [P + K].
+    """The synthetic adults. `mean` [P]: of the parameters. `covariance` [S, S]: of the state.
 
-    `slope` [K, P]: of the measurements over stature (the weight over its cube) on the parameters. `quantiles`
-    [2, Q, K]: of each measurement at equal steps from 0 to 1, of women and of men.
+    `slope` [K, P], `intercept` [K]: of the measurements over stature (the weight over its cube) on the parameters.
+    `quantiles` [2, Q, K]: of each measurement at equal steps from 0 to 1, of women and of men.
     """
 
     mean: np.ndarray
     covariance: np.ndarray
     slope: np.ndarray
+    intercept: np.ndarray
     quantiles: np.ndarray
     record: dict[str, Any]
 
     @property
     def shape(self) -> Shape:
-        """How the parameters spread."""
-        return Shape(self.mean[: len(PARAMETERS)], self.covariance[: len(PARAMETERS), : len(PARAMETERS)])
+        """How the bodies spread."""
+        return Shape(self.mean, self.covariance)
 
     def spread(self) -> np.ndarray:
         """Standard deviation [K] of each measurement within one sex, the mean of both."""
@@ -113,7 +117,7 @@ def population() -> Population:
     from bolid.formats.tensors import load_tensors
 
     tensors, record = load_tensors(POPULATION_FILE, KIND)
-    names = ("mean", "covariance", "slope", "quantiles")
+    names = ("mean", "covariance", "slope", "intercept", "quantiles")
     return Population(*(tensors[name].double().numpy() for name in names), record)
 
 
@@ -121,19 +125,21 @@ def of_sex(shape: Shape, sex: str) -> Shape:
     """The shape of a woman or a man: conditioned on Anny's `gender`. Raises BolidError for another word."""
     if sex not in SEXES:
         raise BolidError(f"--sex is {sex!r}", f"choose {' or '.join(SEXES)}, or leave it out")
-    row = np.zeros((1, len(PARAMETERS)))
+    row = np.zeros((1, len(shape.covariance)))
     row[0, PARAMETERS.index("gender")] = 1.0
-    mean, covariance = _linear_update(shape, row, np.array([SEXES[sex]]), np.array([SEX_SD]))
-    return replace(shape, mean=mean, covariance=covariance)
+    off = np.array([SEXES[sex] - shape.mean[PARAMETERS.index("gender")]])
+    change, covariance = _linear_update(shape.covariance, row, off, np.array([SEX_SD]))
+    return replace(shape, mean=shape.mean + change[: len(PARAMETERS)], covariance=covariance)
 
 
-def _linear_update(shape: Shape, rows: np.ndarray, values: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance after observing rows @ x = values, each with its sd."""
-    cross = shape.covariance @ rows.T
+def _linear_update(
+    covariance: np.ndarray, rows: np.ndarray, off: np.ndarray, sd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Change of the mean, and covariance, after observing rows @ state, `off` from what was expected, with its sd."""
+    cross = covariance @ rows.T
     gain = np.linalg.solve(rows @ cross + np.diag(sd**2), cross.T).T
-    mean = shape.mean + gain @ (values - rows @ shape.mean)
-    covariance = shape.covariance - gain @ cross.T
-    return mean, (covariance + covariance.T) / 2
+    after = covariance - gain @ cross.T
+    return gain @ off, (after + after.T) / 2
 
 
 def within_bounds(parameters: np.ndarray) -> np.ndarray:
@@ -146,16 +152,23 @@ def measure_body(parameters: np.ndarray) -> np.ndarray:
     return measuring_tape().measure(body_model().rest(within_bounds(parameters)))
 
 
-def jacobian(parameters: np.ndarray) -> np.ndarray:
-    """d measurements / d parameters [K, P] at [P].
+def residuals(parameters: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """u [..., K] of bodies with parameters [..., P] and measurements [..., K]."""
+    people = population()
+    return sizes / parameters[..., :1] ** POWERS - parameters @ people.slope.T - people.intercept
 
-    The slope is the population's, by regression of measurement over stature: it looks across the kinks that Anny's
-    parameters have, and costs nothing. The stature scales the mesh, so its own column follows from the measurements.
+
+def jacobian(parameters: np.ndarray) -> np.ndarray:
+    """d measurements / d state [K, S] at the parameters [P].
+
+    The slope is the population's; what it leaves out is in the residuals. The stature scales the mesh, so its column
+    follows from the measurements.
     """
     at = within_bounds(parameters)
-    columns = population().slope * at[0] ** _POWERS[:, None]
-    columns[:, 0] = _POWERS * measure_body(at[None])[0] / at[0]
-    return columns
+    size = at[0] ** POWERS
+    columns = population().slope * size[:, None]
+    columns[:, 0] = POWERS * measure_body(at[None])[0] / at[0]
+    return np.concatenate([columns, np.diag(size)], 1)
 
 
 def measured(shape: Shape) -> Measured:
@@ -174,58 +187,66 @@ def condition(shape: Shape, known: Mapping[str, Known]) -> Shape:
     """
     if not known:
         return shape
-    mean, slope, distance = _most_probable(shape, known)
     from scipy.stats import chi2
 
+    rows = names_of(known)
+    target, sd = (np.array([entry[i] for entry in known.values()]) for i in (0, 1))
+    start = state_of(shape.mean)
+    found = most_probable(start, shape.covariance, known)
+    slope, reading = jacobian(found)[rows], measure_body(found[None])[0][rows]
+    off = target - reading + slope @ (state_of(found) - start)  # from what the shape expects
+    expected = slope @ shape.covariance @ slope.T + np.diag(sd**2)
+    distance = max(float(off @ np.linalg.solve(expected, off)), float(np.sum(((reading - target) / sd) ** 2)))
     if chi2.sf(distance, len(known)) < IMPLAUSIBLE:
         raise _contradiction(shape, known, slope, math.sqrt(distance))
-    rows = [NAMES.index(name) for name in known]
-    sd = np.array([entry.sd for entry in known.values()])
-    _, covariance = _linear_update(shape, slope[rows], np.zeros(len(rows)), sd)
-    return Shape(mean, covariance, {**shape.known, **known})
+    _, covariance = _linear_update(shape.covariance, slope, np.zeros(len(rows)), sd)
+    return Shape(found, covariance, {**shape.known, **known})
 
 
-def _most_probable(shape: Shape, known: Mapping[str, Known]) -> tuple[np.ndarray, np.ndarray, float]:
-    """The most probable parameters [P] within their bounds, the slope [K, P] there, and the squared distance: of the
-    parameters from the shape and of the measurements from what is known, each in its standard deviations.
+def state_of(parameters: np.ndarray) -> np.ndarray:
+    """The state [S] of a body with parameters [P]."""
+    return np.concatenate([parameters, residuals(parameters, measure_body(parameters[None])[0])])
+
+
+def most_probable(state: np.ndarray, covariance: np.ndarray, known: Mapping[str, Known]) -> np.ndarray:
+    """The parameters [P], within their bounds, of the most probable body under N(state, covariance) and what is known.
+
+    A body's residuals follow from its parameters, so the mesh decides. Gauss-Newton.
     """
     from scipy.optimize import lsq_linear
 
-    rows = [NAMES.index(name) for name in known]
+    rows, count = names_of(known), len(PARAMETERS)
     target, sd = (np.array([entry[i] for entry in known.values()]) for i in (0, 1))
-    scale = np.sqrt(np.diag(shape.covariance)) + 1e-6
-    whiten = np.linalg.inv(np.linalg.cholesky(shape.covariance + np.diag((1e-4 * scale) ** 2)))
+    jitter = np.maximum(1e-4 * np.sqrt(np.diag(covariance).clip(0)), 1e-6)
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance + np.diag(jitter**2)))
     low, high = bounds()
-    at = within_bounds(shape.mean)
-    slope = jacobian(at)
+    at = within_bounds(state[:count])
     for _ in range(_STEPS):
-        reading = measure_body(at[None])[0][rows]
-        matrix = np.concatenate([whiten, slope[rows] / sd[:, None]])
-        wanted = np.concatenate([whiten @ shape.mean, (target - reading + slope[rows] @ at) / sd])
+        sizes, slope = measure_body(at[None])[0], jacobian(at)[:, :count]
+        offset = np.concatenate([np.zeros(count), residuals(at, sizes)])
+        matrix = np.concatenate([whiten[:, :count], slope[rows] / sd[:, None]])
+        wanted = np.concatenate([whiten @ (state - offset), (target - sizes[rows] + slope[rows] @ at) / sd])
         found = np.clip(lsq_linear(matrix, wanted, (low - 1e-9, high + 1e-9)).x, low, high)
-        moved = np.abs(slope[rows] @ (found - at)).max()
+        moved = float(np.abs(slope @ (found - at)).max())
         at = found
         if moved < _CLOSE:
             break
-    residual = (measure_body(at[None])[0][rows] - target) / sd
-    return at, jacobian(at), float(np.sum((whiten @ (at - shape.mean)) ** 2) + np.sum(residual**2))
+    return at
 
 
 def _contradiction(shape: Shape, known: Mapping[str, Known], slope: np.ndarray, distance: float) -> BolidError:
     """What is refused, and the most that is plausible of the measurement that fits the others least."""
     expected, spread, off = {}, {}, {}
-    for name in known:
-        others = {other: entry for other, entry in known.items() if other != name}
-        mean, covariance = shape.mean, shape.covariance
+    entries, now = list(known.values()), measure_body(shape.mean[None])[0][names_of(known)]
+    for i, name in enumerate(known):
+        others = [j for j in range(len(entries)) if j != i]
+        change, covariance = np.zeros(len(shape.covariance)), shape.covariance
         if others:
-            rows = slope[[NAMES.index(other) for other in others]]
-            target = np.array([entry.value for entry in others.values()])
-            reading = measure_body(shape.mean[None])[0][[NAMES.index(other) for other in others]]
-            sd = np.array([entry.sd for entry in others.values()])
-            mean, covariance = _linear_update(shape, rows, target - reading + rows @ shape.mean, sd)
-        row, k = slope[NAMES.index(name)], NAMES.index(name)
-        expected[name] = measure_body(mean[None])[0][k]
-        spread[name] = math.sqrt(row @ covariance @ row)
+            off_others = np.array([entries[j].value - now[j] for j in others])
+            sd = np.array([entries[j].sd for j in others])
+            change, covariance = _linear_update(shape.covariance, slope[others], off_others, sd)
+        expected[name] = now[i] + float(slope[i] @ change)
+        spread[name] = math.sqrt(slope[i] @ covariance @ slope[i])
         off[name] = abs(known[name].value - expected[name]) / math.hypot(spread[name], known[name].sd)
     worst = max(off, key=lambda name: off[name])
     given = ", ".join(said(name, entry.value) for name, entry in known.items())
@@ -263,10 +284,10 @@ def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True) -> Sh
     kept = set(HELD) | (set() if "weight" in targets else set(GIRTHS)) if hold else set[str]()
     known = {name: Known(value, 0.002) for name, value in targets.items()}
     known |= {name: Known(float(now[NAMES.index(name)]), 0.004) for name in NAMES if name in kept - set(targets)}
-    spread = population().shape.covariance.copy()
+    spread = population().covariance.copy()
     gender = PARAMETERS.index("gender")  # nobody's sex changes
     spread[gender], spread[:, gender] = 0, 0
-    mean, _, _ = _most_probable(Shape(shape.mean, spread), known)
+    mean = most_probable(state_of(shape.mean), spread, known)
     found = measure_body(mean[None])[0]
     for name, value in targets.items():
         reached = found[NAMES.index(name)]
@@ -278,17 +299,20 @@ def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True) -> Sh
     return Shape(mean, shape.covariance, shape.known)
 
 
-# ---- what people type ---------------------------------------------------------------------------------------------
+# ---- helpers ---------------------------------------------------------------------------------------------
 
 
 def draw(shape: Shape, count: int, seed: int) -> np.ndarray:
-    """`count` bodies [count, P] from the Gaussian, within the bounds."""
+    """`count` bodies [count, P] from the Gaussian of the parameters, within the bounds."""
+    count_of = len(PARAMETERS)
     rng = np.random.default_rng(seed)
-    return within_bounds(rng.multivariate_normal(shape.mean, shape.covariance, count, method="eigh"))
+    return within_bounds(
+        rng.multivariate_normal(shape.mean, shape.covariance[:count_of, :count_of], count, method="eigh")
+    )
 
 
 def names_of(names: Iterable[str]) -> Sequence[int]:
-    """Rows of measurements by name. Raises BolidError for an unknown one."""
+    """The rows of measurements, by name. Raises BolidError for an unknown one."""
     for name in names:
         if name not in NAMES:
             raise BolidError(f"there is no measurement {name!r}", f"the measurements are {', '.join(NAMES)}")

@@ -17,11 +17,12 @@ KIND = "profile"
 
 
 class ProfileBody(NamedTuple):
-    """The body in metres: a Gaussian over the P parameters of `bolid.body.mesh`, and over its K measurements
-    (`bolid.body.measurements`; metres, and kilograms for the weight)."""
+    """The body in metres: P parameters (`bolid.body.mesh`), the covariance of its state of S = P + K
+    (`bolid.body.shape`), K measurements (`bolid.body.measurements`; the weight in kilograms) and their covariance.
+    """
 
     shape_mean: torch.Tensor  # f32 [P]
-    shape_covariance: torch.Tensor  # f32 [P, P]
+    shape_covariance: torch.Tensor  # f32 [S, S]
     measurements: torch.Tensor  # f32 [K]
     measurements_covariance: torch.Tensor  # f32 [K, K]
 

@@ -18,7 +18,7 @@ import torch
 
 from bolid.body.measurements import NAMES
 from bolid.body.mesh import PARAMETERS, parameters_of
-from bolid.body.shape import KIND, POPULATION_FILE, measure_body
+from bolid.body.shape import KIND, POPULATION_FILE, POWERS, measure_body
 from bolid.formats.tensors import save_tensors
 from bolid.run import derive_seed, run_record
 from bolid.synth.people import sample_person
@@ -46,18 +46,20 @@ def main() -> None:
     torch.set_num_threads(1)
     bodies = np.stack([body_of(seed) for seed in range(*SEEDS)])
     measurements = np.concatenate([measure_body(part) for part in np.array_split(bodies, len(bodies) // 40)])
-    both = np.concatenate([bodies, measurements], 1)
     women = bodies[:, PARAMETERS.index("gender")] > 0.5
     steps = np.linspace(0, 1, QUANTILES)
     quantiles = np.stack([np.quantile(measurements[sex], steps, axis=0) for sex in (women, ~women)])
-    powers = np.array([3.0 if name == "weight" else 1.0 for name in NAMES])
-    ratios = measurements / bodies[:, :1] ** powers
-    x = np.concatenate([np.ones((len(bodies), 1)), bodies[:, 1:]], 1)
-    slope = np.linalg.lstsq(x, ratios, rcond=None)[0].T
-    slope[:, 0] = 0  # the stature's column
-    unexplained = (ratios - x @ np.linalg.lstsq(x, ratios, rcond=None)[0]).std(0) / ratios.std(0).clip(1e-9)
+    ratios = measurements / bodies[:, :1] ** POWERS
+    line = np.linalg.lstsq(np.concatenate([np.ones((len(bodies), 1)), bodies[:, 1:]], 1), ratios, rcond=None)[0].T
+    intercept, slope = line[:, 0], np.concatenate([np.zeros((len(line), 1)), line[:, 1:]], 1)  # none on the stature
+    rest = ratios - bodies @ slope.T - intercept
+    unexplained = rest.std(0) / ratios.std(0).clip(1e-9)
     print("not linear, standard deviations:", dict(zip(NAMES, unexplained.round(3).tolist(), strict=True)))
-    tensors = {"mean": both.mean(0), "covariance": np.cov(both.T), "slope": slope, "quantiles": quantiles}
+    covariance = np.zeros((len(PARAMETERS) + len(NAMES),) * 2)
+    covariance[: len(PARAMETERS), : len(PARAMETERS)] = np.cov(bodies.T)
+    covariance[len(PARAMETERS) :, len(PARAMETERS) :] = np.cov(rest.T)  # no correlation: least squares
+    tensors = {"mean": bodies.mean(0), "covariance": covariance, "slope": slope, "intercept": intercept}
+    tensors["quantiles"] = quantiles
     config = {"seeds": SEEDS, "stature": STATURE, "parameters": PARAMETERS}
     record = run_record(KIND, family=None, config=config)
     save_tensors(POPULATION_FILE, {name: torch.from_numpy(value).float() for name, value in tensors.items()}, record)

@@ -95,7 +95,7 @@ def measure(people: Sequence[Encoded], vectors: BodyVectors) -> dict[str, dict]:
             if shape is None:
                 continue
             slope = jacobian(shape.mean)
-            sd = np.sqrt(np.einsum("kp,pq,kq->k", slope, shape.covariance, slope).clip(1e-12))
+            sd = np.sqrt(np.einsum("ks,st,kt->k", slope, shape.covariance, slope).clip(1e-12))
             off = measure_body(shape.mean[None])[0] - sizes
             distance = pve(model.rest(within_bounds(shape.mean)[None])[0], rest)
             entry = results.setdefault(name, {"off": [], "sd": [], "pve": [], "below": []})
@@ -163,8 +163,9 @@ def main() -> None:
     people = encode(args.photos, encoder, args.work)[: args.people]
     results = measure(people, vectors)
     # How well c_body follows from the shape: R2 of the vectors of all photos.
+    none = np.zeros_like(population().covariance)
     known = np.stack([person.fused(range(len(person.mean)))[0] for person in people])
-    made = np.stack([vectors.vector_of(Shape(body_of(person.seed), np.zeros((35, 35))))[0] for person in people])
+    made = np.stack([vectors.vector_of(Shape(body_of(person.seed), none))[0] for person in people])
     r2 = 1 - ((known - made) ** 2).sum() / ((known - known.mean(0)) ** 2).sum()
     facts = (
         f"p(shape | c_body) fitted on {vectors.record['config']['people']} others. c_body of the true shape explains "
