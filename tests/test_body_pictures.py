@@ -79,10 +79,10 @@ def test_maps_that_are_refused(woman):
 def test_the_mannequin_shows_three_views_and_their_lines(woman):
     values = measure_body(woman[None])[0]
     picture = mannequin(measuring_tape(), woman, values, 0.02 * values, "she")
-    assert picture.shape == (1180, 1800, 3) and picture.dtype == np.uint8
+    assert picture.shape == (1180, 2120, 3) and picture.dtype == np.uint8
     paper = (picture == picture[2, 2]).all(2)
     columns = (~paper[300:900]).any(0)
-    assert columns[200:600].mean() > 0.5 and columns[1230:1600].mean() > 0.5
+    assert columns[200:600].mean() > 0.5 and columns[1500:1900].mean() > 0.5
     red = (picture[..., 0].astype(int) - picture[..., 1] > 100).sum()
     assert red > 2000
 

@@ -51,31 +51,37 @@ class View:
 
 @dataclass(frozen=True)
 class Buffer:
-    """What a view shows: `depth` [H, W] (inf: nothing), `normals` [H, W, 3] in the camera's axes, and `mask` [H, W]."""
+    """What a view shows: `depth` [H, W] (inf: nothing), `normals` [H, W, 3] in the camera's axes, `mask` [H, W], and
+    `values` [H, W, C]: quantities of the vertices.
+    """
 
     depth: np.ndarray
     normals: np.ndarray
     mask: np.ndarray
+    values: np.ndarray
 
 
-def draw(view: View, vertices: np.ndarray, faces: np.ndarray) -> Buffer:
-    """The body [V, 3] in a view."""
+def draw(view: View, vertices: np.ndarray, faces: np.ndarray, quantities: np.ndarray | None = None) -> Buffer:
+    """The body [V, 3] in a view, and `quantities` [V, C] of its vertices."""
     depth, triangle, weights = rasterise(view.project(vertices), faces, *view.size)
     mask = triangle >= 0
-    corners = faces[triangle[mask]]
-    normals = np.zeros((*view.size, 3))
-    flat = np.einsum("pk,pkc->pc", weights[mask], surface_normals(vertices, faces)[corners])
+    corners, inside = faces[triangle[mask]], weights[mask]
+    quantities = np.zeros((len(vertices), 0)) if quantities is None else quantities
+    normals = np.zeros((*view.size, 3), np.float32)
+    values = np.zeros((*view.size, quantities.shape[1]), np.float32)
+    flat = np.einsum("pk,pkc->pc", inside, surface_normals(vertices, faces).astype(np.float32)[corners])
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
     normals[mask] = flat @ view.rotation().T
-    return Buffer(depth, normals, mask)
+    values[mask] = np.einsum("pk,pkc->pc", inside, quantities.astype(np.float32)[corners])
+    return Buffer(depth, normals, mask, values)
 
 
-def clay(buffer: Buffer, color: tuple[float, float, float] = (0.80, 0.77, 0.74)) -> np.ndarray:
-    """Float [H, W, 3] in 0..1: a matt body under a soft light from above left, premultiplied by its mask."""
-    normals = buffer.normals
-    key = np.array([-0.45, -0.60, -0.66])
-    fill = np.array([0.7, -0.1, -0.7])
-    light = 0.34 + 0.52 * np.clip(normals @ key, 0, 1) + 0.16 * np.clip(normals @ fill, 0, 1) - 0.06 * normals[..., 1]
-    facing = np.clip(-normals[..., 2], 0, 1)
-    light = light * (0.80 + 0.20 * facing**0.7)
-    return np.clip(light[..., None] * np.array(color), 0, 1) * buffer.mask[..., None]
+def clay(buffer: Buffer, color: np.ndarray) -> np.ndarray:
+    """Float [H, W, 3] in 0..1: a matt body of `color` [H, W, 3] under a soft light from above left; black beside it."""
+    normals = buffer.normals[buffer.mask]
+    key, fill = np.array([-0.45, -0.60, -0.66]), np.array([0.7, -0.1, -0.7])
+    light = 0.42 + 0.46 * np.clip(normals @ key, 0, 1) + 0.16 * np.clip(normals @ fill, 0, 1) - 0.06 * normals[:, 1]
+    light *= 0.82 + 0.18 * np.clip(-normals[:, 2], 0, 1) ** 0.7
+    picture = np.zeros(color.shape, np.float32)
+    picture[buffer.mask] = np.clip(light[:, None] * color[buffer.mask], 0, 1)
+    return picture

@@ -158,8 +158,8 @@ def residuals(parameters: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return sizes / parameters[..., :1] ** POWERS - parameters @ people.slope.T - people.intercept
 
 
-def jacobian(parameters: np.ndarray) -> np.ndarray:
-    """d measurements / d state [K, S] at the parameters [P].
+def jacobian(parameters: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    """d measurements / d state [K, S] at the parameters [P], whose measurements are `sizes` [K] (by default measured).
 
     The slope is the population's; what it leaves out is in the residuals. The stature scales the mesh, so its column
     follows from the measurements.
@@ -167,14 +167,15 @@ def jacobian(parameters: np.ndarray) -> np.ndarray:
     at = within_bounds(parameters)
     size = at[0] ** POWERS
     columns = population().slope * size[:, None]
-    columns[:, 0] = POWERS * measure_body(at[None])[0] / at[0]
+    columns[:, 0] = POWERS * (measure_body(at[None])[0] if sizes is None else sizes) / at[0]
     return np.concatenate([columns, np.diag(size)], 1)
 
 
 def measured(shape: Shape) -> Measured:
     """What a shape measures, and how surely: linearised at its mean."""
-    slope = jacobian(shape.mean)
-    return Measured(measure_body(shape.mean[None])[0], slope @ shape.covariance @ slope.T)
+    values = measure_body(shape.mean[None])[0]
+    slope = jacobian(shape.mean, values)
+    return Measured(values, slope @ shape.covariance @ slope.T)
 
 
 # ---- conditioning -------------------------------------------------------------------------------------------------
@@ -193,8 +194,11 @@ def condition(shape: Shape, known: Mapping[str, Known]) -> Shape:
     target, sd = (np.array([entry[i] for entry in known.values()]) for i in (0, 1))
     start = state_of(shape.mean)
     found = most_probable(start, shape.covariance, known)
-    slope, reading = jacobian(found)[rows], measure_body(found[None])[0][rows]
-    off = target - reading + slope @ (state_of(found) - start)  # from what the shape expects
+    sizes = measure_body(found[None])[0]
+    slope, reading = jacobian(found, sizes)[rows], sizes[rows]
+    off = (
+        target - reading + slope @ (np.concatenate([found, residuals(found, sizes)]) - start)
+    )  # from what the shape expects
     expected = slope @ shape.covariance @ slope.T + np.diag(sd**2)
     distance = max(float(off @ np.linalg.solve(expected, off)), float(np.sum(((reading - target) / sd) ** 2)))
     if chi2.sf(distance, len(known)) < IMPLAUSIBLE:
@@ -222,7 +226,8 @@ def most_probable(state: np.ndarray, covariance: np.ndarray, known: Mapping[str,
     low, high = bounds()
     at = within_bounds(state[:count])
     for _ in range(_STEPS):
-        sizes, slope = measure_body(at[None])[0], jacobian(at)[:, :count]
+        sizes = measure_body(at[None])[0]
+        slope = jacobian(at, sizes)[:, :count]
         offset = np.concatenate([np.zeros(count), residuals(at, sizes)])
         matrix = np.concatenate([whiten[:, :count], slope[rows] / sd[:, None]])
         wanted = np.concatenate([whiten @ (state - offset), (target - sizes[rows] + slope[rows] @ at) / sd])

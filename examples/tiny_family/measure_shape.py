@@ -27,7 +27,7 @@ from bolid.backends.body import BodyEncoder
 from bolid.body.body_vector import BodyVectors, load_body_vectors
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.mesh import body_model
-from bolid.body.shape import Known, Shape, condition, jacobian, measure_body, population, within_bounds
+from bolid.body.shape import Known, Shape, condition, measure_body, measured, population, within_bounds
 from bolid.models.families import get_family
 from bolid.run import derive_seed, write_atomic
 
@@ -94,9 +94,8 @@ def measure(people: Sequence[Encoded], vectors: BodyVectors) -> dict[str, dict]:
             shape = make(person, sizes, np.random.default_rng(derive_seed(person.seed, "measure-shape", name)))
             if shape is None:
                 continue
-            slope = jacobian(shape.mean)
-            sd = np.sqrt(np.einsum("ks,st,kt->k", slope, shape.covariance, slope).clip(1e-12))
-            off = measure_body(shape.mean[None])[0] - sizes
+            found = measured(shape)
+            off, sd = found.values - sizes, found.sd
             distance = pve(model.rest(within_bounds(shape.mean)[None])[0], rest)
             entry = results.setdefault(name, {"off": [], "sd": [], "pve": [], "below": []})
             entry["off"].append(off)
