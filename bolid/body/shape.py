@@ -38,7 +38,7 @@ SEX_SD = 0.0433
 IMPLAUSIBLE = 1e-6
 """Measurements that so small a fraction of the population would exceed in distance contradict each other."""
 
-_STEPS = 8
+_STEPS = 12
 _CLOSE = 5e-4  # metres (kilograms): Gauss-Newton stops when no measurement moves by more
 
 
@@ -215,26 +215,43 @@ def state_of(parameters: np.ndarray) -> np.ndarray:
 def most_probable(state: np.ndarray, covariance: np.ndarray, known: Mapping[str, Known]) -> np.ndarray:
     """The parameters [P], within their bounds, of the most probable body under N(state, covariance) and what is known.
 
-    A body's residuals follow from its parameters, so the mesh decides. Gauss-Newton.
+    A body's residuals follow from its parameters, so the mesh decides. Gauss-Newton; how residuals change with
+    parameters is learnt on the way (Broyden 1965), and a step that makes it worse is halved.
     """
     from scipy.optimize import lsq_linear
 
     rows, count = names_of(known), len(PARAMETERS)
     target, sd = (np.array([entry[i] for entry in known.values()]) for i in (0, 1))
-    jitter = np.maximum(1e-4 * np.sqrt(np.diag(covariance).clip(0)), 1e-6)
-    whiten = np.linalg.inv(np.linalg.cholesky(covariance + np.diag(jitter**2)))
+    sigma = np.sqrt(np.diag(covariance).clip(0))
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance + np.diag(np.maximum(1e-4 * sigma, 1e-6) ** 2)))
     low, high = bounds()
     at = within_bounds(state[:count])
+    sizes, bend = measure_body(at[None])[0], np.zeros((len(NAMES), count))
+
+    def misfit(body: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [whiten @ (np.concatenate([body, residuals(body, sizes)]) - state), (sizes[rows] - target) / sd]
+        )
+
+    off = misfit(at, sizes)
     for _ in range(_STEPS):
-        sizes = measure_body(at[None])[0]
-        slope = jacobian(at, sizes)[:, :count]
-        offset = np.concatenate([np.zeros(count), residuals(at, sizes)])
-        matrix = np.concatenate([whiten[:, :count], slope[rows] / sd[:, None]])
-        wanted = np.concatenate([whiten @ (state - offset), (target - sizes[rows] + slope[rows] @ at) / sd])
-        found = np.clip(lsq_linear(matrix, wanted, (low - 1e-9, high + 1e-9)).x, low, high)
-        moved = float(np.abs(slope @ (found - at)).max())
-        at = found
-        if moved < _CLOSE:
+        slope = jacobian(at, sizes)[:, :count] + at[0] ** POWERS[:, None] * bend
+        matrix = np.concatenate([whiten @ np.concatenate([np.eye(count), bend]), slope[rows] / sd[:, None]])
+        step = lsq_linear(matrix, matrix @ at - off, (low - 1e-9, high + 1e-9)).x - at
+        for part in (1.0, 0.5, 0.25):
+            body = np.clip(at + part * step, low, high)
+            moved = measure_body(body[None])[0]
+            after = misfit(body, moved)
+            change = (body - at) / np.maximum(sigma[:count], 1e-6)
+            wrong = residuals(body, moved) - residuals(at, sizes) - bend @ (body - at)
+            bend = bend + np.outer(wrong, change / np.maximum(sigma[:count], 1e-6)) / max(float(change @ change), 1e-12)
+            if after @ after <= off @ off:
+                break
+        else:
+            break
+        done = float(np.abs(moved - sizes).max()) < _CLOSE
+        at, sizes, off = body, moved, after
+        if done:
             break
     return at
 
