@@ -300,10 +300,13 @@ def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True) -> Sh
     """The shape moved to these measurements (metres, kilograms): the most probable change in the population.
 
     With `hold` the other lengths and girths stay (the weight follows; where the weight is set, the girths follow).
+    Without, all follow; the stature only where a length is set.
     Raises BolidError where no body comes near to it.
     """
     now = measure_body(shape.mean[None])[0]
-    kept = set(HELD) | (set() if "weight" in targets else set(GIRTHS)) if hold else set[str]()
+    kept = {"height"} if targets.keys() <= {*GIRTHS, "weight"} else set[str]()
+    if hold:
+        kept = {*HELD, *(() if "weight" in targets else GIRTHS)}
     known = {name: Known(value, 0.002) for name, value in targets.items()}
     known |= {name: Known(float(now[NAMES.index(name)]), 0.004) for name in NAMES if name in kept - set(targets)}
     spread = population().covariance.copy()
