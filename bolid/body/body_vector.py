@@ -179,7 +179,7 @@ def load_body_vectors(path: str | os.PathLike[str], body_encoder: str) -> BodyVe
     tensors, record = load_tensors(path, KIND)
     again = "fit it again: fit_body_shape.py"
     try:
-        model = BodyVectors(*(tensors[name].double().numpy() for name in _TENSORS), record)
+        model = BodyVectors(**{name: tensors[name].double().numpy() for name in _TENSORS}, record=record)
         theirs, config = record["inputs"]["body_encoder"], record["config"]
         known = config["parameters"] == list(PARAMETERS) and config["measurements"] == list(NAMES)
     except (KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def export_mesh(path: str | os.PathLike[str], vertices: np.ndarray, faces: np.nd
     mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False)
     if path.suffix.lower() == ".glb":
         mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(vertices), 2)), material=clay)
-    options = {} if path.suffix.lower() == ".ply" else {"include_normals": True}
-    data = mesh.export(file_type=path.suffix.lower()[1:], **options)
+    options: dict[str, Any] = {} if path.suffix.lower() == ".ply" else {"include_normals": True}
+    data: Any = mesh.export(file_type=path.suffix.lower()[1:], **options)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     return path

@@ -72,7 +72,7 @@ def _check_size(name: str, typed: float, value: float, units: str) -> None:
     row, k = MEASUREMENTS[NAMES.index(name)], NAMES.index(name)
     quantiles = population().quantiles[:, :, k]
     low, high = float(quantiles.min()), float(quantiles.max())
-    low, high = low - 0.25 * (high - low), high + 0.6 * (high - low)
+    low, high = low - 0.1 * (high - low), high + 0.6 * (high - low)
     if name == "height":
         low, high = MIN_STATURE, MAX_STATURE
     if low <= value <= high:

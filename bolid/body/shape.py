@@ -118,7 +118,7 @@ def population() -> Population:
 
     tensors, record = load_tensors(POPULATION_FILE, KIND)
     names = ("mean", "covariance", "slope", "intercept", "quantiles")
-    return Population(*(tensors[name].double().numpy() for name in names), record)
+    return Population(**{name: tensors[name].double().numpy() for name in names}, record=record)
 
 
 def of_sex(shape: Shape, sex: str) -> Shape:
