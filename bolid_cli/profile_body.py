@@ -88,8 +88,11 @@ def print_body(rows: Iterable[MeasurementRow]) -> None:
     cells = [TABLE_HEADERS, *table_rows(rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(TABLE_HEADERS))]
     for row in cells:
-        columns = enumerate(zip(row, widths, strict=True))
-        emit("  ".join(cell.ljust(width) if i in (0, 4) else cell.rjust(width) for i, (cell, width) in columns).rstrip())
+        texts = [
+            cell.ljust(width) if column in (0, 4) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        emit("  ".join(texts).rstrip())
 
 
 def export(
