@@ -8,18 +8,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.models.families import get_family, match_family
 from bolid.person import PersonReader, PhotoReport
-from bolid.run import Progress, pick_device, run_record, sha256_file
+from bolid.run import Progress, atomic_path, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
-    from bolid.formats.profile import Profile
+    import numpy as np
+    import torch
+
+    from bolid.body.profiles import MeasurementRow
+    from bolid.body.shape import Known, Shape
+    from bolid.formats.profile import Profile, ProfileBody
     from bolid.formats.sliders import Sliders
+    from bolid.models.families import Family
+    from bolid.person import Person
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,15 @@ class ProfileResult:
     has_face: bool
     uncertainty: float  # mean standard deviation of the body vector; 1 is "nothing known"
     reports: tuple[PhotoReport, ...]
+    measurements: tuple[MeasurementRow, ...] = ()  # of the body; empty where the encoder knows no shape
 
 
 def make_profile(
     photos: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] = "me.safetensors",
     *,
+    known: Mapping[str, Known] | None = None,
+    sex: str | None = None,
     body_encoder: str | os.PathLike[str] | None = None,
     family: str | None = None,
     device: str = "auto",
@@ -44,25 +54,95 @@ def make_profile(
 ) -> ProfileResult:
     """Make a profile of one person. `photos`: files, or folders of them; one photo is enough, more are better.
 
-    `body_encoder`: by default the family's. Raises BolidError when no photo can be used.
+    `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
+    the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
+    Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
     from bolid.formats.tensors import read_record
 
+    if not photos and not known:
+        raise BolidError("no photo and no measurement given", "name photos, or measurements like --height 172")
     device = pick_device(device)
     if body_encoder is None:
         chosen = get_family(family)
     else:
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
     reader = PersonReader(chosen, device, body_encoder)
-    person = reader.read(_files(photos), progress)
+    if photos:
+        person, shape = _with_shape(reader, reader.read(_files(photos), progress), known, sex)
+    else:
+        person, shape = _measured_person(reader, known or {}, sex)
     inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
     if person.face is not None:
         inputs["face_model"] = person.face_model
-    record = run_record(KIND, family=chosen, inputs=inputs)
-    save_profile(out, person.body_mean, person.body_logvar, person.face, person.view_weights, record)
+    config = {"known": dict(known or {}), "sex": sex} if known or sex else None
+    record = run_record(KIND, family=chosen, config=config, inputs=inputs)
+    body, rows = _body_and_rows(shape)
+    save_profile(out, person.body_mean, person.body_logvar, person.face, person.view_weights, record, body)
     uncertainty = float((0.5 * person.body_logvar).exp().mean())
-    return ProfileResult(Path(out), len(person.sha256), person.face is not None, uncertainty, person.reports)
+    return ProfileResult(Path(out), len(person.sha256), person.face is not None, uncertainty, person.reports, rows)
+
+
+def _with_shape(
+    reader: PersonReader, person: Person, known: Mapping[str, Known] | None, sex: str | None
+) -> tuple[Person, Shape | None]:
+    """The shape that photos show and measurements tell; the body vector follows the measurements."""
+    if not _knows_shape(reader.family, reader.encoder.space):
+        if known or sex:
+            raise BolidError(
+                f"the body encoder of family {reader.family.name!r} knows no shape: measurements cannot be used",
+                "leave them out, or fit a body-shape file: examples/tiny_family/fit_body_shape.py",
+            )
+        return person, None
+    from bolid.body.body_vector import load_body_vectors
+    from bolid.body.profiles import body_from_vector
+
+    vectors = load_body_vectors(reader.family.body_shape, reader.encoder.space)
+    people = reader.encoder.population
+    spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
+    mean, logvar = person.body_mean.double().numpy(), person.body_logvar.double().numpy()
+    views = len(person.view_weights)
+    seen, shape = body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
+    if not known:
+        return person, shape
+    return replace(person, body_mean=_tensor(vectors.moved(mean, seen, shape))), shape
+
+
+def _measured_person(reader: PersonReader, known: Mapping[str, Known], sex: str | None) -> tuple[Person, Shape]:
+    """Somebody of whom there is no photo."""
+    import torch
+
+    from bolid.body.body_vector import load_body_vectors
+    from bolid.body.profiles import body_from_measurements
+    from bolid.person import Person
+
+    vectors = load_body_vectors(reader.family.require("body_shape"), reader.encoder.space)
+    shape = body_from_measurements(known, sex)
+    mean, logvar = map(_tensor, vectors.vector_of(shape))
+    return Person(mean, logvar, None, torch.zeros(0), (), "", ()), shape
+
+
+def _knows_shape(family: Family, body_encoder: str) -> bool:
+    """Whether the family has a body-shape file, and for this body encoder."""
+    from bolid.formats.tensors import read_record
+
+    return family.has("body_shape") and read_record(family.body_shape)["inputs"].get("body_encoder") == body_encoder
+
+
+def _body_and_rows(shape: Shape | None) -> tuple[ProfileBody | None, tuple[MeasurementRow, ...]]:
+    if shape is None:
+        return None, ()
+    from bolid.body.profiles import stored, table
+
+    body = stored(shape)
+    return body, table(shape, body)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(values).float()
 
 
 # ---- profiles of profiles -----------------------------------------------------------------------------------------
@@ -94,6 +174,13 @@ class EditResult:
     path: Path
     before: tuple[Reading, ...]
     after: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class ReshapeResult:
+    path: Path
+    before: tuple[MeasurementRow, ...]
+    after: tuple[MeasurementRow, ...]
 
 
 def mix_profiles(
@@ -184,6 +271,124 @@ def show_profile(
 
     person = load_profile(profile)
     return _readings(_sliders(person, sliders)[1], person.body_mean)
+
+
+# ---- the body of a profile ----------------------------------------------------------------------------------------
+
+
+def reshape_profile(
+    profile: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "edited.safetensors",
+    *,
+    changes: Mapping[str, str],
+    hold: bool = True,
+) -> ReshapeResult:
+    """Write a profile whose body measures something else: `changes` like {"waist": "-4cm", "inseam": "+2sd"}.
+
+    With `hold` the other measurements stay (but the weight); else they follow as in the population. The face stays, and
+    the body vector follows the shape. Raises BolidError where no such body is near, and without a body-shape file.
+    """
+    from bolid.body.body_vector import load_body_vectors
+    from bolid.body.profiles import read_targets, shape_in, table
+    from bolid.body.shape import edit
+    from bolid.formats.profile import KIND, load_profile, save_profile
+
+    person = load_profile(profile)
+    file = get_family(person.record["family"]).require("body_shape")
+    vectors = load_body_vectors(file, person.record["inputs"].get("body_encoder", ""))
+    before = shape_in(person, file)
+    after = edit(before, read_targets(before, changes), hold=hold)
+    mean = vectors.moved(person.body_mean.double().numpy(), before, after)
+    inputs = {"profile": sha256_file(profile), "body_shape": sha256_file(file)} | _made_with(person)
+    inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(_photos(person))}
+    config = {"set": dict(changes), "hold": "all" if hold else "none"}
+    record = run_record(KIND, family=person.record["family"], config=config, inputs=inputs)
+    body, rows = _body_and_rows(after)
+    save_profile(out, _tensor(mean), person.body_logvar, person.face, person.view_weights, record, body)
+    return ReshapeResult(Path(out), table(before, person.body), rows)
+
+
+def body_of(profile: str | os.PathLike[str]) -> tuple[Shape, tuple[MeasurementRow, ...]]:
+    """The shape of a profile's body, and what it measures."""
+    from bolid.body.profiles import shape_in, table
+    from bolid.formats.profile import load_profile
+
+    person = load_profile(profile)
+    family = get_family(person.record["family"])
+    shape = shape_in(person, family.body_shape if family.has("body_shape") else None)
+    return shape, table(shape, person.body)
+
+
+def measurements_of(profile: str | os.PathLike[str]) -> tuple[MeasurementRow, ...]:
+    """What a profile's body measures; empty where neither the profile nor its family knows of a shape."""
+    from bolid.formats.profile import load_profile
+
+    person = load_profile(profile)
+    if person.body is None and not _knows_shape(
+        get_family(person.record["family"]), person.record["inputs"].get("body_encoder", "")
+    ):
+        return ()
+    return body_of(profile)[1]
+
+
+def picture_profile(profile: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write the mannequin: front, side and back of a profile's body with its measuring lines, a PNG."""
+    from PIL import Image
+
+    from bolid.body.mannequin import mannequin
+    from bolid.body.measurements import MEASUREMENTS, measuring_tape
+
+    if Path(out).suffix.lower() != ".png":
+        raise BolidError(f"--picture {out} is no PNG", "end the name in .png")
+    shape, rows = body_of(profile)
+    scale = [row.scale for row in MEASUREMENTS]
+    values = [row.value / size for row, size in zip(rows, scale, strict=True)]
+    sd = [row.sd / size for row, size in zip(rows, scale, strict=True)]
+    picture = mannequin(measuring_tape(), shape.mean, values, sd, Path(profile).stem)
+    with atomic_path(out) as temporary:
+        Image.fromarray(picture).save(temporary)
+    return Path(out)
+
+
+def export_profile(profile: str | os.PathLike[str], out: str | os.PathLike[str], *, pose: str = "a-pose") -> Path:
+    """Write a profile's body as a mesh: .glb, .obj or .ply, in metres. `pose`: one of `bolid.body.mesh.poses()`."""
+    from bolid.body.export import check_suffix, export_mesh
+    from bolid.body.mesh import body_model
+    from bolid.body.shape import within_bounds
+
+    check_suffix(out)
+    shape, _ = body_of(profile)
+    model = body_model()
+    return export_mesh(out, model.posed(within_bounds(shape.mean), pose), model.faces)
+
+
+def export_maps(
+    profile: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "maps",
+    *,
+    maps: Sequence[str] = ("depth", "normal", "silhouette", "openpose"),
+    pose: str = "standing",
+    size: tuple[int, int] = (1216, 832),
+    turn: float = 0.0,
+) -> tuple[Path, ...]:
+    """Write control maps of a profile's body in a pose, `out`/depth.png and so on; `size` = (height, width)."""
+    from PIL import Image
+
+    from bolid.body.maps import control_maps
+    from bolid.body.mesh import body_model
+    from bolid.body.shape import within_bounds
+
+    shape, _ = body_of(profile)
+    made = control_maps(body_model(), within_bounds(shape.mean), tuple(maps), pose=pose, size=size, turn=turn)
+    paths = []
+    for name, picture in made.items():
+        with atomic_path(Path(out) / f"{name}.png") as temporary:
+            Image.fromarray(picture).save(temporary)
+        paths.append(Path(out) / f"{name}.png")
+    return tuple(paths)
+
+
+# ---- sliders ------------------------------------------------------------------------------------------------------
 
 
 def read_changes(texts: Sequence[str]) -> dict[str, float]:

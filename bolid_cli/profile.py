@@ -1,4 +1,4 @@
-"""``bolid profile``, and ``bolid profile mix``, ``edit`` and ``show``."""
+"""``bolid profile``, and ``bolid profile mix``, ``edit``, ``export`` and ``show``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+import bolid_cli.profile_body as body
+from bolid.errors import BolidError
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
@@ -23,8 +25,18 @@ from bolid_cli._streams import emit
 
 def profile(
     photos: Annotated[
-        list[Path], typer.Argument(help="Photos of one person, or their folder. One of the whole body is enough.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Photos of one person, or their folder. One of the whole body is enough."),
+    ] = None,
+    height: body.HeightOption = None,
+    inseam: body.InseamOption = None,
+    chest: body.ChestOption = None,
+    waist: body.WaistOption = None,
+    hip: body.HipOption = None,
+    weight: body.WeightOption = None,
+    measure: body.MeasureOption = None,
+    sex: body.SexOption = None,
+    units: body.UnitsOption = "cm",
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("me.safetensors"),
     body_encoder: Annotated[
         Path | None, typer.Option(help="Body encoder that `bolid train-vae` has written. Default: the family's.")
@@ -36,22 +48,30 @@ def profile(
 ) -> None:
     """Make a small file of a person's body and face. From then on the photos are not needed any more.
 
-    More and better photos make the body more certain; their order does not matter. `bolid profile mix`, `edit` and
-    `show` work on such files; if there is a file or folder called mix, edit or show, it is read as photos.
+    More and better photos make the body more certain; their order does not matter. Photos do not show size: give the
+    height. Measurements alone make a profile too. `bolid profile mix`, `edit`, `export` and `show` work on such files;
+    if there is a file or folder of one of these names, it is read as photos.
     """
     import bolid.profile
 
+    options = {"height": height, "inseam": inseam, "chest": chest, "waist": waist, "hip": hip, "weight": weight}
+    known = body.known_from(options, measure, units)
     with progress_bar(quiet) as progress:
         result = bolid.profile.make_profile(
-            photos, out, body_encoder=body_encoder, family=family, device=device, progress=progress
-        )
+            photos or [], out, known=known, sex=sex, body_encoder=body_encoder, family=family, device=device,
+            progress=progress,
+        )  # fmt: skip
     rows = [
         (report.photo, report.weight, "yes" if report.face else "no", report.down_to or "-", report.rejected or "-")
         for report in result.reports
     ]
-    print_table(("photo", "weight", "face", "visible down to", "rejected because"), rows, quiet)
-    note(f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)", quiet)
-    if not any(report.down_to == "feet" for report in result.reports):
+    if rows:
+        print_table(("photo", "weight", "face", "visible down to", "rejected because"), rows, quiet)
+    used = f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)"
+    note(used if rows else "no photo: a body from measurements, without a face", quiet)
+    if result.measurements:
+        print_table(body.TABLE_HEADERS, body.table_rows(result.measurements), quiet)
+    if rows and not any(report.down_to == "feet" for report in result.reports):
         note("no photo shows the whole body; an upright full-body photo makes the profile much more certain", quiet)
     if as_json:
         emit_json(result)
@@ -88,19 +108,35 @@ def edit(
     profile: Annotated[Path, typer.Argument(help="File that `bolid profile` wrote.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SLIDER=NUMBER", help="Move the body, in standard deviations of the population."),
+        typer.Option(
+            "--set",
+            metavar="NAME=CHANGE",
+            help="A measurement (waist=-4cm, inseam=+2sd), or a slider in standard deviations (legs=+1).",
+        ),
     ] = None,
+    hold: Annotated[str, typer.Option(help="Whether other measurements stay: all or none.")] = "all",
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("edited.safetensors"),
     sliders: SlidersOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Change a profile's body along its sliders, like --set legs=+1 --set build=-0.5. The face stays.
+    """Change a profile's body, like --set waist=-4cm, or along sliders, like --set legs=+1. The face stays.
 
     One slider leaves the others where they are; `bolid profile show` lists them. The starting profile is not changed.
     """
     import bolid.profile
 
+    if hold not in ("all", "none"):
+        raise BolidError(f"--hold is {hold!r}", "choose all or none")
+    if any(body.has_unit(text) for text in changes or ()):
+        reshaped = bolid.profile.reshape_profile(profile, out, changes=body.with_units(changes), hold=hold == "all")
+        pairs = zip(body.table_rows(reshaped.before), body.table_rows(reshaped.after), strict=True)
+        print_table(("measurement", "before", "after", "±"), [(b[0], b[1], a[1], a[2]) for b, a in pairs], quiet)
+        if as_json:
+            emit_json(reshaped)
+        else:
+            emit_paths([reshaped.path])
+        return
     wanted = bolid.profile.read_changes(changes or [])
     result = bolid.profile.edit_profile(profile, out, changes=wanted, sliders=sliders)
     rows = [(b.slider, b.value, a.value, b.r2) for b, a in zip(result.before, result.after, strict=True)]
@@ -114,17 +150,28 @@ def edit(
 def show(
     profile: Annotated[Path, typer.Argument(help="File that `bolid profile` wrote.")],
     sliders: SlidersOption = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to write: front, side and back with the measuring lines.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a profile's body is on each slider, in standard deviations from the population's mean.
+    """Show what a profile's body measures, and where it is on each slider.
 
-    R2 says how exact a slider is: 1 is exact, 0 is a guess. bolid inspect shows what else is in the file.
+    Sizes are in cm, with ± their standard deviation and the percentile among synthetic adults of the same sex. Photos
+    do not show size: without a known height it is the population's. Sliders are in standard deviations of the
+    population. R2 says how exact a slider is: 1 is exact, 0 is a guess. bolid inspect shows what else is in the file.
     """
     import bolid.profile
 
+    rows = bolid.profile.measurements_of(profile)
     readings = bolid.profile.show_profile(profile, sliders=sliders)
+    if picture is not None:
+        note(f"picture: {bolid.profile.picture_profile(profile, picture)}")
     if as_json:
-        emit_json({"sliders": readings})
+        emit_json({"measurements": rows, "sliders": readings})
     else:
+        if rows:
+            body.print_body(rows)
+            emit("")
         for reading in readings:
             emit(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")

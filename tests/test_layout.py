@@ -45,6 +45,7 @@ LAYERS = {
     "bolid.method": ("bolid.method",),
     "bolid.formats": ("bolid.formats",),
     "bolid.synth": ("bolid.synth", "bolid.method"),
+    "bolid.body": ("bolid.body", "bolid.synth", "bolid.formats", "bolid.method"),
     "bolid.models": ("bolid.models", "bolid.formats", "bolid.backends", "bolid.scales"),
     "bolid.backends": ("bolid.backends", "bolid.formats", "bolid.method", "bolid.models.families", "bolid.scales"),
 }

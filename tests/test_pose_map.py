@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from bolid.errors import BolidError
-from bolid.generate.pose_map import coco_to_openpose, draw_openpose, read_pose
+from bolid.generate.pose_map import read_pose
+from bolid.method.openpose import coco_to_openpose, draw_openpose
 from bolid.models.families import get_family
 
 # A person who faces us, arms down, in 200 x 100 pixels: their right is on our left. COCO's order.

@@ -155,7 +155,7 @@ def test_nothing_usable_leaves_no_file(world, tmp_path):
 
 def test_errors(world, tmp_path):
     family, encoder, photos = world
-    with pytest.raises(BolidError, match="no photo given"):
+    with pytest.raises(BolidError, match="no photo and no measurement given"):
         profile(world, [], tmp_path / "me.safetensors")
     with pytest.raises(BolidError, match="cannot read"):
         profile(world, [tmp_path / "missing.jpg"], tmp_path / "me.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import check_finite, load_tensors, save_tensors
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 KIND = "profile"
 
 
+class ProfileBody(NamedTuple):
+    """The body in metres: P parameters (`bolid.body.mesh`), the covariance of its state of S = P + K
+    (`bolid.body.shape`), K measurements (`bolid.body.measurements`; the weight in kilograms) and their covariance.
+    """
+
+    shape_mean: torch.Tensor  # f32 [P]
+    shape_covariance: torch.Tensor  # f32 [S, S]
+    measurements: torch.Tensor  # f32 [K]
+    measurements_covariance: torch.Tensor  # f32 [K, K]
+
+
 @dataclass(frozen=True)
 class Profile:
     """A person's body as a Gaussian, and the face. D: body dimension of the encoder; M: photos."""
@@ -25,6 +36,7 @@ class Profile:
     face: torch.Tensor | None  # f32 [512], unit length; None where no photo shows the face
     view_weights: torch.Tensor  # f32 [M], each photo's share in body_mean, summing to 1
     record: dict[str, Any] = field(default_factory=dict)
+    body: ProfileBody | None = None  # None in profiles of before there was one, and of encoders that know no shape
 
 
 def save_profile(
@@ -34,6 +46,7 @@ def save_profile(
     face: torch.Tensor | np.ndarray | None,
     view_weights: torch.Tensor | np.ndarray,
     record: dict[str, Any],
+    body: ProfileBody | None = None,
 ) -> None:
     """Write a profile; shapes as in ``Profile``. ``record`` must be of kind "profile"."""
     import torch
@@ -41,6 +54,8 @@ def save_profile(
     tensors = {"body_mean": body_mean, "body_logvar": body_logvar, "view_weights": view_weights}
     if face is not None:
         tensors["face"] = face
+    if body is not None:
+        tensors |= body._asdict()
     save_tensors(path, {name: torch.as_tensor(value).float() for name, value in tensors.items()}, record)
 
 
@@ -52,4 +67,6 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
         raise BolidError(f"{path} lacks parts of a profile: it has {sorted(tensors)}", "make it again: bolid profile")
     check_finite(path, tensors)
     face = tensors.get("face")
-    return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record)
+    parts = [tensors[name].float() for name in ProfileBody._fields if name in tensors]
+    body = ProfileBody(*parts) if len(parts) == len(ProfileBody._fields) else None
+    return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record, body)

@@ -39,6 +39,7 @@ _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
+    "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
     "caption": ("caption", "a captioning model in transformers' layout"),
@@ -54,6 +55,7 @@ _WORDS = {
     "controlnet": "ControlNet",
     "few_steps_lora": "few-step LoRA",
     "body_sliders": "body sliders",
+    "body_shape": "body shape",
     "unet": "UNet",
     "base_config": "base configs",
 }
@@ -157,6 +159,7 @@ class Family:
     controlnet: Path
     few_steps_lora: Path
     body_sliders: Path
+    body_shape: Path
     unet: Path
     base_config: Path
     caption: Path

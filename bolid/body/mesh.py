@@ -1,0 +1,140 @@
+"""The mesh of an adult's body: shape parameters -> vertices in metres, at rest and in a pose.
+
+The body is Anny's. Its own statures run from 1.3 to 2.4 m over the parameters that `bolid.synth` draws, which no adult
+population does, so size is a parameter of its own here: Anny's parameters say the proportions, and the mesh is scaled
+to the stature. Photos do not show size, so for them the two descriptions are the same.
+
+Shapes: B bodies, P parameters, V vertices, F triangles. Axes: x to the person's left, y to the back, z up.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bolid.errors import BolidError
+from bolid.synth.people import ADULT_AGE, BODY_CHANGES, HEAD_CHANGES, PHENOTYPES
+from bolid.synth.poses import ASYMMETRIC_ROTATIONS, POSE_ROTATIONS, rotation
+
+CHANGES = (*BODY_CHANGES, *HEAD_CHANGES)
+PARAMETERS = ("stature", *PHENOTYPES, *CHANGES)
+"""Stature in metres, Anny's phenotypes (0..1) and its shape changes (-1..1; `{s}`: both sides alike)."""
+
+MIN_STATURE, MAX_STATURE = 1.40, 2.20
+"""Adults in metres. Nothing outside is a body here."""
+
+NEUTRAL = {"gender": 0.5, "age": 0.75, "muscle": 0.5, "weight": 0.5, "height": 0.5, "proportions": 0.5}
+"""The body whose vertices give the canonical coordinates."""
+
+A_POSE = "a-pose"
+"""The pose at rest: arms 45 degrees down."""
+
+
+def bounds() -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest value of each parameter, each [P]: what the mesh takes, adults only."""
+    limits = {"stature": (MIN_STATURE, MAX_STATURE), **{name: (0.0, 1.0) for name in PHENOTYPES}}
+    limits["age"] = (ADULT_AGE, 1.0)
+    low, high = np.array([limits.get(name, (-1.0, 1.0)) for name in PARAMETERS]).T
+    return low, high
+
+
+def parameters_of(phenotypes: Mapping[str, float], local_changes: Mapping[str, float], stature: float) -> np.ndarray:
+    """[P] of a synthetic person (of whose two sides the left is taken: they are alike) at this stature in metres."""
+    changes = [local_changes.get(name.format(s="l"), 0.0) for name in CHANGES]
+    return np.array([stature, *(phenotypes[name] for name in PHENOTYPES), *changes])
+
+
+def poses() -> tuple[str, ...]:
+    """The names of the poses that `BodyModel.posed` knows."""
+    return (A_POSE, *POSE_ROTATIONS)
+
+
+class BodyModel:
+    """Anny, ready to make bodies. Build it once: `body_model()`.
+
+    `faces` int32 [F, 3]; `canonical` f32 [V, 3]: where each vertex lies on the neutral adult, over stature, floor at 0;
+    `joints`: bone -> where it begins, in the same coordinates; `arm`, `head` f32 [V]: how far a vertex belongs to one.
+    """
+
+    def __init__(self) -> None:
+        from bolid.synth.body import anny_body
+
+        self._body = anny_body()
+        self._anny = self._body.model
+        self.faces: np.ndarray = self._body.faces
+        self.canonical: np.ndarray = self._body.canonical
+        self.arm, self.head = self._body.arm, self._body.head
+        sources = {name.format(s=side): PARAMETERS.index(name) for name in CHANGES for side in "lr"}
+        self._phenotypes = [PARAMETERS.index(name) for name in self._anny.phenotype_labels]
+        self._changes = [sources[label] for label in self._anny.local_change_labels]
+        rest, heads, _ = self._body.rest(NEUTRAL, {})
+        joints = (heads - [0, 0, rest[:, 2].min()]) / np.ptp(rest[:, 2])
+        self.joints: dict[str, np.ndarray] = dict(zip(self._anny.bone_labels, joints, strict=True))
+
+    def _coefficients(self, parameters: np.ndarray) -> Any:
+        import torch
+
+        inputs = torch.as_tensor(np.asarray(parameters), dtype=torch.float32)
+        none = torch.zeros(len(inputs), 0)  # facial actions
+        return self._anny._get_phenotype_blendshape_coefficients(
+            inputs[:, self._phenotypes], inputs[:, self._changes], none
+        )
+
+    def rest(self, parameters: np.ndarray) -> np.ndarray:
+        """Vertices f64 [B, V, 3] in metres, in A-pose, floor at 0, of parameters [B, P]."""
+        import torch
+
+        with torch.no_grad():
+            vertices = self._anny.get_rest_vertices(self._coefficients(parameters)).double().numpy()
+        low, high = vertices[:, :, 2].min(1), vertices[:, :, 2].max(1)
+        scale = np.asarray(parameters)[:, 0] / (high - low)
+        return (vertices - low[:, None, None] * [0, 0, 1]) * scale[:, None, None]
+
+    def posed(self, parameters: np.ndarray, pose: str = "standing") -> np.ndarray:
+        """Vertices f64 [V, 3] in metres, floor at 0, of one body [P] in one of `poses()`.
+
+        The scale is that at rest, so a body that squats is lower. Raises BolidError for an unknown pose.
+        """
+        if pose not in poses():
+            raise BolidError(f"there is no pose {pose!r}", f"the poses are {', '.join(poses())}")
+        if pose == A_POSE:
+            return self.rest(parameters[None])[0]
+        import torch
+
+        with torch.no_grad():
+            model = self._anny.get_rest_model(self._coefficients(parameters[None]))
+        vertices, _ = self._body.pose(model, _rotations(pose))
+        scale = parameters[0] / np.ptp(model["rest_vertices"][0, :, 2].numpy())
+        vertices = vertices.astype(np.float64) * scale
+        return vertices - [0, 0, vertices[:, 2].min()]
+
+    def keypoints(self, vertices: np.ndarray) -> np.ndarray:
+        """COCO's 17 keypoints [17, 3] in metres of vertices [V, 3]."""
+        return self._body.keypoints_of(vertices[None])[0]
+
+    def waist_loop(self) -> np.ndarray:
+        """The vertices of the closed line that Anny takes for the waist [n], in order."""
+        return self._body.waist_loop
+
+
+@functools.cache
+def body_model() -> BodyModel:
+    """The body model, built once a process."""
+    return BodyModel()
+
+
+def volume(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Volume [...] in cubic metres of closed meshes [..., V, 3]."""
+    a, b, c = (vertices[..., faces[:, i], :] for i in range(3))
+    return np.abs(np.einsum("...fi,...fi->...", np.cross(a, b), c)) / 6
+
+
+def _rotations(pose: str) -> dict[str, np.ndarray]:
+    """Each bone's rotation matrix in a pose."""
+    angles: dict[str, tuple[float, float, float]] = {}
+    for bone, (x, y, z) in POSE_ROTATIONS[pose].items():
+        angles[f"{bone}.L"], angles[f"{bone}.R"] = (x, y, z), (x, -y, -z)
+    return {bone: rotation(*turn) for bone, turn in {**angles, **ASYMMETRIC_ROTATIONS.get(pose, {})}.items()}
