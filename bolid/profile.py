@@ -178,6 +178,8 @@ class EditResult:
 
 @dataclass(frozen=True)
 class ReshapeResult:
+    """What `reshape_profile` wrote, and the measurements before and after."""
+
     path: Path
     before: tuple[MeasurementRow, ...]
     after: tuple[MeasurementRow, ...]

@@ -5,7 +5,7 @@
 
 TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
 encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
-found them, drawn by bolid/method/openpose.py; that is what `bolid generate --pose-from` will show it. Half of the captions are
+found them, drawn by bolid/method/openpose.py, as `bolid generate --pose-from` draws them. Half of the captions are
 dropped, so that the pose must come from the skeleton. The copy is without the attention, which costs more weights than
 the rest: a skeleton needs no text. bf16 where the hardware has it. About 0.6 of a second a step of 32 on one core;
 2,000 steps. Resumable: the same command goes on from OUT/.checkpoint.safetensors.
