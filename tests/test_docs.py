@@ -233,7 +233,10 @@ def test_figures_in_readme_are_those_of_the_experiment():
     table = text_of(ROOT / "README.md")
     words = ("build-words", "bolid-8")
     keys = ("body_ratio_correlation", "body_auc", "body_rank1", "text_score", "face_found")
-    for (peer, method), key in [*((words, key) for key in keys), (("ip-adapter-attention", "bolid-8-equal"), "body_auc")]:
+    for (peer, method), key in [
+        *((words, key) for key in keys),
+        (("ip-adapter-attention", "bolid-8-equal"), "body_auc"),
+    ]:
         theirs = measured["methods"][peer]["metrics"][key]["value"]
         value, low, high = (measured["against"][peer][method][key][name] for name in ("value", "low", "high"))
         row = rf"\({theirs:.3f}\) \| {value:+.3f} \| {low:.3f} to {high:.3f} \|".replace("+", r"\+")

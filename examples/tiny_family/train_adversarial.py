@@ -7,9 +7,10 @@ for the next one, as the sampler does it. A pool of pictures goes through these 
 each level is trained on what the sampler makes before it, at no further cost.
 The discriminator has a logit at each position of latents noised at random: small convolutions on the frozen UNet's
 features (LADD, Sauer et al. 2024, arXiv:2403.12015) and on the latents themselves. Hinge losses. Each step's features
-serve both sides, so a step costs a third more than one of `train_base.py`.
+serve both sides, so a step costs two and a half times one of `train_base.py`.
 A part of each batch goes on with the diffusion loss on photos, so that the UNet stays a base for any number of steps.
-Stop when the discriminator is at chance (accuracy near 0.5): from there on pictures only grow harder.
+Contrasts drift within minutes: look at each sheet, stop early, and mix the weights with the base's (`--mix`), which
+keeps the sharpness and loses the drift.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ class Discriminator(nn.Module):
         self.near = nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
         self.far = nn.Sequential(nn.SiLU(), nn.Conv2d(64, 128, 4, stride=2, padding=1))
         self.local = nn.ModuleList([head(64), head(128, stride=2)])
-        self._unet = [copy.deepcopy(unet).eval().requires_grad_(False)]  # in a list: it belongs to no checkpoint
+        self.frozen = [copy.deepcopy(unet).eval().requires_grad_(False)]  # in a list: it belongs to no checkpoint
 
     def features(self, x: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """The noisy latents themselves, then the frozen UNet's features of them."""
-        unet = self._unet[0]
+        unet = self.frozen[0]
         embedding = unet.time_embedding(unet.get_time_embed(x, t))
         found, y = [x], unet.conv_in(x)
         skips = [y]
@@ -125,12 +126,17 @@ class AdversarialStep:
         a = self.alphas[t].view(-1, 1, 1, 1)
         return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
-    def generate(self, pool: Pool, hidden: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """x0-hat [B, C, h, w] of the pool's pictures, each noised to its level."""
+    def generate(self, pool: Pool, hidden: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x0-hat [B, C, h, w] of the pool's pictures, each noised to its level; and how far the means over 4x4
+        positions are from what the base made of them: without that, contrasts grow."""
         t = self.levels[pool.level]
         noisy = self.noised(pool.x0, t, noise)
         a = self.alphas[t].view(-1, 1, 1, 1)
-        return a.sqrt() * noisy - (1 - a).sqrt() * self.unet(noisy, t, hidden).sample.float()
+        v = self.unet(noisy, t, hidden).sample.float()
+        with torch.no_grad():
+            v_of_base = self.discriminator.frozen[0](noisy, t, hidden).sample.float()
+        drift = F.avg_pool2d((1 - a).sqrt() * (v - v_of_base), 4).pow(2).mean()
+        return a.sqrt() * noisy - (1 - a).sqrt() * v, drift
 
     def __call__(self, pool: Pool, data: TrainingSet, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Losses; "loss" is the generator's. The discriminator has made its step."""
@@ -138,12 +144,12 @@ class AdversarialStep:
         generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
         real, weights, tokens = data.draw(rng, count)
         noises = torch.randn(3, *real.shape, generator=generator, device=args.device)
-        low = torch.from_numpy(rng.integers(20, 600, count)).to(args.device)  # where details are told from noise
+        low = torch.from_numpy(rng.integers(10, 350, count)).to(args.device)  # where details are told from noise
         with computing(args.device):
             with torch.no_grad():
                 hidden, real_hidden = self.text(pool.tokens)[0], self.text(tokens)[0]
                 of_real = self.discriminator.features(self.noised(real, low, noises[2]), low, real_hidden)
-            made = self.generate(pool, hidden, noises[0])
+            made, drift = self.generate(pool, hidden, noises[0])
             of_made = self.discriminator.features(self.noised(made, low, noises[1]), low, hidden)
             losses = self.discriminate(of_real, [feature.detach() for feature in of_made])
             self.discriminator.requires_grad_(False)
@@ -155,7 +161,11 @@ class AdversarialStep:
                 self.unet, real_hidden[part], real[part], t, noises[0][part], weights[part], self.alphas
             )
         pool.advance(made, rng)
-        return losses | {"loss": args.weight * adversarial + diffusion, "diffusion": diffusion}
+        return losses | {
+            "loss": args.weight * adversarial + diffusion + args.anchor * drift,
+            "diffusion": diffusion,
+            "drift": drift,
+        }
 
     def discriminate(self, real: list[torch.Tensor], made: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """A step of the discriminator; its accuracy near a position, and over all heads."""
@@ -184,11 +194,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=40000, help="photos of each folder at most")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=2e-5)
-    parser.add_argument("--discriminator-lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, default=3e-5)
+    parser.add_argument("--discriminator-lr", type=float, default=1e-3)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
+    parser.add_argument("--anchor", type=float, default=3.0, help="weight of the drift of the picture's coarse values")
     parser.add_argument("--diffusion", type=float, default=0.34, help="fraction of the batch with the diffusion loss")
     parser.add_argument("--decay", type=float, default=0.99, help="of the moving average")
+    parser.add_argument("--mix", type=float, default=0.5, help="exported: the base's weights + this * what was learnt")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sheet-minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -215,6 +227,7 @@ def main() -> None:
         minutes=args.minutes,
         device=args.device,
         flat=0.5,
+        warmup=40,
         decay=args.decay,
         seed=args.seed,
         others={"discriminator": step.discriminator, "discriminator_optimizer": step.optimizer},
@@ -222,7 +235,10 @@ def main() -> None:
 
     def save() -> None:
         box.save()
-        average = box.average["unet"]
+        average = copy.deepcopy(step.discriminator.frozen[0])
+        with torch.no_grad():
+            for ours, made in zip(average.parameters(), box.average["unet"].parameters(), strict=True):
+                ours.lerp_(made, args.mix)
         sample_sheet(pipeline(vae, text, average, tokenizer), args.out / f"sheet-{box.step:06d}.png")
         export(vae, text, average, tokenizer, args.out / "export")
 
