@@ -149,6 +149,9 @@ HISTORY = {"CHANGELOG.md", "CONTRIBUTING.md", "LEARNT.md"}  # name what was ther
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name not in HISTORY], ids=named)
 def test_options_named_in_documents_exist(document):
     known = all_options(typer.main.get_command(app)) | OTHERS
+    if document.is_relative_to(ROOT / "examples"):  # which speak of the scripts beside them
+        scripts = "".join(map(text_of, sorted(document.parent.glob("*.py"))))
+        known |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', scripts))
     for span in re.findall(r"(?<!`)`([^`\n]+)`", text_of(document)):
         if span.startswith(("yolo ", "pip ")):
             continue

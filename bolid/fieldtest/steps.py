@@ -327,8 +327,9 @@ def _no_card(bench: Bench) -> str:
 
 
 def _guided(bench: Bench) -> dict[str, Any]:
-    body = 1.0 if bench.family.has("body_encoder") else 0.0
-    return run_generate(bench, "guided", n=1, face_guidance=1.0, body_guidance=body)
+    """In all steps: of so few, the usual interval might cover none."""
+    body = "1@0..1" if bench.family.has("body_encoder") else "0"
+    return run_generate(bench, "guided", n=1, face_guidance="1@0..1", body_guidance=body)
 
 
 def _posed(bench: Bench) -> dict[str, Any]:

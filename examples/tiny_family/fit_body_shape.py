@@ -1,6 +1,6 @@
 """Fit p(shape | c_body) of a body encoder, and write it beside the encoder: body-shape.safetensors.
 
-    bolid synth --people 30000:30300 --photos 8 --size 256x192 --out photos/shape
+    bolid synth --person-seed 30000:30300 --photos 8 --size 192x256 --out photos/shape
     python examples/tiny_family/fit_body_shape.py photos/shape --out bolid/tiny/body-shape.safetensors
 
 Photos go the way of `bolid profile` through the real body encoder; the people's shapes are known. Take people that the
