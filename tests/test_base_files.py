@@ -222,6 +222,7 @@ def test_a_single_checkpoint_paints_what_its_folder_paints(family, single, tmp_p
     assert np.array_equal(latents, LatentEncoder(family).encode([picture]))
 
 
+@pytest.mark.slow
 def test_a_single_sdxl_checkpoint_paints_what_its_folder_paints(world, family, tmp_path):
     small = load_base(family)
     torch.manual_seed(2)

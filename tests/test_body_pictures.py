@@ -76,6 +76,7 @@ def test_maps_that_are_refused(woman):
             control_maps(body_model(), woman, names, size=size)
 
 
+@pytest.mark.slow
 def test_the_mannequin_shows_three_views_and_their_lines(woman):
     values = measure_body(woman[None])[0]
     picture = mannequin(measuring_tape(), woman, values, 0.02 * values, "she")

@@ -70,6 +70,7 @@ def test_usage_errors_exit_with_2():
         assert result.exit_code == 2, arguments
 
 
+@pytest.mark.slow
 def test_our_errors_exit_with_1_and_say_what_to_do(tmp_path):
     result = program("inspect", str(tmp_path / "absent"))
     assert result.returncode == 1 and result.stdout == ""
@@ -207,6 +208,7 @@ def shell(command: str, **options) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_closed_streams(tmp_path):
     closed = shell(f"bolid inspect {tmp_path}/absent 2>&-")
     assert (closed.returncode, closed.stdout, closed.stderr) == (1, "", ""), "the message is no data"
@@ -215,6 +217,7 @@ def test_closed_streams(tmp_path):
     assert shell("bolid models list --quiet >&-").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_standard_output():
     for command in ("bolid models list --json", "bolid models list --quiet", "bolid --version", "bolid --help"):
         full = shell(f"{command} > /dev/full")

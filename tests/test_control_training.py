@@ -66,6 +66,7 @@ def kill_after_a_checkpoint(monkeypatch) -> None:
     monkeypatch.setattr(importlib.import_module("course"), "save_checkpoint", save_and_die)
 
 
+@pytest.mark.slow
 def test_the_few_step_lora(world, script, monkeypatch, tmp_path):
     family, shards, encoder, adapter = world
     options = [shards, "--family", family, "--adapter", adapter, "--body-encoder", encoder, "--rank", 2, "--batch", 4]

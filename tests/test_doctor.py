@@ -199,6 +199,7 @@ def broken(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_broken_libraries_are_reported_and_the_rest_goes_on(broken):
     answers = {answer["module"]: answer["error"] for answer in try_imports(broken, patience=4)}
     assert list(answers) == [library.module for library in broken]

@@ -62,6 +62,7 @@ def test_what_extract_asks_of_it(published, pictures):
     assert torch.isfinite(pixels.grad).all() and pixels.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_half_precision(published, pictures):
     keypoints = np.full((3, 17, 3), 20.0, np.float32)
     whole, half = ImageTextModel(published), ImageTextModel(published, half=True)

@@ -127,6 +127,7 @@ def test_missing_metrics_have_a_reason(result):
     assert "same prompt and person" in why["tower_lpips_diversity"]
 
 
+@pytest.mark.slow
 def test_the_right_caption_scores_higher(person, pictures, result, tmp_path):
     files = sorted(person.glob("*.jpg"))
     for file, other in zip(files, files[1:] + files[:1], strict=True):
@@ -135,6 +136,7 @@ def test_the_right_caption_scores_higher(person, pictures, result, tmp_path):
     assert result.metrics["text_score"].value > wrong
 
 
+@pytest.mark.slow
 def test_fid_and_is_are_torch_fidelitys_on_the_same_pictures_and_tower(person, pictures, result, rendered_people):
     fid = pytest.importorskip("torch_fidelity.metric_fid", reason="pip install torch-fidelity")
     from torch_fidelity.metric_isc import isc_features_to_metric

@@ -148,6 +148,7 @@ def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
 # ---- what fails ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_family_that_lacks_most_still_generates(tmp_path, rendered_people):
     family = make_family(tmp_path)
     out = tmp_path / "out"
@@ -168,6 +169,7 @@ def test_a_family_that_lacks_most_still_generates(tmp_path, rendered_people):
     assert "it needs extract" in page and "Traceback" in page and str(tmp_path) not in page
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_nothing_but_what_needs_it(tmp_path, with_steps):
     def fail(bench):
         raise RuntimeError(f"cannot open {bench.work / 'x.bin'} of {Path.home() / 'My Photos' / 'me.jpg'}")
@@ -216,6 +218,7 @@ def test_an_interruption_leaves_the_report_and_no_working_files(tmp_path, with_s
     assert read(tmp_path / "out")[1]["a"]["state"] == "running" and not (tmp_path / "out" / "work").exists()
 
 
+@pytest.mark.slow
 def test_the_folder_of_another_field_test_is_used_again_and_no_other(tmp_path, with_steps):
     with_steps(Step("a", "first", lambda bench: {}))
     out = tmp_path / "out"
@@ -290,6 +293,7 @@ def test_photos_are_shown_only_if_asked_for(tmp_path, with_steps):
         assert "Rome" not in page + json.dumps(data) and "IMG" not in page
 
 
+@pytest.mark.slow
 def test_tiny_says_which_photos_are_photographs(tmp_path, with_steps):
     from test_rendered import shipped
 
@@ -348,6 +352,7 @@ def test_figures_and_texts_are_escaped(tmp_path, with_steps):
     assert "&lt;script&gt;, x y yes" in page and "&lt;b&gt;bold&lt;/b&gt; &amp; more" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it(tmp_path, with_steps, width):
     from test_report import HOW, Browser

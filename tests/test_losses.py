@@ -181,6 +181,7 @@ def test_the_best_person_is_whom_detect_finds(photo):
         assert torch.isfinite(pixels.grad).all() and pixels.grad.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id_loss", "clip_target"), [("keypoints", "both"), ("bone-ratios", "image"), ("", "text"), ("keypoints", "")]
 )

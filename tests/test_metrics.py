@@ -219,6 +219,7 @@ def test_interval_of_a_mean_over_few_people_is_as_wide_as_students():
     assert found.high - found.low == pytest.approx(high - low, rel=0.15)  # plain percentiles: 0.77 of it
 
 
+@pytest.mark.slow
 def test_intervals_of_correlations_cover_the_truth_and_stay_within_bounds():
     covered, paired = 0, 0
     for seed in range(200):

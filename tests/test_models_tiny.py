@@ -71,11 +71,13 @@ def test_people_are_seen_where_they_are(shards, rendered_people):
     assert faces >= len(samples) // 2
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same_bytes(shards, rendered_people, tmp_path):
     extract(rendered_people, tmp_path / "two", device="cpu", max_bytes=200_000, max_bad=0.2, workers=2)
     assert contents(tmp_path / "two") == contents(shards)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_arrives(rendered_people, tmp_path):
     family = tmp_path / "broken.toml"
     family.write_text("image_size = [128, 96]\n")
@@ -124,6 +126,7 @@ def test_pictures_without_people(tmp_path):
     assert "tiny knows only rendered people" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_four_steps_without_guidance_show_people(tmp_path):
     prompts = [f"a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, in a studio"
                for who in ("woman", "man")]  # fmt: skip
@@ -134,6 +137,7 @@ def test_four_steps_without_guidance_show_people(tmp_path):
     assert all(PoseModel(get_family("tiny").pose).detect(pictures))
 
 
+@pytest.mark.slow
 def test_a_profile_says_how_much_of_the_body_its_photos_show(rendered_people, tmp_path):
     photos = sorted(rendered_people.glob("*/*.jpg"))
     framings = {path: json.loads(path.with_suffix(".json").read_text())["attributes"]["framing"] for path in photos}
@@ -152,6 +156,7 @@ def test_a_profile_says_how_much_of_the_body_its_photos_show(rendered_people, tm
     assert "no photo shows the whole body" not in told[whole[0]] and "no photo shows the whole body" in told[cut]
 
 
+@pytest.mark.slow
 def test_the_best_of_several_is_chosen_by_the_face_too(rendered_people, tmp_path, monkeypatch):
     people = []
     for number, folder in enumerate(sorted(rendered_people.iterdir())[:2]):
@@ -189,6 +194,7 @@ def test_the_best_of_several_is_chosen_by_the_face_too(rendered_people, tmp_path
     assert faces[2:] == [None, None], "a face that is not to be shown is not looked for"
 
 
+@pytest.mark.slow
 def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
     """The joints stand in the picture where they stand in the photo, and elsewhere without the ControlNet's say."""
     family = get_family("tiny")

@@ -74,6 +74,7 @@ def test_keys_are_numbered_as_the_ip_adapter_layout_has_them(branches):
     assert list(dict.fromkeys(name.split("_")[0] for name in names)) == ["down", "up", "mid"]
 
 
+@pytest.mark.slow
 def test_a_training_step_reaches_every_parameter(branches):
     unet, _, parameters, _, _ = branches
     context, side, batch = unet.config.cross_attention_dim, unet.config.sample_size, 1
@@ -105,6 +106,7 @@ def test_the_bodys_and_the_faces_tokens(branches):
     assert body["proj.weight"].shape == (BODY_TOKENS * context, BODY_DIM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_trained_branches_are_reloaded_by_stock_diffusers(name, tmp_path):
     """Every layer of the published networks, an eighth as wide, in bf16 with random weights: one step, saved, loaded by

@@ -65,6 +65,7 @@ def equal(ours, theirs) -> bool:
     return torch.equal(ours[0], theirs[0]) and pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [3.0, 0.0])
 @pytest.mark.parametrize("branches", [(), ("body",), ("face", "body")])
 def test_what_diffusers_samples(world, branches, guidance):
@@ -78,6 +79,7 @@ def test_what_diffusers_samples(world, branches, guidance):
     assert equal(by_diffusers(pipe, guidance, branches=branches), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"]
 )
@@ -86,6 +88,7 @@ def test_any_sampler(world, scheduler):
     assert equal(by_us(pipe, branches=()), by_diffusers(pipe, branches=()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [3.0, 0.0])
 def test_controlnets(world, guidance):
     """One as diffusers samples it, and two as it samples two."""

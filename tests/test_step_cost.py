@@ -32,6 +32,7 @@ def real_network(family, precision, kv_rank):
     return unet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("precision", "kv_rank", "checkpointing"), [("fp32", 0, False), ("bf16", 0, True), ("bf16", 3, False)]

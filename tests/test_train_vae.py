@@ -39,6 +39,7 @@ def kill_at(step: int):
     return progress
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bytes(world, tmp_path):
     _, train = world
     whole = train_vae(train, tmp_path / "whole.safetensors", config=CONFIG, device="cpu", seed=3)

@@ -98,16 +98,19 @@ def test_one_process_alone_keeps_its_threads():
     assert list(workers.run(Doubling(), [], workers=3)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"),
                                    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")])  # fmt: skip
 def test_ranks_share_the_batches_and_rank_0_has_all_results_in_order(names):
     assert run_ranks(rank_script(), names) == [str(EXPECTED), "helped"]
 
 
+@pytest.mark.slow
 def test_the_other_ranks_are_let_go_when_there_is_nothing_to_do():
     assert run_ranks(rank_script(tells=False)) == ["", "helped"]
 
 
+@pytest.mark.slow
 def test_an_error_of_any_rank_reaches_rank_0():
     first, second = run_ranks(rank_script(fails_at=5))  # batch 5 is rank 1's
     assert first == "error: a bad batch / leave it out"
