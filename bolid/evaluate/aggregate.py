@@ -16,7 +16,7 @@ from bolid.evaluate.evaluators import Evaluators
 from bolid.evaluate.picture_scores import ReferenceScores
 from bolid.evaluate.references import References
 from bolid.evaluate.results import FALSE_ACCEPT_RATE, PER_PICTURE, Metric, PictureScores
-from bolid.method.distributions import InceptionScore, frechet_extrapolated, frechet_interval, kernel_distance
+from bolid.method.distributions import InceptionScore, frechet_intervals, kernel_distance
 from bolid.method.feature_statistics import FeatureStatistics
 from bolid.method.metrics import (
     ENDS,
@@ -287,13 +287,14 @@ def distribution_metrics(
         for key in ("fid", "fid_extrapolated", "kid", "inception_score"):
             metrics[key] = Metric(None, count, by, too_few)
     else:
+        fid, extrapolated = frechet_intervals(statistics, reference)
         note = f"of {n} pictures and {m} photos"
         if count < MIN_FID_PICTURES:
             note += f": mostly bias below {MIN_FID_PICTURES:,}; compare equal counts only, or look at kid and "
             note += "fid_extrapolated"
-        metrics["fid"] = to_metric(frechet_interval(statistics, reference), count, by, note)
+        metrics["fid"] = to_metric(fid, count, by, note)
         few = "" if count > evaluators.feature_size else "rough: fewer pictures than features"
-        metrics["fid_extrapolated"] = to_metric(frechet_extrapolated(statistics, reference), count, by, few)
+        metrics["fid_extrapolated"] = to_metric(extrapolated, count, by, few)
         metrics["kid"] = to_metric(kernel_distance(statistics, reference), count, by)
     if inception is None:
         metrics["inception_score"] = Metric(None, n, by, "the tower's classes are the prompts: needs two or more")

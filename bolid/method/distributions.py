@@ -98,14 +98,19 @@ def _jackknife(a: FeatureStatistics, b: FeatureStatistics, seed: int) -> _Jackkn
     return _Jackknife(variance**0.5, bias, total)
 
 
+def frechet_intervals(a: FeatureStatistics, b: FeatureStatistics, seed: int = 0) -> tuple[Interval, Interval]:
+    """`frechet_interval` and `frechet_extrapolated`, of one distance and one jackknife."""
+    value, found = frechet_distance(a, b), _jackknife(a, b, seed)
+    reach, limit = t_quantile(found.blocks - 1) * found.error, value - found.bias
+    return Interval(value, value - min(value, reach), value + reach), Interval(limit, limit - reach, limit + reach)
+
+
 def frechet_interval(a: FeatureStatistics, b: FeatureStatistics, seed: int = 0) -> Interval:
     """FID with an interval over pictures of both sides, by the jackknife.
 
     It covers FID's expectation at these numbers of pictures, not FID at infinitely many: see `frechet_extrapolated`.
     """
-    value, found = frechet_distance(a, b), _jackknife(a, b, seed)
-    reach = t_quantile(found.blocks - 1) * found.error
-    return Interval(value, value - min(value, reach), value + reach)
+    return frechet_intervals(a, b, seed)[0]
 
 
 def frechet_extrapolated(a: FeatureStatistics, b: FeatureStatistics, seed: int = 0) -> Interval:
@@ -114,9 +119,7 @@ def frechet_extrapolated(a: FeatureStatistics, b: FeatureStatistics, seed: int =
     Chong and Forsyth (arXiv:1911.07023) fit a line over 1/N to thinned sets; the jackknife's bias is the slope of that
     line at N, without random draws. A true FID near 0 may be estimated below 0.
     """
-    value, found = frechet_distance(a, b), _jackknife(a, b, seed)
-    reach = t_quantile(found.blocks - 1) * found.error
-    return Interval(value - found.bias, value - found.bias - reach, value - found.bias + reach)
+    return frechet_intervals(a, b, seed)[1]
 
 
 def _shuffled(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
