@@ -88,27 +88,35 @@ class Discriminator(nn.Module):
         return found
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Logits [B, positions] of each head."""
+        """Logits [B, 1, h, w] of each head."""
         near = self.near(features[0])
         local = [self.local[0](near), self.local[1](self.far(near))]
         inner = [head(feature) for head, feature in zip(self.heads, features[1:], strict=True)]
-        return [logits.flatten(1).float() for logits in (*local, *inner)]
+        return [logits.float() for logits in (*local, *inner)]
+
+
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The mean over a head's positions [B, 1, h, w], as much as `weights` [B, 1, H, W] have there."""
+    weights = F.adaptive_avg_pool2d(weights, values.shape[2:])
+    return (weights * values).sum() / weights.sum()
 
 
 class Pool:
-    """Pictures on their way through the sampler's levels: x0-hat so far, level, tokens."""
+    """Pictures on their way through the sampler's levels: x0-hat so far, level, tokens; what positions count, by the
+    photo whose caption it is (its person stands about there)."""
 
     def __init__(self, data: TrainingSet, count: int, rng: np.random.Generator) -> None:
         self.data = data
-        self.x0, _, self.tokens = data.draw(rng, count)
+        self.x0, self.weights, self.tokens = data.draw(rng, count)
         self.level = torch.arange(count, device=self.x0.device) % len(FEW_STEPS)
 
     def advance(self, made: torch.Tensor, rng: np.random.Generator) -> None:
         """Each picture goes on to the next level; after the last one, another begins from noise."""
         self.x0, self.level = made.detach(), self.level + 1
         done = self.level == len(FEW_STEPS)
-        _, _, tokens = self.data.draw(rng, len(done))
+        _, weights, tokens = self.data.draw(rng, len(done))
         self.tokens = torch.where(done[:, None], tokens, self.tokens)
+        self.weights = torch.where(done[:, None, None, None], weights, self.weights)
         self.level = torch.where(done, 0, self.level)  # at the first level the picture's part is 0
 
 
@@ -151,9 +159,10 @@ class AdversarialStep:
                 of_real = self.discriminator.features(self.noised(real, low, noises[2]), low, real_hidden)
             made, drift = self.generate(pool, hidden, noises[0])
             of_made = self.discriminator.features(self.noised(made, low, noises[1]), low, hidden)
-            losses = self.discriminate(of_real, [feature.detach() for feature in of_made])
+            losses = self.discriminate(of_real, [feature.detach() for feature in of_made], weights, pool.weights)
             self.discriminator.requires_grad_(False)
-            adversarial = -torch.stack([logits.mean() for logits in self.discriminator(of_made)]).mean()
+            logits = self.discriminator(of_made)
+            adversarial = -torch.stack([weighted_mean(each, pool.weights) for each in logits]).mean()
             self.discriminator.requires_grad_(True)
             part = slice(0, max(1, int(count * args.diffusion)))
             t = torch.from_numpy(draw_timesteps(rng, count)).to(args.device)[part]
@@ -167,19 +176,25 @@ class AdversarialStep:
             "drift": drift,
         }
 
-    def discriminate(self, real: list[torch.Tensor], made: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A step of the discriminator; its accuracy near a position, and over all heads."""
+    def discriminate(
+        self, real: list[torch.Tensor], made: list[torch.Tensor], *weights: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """A step of the discriminator, on features of real and made pictures; `weights` [B, 1, h, w] say what their
+        positions count. Its accuracy near a position, and over all heads."""
         on_real, on_made = self.discriminator(real), self.discriminator(made)
-        hinge = torch.stack(
-            [F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_made, strict=True)]
-        ).mean()
+        hinges = [
+            weighted_mean(F.relu(1 - a), weights[0]) + weighted_mean(F.relu(1 + b), weights[1])
+            for a, b in zip(on_real, on_made, strict=True)
+        ]
+        hinge = torch.stack(hinges).mean()
         self.optimizer.zero_grad(set_to_none=True)
         hinge.backward()
         nn.utils.clip_grad_norm_(self.discriminator.parameters(), 1.0)
         self.optimizer.step()
 
         def accuracy(real: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-            return ((real > 0).float().mean() + (made < 0).float().mean()) / 2
+            right = weighted_mean((real > 0).float(), weights[0]), weighted_mean((made < 0).float(), weights[1])
+            return torch.stack(right).mean()
 
         every = torch.stack([accuracy(a, b) for a, b in zip(on_real, on_made, strict=True)])
         return {"hinge": hinge, "accuracy": every.mean(), "near": every[0], "far": every[1]}

@@ -32,6 +32,7 @@ from bolid.train_adapter.precision import computing
 
 ENCODER_BLOCKS, DECODER_BLOCKS = (0, 1, 2, 3), (3, 2, 2, 1)  # by level of resolution
 GRID = 8  # pixels a latent position, along each side
+ABOUT_FACE = 0.7  # the fraction of crops about a face
 R1 = 0.1  # weight of the penalty: what is sharp and what is not differ little
 
 
@@ -100,13 +101,13 @@ def face_boxes(photos: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
 def crop_corners(
     rng: np.random.Generator, boxes: np.ndarray, crop: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Top and left of a crop of each picture, int [N, 2]: half of them anywhere, half of them about the face."""
+    """Top and left of a crop of each picture, int [N, 2]: ABOUT_FACE of them about the face, the others anywhere."""
     room, sides = np.array(size) - crop, np.array(crop)
     anywhere = rng.integers(0, room + 1, (len(boxes), 2))
     middles = np.stack([boxes[:, 1] + boxes[:, 3], boxes[:, 0] + boxes[:, 2]], 1) // 2
     shift = rng.integers(-sides // 4, sides // 4 + 1, anywhere.shape)
     about_face = np.clip(middles - sides // 2 + shift, 0, room)
-    chosen = (rng.random(len(boxes)) < 0.5) & boxes.any(1)
+    chosen = (rng.random(len(boxes)) < ABOUT_FACE) & boxes.any(1)
     return np.where(chosen[:, None], about_face, anywhere)
 
 
