@@ -68,6 +68,10 @@ def generate(
         str | None,
         typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures, in pixels, like 832x1216. Default: the family's."),
     ] = None,
+    upscale: Annotated[int, typer.Option(metavar="2|4", help="Enlarge the pictures by the family's upscaler.")] = 1,
+    refine_face: Annotated[
+        bool, typer.Option("--refine-face", help="Sample small faces again, larger, and lay them back.")
+    ] = False,
     grid: Annotated[
         list[str] | None,
         typer.Option(
@@ -216,7 +220,8 @@ def generate(
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
-            family=family, base=base, size=size, dtype=dtype.value, offload=offload, device=device, seed=seed,
+            family=family, base=base, size=size, upscale=upscale, refine_face=refine_face, dtype=dtype.value,
+            offload=offload, device=device, seed=seed,
             progress=progress, warn=lambda text: note(f"warning: {text}"),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)

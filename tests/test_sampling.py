@@ -10,8 +10,8 @@ from generate_world import BODY, FACE, PROMPTS, make_world, random_controlnet, s
 from PIL import Image
 
 from bolid.backends.attention import cache_conditions
-from bolid.backends.diffusion import decode_latents, load_base, load_loras, offload
-from bolid.backends.sampling import Control, sample
+from bolid.backends.diffusion import decode_latents, encode_latents, load_base, load_loras, offload
+from bolid.backends.sampling import Control, Start, sample
 from bolid.errors import BolidError
 from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.models.families import get_family
@@ -233,3 +233,29 @@ def test_networks_that_are_offloaded_sample_the_same(world):
             pictures.append(by_us(pipe, steps=1, controls=[Control(network, IMAGE)]))
             pipe.maybe_free_model_hooks()
     assert all(equal(other, pictures[0]) for other in pictures[1:])
+
+
+def test_pictures_to_change_as_image_to_image_does(sd):
+    family = get_family(sd.family)
+    pipe = load_base(family)
+    image_to_image = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    image_to_image.set_progress_bar_config(disable=True)
+    start = encode_latents(pipe, [np.asarray(IMAGE)] * 2)[:, 0]
+    for steps, strength in ((5, 0.5), (4, 1.0), (3, 0.1)):
+        wanted = [
+            image_to_image(
+                PROMPTS, image=start, strength=max(strength, 1 / steps), num_inference_steps=steps, guidance_scale=0.0,
+                generator=generators(), output_type="latent",
+            ).images
+        ][0]  # fmt: skip
+        latents, _ = by_us(pipe, guidance=0, steps=steps, branches=(), latents=Start(start, strength))
+        assert torch.equal(latents, wanted), (steps, strength)
+
+
+def test_timesteps_of_ones_own_as_diffusers_takes_them(sd):
+    levels = (999, 700, 250, 40)
+    pipe = load_base(get_family(sd.family), sampler={"scheduler": "LCMScheduler", "original_inference_steps": 1000})
+    wanted, _ = by_diffusers(pipe, guidance=0, branches=(), timesteps=list(levels))
+    latents, _ = by_us(pipe, guidance=0, steps=levels, branches=())
+    assert torch.equal(latents, wanted)
+    assert not torch.equal(latents, by_us(pipe, guidance=0, steps=4, branches=())[0])

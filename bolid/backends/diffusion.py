@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bolid.models.families import Family
 
-SAMPLING = ("steps", "guidance", "face_scale", "body_scale")
+SAMPLING = ("steps", "timesteps", "guidance", "face_scale", "body_scale")
 """The keys of a family's `defaults` and `few_steps` that are settings of a call and not of the scheduler."""
 
 

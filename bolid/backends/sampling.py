@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from bolid.backends.attention import conditions_cached
 from bolid.backends.diffusion import encode_prompts, quiet_diffusers
@@ -54,6 +55,15 @@ class Control:
     scale: Scale = field(default_factory=Scale)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Pictures to change: they get as much noise as the last `strength` of the steps take away (SDEdit, Meng et al.
+    2022, arXiv:2108.01073)."""
+
+    pictures: torch.Tensor  # latents [N,C,h,w]
+    strength: float  # 0..1, above 0
+
+
 @torch.no_grad()
 def denoise(
     pipe: Any,
@@ -66,15 +76,17 @@ def denoise(
     controls: Sequence[Control] = (),
     losses: Sequence[GuidanceLoss] = (),
     generators: Sequence[torch.Generator] = (),
+    first: int = 0,
 ) -> torch.Tensor:
-    """z_T -> z_0, [N,C,h,w], by the timesteps that `pipe.scheduler` is set to.
+    """z_T -> z_0, [N,C,h,w], by the timesteps that `pipe.scheduler` is set to, from number `first` on.
 
     `condition`, `null`: (c_tau, c_face, c_body) and what takes their place in the unconditional prediction, for
     `guidance` above 1. `scales`: lambda_face, lambda_body, of each branch that is loaded; as they are set where none is
     given. `guidance`, scales, controls and `losses` count in the steps of their intervals.
     """
     unet, scheduler = pipe.unet, pipe.scheduler
-    steps, w = len(scheduler.timesteps), guidance.value
+    timesteps, w = scheduler.timesteps[first:], guidance.value
+    steps = len(timesteps)
     unconditional = condition if null is None else null
     both, guided_steps = unconditional.then(condition), range(0) if null is None else guidance.steps(steps)
     person = LossGuidance(losses, pipe.vae, scheduler)
@@ -86,7 +98,7 @@ def denoise(
         residuals = _control_residuals(controls, z_t, t, step, steps, given)
         return unet(z_t, t, given.text, added_cond_kwargs=given.added, **residuals, return_dict=False)[0]
 
-    for step, t in enumerate(scheduler.timesteps):
+    for step, t in enumerate(timesteps):
         if scales and (wanted := [scale.at(step, steps) for scale in scales]) != current:
             pipe.set_ip_adapter_scale(wanted)
             current = wanted
@@ -114,7 +126,7 @@ def sample(
     prompts: Text,
     *,
     size: tuple[int, int],
-    steps: int,
+    steps: int | Sequence[int],
     guidance: Scale,
     generators: Sequence[torch.Generator],
     negative: str | Text = "",
@@ -122,14 +134,15 @@ def sample(
     scales: Sequence[Scale] = (),
     controls: Sequence[Control] = (),
     losses: Sequence[GuidanceLoss] = (),
-    latents: torch.Tensor | None = None,
+    latents: torch.Tensor | Start | None = None,
 ) -> torch.Tensor:
     """Latents [N,C,h,w] of one picture a prompt, all of one person; `decode_latents` makes pictures of them.
 
     `pipe`: what `load_base` gives, with adapters, LoRAs and a sampler as they are wanted. `size`: (height, width),
     pixels. `generators`: one a picture. `negative`: a prompt for all pictures or one for each, used where guidance is
-    above 1. `vectors`: c_face [512] and c_body [D], of each branch that is loaded, in that order. `latents`: pure noise
-    [N,C,h,w], else drawn from the generators. The rest: see `denoise`.
+    above 1. `vectors`: c_face [512] and c_body [D], of each branch that is loaded, in that order. `steps`: how many, or
+    their timesteps, where the sampler takes them. `latents`: pure noise [N,C,h,w], by default drawn from the
+    generators, or the pictures to start from. The rest: see `denoise`.
     Raises BolidError for a base that takes the guidance scale as an input: its sampler is another one.
     """
     if pipe.unet.config.time_cond_proj_dim is not None:
@@ -143,15 +156,31 @@ def sample(
     if guided:
         negative = [negative] * count if isinstance(negative, str) else negative
         null = _condition(pipe, negative, count, size, [embed[:1] for embed in embeds])
-    pipe.scheduler.set_timesteps(steps, device=device)
-    channels, generators = pipe.unet.config.in_channels, list(generators)
-    latents = pipe.prepare_latents(count, channels, *size, condition.text.dtype, device, generators, latents)
+    wanted = {"num_inference_steps": steps} if isinstance(steps, int) else {"timesteps": list(steps)}
+    pipe.scheduler.set_timesteps(**wanted, device=device)
+    channels, generators, first = pipe.unet.config.in_channels, list(generators), 0
+    if isinstance(latents, Start):
+        first = _first_step(pipe.scheduler, latents.strength)
+        noise = randn_tensor(latents.pictures.shape, generator=generators, device=device, dtype=condition.text.dtype)
+        level = pipe.scheduler.timesteps[first : first + 1]
+        latents = pipe.scheduler.add_noise(latents.pictures.to(noise), noise, level)
+    else:
+        latents = pipe.prepare_latents(count, channels, *size, condition.text.dtype, device, generators, latents)
     controls = [_prepared(control, size, count, device) for control in controls]
     with quiet_diffusers(), conditions_cached(pipe.unet, *(control.network for control in controls)):
         return denoise(
             pipe, latents, condition, null, guidance=guidance, scales=scales, controls=controls, losses=losses,
-            generators=generators,
+            generators=generators, first=first,
         )  # fmt: skip
+
+
+def _first_step(scheduler: Any, strength: float) -> int:
+    """The number of the step from which on the last `strength` (0..1] of the steps remain, at least one."""
+    steps, order = scheduler.num_inference_steps, getattr(scheduler, "order", 1)
+    first = (steps - max(1, min(int(steps * strength), steps))) * order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return first
 
 
 def _condition(pipe: Any, text: Text, count: int, size: tuple[int, int], embeds: Sequence[torch.Tensor]) -> Condition:

@@ -19,6 +19,7 @@ OPTIONAL = {
     "probe": "body ratios in evaluate",
     "controlnet": "generate --pose-from",
     "few_steps_lora": "generate --few-steps",
+    "upscaler": "generate --upscale",
     "body_sliders": "profile edit, profile show",
     "caption": "extract --caption blip2",
     "unet": "a UNet in place of the base's own",

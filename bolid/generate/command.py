@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
     from bolid.backends.loss_guidance import GuidanceLoss
     from bolid.backends.sampling import Control
+    from bolid.backends.upscale import Upscaler
     from bolid.generate.guidance import MakeLoss
+    from bolid.generate.refine import FaceRefiner
 
 KIND = "picture"
 GRID_KIND = "grid"
@@ -62,6 +64,8 @@ def generate(
     family: str | None = None,
     base: PathLike | None = None,
     size: str | None = None,
+    upscale: int = 1,
+    refine_face: bool = False,
     dtype: str = "auto",
     offload: bool = False,
     device: str = "auto",
@@ -82,6 +86,8 @@ def generate(
     FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `size`:
     "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE stays in
     fp32. `offload`: networks leave the accelerator while they do not compute.
+    Afterwards: `upscale`: 2 or 4 times larger, by the family's upscaler. `refine_face`: small faces are sampled again,
+    larger (`bolid.generate.refine`).
     Sampling: `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the
     family's; guidance may have an interval, as in "2.5@0..0.75". `negative`: what not to show. `best_of`: so many
     candidates of each picture are sampled, and the one is written whose body, and face where one is shown, is nearest
@@ -103,7 +109,7 @@ def generate(
         lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, few_steps=few_steps, steps=steps,
         guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
         best_of=best_of, batch_size=batch_size, grid=tuple(grid or ()), family_name=family, base=base, size=size,
-        dtype=dtype, offload=offload, device_name=device, seed=seed,
+        upscale=upscale, refine_face=refine_face, dtype=dtype, offload=offload, device_name=device, seed=seed,
     )  # fmt: skip
     request.check()
     return _Generation(request, progress, warn).run()
@@ -124,6 +130,7 @@ class _Generation:
         self.pose = self._pose()
         self.pipe = self._load_pipe()
         self.controls = self._controls()
+        self.upscaler, self.refiner = self._upscaler(), self._refiner()
         self.encoded = {prompt: self._encoded(prompt, warn) for prompt in (*request.prompts, request.negative)}
 
     def _guidance(self, reader: Callable[[], PersonReader]) -> dict[str, MakeLoss]:
@@ -186,6 +193,29 @@ class _Generation:
         cache_conditions(network)
         return [Control(network, Image.fromarray(self.pose), self.request.pose_weight)]
 
+    def _upscaler(self) -> Upscaler | None:
+        """What enlarges the pictures for --upscale."""
+        if self.request.upscale == 1:
+            return None
+        from bolid.backends.upscale import Upscaler
+
+        path = self.family.require("upscaler")
+        self.inputs["upscaler"] = sha256_file(path)
+        return Upscaler(path, self.request.device)
+
+    def _refiner(self) -> FaceRefiner | None:
+        """What looks at faces again for --refine-face."""
+        if not self.request.refine_face:
+            return None
+        from bolid.backends.face import FaceModel
+        from bolid.backends.pose import PoseModel, weights_file
+        from bolid.generate.refine import FaceRefiner
+
+        faces = FaceModel(self.family.require("face"), self.request.device)
+        pose = PoseModel(self.family.require("pose"), self.request.device)
+        self.inputs |= {"refine_face": faces.sha256, "refine_pose": sha256_file(weights_file(self.family.pose))}
+        return FaceRefiner(faces, pose, self.family.image_size)
+
     def _encoded(self, prompt: str, warn: Callable[[str], None] | None) -> str:
         """The text that the encoder reads for a prompt: with the family's clothes where it names none, and cut."""
         text = self.family.dressed(prompt) if prompt in self.request.prompts else prompt
@@ -206,7 +236,8 @@ class _Generation:
                 folder = request.out.joinpath(person.folder, *(f"{axis}={v}" for axis, v in cell.values.items()))
                 for start in range(0, len(request.jobs), request.batch_size):
                     jobs = request.jobs[start : start + request.batch_size]
-                    for job, (picture, seed) in zip(jobs, self._best(person, cell, jobs), strict=True):
+                    found = self._finished(person, cell, jobs, self._best(person, cell, jobs))
+                    for job, (picture, seed) in zip(jobs, found, strict=True):
                         record = self._record(person, cell, job[0], seed)
                         path = save_beside(folder / request.file_name(*job), picture, record)
                         made[who, where, *job] = path
@@ -231,31 +262,76 @@ class _Generation:
             best = [min(pair, key=lambda each: each[0]) for pair in zip(best or found, found, strict=True)]
         return [(picture, seed) for _, picture, seed in best]
 
+    def _finished(
+        self, person: Identity, cell: Cell, jobs: Sequence[tuple[int, int]], found: list[tuple[np.ndarray, int]]
+    ) -> list[tuple[np.ndarray, int]]:
+        """The pictures enlarged, with their faces looked at again."""
+        pictures, seeds = [picture for picture, _ in found], [seed for _, seed in found]
+        if self.upscaler is not None:
+            pictures = self.upscaler(pictures, self.request.upscale)
+        if self.refiner is not None:
+            prompts = [self._text(index) for index, _ in jobs]
+            pictures = self.refiner(pictures, prompts, seeds, functools.partial(self._repaint, person, cell))
+        return list(zip(pictures, seeds, strict=True))
+
+    def _text(self, index: int) -> str:
+        """Prompt number `index` as it is encoded."""
+        return self.family.dressed(self.request.prompts[index])
+
     def _sample(
         self, person: Identity, cell: Cell, jobs: Sequence[tuple[int, int]], seeds: Sequence[int]
     ) -> list[np.ndarray]:
         """One picture a job, uint8 [H,W,3]."""
+        scales = self._scales(person, cell)
+        return self._pictures(
+            person, cell, [self._text(index) for index, _ in jobs], seeds,
+            scales=[scales.get(branch, Scale(0, 0, 0)) for branch in self.branches],
+            controls=self.controls, losses=self._losses(person, cell),
+        )  # fmt: skip
+
+    def _repaint(
+        self,
+        person: Identity,
+        cell: Cell,
+        crops: list[np.ndarray],
+        prompts: list[str],
+        seeds: list[int],
+        strength: float,
+    ) -> list[np.ndarray]:
+        """Portraits of `person`, sampled again from `crops`; there is no body in them."""
+        from bolid.backends.diffusion import encode_latents
+        from bolid.backends.sampling import Start
+
+        scales = self._scales(person, cell)
+        none = Scale(0, 0, 0)
+        return self._pictures(
+            person, cell, prompts, seeds, latents=Start(encode_latents(self.pipe, crops)[:, 0], strength),
+            scales=[scales.get(branch, none) if branch == "face" else none for branch in self.branches],
+        )  # fmt: skip
+
+    def _pictures(
+        self, person: Identity, cell: Cell, prompts: Sequence[str], seeds: Sequence[int], **options: Any
+    ) -> list[np.ndarray]:
+        """Pictures, uint8 [H,W,3], of `person` by `sample` with these `options`."""
         import torch
 
         from bolid.backends.diffusion import decode_latents
         from bolid.backends.sampling import sample
 
-        request, pipe, scales = self.request, self.pipe, self._scales(person, cell)
+        pipe = self.pipe
         latents = sample(
-            pipe, [self.family.dressed(request.prompts[index]) for index, _ in jobs], size=self.family.image_size,
-            steps=cell.steps, guidance=cell.guidance, negative=request.negative,
+            pipe, prompts, size=self.family.image_size, steps=cell.timesteps or cell.steps, guidance=cell.guidance,
+            negative=self.request.negative,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: the same on every device
-            vectors=[self._vector(person, branch) for branch in self.branches],
-            scales=[scales.get(branch, Scale(0, 0, 0)) for branch in self.branches],
-            controls=self.controls, losses=self._losses(person, cell),
+            vectors=[self._vector(person, branch) for branch in self.branches], **options,
         )  # fmt: skip
         finite = latents.isfinite().flatten(1).all(1).tolist()
         pictures = decode_latents(pipe, latents)
         pipe.maybe_free_model_hooks()  # with --offload: the last network leaves the accelerator too
-        for (index, _), picture, fine in zip(jobs, pictures, finite, strict=True):
+        for prompt, picture, fine in zip(prompts, pictures, finite, strict=True):
             if not fine or picture.std() == 0:
                 raise BolidError(
-                    f"sampling {request.prompts[index]!r} of {person.name} gave no picture: "
+                    f"sampling {prompt!r} of {person.name} gave no picture: "
                     + ("its pixels are all the same" if fine else "its numbers are not finite"),
                     "check the base (bolid models verify), --lora and --adapter; in half precision try --dtype fp32",
                 )

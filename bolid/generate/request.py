@@ -26,6 +26,7 @@ class Cell:
 
     scales: dict[str, Scale]  # branch -> lambda, of those that are given
     steps: int
+    timesteps: tuple[int, ...]  # of the steps, where the family names them; else the sampler's own
     guidance: Scale
     person_guidance: dict[str, Scale]  # "face", "body" -> weight of its guidance loss
     seed: int
@@ -45,7 +46,9 @@ class Cell:
             elif not value.isdecimal():
                 raise BolidError(f"--grid {axis} has the value {value!r}", "give a whole number")
             else:
-                cell = replace(cell, steps=int(value)) if axis == "steps" else replace(cell, seed=int(value))
+                cell = replace(
+                    cell, **({"steps": int(value), "timesteps": ()} if axis == "steps" else {"seed": int(value)})
+                )
         return cell
 
     def check(self, negative: str, few_steps: bool, guidance_given: bool) -> None:
@@ -104,6 +107,8 @@ class Request:
     family_name: str | None
     base: PathLike | None
     size: str | None
+    upscale: int
+    refine_face: bool
     dtype: str
     offload: bool
     device_name: str
@@ -125,6 +130,8 @@ class Request:
                 f"family '{self.family.name}' has no few-step sampler for --few-steps",
                 "leave it out, or choose a family that has one: tiny, sd15, sdxl",
             )
+        if self.upscale not in (1, 2, 4):
+            raise BolidError(f"--upscale is {self.upscale}", "give 2 or 4")
         check_positive(n=self.n, best_of=self.best_of, batch_size=self.batch_size)
         for cell in self.cells:
             cell.check(self.negative, self.few_steps, self.guidance is not None or "guidance" in cell.values)
@@ -181,9 +188,11 @@ class Request:
         """Of the grid, the first axis varying slowest; without a grid there is one."""
         scales = {"face": self.face_scale, "body": self.body_scale}
         guidance = self.sampler.get("guidance", 5.0) if self.guidance is None else self.guidance
+        timesteps = tuple(int(t) for t in self.sampler.get("timesteps", ()))
         cell = Cell(
             scales={b: parse_scale(value, f"--{b}-scale") for b, value in scales.items() if value is not None},
-            steps=int(self.sampler.get("steps", 30)) if self.steps is None else self.steps,
+            steps=len(timesteps) or int(self.sampler.get("steps", 30)) if self.steps is None else self.steps,
+            timesteps=timesteps if self.steps is None else (),
             guidance=parse_guidance(guidance),
             person_guidance={
                 "face": parse_person_guidance(self.face_guidance, "face"),
@@ -226,6 +235,10 @@ class Request:
         settings: dict[str, Any] = {
             "negative": self.negative, "lora": list(self.lora), "few_steps": self.few_steps, "best_of": self.best_of,
         }  # fmt: skip
+        if self.upscale != 1:
+            settings["upscale"] = self.upscale
+        if self.refine_face:
+            settings["refine_face"] = True
         if self.base is not None:
             settings["base"] = Path(self.base).name
         if self.pose_from is not None:

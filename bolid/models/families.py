@@ -38,6 +38,7 @@ PARTS = tuple(_LAYOUT)
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
+    "upscaler": ("upscaler.safetensors", "a super-resolution network of RGB pictures that spandrel loads"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
@@ -158,6 +159,7 @@ class Family:
     view_size: tuple[int, int]  # (height, width) of photos for the body encoder: image_size or finer
     controlnet: Path
     few_steps_lora: Path
+    upscaler: Path
     body_sliders: Path
     body_shape: Path
     unet: Path

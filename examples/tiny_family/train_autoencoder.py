@@ -159,27 +159,19 @@ class Discriminator(nn.Module):
 
 
 class Adversarial:
-    """Step of the second stage: the decoder against picture loss and discriminator, faces counted more in both.
+    """A discriminator's part in a network that makes pictures, faces counted more in all losses.
 
     The adversarial gradient at the picture is scaled to `weight` times the picture loss's (as VQGAN scales it at its
     last layer, Esser et al. 2021), so neither outgrows the other.
     """
 
-    def __init__(self, model: AutoencoderTiny, discriminator: Discriminator, lr: float, weight: float, noise: float):
-        self.model, self.discriminator, self.weight, self.noise = model, discriminator, weight, noise
+    def __init__(self, discriminator: Discriminator, lr: float, weight: float) -> None:
+        self.discriminator, self.weight = discriminator, weight
         self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2 * lr, betas=(0.5, 0.98), weight_decay=1e-4)
 
-    def __call__(
-        self, x: torch.Tensor, counts: torch.Tensor, generator: torch.Generator, step: int
-    ) -> dict[str, torch.Tensor]:
-        """Leaves its gradients on the decoder; returns figures for the log. x [B, 3, h, w], counts [B, 1, h, w]."""
-        with torch.no_grad(), computing(x.device):
-            latents = self.model.encode(x).latents.float()
-        # From none to twice the mean noise: a denoiser's errors differ from picture to picture.
-        sigma = 2 * self.noise * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
-        latents += sigma * torch.randn(latents.shape, generator=generator, device=x.device)
-        with computing(x.device):
-            y = self.model.decode(latents).sample
+    def __call__(self, y: torch.Tensor, x: torch.Tensor, counts: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """Leaves gradients on what made `y` [B, 3, h, w], which should be `x`; `counts` [B, 1, h, w]. Figures for the
+        log."""
         shown = y.detach().float().requires_grad_()
         reconstruction = picture_loss(shown, x, counts)
         (direct,) = torch.autograd.grad(reconstruction, shown)
@@ -213,6 +205,17 @@ class Adversarial:
         self.optimizer.step()
         accuracy = ((real > 0).float().mean() + (made < 0).float().mean()) / 2
         return {"hinge": hinge, "accuracy": accuracy}
+
+
+def decode_noised(model: AutoencoderTiny, x: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Second stage: `x` [B, 3, h, w] encoded, noised and decoded; the gradient is the decoder's."""
+    with torch.no_grad(), computing(x.device):
+        latents = model.encode(x).latents.float()
+    # From none to twice the mean noise: a denoiser's errors differ from picture to picture.
+    sigma = 2 * noise * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+    latents += sigma * torch.randn(latents.shape, generator=generator, device=x.device)
+    with computing(x.device):
+        return model.decode(latents).sample
 
 
 @torch.no_grad()
@@ -287,7 +290,7 @@ def main() -> None:
     if args.adversarial:
         model.encoder.requires_grad_(False)
         discriminator = Discriminator().to(args.device, memory_format=torch.channels_last)
-        adversarial = Adversarial(model, discriminator, args.lr, args.adversarial, args.noise)
+        adversarial = Adversarial(discriminator, args.lr, args.adversarial)
         others = {"discriminator": discriminator, "discriminator_optimizer": adversarial.optimizer}
     else:
         reconstruction = Reconstruction(model, args.noise)
@@ -315,7 +318,8 @@ def main() -> None:
         generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
         if args.adversarial:
             optimizer.zero_grad(set_to_none=True)
-            box.update(**adversarial(x, weight, generator, box.step))
+            y = decode_noised(model, x, args.noise, generator)
+            box.update(**adversarial(y, x, weight, box.step))
         else:
             losses = reconstruction(x, weight, generator)
             box.update(sum(losses.values()), **losses)
