@@ -18,7 +18,7 @@ from bolid.backends.pose import PoseModel
 FACE_IN_PORTRAIT, CENTRE_IN_PORTRAIT = 0.30, 0.36
 """The height of the face, and where its middle is, in fractions of a portrait's height."""
 LEAST_GAIN = 1.5
-"""A face is sampled again only where that enlarges it so many times."""
+"""A face is sampled again only where it has so many times more latent positions then."""
 STRENGTH = 0.5
 """The part of the steps that paint it again."""
 HEAD = 0.9
@@ -54,11 +54,12 @@ class FaceRefiner:
     def __call__(
         self, pictures: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], repaint: Repaint
     ) -> list[np.ndarray]:
-        """The pictures, uint8 [H,W,3], with the surest person's face sampled again where that enlarges it."""
+        """The pictures, uint8 [H,W,3], with the surest person's face sampled again where that gains something. They
+        may be larger than the base's, by an upscaler."""
         done = list(pictures)
         heads = {i: head for i, picture in enumerate(pictures) if (head := self.find(picture)) is not None}
         windows = {i: window(head, self.size) for i, head in heads.items()}
-        chosen = [i for i, (_, _, height) in windows.items() if self.size[0] / height >= LEAST_GAIN]
+        chosen = [i for i, (_, _, height) in windows.items() if pictures[i].shape[0] / height >= LEAST_GAIN]
         if not chosen:
             return done
         crops = [cut(pictures[i], windows[i], self.size) for i in chosen]
