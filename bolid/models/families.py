@@ -267,6 +267,7 @@ def get_family(name: str | None = None) -> Family:
         [defaults]
         steps = 30
         guidance = 5.0            # or "5@0..0.75": in the first three quarters of the steps
+        timesteps = [999, 700, 250] # instead of steps, for samplers that take them
         [few_steps]               # what --few-steps uses, with the LoRA few-steps.safetensors
         steps = 4
         guidance = 0.0

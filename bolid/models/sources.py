@@ -68,6 +68,10 @@ def _common(face: PublishedPart) -> tuple[PublishedPart, ...]:
             instead="write captions into .txt files beside the photos, or give --caption Salesforce/blip2-flan-t5-xl",
             optional=True,
         ),
+        PublishedPart(
+            "upscaler", "Real-ESRGAN, 4 times larger", 67, "BSD-3-Clause", repo="Comfy-Org/Real-ESRGAN_repackaged",
+            file="RealESRGAN_x4plus.safetensors", optional=True,
+        ),
     )  # fmt: skip
 
 
