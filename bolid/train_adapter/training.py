@@ -50,7 +50,7 @@ class Training:
         self.record = {**self.records["face"], "kind": "adapter"}  # of the checkpoint
         self.checkpoint = out / ".checkpoint.safetensors"
         self.paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
-        self.already_done = results_are_there(self.paths, self.records)
+        self.already_done = results_are_there(self.paths, self.records, self.checkpoint)
         if not self.already_done:
             self._prepare(train, stop_after)
 
@@ -156,13 +156,14 @@ class Training:
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def save(self) -> dict[str, Any]:
-        """Write both adapters from the moving average, and before the last step a checkpoint; the result's fields."""
+        """Write both adapters from the moving average, and a checkpoint if it can go on; the result's fields."""
         from bolid.formats.adapter import save_adapter
         from bolid.formats.checkpoint import STEPS_DONE, whole
         from bolid.method.body_condition import merge_kv
 
         step, learner = self.learner.step, self.learner
-        if step < self.config.steps:
+        goes_on = step < self.config.steps or self.config.schedule == "constant"
+        if goes_on:
             self.save_checkpoint()
         metrics = {
             "people": len(self.table.people), "photos": len(self.table.captions), "loss": float(learner.recent_loss),
@@ -176,7 +177,7 @@ class Training:
                     record["config"] = {**record["config"], STEPS_DONE: step}
                 flat = merge_kv({name: average[f"{branch}.{name}"] for name in self.branches[branch]})
                 save_adapter(self.paths[branch], {name: tensor.half() for name, tensor in flat.items()}, record)
-            if step == self.config.steps:
+            if not goes_on:
                 self.checkpoint.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return self._result(metrics, step, time.monotonic() - self.started)
@@ -190,7 +191,7 @@ class Training:
     def _result(self, metrics: dict[str, Any], step: int, seconds: float) -> dict[str, Any]:
         from bolid.method.optim import adapter_schedule
 
-        rate = self.config.learning_rate * adapter_schedule(step - 1, self.config.steps)
+        rate = self.config.learning_rate * adapter_schedule(step - 1, self.config.steps, self.config.schedule)
         return {**self.paths, **metrics, "steps": step, "seconds": seconds, "learning_rate": rate}
 
 
@@ -207,11 +208,11 @@ def start_processes(device: str) -> Any:
     return accelerator
 
 
-def results_are_there(paths: dict[str, Path], records: dict[str, dict[str, Any]]) -> bool:
+def results_are_there(paths: dict[str, Path], records: dict[str, dict[str, Any]], checkpoint: Path) -> bool:
     """Whether this very training has been finished. Raises BolidError where another one's adapter lies."""
     from bolid.formats.checkpoint import check_result
 
-    return all([check_result(path, records[branch], init=path.parent) for branch, path in paths.items()])
+    return all([check_result(path, records[branch], checkpoint, init=path.parent) for branch, path in paths.items()])
 
 
 def shard(unet: Any, device: str) -> BranchParameters:
