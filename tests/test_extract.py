@@ -94,6 +94,18 @@ def test_what_is_written(photos, tmp_path):
     assert set(sample.tensors) == {"keypoints", "image_embed", "view_features"}  # no face was seen
 
 
+def test_a_photo_is_encoded_once(photos, tmp_path):
+    """Between the file and the training shard: a JPEG is stored as it is, without its metadata."""
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    path = photos / "anna" / "0.jpg"
+    Image.open(path).save(path, quality=80, exif=exif)
+    extract(photos, tmp_path / "shards")
+    sample = next(iter(read_shards(tmp_path / "shards", kind="shards")))
+    assert np.array_equal(decode_image(sample.image), np.asarray(Image.open(path)))
+    assert b"at home" not in sample.image and int(sample.meta["dhash"], 16) > 0
+
+
 @pytest.mark.parametrize("stop", [3, 9, 14, 20])
 def test_resumed_equals_uninterrupted(photos, tmp_path, stop):
     white(photos / "ben" / "5.jpg")

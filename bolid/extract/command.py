@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.extract import workers as work
-from bolid.formats.images import decode_image, encode_jpeg, list_photos
+from bolid.formats.images import decode_image, difference_hash, encode_jpeg, list_photos, own_jpeg
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.formats.storage import place
 from bolid.models.families import Family, get_family
@@ -203,11 +203,13 @@ def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None
     """For each photo of a batch a sample, or the reason why there is none."""
     results: list[Sample | str] = []
     decoded: list[tuple[int, np.ndarray]] = []
+    files: dict[int, bytes] = {}
     for index, photo in enumerate(batch):
         results.append("")
         try:
             data = photo.path.read_bytes()
             if hashlib.sha256(data).hexdigest() == photo.sha256:
+                files[index] = data
                 decoded.append((index, decode_image(data, name="the file", max_side=max_side)))
             else:
                 results[index] = CHANGED
@@ -222,11 +224,14 @@ def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None
         captions = dict(zip(uncaptioned, captioner.caption([v.image for v in uncaptioned.values()]), strict=True))
     for index, view in views.items():
         photo = replace(batch[index], caption=captions.get(index, batch[index].caption))
-        results[index] = view if isinstance(view, str) else _sample(photo, view)
+        results[index] = view if isinstance(view, str) else _sample(photo, view, files[index])
     return results
 
 
-def _sample(photo: Photo, view: View) -> Sample:
+def _sample(photo: Photo, view: View, data: bytes) -> Sample:
+    """`data`: the photo's file. A JPEG whose pixels the models have seen is stored without its metadata, but not
+    encoded again.
+    """
     meta: dict[str, Any] = {
         "person": photo.person,
         "width": view.image.shape[1],
@@ -237,9 +242,10 @@ def _sample(photo: Photo, view: View) -> Sample:
         "others": [{"box": [round(side, 2) for side in box], "score": round(score, 4)} for box, score in view.others],
         "source": photo.source,
         "sha256": photo.sha256,
+        "dhash": f"{difference_hash(view.image):064x}",
         **_origin(photo.path),
     }
-    return Sample(photo.key, encode_jpeg(view.image), meta, photo.caption, view.tensors())
+    return Sample(photo.key, own_jpeg(data, view.image) or encode_jpeg(view.image), meta, photo.caption, view.tensors())
 
 
 def _origin(path: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -213,6 +214,49 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+# Behind a JPEG's scan header: the next marker that does not belong to the scan's own data.
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_END, _SCAN, _COMMENT = 0xD9, 0xDA, 0xFE
+
+
+def own_jpeg(data: bytes, image: np.ndarray) -> bytes | None:
+    """The JPEG file `data` without its metadata, if that still decodes to `image`, which `decode_image` made of it.
+
+    What stays is what the pixels depend on: the tables and scans, the ICC profile, Adobe's colour transform. EXIF, XMP,
+    comments and anything behind the picture go. None for other formats, and where the pixels are no longer the file's:
+    reduced, or turned upright.
+    """
+    with _decoding(data, "the picture") as opened:
+        height, width = image.shape[:2]
+        if opened.format != "JPEG" or opened.size != (width, height) or _orientation(opened) != 1:
+            return None
+    kept, at = [data[:2]], 2
+    while data[at : at + 1] == b"\xff" and at + 3 < len(data) and data[at + 1] != _END:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == _SCAN:
+            following = _SCAN_END.search(data, end)
+            if following is None:
+                return None
+            end = following.start()
+        application = 0xE0 <= marker <= 0xEF
+        if not (application or marker == _COMMENT) or _of_pixels(marker, data[at + 4 : at + 16]):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at : at + 2]]) if data[at : at + 2] == b"\xff\xd9" else None
+
+
+def _of_pixels(marker: int, start: bytes) -> bool:
+    """Whether the pixels depend on an application's segment: JFIF's, Adobe's, and the ICC profile."""
+    names = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
+    return marker in names and start.startswith(names[marker])
+
+
+def difference_hash(image: np.ndarray, side: int = 16) -> int:
+    """A hash of ``side``**2 bits (dHash, Krawetz 2013): 1 where a cell of a tiny copy is darker than the next one."""
+    grey = np.asarray(Image.fromarray(image).convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
