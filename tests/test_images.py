@@ -260,6 +260,6 @@ def test_photo_folders_that_do_not_work(tmp_path):
     with pytest.raises(BolidError, match="no photos in") as caught:
         list_photos(tmp_path)
     assert ".jpg" in caught.value.hint
-    with pytest.raises(BolidError, match="cannot read .*absent.jpg: No such file"):
+    with pytest.raises(BolidError, match="absent.jpg cannot be read: No such file"):
         read_photo(tmp_path / "absent.jpg")
     assert images.MAX_PIXELS == 100_000_000

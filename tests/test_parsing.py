@@ -23,6 +23,14 @@ def test_deep_json(text):
         parse_json(text)
 
 
+def test_half_a_character():
+    """A lone surrogate: JSON can spell it, and no file or terminal can take it."""
+    for text in ('["\\ud800"]', b'{"\\uDC00": 1}'):
+        with pytest.raises(ValueError, match="half a character"):
+            parse_json(text)
+    assert parse_json('["\\ud83d\\ude00", "\\u00e9"]') == ["\U0001f600", "\u00e9"]
+
+
 def test_long_text():
     with pytest.raises(ValueError, match="more than 10 bytes"):
         parse_json("[1,2,3,4,5,6]", limit=10)

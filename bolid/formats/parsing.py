@@ -12,13 +12,21 @@ MAX_DEPTH = 64  # parts of a dotted TOML key
 
 
 def parse_json(text: str | bytes, limit: int = MAX_JSON) -> Any:
-    """The value in `text`. Raises ValueError for what is no JSON, too long, or nested too deeply."""
+    """The value in `text`. Raises ValueError for what is no JSON, too long, nested too deeply, or has half a character
+    (a lone surrogate), which nothing can write.
+    """
     if len(text) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        escaped = b"\\u" in text if isinstance(text, bytes) else "\\u" in text
+        if escaped:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has half a character (a lone surrogate)") from None
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:

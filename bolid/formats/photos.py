@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.images import read_file
 from bolid.formats.parsing import parse_json
 from bolid.run import disk_errors, write_atomic
 
@@ -201,6 +202,20 @@ class PhotoFolder:
             return SAME_FILE
         rows = self._db.execute("SELECT phash FROM photos WHERE person = ? AND kind = 'kept'", (person,))
         return NEAR_DUPLICATE if any((int(other, 16) ^ phash).bit_count() <= bits for (other,) in rows) else ""
+
+    def resume(self, person: str, source: str, file: str, sha256: str) -> bool:
+        """Whether this file of a folder is the origin of a kept photo whose row does not know its source: the row was
+        made anew from the record, or the folder has moved. The row then gets the source.
+        """
+        query = "SELECT source FROM photos WHERE person = ? AND sha256 = ? AND kind = 'kept'"
+        row = self._db.execute(query, (person, sha256)).fetchone()
+        if not file or row is None:
+            return False
+        path = row[0].rpartition("?")[0]
+        if row[0] != f"{file}?{sha256}" and ("://" in row[0] or not path.endswith(f"/{file}") or os.path.lexists(path)):
+            return False
+        self._db.execute("UPDATE photos SET source = ? WHERE source = ?", (source, row[0]))
+        return True
 
     def keep(self, person: str, source: str, image: bytes, record: dict[str, Any], caption: str = "") -> None:
         """Write a photo (JPEG bytes), its record and its caption. ``record``: see ``bolid.scrape``; plain JSON."""
@@ -374,7 +389,8 @@ class PhotoFolder:
     def _adopt(self, person: str, record: dict[str, Any], size: int) -> None:
         name = str(record.get("person", person))
         self._db.execute("INSERT OR IGNORE INTO people VALUES (?, ?, '')", (person, name))
-        self._kept(person, str(record.get("url") or f"{record.get('file')}?{record['sha256']}"), record, size)
+        file, url = record.get("file"), record.get("url")
+        self._kept(person, f"{file}?{record['sha256']}" if file or not url else str(url), record, size)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -397,6 +413,15 @@ def _read_record(path: Path, stem: str) -> dict[str, Any] | None:
         return record if ours and isinstance(record["format"], str) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def read_notes(photo: Path, names: Iterable[str]) -> dict[str, str]:
+    """The texts called `names` in the .json record beside a photo, as far as there are such."""
+    try:
+        notes = parse_json(read_file(photo.with_suffix(".json")))
+        return {name: notes[name] for name in names if isinstance(notes.get(name), str)}
+    except (BolidError, ValueError, AttributeError):
+        return {}
 
 
 def _digest(text: str) -> str:

@@ -131,9 +131,9 @@ class Collection:
             return False
         return True
 
-    def supersede(self, path: Path) -> None:
+    def supersede(self, path: str) -> None:
         """A file has changed: its earlier verdicts do not count."""
-        self._photos.supersede(str(path))
+        self._photos.supersede(path)
 
     def full(self, person: str) -> bool:
         """Whether the person, or with no name the collection, has all the photos it may have."""
@@ -184,6 +184,9 @@ class Collection:
     ) -> None:
         """Keep or drop a photo that was measured. One at a time, since a duplicate depends on the other photos."""
         reason, setting = measured.reason, measured.setting
+        if not reason and self._photos.resume(person, source, origin.get("file", ""), measured.sha256):
+            self._count(person)
+            return
         if not reason:
             reason = self._photos.twin(person, measured.sha256, measured.phash, MAX_PHASH_DISTANCE)
         if not reason and self.full(person):
