@@ -428,9 +428,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(same_name(text).encode()).hexdigest()
 
 
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def _write_csv(path: Path, headers: Iterable[str], rows: Iterator[tuple[Any, ...]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(headers)
-    writer.writerows(rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     write_atomic(path, buffer.getvalue())

@@ -8,7 +8,6 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json, read_toml
 from bolid.models.sources import OWN_FACE_PACK, RESEARCH_ONLY_FACE, SOURCES
-from bolid.run import home, read_toml, write_atomic
+from bolid.run import home, write_atomic
 from bolid.scales import Scale, parse_guidance, parse_size
 
 # part -> (path inside the family's directory, what is expected there)
@@ -279,7 +279,7 @@ def get_family(name: str | None = None) -> Family:
     name = name or chosen_family()[0]
     if name == DEFAULT_FAMILY:
         root = Path(__file__).parent.parent / "tiny"
-        return _family(name, root, json.loads((root / "family.json").read_text(encoding="utf-8")))
+        return _family(name, root, parse_json((root / "family.json").read_bytes()))
     if name in _FULL_SIZE:
         return _family(name, home() / name, _FULL_SIZE[name])
     if name.endswith(".toml"):

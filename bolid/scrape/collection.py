@@ -17,6 +17,7 @@ from bolid.formats.images import decode_image, encode_jpeg
 from bolid.formats.photos import FAILED, FILTERED, KEPT, PhotoFolder, same_name
 from bolid.run import Progress
 from bolid.scrape.check import MAX_PHASH_DISTANCE, Filters, Measured, PhotoChecker
+from bolid.scrape.rules import PRIVATE, ROBOTS
 
 UNKNOWN = "unknown"
 
@@ -141,20 +142,22 @@ class Collection:
             return self._max_people is not None and len(self._names) >= self._max_people
         return self._filters.max_photos is not None and self._photos.count(person) >= self._filters.max_photos
 
-    async def take(self, person: str, source: str, page: str, data: bytes) -> None:
-        """Check a photo that was fetched, and store or drop it."""
+    async def take(self, person: str, source: str, page: str, data: bytes, final: str) -> None:
+        """Check a photo that was fetched, and store or drop it. `final`: the address that redirects led to."""
         try:
             measured = await asyncio.to_thread(self.check, data)
         except BolidError as error:
             self.drop(person, source, error.message.partition(":")[0])
             return
         async with self._turn:
-            await asyncio.to_thread(self.settle, person, {"url": source, "page": page}, source, data, measured)
+            origin = {"url": source, "final_url": final if final != source else "", "page": page}
+            await asyncio.to_thread(self.settle, person, origin, source, data, measured)
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """Record that a photo was not kept: `refused` by a rule, or failed."""
         kind = FILTERED if refused else FAILED
-        setting = self._filters.setting("robots") if refused and "robots.txt" in reason else ""
+        rule = {ROBOTS: "robots", PRIVATE: "public_only"}.get(reason) if refused else None
+        setting = self._filters.setting(rule) if rule else ""
         self._photos.drop(person, source, kind, reason, setting, final)
         self._count(person)
 
