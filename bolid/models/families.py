@@ -16,6 +16,7 @@ from typing import Any
 
 from bolid.errors import BolidError
 from bolid.formats.parsing import parse_json, read_toml
+from bolid.models.checksums import check_shipped
 from bolid.models.sources import OWN_FACE_PACK, RESEARCH_ONLY_FACE, SOURCES
 from bolid.run import home, write_atomic
 from bolid.scales import Scale, parse_guidance, parse_size
@@ -44,6 +45,8 @@ _OPTIONAL = {
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
     "caption": ("caption", "a captioning model in transformers' layout"),
 }
+
+ALL_PARTS = (*_LAYOUT, *_OPTIONAL)
 
 
 def path_of(part: str, folder: Path) -> Path:
@@ -193,6 +196,8 @@ class Family:
         """The path of ``part`` ("base", "pose", ...), or a BolidError that names the missing file and the way to it."""
         path: Path | None = getattr(self, part)
         if path is not None and self.has(part):
+            if self.name == DEFAULT_FAMILY and path.is_relative_to(self.root):
+                check_shipped(self.root, part, path)
             if commercial_use():
                 refuse_non_commercial(part, path, self.name)
             return path
