@@ -17,7 +17,7 @@ from bolid.train_vae.command import checkpoint_path
 from bolid.train_vae.data import draw_halves, read_views, unpack
 from bolid.train_vae.distillation import Teacher
 
-CONFIG = TrainVaeConfig(steps=5, people=3, views=3, body_dim=6, width=4, checkpoint_minutes=0.0)
+CONFIG = TrainVaeConfig(steps=5, people=3, photos_per_person=3, body_dim=6, width=4, checkpoint_minutes=0.0)
 
 
 class Killed(Exception):
@@ -224,7 +224,7 @@ def test_features_are_asked_for(world, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"views": 1}, "--views is 1"),
+        ({"photos_per_person": 1}, "--photos-per-person is 1"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"kl_weight": -0.1}, "--kl-weight is -0.1"),
         ({"degradation": 1.5}, "--degradation is 1.5"),

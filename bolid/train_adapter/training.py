@@ -12,7 +12,7 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.run import Progress, derive_seed, pick_device
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators
+from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators, save_bodies
 from bolid.train_adapter.reports import Log, sample_sheet
 from bolid.train_adapter.setup import (
     BRANCHES,
@@ -48,7 +48,7 @@ class Training:
         self.models = load_models(train, self.config, body_encoder, family, str(self.device))
         self.records = make_records(train, self.models, self.config, self.processes, seed)
         self.record = {**self.records["face"], "kind": "adapter"}  # of the checkpoint
-        self.checkpoint = out / ".checkpoint.safetensors"
+        self.checkpoint, self.bodies = out / ".checkpoint.safetensors", out / ".bodies.safetensors"
         self.paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
         self.already_done = results_are_there(self.paths, self.records, self.checkpoint)
         if not self.already_done:
@@ -59,7 +59,7 @@ class Training:
         from bolid.train_adapter.learner import Learner
 
         config, unet = self.config, self.models.pipe.unet
-        self.table = read_photos(train, self.models, config, self.progress if self.main else None)
+        self.table = read_photos(train, self.models, config, self.progress if self.main else None, self.bodies)
         self.objective = make_objective(self.models, self.table, config, self.device)
         drop_text_encoders(self.models.pipe, self.objective.denoiser.text_states)
         self.branches = install_branches(self.models, config, self.seed)
@@ -81,6 +81,8 @@ class Training:
             )
         self.network = unet if self.sharded else self.accelerator.prepare(unet)
         self.objective.denoiser.network = compiled(self.network) if config.compile else self.network
+        if self.main:
+            save_bodies(self.bodies, self.table, train, self.models.body_encoder)
         self.log = Log(self.out, self.learner.step, config.tensorboard) if self.main else None
         self.started = self.saved = time.monotonic()
 
@@ -178,7 +180,8 @@ class Training:
                 flat = merge_kv({name: average[f"{branch}.{name}"] for name in self.branches[branch]})
                 save_adapter(self.paths[branch], {name: tensor.half() for name, tensor in flat.items()}, record)
             if not goes_on:
-                self.checkpoint.unlink(missing_ok=True)
+                for path in (self.checkpoint, self.bodies):
+                    path.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return self._result(metrics, step, time.monotonic() - self.started)
 

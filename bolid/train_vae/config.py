@@ -18,7 +18,7 @@ class TrainVaeConfig:
         64, "people in a step", group=TRAINING,
         within=Range(2, float("inf"), "telling people apart needs at least 2 of them in a step"),
     )  # fmt: skip
-    views: int = setting(
+    photos_per_person: int = setting(
         4, "photos of each person in a step", group=TRAINING,
         within=Range(2, float("inf"), "one half of a person's views rebuilds the other: at least 2"),
     )  # fmt: skip

@@ -69,7 +69,7 @@ class VaeTraining:
 
         config, n_people = self.config, min(self.config.people, len(self.people))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "train-vae", self.step))
-        rows, in_a = draw_halves(self.people, n_people, config.views, generator, self.seed, self.step)
+        rows, in_a = draw_halves(self.people, n_people, config.photos_per_person, generator, self.seed, self.step)
         views = body_views.augment(
             unpack(self.table.views, rows), generator, grayscale=config.grayscale,
             head_occlusion=config.head_occlusion, degradation=config.degradation,
