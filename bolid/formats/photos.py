@@ -95,6 +95,13 @@ class _Database(sqlite3.Connection):
             ) from error
 
 
+def _damaged(database: Path, error: Exception) -> BolidError:
+    return BolidError(
+        f"{database} is damaged: {error}",
+        "remove that file: the photos stay, and are known again from the .json beside each",
+    )
+
+
 class PhotoFolder:
     """A photo folder, open for collecting by one process; use it as a context manager.
 
@@ -125,21 +132,31 @@ class PhotoFolder:
                 ) from error
             raise BolidError(f"cannot open {database}: {error}", "choose another --out") from error
         except sqlite3.DatabaseError as error:
-            raise BolidError(
-                f"{database} is damaged: {error}",
-                "remove that file: the photos stay, and are known again from the .json beside each",
-            ) from error
-        self._reconcile()
-        self.note("open", "yes")
+            raise _damaged(database, error) from error
+        with self._damage():
+            self._reconcile()
+            self.note("open", "yes")
 
     def __enter__(self) -> PhotoFolder:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with disk_errors(self.path), contextlib.suppress(AttributeError):  # Windows has none
-            os.sync()
-        self.note("open", "")
-        self._db.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._damage():
+            if isinstance(error, sqlite3.DatabaseError):
+                raise error
+            with disk_errors(self.path), contextlib.suppress(AttributeError):  # Windows has none
+                os.sync()
+            self.note("open", "")
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        """Turn what SQLite says of a damaged database into a BolidError."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise _damaged(self.path / DATABASE, error) from error
 
     # ------------------------------------------------------------------------------------------------- people
 
@@ -308,7 +325,10 @@ class PhotoFolder:
         """(url, status, headers, body) of a web page that was fetched less than PAGES_FRESH seconds ago."""
         query = "SELECT url, status, headers, body FROM pages WHERE key = ? AND time > ?"
         row = self._db.execute(query, (key, time.time() - PAGES_FRESH)).fetchone()
-        return None if row is None else (row[0], row[1], json.loads(row[2]), row[3])
+        try:
+            return None if row is None else (row[0], row[1], parse_json(row[2]), row[3])
+        except (ValueError, TypeError):  # damaged: it is fetched again
+            return None
 
     def add_page(self, key: str, url: str, status: int, headers: dict[str, list[str]], body: bytes) -> None:
         """Remember a web page."""

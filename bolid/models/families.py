@@ -295,7 +295,35 @@ def get_family(name: str | None = None) -> Family:
 _NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .toml file"
 
 
+# entry of a family file -> its type, and what to write
+_ENTRIES: dict[str, tuple[type, str]] = {
+    "image_size": (list, "write [height, width] in pixels"),
+    "view_size": (list, "write [height, width] in pixels"),
+    "sizes": (list, "write [[height, width], ...]"),
+    "needs": (list, 'write a list of parts, like ["unet"]'),
+    "wardrobe": (list, "write [[wardrobe]] tables"),
+    "defaults": (dict, "write a [defaults] table"),
+    "few_steps": (dict, "write a [few_steps] table"),
+    "paths": (dict, "write a [paths] table of texts"),
+    "description": (str, "write a text in quotes"),
+}
+
+
+def _check_entries(name: str, data: dict[str, Any]) -> None:
+    """Raises BolidError for an unknown entry, and for one of another type."""
+    if unknown := sorted(set(data) - set(_ENTRIES)):
+        raise BolidError(f"family {name!r}: unknown entry {unknown[0]!r}", f"known are: {', '.join(_ENTRIES)}")
+    for key, value in data.items():
+        kind, hint = _ENTRIES[key]
+        texts = value.values() if key == "paths" and isinstance(value, dict) else value if key == "needs" else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise BolidError(f"family {name!r}: {key} is {value!r}", hint)
+    if unknown := sorted(set(data.get("needs", ())) - set(ALL_PARTS)):
+        raise BolidError(f"family {name!r}: it needs {unknown[0]!r}", f"known parts are: {', '.join(ALL_PARTS)}")
+
+
 def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
+    _check_entries(name, data)
     size = _size(name, "image_size", data.get("image_size"))
     view = _size(name, "view_size", data.get("view_size", list(size)))
     if any(n % 8 for n in size):
@@ -333,7 +361,9 @@ def _size(name: str, key: str, value: Any) -> tuple[int, int]:
 
 def _clothes(name: str, kind: Any) -> dict[str, Any]:
     if isinstance(kind, dict) and kind.get("words") and isinstance(kind.get("default"), str):
-        return kind
+        lists = kind["words"], kind.get("unless", [])
+        if all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists):
+            return kind
     raise BolidError(f"family {name!r}: wardrobe has {kind!r}", "give each kind of clothes its words and a default")
 
 

@@ -139,7 +139,7 @@ class AddressList:
             names = {name.lower(): name for name in lazy.collect_schema().names()}
             self._columns(names)
             table = lazy.select(names["person"], names["url"]).collect()
-        except (polars.exceptions.PolarsError, OSError) as error:
+        except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
             raise BolidError(f"cannot read {self._path}: {str(error).splitlines()[0]}", "write it again") from error
         for person, url in table.iter_rows():
             yield str(person or ""), str(url or "")

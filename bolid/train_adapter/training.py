@@ -81,9 +81,9 @@ class Training:
             )
         self.network = unet if self.sharded else self.accelerator.prepare(unet)
         self.objective.denoiser.network = compiled(self.network) if config.compile else self.network
+        self.log = Log(self.out, self.learner.step, config.tensorboard) if self.main else None
         if self.main:
             save_bodies(self.bodies, self.table, train, self.models.body_encoder)
-        self.log = Log(self.out, self.learner.step, config.tensorboard) if self.main else None
         self.started = self.saved = time.monotonic()
 
     # ---- one step -------------------------------------------------------------------------------------------------
