@@ -109,10 +109,10 @@ class PersonReader:
 
     def _view(self, path: Path, digest: str) -> View | str:
         """The view of one photo, or why it has none."""
-        from bolid.formats.images import decode_image
+        from bolid.formats.images import decode_image, read_file
 
         try:
-            data = _read(path)
+            data = read_file(path)
             if hashlib.sha256(data).hexdigest() != digest:
                 return CHANGED
             image = decode_image(data, name=str(path), max_side=MAX_SIDE)
@@ -195,16 +195,14 @@ class PersonReader:
 
 def _by_content(paths: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
     """(content hash -> the first photo with it, photo -> why it is left out)."""
+    from bolid.formats.images import hash_file
+
     contents: dict[str, Path] = {}
     rejected: dict[Path, str] = {}
     for path in paths:
-        if contents.setdefault(hashlib.sha256(_read(path)).hexdigest(), path) != path:
-            rejected[path] = DUPLICATE
+        try:
+            if contents.setdefault(hash_file(path), path) != path:
+                rejected[path] = DUPLICATE
+        except BolidError as error:
+            rejected[path] = error.message
     return contents, rejected
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BolidError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error

@@ -452,6 +452,8 @@ def _files(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:
                     f"a profile is of one person: give one of its folders, like {photo / people[0]}",
                 )
             files += [path for _, path in found]
-        else:
+        elif photo.exists() or photo.is_symlink():
             files.append(photo)
+        else:
+            raise BolidError(f"cannot read {photo}: No such file or directory", "check the path")
     return files

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ FORMAT_VERSION = 1
 
 Progress = Callable[[int, int, str], None]
 """How a long function reports: (done, total, what it is doing). ``total`` 0: not known."""
-
-_MAX_TOML = 256 * 1024  # bytes
-_MAX_TOML_DOTS = 500  # in a key
 
 # The libraries whose version can change what an artefact holds.
 _RECORDED_PACKAGES = (
@@ -144,29 +140,6 @@ def pick_device(name: str = "auto") -> str:
             f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "try --device cpu, or --device auto"
         ) from error
     return name
-
-
-def read_toml(path: str | os.PathLike[str], what: str, hint: str) -> dict[str, Any]:
-    """What is in a TOML file of at most 256 KiB. ``what``: the file's kind; ``hint``: for a file that is missing.
-
-    Raises BolidError for a file that cannot be read, is too large or is not TOML.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_TOML + 1)
-    except OSError as error:
-        raise BolidError(f"cannot read the {what} {path}: {error.strerror}", hint) from error
-    if len(data) > _MAX_TOML:
-        raise BolidError(f"the {what} {path} is larger than {_MAX_TOML // 1024} KiB", "give another file")
-    try:
-        text = data.decode()
-        # The parser takes quadratic time for a key of many parts.
-        if any(line.count(".") > _MAX_TOML_DOTS and "=" not in line[:_MAX_TOML_DOTS] for line in text.splitlines()):
-            raise ValueError(f"a key of more than {_MAX_TOML_DOTS} parts")
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise BolidError(f"the {what} {path} is not valid TOML: {reason}", "correct that line") from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

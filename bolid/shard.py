@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import decode_image, encode_jpeg
+from bolid.formats.images import decode_image, difference_hash, encode_jpeg
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
     Sample,
@@ -144,7 +144,7 @@ def _select(
     rejected: dict[str, str] = {}
     for number, sample in enumerate(samples):
         known = hashes.setdefault(sample.person, [])
-        fingerprint = difference_hash(decode_image(sample.image, name=sample.key))
+        fingerprint = _fingerprint(sample)
         if any((fingerprint ^ other).bit_count() <= MAX_HASH_DISTANCE for other in known):
             rejected[sample.key] = NEAR_DUPLICATE
         else:
@@ -157,12 +157,12 @@ def _select(
     return people, rejected
 
 
-def difference_hash(image: np.ndarray, side: int = 16) -> int:
-    """A hash of ``side``**2 bits (dHash, Krawetz 2013): 1 where a cell of a tiny copy is darker than the next one."""
-    from PIL import Image
-
-    grey = np.asarray(Image.fromarray(image).convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
-    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+def _fingerprint(sample: Sample) -> int:
+    """The photo's difference hash, as extract has noted it; else it is computed."""
+    try:
+        return int(sample.meta["dhash"], 16)
+    except (KeyError, TypeError, ValueError):
+        return difference_hash(decode_image(sample.image, name=sample.key))
 
 
 def _split(people: Sequence[str], val_fraction: float, seed: int) -> dict[str, list[str]]:
@@ -185,12 +185,12 @@ def _crop(sample: Sample, family: Family) -> tuple[Sample, np.ndarray]:
     """
     size = family.view_size
     image = decode_image(sample.image, name=sample.key)
-    box = np.array(sample.meta["box"], np.float32)
-    picture, *_ = person_crop(image, box, sample.tensors["keypoints"], family.image_size)
-    cut, box, keypoints = person_crop(image, box, sample.tensors["keypoints"], size)
+    person = np.array(sample.meta["box"], np.float32), sample.tensors["keypoints"]
+    cut, box, keypoints = person_crop(image, *person, size)
+    picture = cut if family.image_size == size else person_crop(image, *person, family.image_size)[0]
     meta = {**sample.meta, "width": size[1], "height": size[0], "box": [round(float(side), 2) for side in box]}
-    meta.pop("face_box", None)
-    meta.pop("others", None)
+    for name in ("face_box", "others", "dhash"):  # of the whole photo
+        meta.pop(name, None)
     tensors = {**sample.tensors, "keypoints": keypoints}
     return Sample(sample.key, encode_jpeg(cut), meta, sample.caption, tensors), picture
 

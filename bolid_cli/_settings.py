@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from bolid.errors import BolidError
-from bolid.run import read_toml
+from bolid.formats.parsing import read_toml
 
 COMMON = "Common options"  # the heading of what most commands have
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 'text in quotes, like "this"'}

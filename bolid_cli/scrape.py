@@ -154,6 +154,15 @@ def scrape(
             hidden=True,
         ),
     ] = False,
+    allow_private: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private",
+            help="Follow links and redirects to private networks. Addresses that you give may always be there.",
+            rich_help_panel=_WEB,
+            hidden=True,
+        ),
+    ] = False,
     forget: Annotated[
         str | None,
         typer.Option(
@@ -223,6 +232,7 @@ def scrape(
                 connections=connections,
                 delay=delay,
                 ignore_robots=ignore_robots,
+                allow_private=allow_private,
                 max_bad=max_bad,
                 family=chosen,
                 device=device,

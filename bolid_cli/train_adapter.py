@@ -78,7 +78,10 @@ def train_adapter(
             stop_after=stop_after, progress=progress,
         )  # fmt: skip
     if result.already_done:
-        note("already done: to train on, give --init with this folder, and another --out", quiet)
+        more = (
+            "give more --steps" if config.schedule == "constant" else "give --init with this folder, and another --out"
+        )
+        note(f"already done: to train on, {more}", quiet)
     note(
         f"{result.steps} steps on {result.photos} photos of {result.people} people in {result.seconds:.0f} s, "
         f"loss {result.loss:.4f}",

@@ -47,7 +47,8 @@ def train_vae(
         )
     losses = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
     if result.already_done:
-        note("already done: to train on, give --init with this file, and another --out", quiet)
+        more = "give more --steps" if config.schedule == "constant" else "give --init with this file, and another --out"
+        note(f"already done: to train on, {more}", quiet)
     note(f"{result.steps} steps on {result.views} photos of {result.people} people: {losses}", quiet)
     if as_json:
         emit_json(result)

@@ -94,6 +94,18 @@ def test_what_is_written(photos, tmp_path):
     assert set(sample.tensors) == {"keypoints", "image_embed", "view_features"}  # no face was seen
 
 
+def test_a_photo_is_encoded_once(photos, tmp_path):
+    """Between the file and the training shard: a JPEG is stored as it is, without its metadata."""
+    exif = Image.Exif()
+    exif[0x010E] = "at home"
+    path = photos / "anna" / "0.jpg"
+    Image.open(path).save(path, quality=80, exif=exif)
+    extract(photos, tmp_path / "shards")
+    sample = next(iter(read_shards(tmp_path / "shards", kind="shards")))
+    assert np.array_equal(decode_image(sample.image), np.asarray(Image.open(path)))
+    assert b"at home" not in sample.image and int(sample.meta["dhash"], 16) > 0
+
+
 @pytest.mark.parametrize("stop", [3, 9, 14, 20])
 def test_resumed_equals_uninterrupted(photos, tmp_path, stop):
     white(photos / "ben" / "5.jpg")
@@ -155,6 +167,49 @@ def test_a_photo_that_changes_during_the_run_is_not_stored_under_the_old_hash(ph
 
     result = extract(photos, tmp_path / "shards", progress=replace)
     assert result.samples == 26 and result.rejected == {CHANGED: ["anna/3.jpg"]}
+
+
+def odd_entries(folder: Path) -> dict[str, str]:
+    """Put into `folder` what is named like a photo and is none; name -> what is said of it."""
+    (folder / "away.jpg").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "album.jpg").mkdir()
+    return {
+        "away.jpg": "the file is a link to nothing",
+        "pipe.png": "the file is a pipe, a socket or a device",
+        "album.jpg": "the file is a folder",
+    }
+
+
+def test_one_odd_entry_never_ends_a_run(photos, tmp_path, monkeypatch):
+    """A link to nothing, a pipe, a folder called x.jpg, captions that are none, and a person nobody may read."""
+    expected = {f"anna/{name}": reason for name, reason in odd_entries(photos / "anna").items()}
+    (photos / "ben" / "1.txt").write_bytes(b"\xff\xfe")
+    (photos / "ben" / "2.txt").write_text("long " * 10_000)
+    (photos / "ben" / "3.txt").unlink()
+    (photos / "ben" / "3.txt").mkdir()
+    (photos / "ben" / "4.txt").unlink()
+    os.mkfifo(photos / "ben" / "4.txt")
+    (photos / "carl" / "1.json").write_text("[" * 100_000)
+    (photos / "carl" / "2.json").write_text('{"url": "\\ud800", "license": "CC0"}')
+    os.mkfifo(photos / "carl" / "3.json")
+    (photos / "dora").mkdir()
+    listdir = os.listdir
+
+    def refused(path="."):
+        if Path(path).name == "dora":
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refused)  # the tests may run as root, who may read all
+    result = extract(photos, tmp_path / "shards", max_bad=1)
+    reasons = {source: reason for reason, sources in result.rejected.items() for source in sources}
+    captions = {source: reasons.pop(source) for source in [f"ben/{n}.jpg" for n in range(1, 5)]}
+    assert reasons == {**expected, "dora": "the file cannot be read: Permission denied"}
+    assert [reason.split(".txt ")[1] for reason in captions.values()] == [
+        "is not UTF-8 text", "is too long for a caption", "is no file", "is no file",
+    ]  # fmt: skip
+    assert result.samples == 27 - 4
 
 
 def test_names_that_are_not_utf8(photos, tmp_path):

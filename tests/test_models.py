@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -205,7 +206,7 @@ def test_what_the_hugging_face_cache_has_is_used_without_a_network(no_network, t
     assert "README.md" not in entry["files"]
     assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
     (snapshot / weights).write_bytes((snapshot / weights).read_bytes()[:-1] + b"!")
-    with pytest.raises(BolidError, match="diffusion_pytorch_model.fp16.safetensors is not what was fetched") as caught:
+    with pytest.raises(BolidError, match="diffusion_pytorch_model.fp16.safetensors is not what was recorded") as caught:
         verify("sdxl")
     assert "bolid models pull sdxl" in caught.value.hint
 
@@ -385,7 +386,7 @@ def test_a_folder_copied_from_another_machine(no_network, tmp_path, monkeypatch)
     # a copy that went wrong on the way
     monkeypatch.setenv("BOLID_HOME", str(tmp_path / "third"))
     (here / "sdxl" / "base" / "vae" / "config.json").write_text("[]")
-    with pytest.raises(BolidError, match="vae/config.json is not what was fetched"):
+    with pytest.raises(BolidError, match="vae/config.json is not what was recorded"):
         models.pull("sdxl", only=["base"], from_dir=here / "sdxl")
     assert not (tmp_path / "third" / "sdxl" / "base").exists()
 
@@ -410,3 +411,43 @@ def test_verify_of_files_that_were_put_there_by_hand():
     weights.write_bytes(weights.read_bytes()[:-3])
     with pytest.raises(BolidError, match="vae/diffusion_pytorch_model.fp16.safetensors is damaged"):
         verify("sd15")
+
+
+def test_the_embedded_weights_are_those_that_were_shipped(tmp_path):
+    """One flipped bit in any file of a part, and the part is not loaded; the record fits what is shipped."""
+    tiny = get_family("tiny")
+    assert {row["state"] for row in verify("tiny")} == {"as shipped"}
+    shutil.copytree(tiny.base, tmp_path / "base")
+    (tmp_path / "models.json").write_bytes((tiny.root / "models.json").read_bytes())
+    copied = replace(tiny, root=tmp_path, base=tmp_path / "base")
+    assert copied.require("base") == tmp_path / "base"
+    for name in ("unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):
+        data = bytearray((tiny.base / name).read_bytes())
+        data[-100] ^= 1
+        other = tmp_path / name.partition("/")[0]  # what was looked at once a process is not looked at again
+        shutil.copytree(tmp_path / "base", other / "base")
+        (other / "base" / name).write_bytes(data)
+        (other / "models.json").write_bytes((tiny.root / "models.json").read_bytes())
+        with pytest.raises(BolidError, match=f"{name} is not what was recorded: its size or SHA-256 differs") as error:
+            replace(tiny, root=other, base=other / "base").require("base")
+        assert "install bolid again" in error.value.hint
+
+
+@pytest.mark.slow
+def test_stock_diffusers_loads_the_embedded_base_as_it_stands():
+    """Without a dtype, in one precision, and to the pictures that our own loading gives."""
+    import diffusers
+    import numpy as np
+
+    from bolid.backends.diffusion import load_base
+
+    stock = diffusers.StableDiffusionPipeline.from_pretrained(get_family("tiny").base)
+    networks = stock.unet, stock.vae, stock.text_encoder
+    assert {parameter.dtype for network in networks for parameter in network.parameters()} == {torch.float32}
+
+    def picture(pipe):
+        noise = torch.Generator().manual_seed(1)
+        return pipe("a portrait of a man", num_inference_steps=2, generator=noise, output_type="np").images
+
+    pictures = [picture(stock), picture(load_base(get_family("tiny")))]
+    assert pictures[0].std() > 0.05 and np.abs(pictures[0] - pictures[1]).max() < 1e-4

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
+import sqlite3
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bolid.errors import BolidError
+from bolid.formats.images import decode_image
 from bolid.formats.photos import SAME_FILE
 from bolid.formats.sites import SITES, read_site
 from bolid.scrape import scrape
@@ -61,6 +65,56 @@ def test_own_folder(own, tmp_path):
     again = scrape(own, out=out, min_size=64, consent="written, 2026-01-02")
     assert again.new == 2 and again.failed == {} and files(out) == {"anna": 4, "ben": 4}
     assert all(path.stat().st_mtime_ns == time for path, time in times.items()), "what is there stays as it is"
+
+
+@pytest.mark.parametrize("lost", ["the database", "the last row", "the folder's place"])
+def test_what_was_kept_is_never_listed_as_dropped(own, tmp_path, lost):
+    """A photo whose row is made anew from its record is the same photo when its file is seen again."""
+    out = tmp_path / "photos"
+    options = {"out": out, "min_size": 64, "max_bad": 1}
+    before = scrape(own, **options)
+    if lost == "the database":
+        for path in out.glob(".scrape.sqlite*"):
+            path.unlink()
+    elif lost == "the last row":  # a kill between the photo and its row
+        with contextlib.closing(sqlite3.connect(out / ".scrape.sqlite")) as database:
+            database.execute("DELETE FROM photos WHERE source LIKE '%IMG_1%'")
+            database.commit()
+    else:
+        own = own.rename(tmp_path / "moved")
+    again = scrape(own, **options)
+    assert (again.photos, again.new) == (before.photos, 0)
+    listed = {"/".join(Path(row["source"]).parts[-2:]) for row in table(out / "dropped.csv")}
+    assert listed == {"ben/broken.jpg", "ben/copy.jpg"} and listed.isdisjoint(r["file"] for r in records(out))
+
+
+def test_odd_entries_and_names_never_end_a_run(own, tmp_path):
+    expected = {
+        "link.jpg": "the file is a link to nothing",
+        "pipe.jpg": "the file is a pipe, a socket or a device",
+        "album.jpg": "the file is a folder",
+    }
+    (own / "ben" / "link.jpg").symlink_to("nowhere")
+    os.mkfifo(own / "ben" / "pipe.jpg")
+    (own / "ben" / "album.jpg").mkdir()
+    (own / "anna" / "IMG_1.json").write_text("[" * 100_000)
+    (own / "anna" / "IMG_2.txt").write_bytes(b"\xff")
+    Path(os.fsdecode(os.fsencode(own) + b"/c\xff")).mkdir()
+    Path(os.fsdecode(os.fsencode(own) + b"/c\xff/\xfe.jpg")).write_bytes(jpeg(8))
+    result = scrape(own, out=tmp_path / "photos", min_size=64, max_bad=1)
+    reasons = {Path(row["source"]).name: row["reason"] for row in table(result.out / "dropped.csv")}
+    assert expected.items() <= reasons.items() and reasons["IMG_2.jpg"].endswith("IMG_2.txt is not UTF-8 text")
+    assert result.photos == 6 and "c\\xff/\\xfe.jpg" in {record["file"] for record in records(result.out)}
+
+
+def test_a_broken_exif_block_drops_no_photo(tmp_path):
+    """scrape and extract go by one rule: the pixels do not depend on it."""
+    (tmp_path / "mine").mkdir()
+    for number, exif in enumerate((b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + b"\xff" * 40)):
+        data = encoded(picture(number), exif=exif)
+        (tmp_path / "mine" / f"{number}.jpg").write_bytes(data)
+        decode_image(data)
+    assert scrape(tmp_path / "mine", out=tmp_path / "photos", min_size=64).photos == 3
 
 
 def test_what_is_not_read_is_reported(own, tmp_path):

@@ -152,6 +152,16 @@ def test_names_from_the_web(server, tmp_path, listed):
     assert [p.name for p in (tmp_path / "deep" / "er").iterdir()] == ["photos"]
 
 
+def test_names_that_a_spreadsheet_would_calculate(server, tmp_path, listed):
+    server.pages |= {"/0.jpg": jpeg(0), "/1.jpg": b"no picture"}
+    urls = listed({"=cmd|' /C calc'!A0": ["/0.jpg"], "@SUM(1)": ["/1.jpg"]})
+    out = scrape(urls=urls, out=tmp_path / "photos", max_bad=1, **WEB).out
+    for name in ("people.csv", "dropped.csv"):
+        cells = [cell for row in table(out / name) for cell in row.values()]
+        assert any(cell.startswith(("'=", "'@")) for cell in cells)
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+
+
 def test_a_symlink_trap(server, tmp_path, listed):
     server.pages["/0.jpg"] = jpeg(0)
     elsewhere = tmp_path / "elsewhere"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import ipaddress
 import socket
 import time
 import zlib
@@ -10,10 +11,11 @@ from collections import Counter
 from email.utils import formatdate
 
 import pytest
-from gallery import WEB, current_markup, files, jpeg, records, table, theplace, whole
+from gallery import WEB, Server, current_markup, files, jpeg, records, table, theplace, whole
 
 from bolid.errors import BolidError
 from bolid.scrape import TooManyFailed, rules, scrape
+from bolid.scrape.politeness import is_private
 
 
 def test_lists(server, tmp_path, listed):
@@ -205,6 +207,55 @@ def test_robots(server, tmp_path, listed, robots, reason):
     assert error.value.hint.startswith("the owner does not allow it" if asks else "check the addresses")
     result = scrape(urls=urls, out=tmp_path / "photos", ignore_robots=True, **WEB)
     assert result.photos == 1 and records(result.out)[0]["ignored_robots"] == "yes"
+
+
+@pytest.fixture
+def intranet():
+    """A second server, of another origin."""
+    other = Server()
+    yield other
+    other.close()
+
+
+def test_nothing_leads_to_private_networks(server, intranet, tmp_path, listed):
+    """Not a redirect, not a link, not robots.txt; what the user names may lie there, and --allow-private allows all."""
+    intranet.pages |= {"/0.jpg": jpeg(0), "/1.jpg": jpeg(1), "/robots.txt": ""}
+    server.pages |= {"/go.jpg": (302, {"Location": f"{intranet.url}/0.jpg"}, b""), "/2.jpg": jpeg(2)}
+    urls = listed({"Anna": ["/go.jpg", "/2.jpg"]})
+    result = scrape(urls=urls, out=tmp_path / "a", **WEB)
+    assert result.dropped == {rules.PRIVATE: 1} and result.photos == 1 and intranet.hits == []
+    result = scrape(urls=urls, out=tmp_path / "a", allow_private=True, **WEB)
+    assert result.photos == 2 and intranet.count("/0.jpg") == 1
+    by_url = {record["url"]: record for record in records(result.out)}
+    assert by_url[f"{server.url}/go.jpg"]["final_url"] == f"{intranet.url}/0.jpg"
+    assert "final_url" not in by_url[f"{server.url}/2.jpg"]
+    named = listed({"Anna": ["/go.jpg"], "Ben": [f"{intranet.url}/1.jpg"]}, "named.csv")
+    assert scrape(urls=named, out=tmp_path / "b", **WEB).photos == 2
+
+    intranet.hits.clear()
+    current_markup(server, {"Anna Ivanova": 2})
+    base = f'<base href="{intranet.url}/">'
+    for path, page in list(server.pages.items()):
+        if path.endswith("Ivanova/0.html"):
+            server.pages[path] = base + page
+    result = scrape(site=theplace(server, tmp_path), out=tmp_path / "c", min_photos=1, **WEB)
+    assert result.photos == 1 and result.dropped == {rules.PRIVATE: 1} and intranet.hits == []
+    server.pages["/robots.txt"] = (301, {"Location": f"{intranet.url}/robots.txt"}, b"")
+    with pytest.raises(TooManyFailed, match=rules.ROBOTS_UNREACHABLE):
+        scrape(urls=listed({"Anna": ["/2.jpg"]}, "robots.csv"), out=tmp_path / "d", **WEB)
+    assert intranet.hits == []
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("127.0.0.1", True), ("10.1.2.3", True), ("192.168.0.1", True), ("169.254.169.254", True), ("0.0.0.0", True),
+        ("100.64.0.1", True), ("::1", True), ("fe80::1", True), ("fd00::1", True), ("::ffff:127.0.0.1", True),
+        ("2002:7f00:1::", True), ("224.0.0.1", True), ("93.184.216.34", False), ("2606:2800:220:1::1", False),
+    ],
+)  # fmt: skip
+def test_private_addresses(address, private):
+    assert is_private(ipaddress.ip_address(address)) == private
 
 
 def test_crawl_delay_and_least_delay(server, tmp_path, listed):

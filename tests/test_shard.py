@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import bolid.backends.diffusion
 from bolid.errors import BolidError
-from bolid.formats.images import decode_image, encode_jpeg
+from bolid.formats.images import decode_image, difference_hash, encode_jpeg
 from bolid.formats.shards import ShardWriter, group_by_person, read_shards
 from bolid.models.families import get_family
-from bolid.shard import FEW_PHOTOS, NEAR_DUPLICATE, difference_hash, shard
+from bolid.shard import FEW_PHOTOS, NEAR_DUPLICATE, shard
 from bolid_cli.main import app
 
 

@@ -17,7 +17,7 @@ from bolid.train_vae.command import checkpoint_path
 from bolid.train_vae.data import draw_halves, read_views, unpack
 from bolid.train_vae.distillation import Teacher
 
-CONFIG = TrainVaeConfig(steps=5, people=3, views=3, body_dim=6, width=4, checkpoint_minutes=0.0)
+CONFIG = TrainVaeConfig(steps=5, people=3, photos_per_person=3, body_dim=6, width=4, checkpoint_minutes=0.0)
 
 
 class Killed(Exception):
@@ -96,7 +96,26 @@ def test_what_another_training_has_made_is_kept(world, tmp_path):
     assert out.read_bytes() == made and "another --out" in error.value.hint
     with pytest.raises(BolidError, match="is of another training: different steps$") as error:
         train_vae(world[1], out, config=dataclasses.replace(CONFIG, steps=9), device="cpu")
-    assert f"--init {out}" in error.value.hint
+    assert f"--init {out}" in error.value.hint and "--schedule constant" in error.value.hint
+
+
+def test_a_finished_training_goes_on_with_more_steps(world, tmp_path):
+    """As one training of that length, to the byte; killed on the way too. Fewer steps than done are refused."""
+    constant = dataclasses.replace(CONFIG, schedule="constant")
+    whole = train_vae(world[1], tmp_path / "whole.safetensors", config=constant, device="cpu")
+    out, steps = tmp_path / "b.safetensors", []
+    train_vae(world[1], out, config=dataclasses.replace(constant, steps=2), device="cpu")
+    with pytest.raises(Killed):
+        train_vae(world[1], out, config=constant, device="cpu", progress=kill_at(4))
+    train_vae(world[1], out, config=constant, device="cpu", progress=lambda done, *_: steps.append(done))
+    assert steps == [4, 5] and out.read_bytes() == whole.path.read_bytes()
+    with pytest.raises(BolidError, match="different steps$") as error:
+        train_vae(world[1], out, config=dataclasses.replace(constant, steps=2), device="cpu")
+    assert "--init" in error.value.hint
+    out.unlink()
+    with pytest.raises(BolidError, match="has done 5 steps, more than 2$") as error:
+        train_vae(world[1], out, config=dataclasses.replace(constant, steps=2), device="cpu")
+    assert error.value.hint == "give more --steps"
 
 
 def test_a_finished_training_is_not_repeated(world, tmp_path):
@@ -205,7 +224,7 @@ def test_features_are_asked_for(world, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"views": 1}, "--views is 1"),
+        ({"photos_per_person": 1}, "--photos-per-person is 1"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"kl_weight": -0.1}, "--kl-weight is -0.1"),
         ({"degradation": 1.5}, "--degradation is 1.5"),

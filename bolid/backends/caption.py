@@ -24,6 +24,8 @@ def caption_for(photo: Path | str) -> str:
     Raises BolidError for a caption file that cannot be read, is not UTF-8 text, or is far too long to be one.
     """
     path = Path(photo).with_suffix(".txt")
+    if path.exists() and not path.is_file():
+        raise BolidError(f"the caption {path} is no file", "remove it, or write the caption into a file")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)

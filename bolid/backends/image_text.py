@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,14 +91,6 @@ class ImageTextModel:
         """E."""
         return int(self.network.visual.output_dim)
 
-    def zero_shot(self, embeddings: torch.Tensor, choices: Mapping[str, Sequence[str]]) -> torch.Tensor:
-        """[N, len(choices)] probabilities that an image embedding [N,E] shows each choice.
-
-        `choices` maps a name to the texts that describe it; several texts are averaged.
-        """
-        anchors = torch.stack([self.encode_text(texts).mean(0) for texts in choices.values()])
-        return (self.logit_scale * embeddings @ F.normalize(anchors, dim=-1).T).softmax(-1)
-
     # ---- patches
 
     def patch_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -116,20 +108,15 @@ class ImageTextModel:
         offset = [(self.image_size[1] - width * across) / 2, (self.image_size[0] - height * down) / 2]
         return (np.asarray(points, np.float64) * [across, down] + offset) / [self.image_size[1], self.image_size[0]]
 
-    def keypoint_features(
+    def views(
         self, images: Sequence[np.ndarray], keypoints: np.ndarray, sigma: float = 0.045
-    ) -> torch.Tensor:
-        """[N,K,C]: patch features averaged with a Gaussian around each keypoint (BoLID section 5.2).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(`encode_images` [N,E]; patch features averaged with a Gaussian around each keypoint [N,K,C]), in one pass
+        through the image tower (BoLID section 5.2).
 
         `keypoints` [N,K,2 or 3] in pixels of each picture; `sigma` relative to the network's (longer) input side.
         A keypoint outside the picture gets the features of the nearest place; weigh it by its confidence.
         """
-        return self._at_keypoints(self.patch_features(images), images, keypoints, sigma)
-
-    def views(
-        self, images: Sequence[np.ndarray], keypoints: np.ndarray, sigma: float = 0.045
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(`encode_images`, `keypoint_features`) in one pass through the image tower."""
         with torch.no_grad():
             with self._precision():
                 pixels = self._batch(images)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record
+from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record, read_file
 from bolid.formats.parsing import parse_json
 from bolid.formats.shards import INDEX, JOURNAL, ShardReader
 
@@ -80,7 +80,7 @@ class PictureFolder:
         if self.shards is not None:
             (sample,) = self.shards.read([picture.source])
             return decode_image(sample.image, name=picture.source, max_side=MAX_SIDE)
-        return decode_image(_bytes(Path(picture.source)), name=picture.source, max_side=MAX_SIDE)
+        return decode_image(read_file(Path(picture.source), picture.source), name=picture.source, max_side=MAX_SIDE)
 
     def reject(self, picture_or_source: Picture | str, reason: str) -> None:
         """Note that a picture is left out."""
@@ -104,7 +104,7 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
         paths = sorted(
             path
             for path in folder.place.rglob("*")
-            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
         )
         table = _table(folder.place, prompts)
         for path in paths:
@@ -125,7 +125,7 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
 
 def _generated_picture(path: Path, folder: Path, row: dict[str, Any]) -> Picture:
     """A picture with what its `row` of the table and its run record know. Raises BolidError for what is none."""
-    data = _bytes(path)
+    data = read_file(path)
     record = picture_record(data, str(path)) or {}
     if record.get("kind", "picture") != "picture":
         raise BolidError(f"not one picture but a {record['kind']}", "leave it out")
@@ -161,7 +161,7 @@ def reference_photos(place: str | os.PathLike[str]) -> PictureFolder:
 
     for person, path in list_photos(folder.place):
         try:
-            data, caption = _bytes(path), caption_for(path)
+            data, caption = read_file(path), caption_for(path)
         except BolidError as error:
             folder.reject(str(path), error.message)
             continue
@@ -196,13 +196,6 @@ def _of_shards(reader: ShardReader, place: Path) -> list[Picture]:
         sha = sample.key.rpartition("/")[2]
         pictures.append(Picture(sample.key, sha, place, sample.caption, sample.person, truth=truth))
     return pictures
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BolidError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
 
 
 def _person_of(config: dict[str, Any]) -> str:

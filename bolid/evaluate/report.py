@@ -16,6 +16,7 @@ from bolid.errors import BolidError
 from bolid.evaluate.pictures import Picture, PictureFolder
 from bolid.evaluate.plots import number, plots, words
 from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Difference, Metric, Scored
+from bolid.page import html_page
 from bolid.run import write_atomic
 
 MOST_PEOPLE, MOST_ROWS = 8, 12  # shown: a report is to be read
@@ -42,8 +43,7 @@ def write_report(
         ("Pictures", _grid(scored, references) if len(scored) == 1 else _side_by_side(scored, references)),
         ("How it was measured", _how(scored)),
     ]
-    body = "\n".join(f"<section>\n<h2>{name}</h2>\n{content}\n</section>" for name, content in sections if content)
-    write_atomic(path, _PAGE.format(title=escape(title), facts=escape(facts), body=body, style=_STYLE))
+    write_atomic(path, html_page(title, "evaluation", [f"BoLID evaluation: {facts}"], sections, _STYLE))
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
@@ -247,24 +247,11 @@ def _how(scored: Sequence[Scored]) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 28px 20px 60px; background: #fff; color: #1d2327;
-  font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 24px; font-weight: 600; margin: 0; }
-h2 { font-size: 17px; font-weight: 600; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid #dfe3e6; }
-h3 { font-size: 15px; margin: 24px 0 4px; }
-p { margin: 6px 0; max-width: 75ch; }
-.quiet, .by { color: #5b6770; font-size: 13px; }
 .narrow { display: none; }
-details { margin: 6px 0; color: #5b6770; font-size: 13px; } summary { cursor: pointer; }
-.scroll { overflow-x: auto; margin: 14px 0 8px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { text-align: left; vertical-align: top; padding: 5px 18px 5px 0; border-bottom: 1px solid #edf0f2; }
-td { white-space: nowrap; }
+.scroll { margin: 14px 0 8px; }
+table { overflow-wrap: normal; }
+td, thead th, tbody th { white-space: nowrap; }
 td.by { white-space: normal; min-width: 300px; }
-thead th { font-weight: 600; font-size: 13px; color: #5b6770; border-bottom-color: #c9d0d5; white-space: nowrap; }
-tbody th { font-weight: 500; white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 28px 32px;
   align-items: start; }
 figure { margin: 0; min-width: 0; }
@@ -278,36 +265,15 @@ svg text.middle { text-anchor: middle; }
 svg .grid { stroke: #e6eaed; stroke-width: 1; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 13px; margin-bottom: 4px; }
 .legend i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 5px; }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 14px; margin: 4px 0 22px; }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 14px; }
 .prompt { margin: 18px 0 6px; }
 .picture { max-width: 180px; }
-.picture img { display: block; width: 100%; height: auto; border-radius: 3px; background: #f2f4f5; }
+.picture img { width: 100%; }
 .picture figcaption { margin: 5px 0 0; line-height: 1.35; display: -webkit-box; -webkit-box-orient: vertical;
   -webkit-line-clamp: 5; overflow: hidden; }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 18px; font-size: 14px; }
-dt { font-weight: 500; } dd { margin: 0; color: #5b6770; }
-@media (max-width: 560px) { body { padding: 18px 14px 40px; } dl { display: block; } dd { margin-bottom: 8px; }
-  table .by { display: none; } .narrow { display: inline; }
-  th, td { padding-right: 10px; } td.quiet { white-space: normal; }
+dl { grid-template-columns: max-content minmax(0, 1fr); }
+dt { font-weight: 500; } dd { color: #5b6770; }
+@media (max-width: 560px) { table .by { display: none; } .narrow { display: inline; }
+  td.quiet { white-space: normal; }
   .row { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; } }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{title} · BoLID evaluation</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="quiet">BoLID evaluation: {facts}</p>
-</header>
-{body}
-</body>
-</html>
 """

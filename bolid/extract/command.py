@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.extract import workers as work
-from bolid.formats.images import decode_image, encode_jpeg, list_photos
+from bolid.formats.images import (
+    decode_image,
+    difference_hash,
+    encode_jpeg,
+    hash_file,
+    list_photos,
+    own_jpeg,
+    printable,
+    read_file,
+)
+from bolid.formats.photos import read_notes
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.formats.storage import place
 from bolid.models.families import Family, get_family
@@ -40,8 +49,9 @@ class Photo:
     path: Path
     person: str
     source: str  # path below the photo folder, with forward slashes
-    sha256: str
+    sha256: str  # "" for what cannot be used
     caption: str
+    reason: str = ""  # why it cannot be used
 
     @property
     def key(self) -> str:
@@ -149,20 +159,13 @@ def _photos(folder: Path, progress: Progress | None, *, sidecar: bool = True) ->
     for number, (person, path) in enumerate(listed):
         if progress:
             progress(number, len(listed), "reading the list of photos")
+        source = printable(path.relative_to(folder))
         try:
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise BolidError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
-        caption = caption_for(path) if sidecar else ""
-        source = _printable(path.relative_to(folder).as_posix())
-        photos.append(Photo(path, _printable(person), source, sha256, caption))
+            sha256, caption, reason = hash_file(path), caption_for(path) if sidecar else "", ""
+        except BolidError as error:
+            sha256, caption, reason = "", "", error.message
+        photos.append(Photo(path, printable(person), source, sha256, caption, reason))
     return photos
-
-
-def _printable(name: str) -> str:
-    """A file's name as text; bytes that are not UTF-8 as \\xff."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _run(
@@ -175,9 +178,9 @@ def _run(
     keys: set[str] = set()
     fresh: list[Photo] = []
     for photo in photos:
-        if photo.key in keys:
+        if photo.reason or photo.key in keys:
             if photo.source not in writer.done_rejects:
-                writer.reject(photo.source, DUPLICATE)
+                writer.reject(photo.source, photo.reason or DUPLICATE)
         else:
             keys.add(photo.key)
             fresh.append(photo)
@@ -203,18 +206,18 @@ def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None
     """For each photo of a batch a sample, or the reason why there is none."""
     results: list[Sample | str] = []
     decoded: list[tuple[int, np.ndarray]] = []
+    files: dict[int, bytes] = {}
     for index, photo in enumerate(batch):
         results.append("")
         try:
-            data = photo.path.read_bytes()
+            data = read_file(photo.path)
             if hashlib.sha256(data).hexdigest() == photo.sha256:
+                files[index] = data
                 decoded.append((index, decode_image(data, name="the file", max_side=max_side)))
             else:
                 results[index] = CHANGED
         except BolidError as error:
             results[index] = error.message
-        except OSError as error:
-            results[index] = f"the file cannot be read: {error.strerror}"
     views = dict(zip([i for i, _ in decoded], reader.read([image for _, image in decoded]), strict=True))
     uncaptioned = {i: view for i, view in views.items() if isinstance(view, View) and not batch[i].caption}
     captions: dict[int, str] = {}
@@ -222,11 +225,14 @@ def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None
         captions = dict(zip(uncaptioned, captioner.caption([v.image for v in uncaptioned.values()]), strict=True))
     for index, view in views.items():
         photo = replace(batch[index], caption=captions.get(index, batch[index].caption))
-        results[index] = view if isinstance(view, str) else _sample(photo, view)
+        results[index] = view if isinstance(view, str) else _sample(photo, view, files[index])
     return results
 
 
-def _sample(photo: Photo, view: View) -> Sample:
+def _sample(photo: Photo, view: View, data: bytes) -> Sample:
+    """`data`: the photo's file. A JPEG whose pixels the models have seen is stored without its metadata, but not
+    encoded again.
+    """
     meta: dict[str, Any] = {
         "person": photo.person,
         "width": view.image.shape[1],
@@ -237,18 +243,15 @@ def _sample(photo: Photo, view: View) -> Sample:
         "others": [{"box": [round(side, 2) for side in box], "score": round(score, 4)} for box, score in view.others],
         "source": photo.source,
         "sha256": photo.sha256,
+        "dhash": f"{difference_hash(view.image):064x}",
         **_origin(photo.path),
     }
-    return Sample(photo.key, encode_jpeg(view.image), meta, photo.caption, view.tensors())
+    return Sample(photo.key, own_jpeg(data, view.image) or encode_jpeg(view.image), meta, photo.caption, view.tensors())
 
 
 def _origin(path: Path) -> dict[str, str]:
     """A photo's address, license and consent, from the .json that `bolid scrape` writes beside it."""
-    try:
-        notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return {name: notes[name] for name in ("url", "license", "consent") if isinstance(notes.get(name), str)}
-    except (OSError, ValueError, AttributeError):
-        return {}
+    return read_notes(path, ("url", "license", "consent"))
 
 
 def _hint(rejected: dict[str, list[str]]) -> str:

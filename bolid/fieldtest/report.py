@@ -17,11 +17,16 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.fieldtest.privacy import Scrubber
 from bolid.fieldtest.results import FAILED, PASSED, RUNNING
+from bolid.page import html_page
 from bolid.run import canonical_json, write_atomic
 
 REPORT = "report"
 PICTURE_SIDE = 512  # pixels, the longer side of a picture in the page
 PHOTO_SIDE = 256
+_PRIVATE = (
+    "This page holds no path, file name or profile of yours. It shows generated pictures, which may look like the "
+    "person of the photos: look at them before you attach it to an issue."
+)
 
 
 def write_report(out: Path, data: Mapping[str, Any], scrub: Scrubber, photos: Sequence[Path] = ()) -> None:
@@ -39,12 +44,9 @@ def page(data: Mapping[str, Any], out: Path, photos: Sequence[Path] = ()) -> str
         shown = "".join(_image(photo, "a photo", PHOTO_SIDE) for photo in photos)
         sections.append(("Photos", f"<div class=row>{shown}</div>"))
     sections += [("Figures", _figures(steps)), ("Doctor", _doctor(data["doctor"]))]
-    body = "\n".join(f"<section>\n<h2>{name}</h2>\n{text}\n</section>" for name, text in sections if text)
     settings = ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in data["settings"].items())
-    return _PAGE.format(
-        title=escape(f"{data['family']}: {_summary(steps)}"), facts=escape(_facts(data)), settings=escape(settings),
-        body=body, style=_STYLE,
-    )  # fmt: skip
+    facts = [_facts(data), settings, _PRIVATE]
+    return html_page(f"{data['family']}: {_summary(steps)}", "field test", facts, sections, _STYLE)
 
 
 def _summary(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -166,56 +168,17 @@ def _doctor(found: Mapping[str, Any] | None) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 960px; padding: 28px 20px 60px; background: #fff; color: #1d2327;
-  font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 24px; font-weight: 600; margin: 0; }
-h2 { font-size: 17px; font-weight: 600; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid #dfe3e6; }
-h3 { font-size: 15px; margin: 24px 0 4px; font-weight: 600; }
-p { margin: 6px 0; max-width: 75ch; }
-.quiet { color: #5b6770; font-size: 13px; font-weight: 400; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: 5px 18px 5px 0; border-bottom: 1px solid #edf0f2; }
-thead th { font-weight: 600; font-size: 13px; color: #5b6770; border-bottom-color: #c9d0d5; }
-tbody th { font-weight: 500; min-width: 130px; overflow-wrap: normal; }
+body { max-width: 960px; }
+tbody th { min-width: 130px; }
 .number { text-align: right; white-space: nowrap; }
 .state { white-space: nowrap; }
 .state, td.wrong, td.note { font-weight: 500; }
 .passed { color: #2e7d4f; } .failed, td.wrong { color: #b3261e; } .running { color: #8a5a00; }
 .skipped { color: #5b6770; } td.note { color: #8a5a00; }
-pre { overflow-x: auto; background: #f6f7f8; padding: 12px; font-size: 12px; line-height: 1.45; }
-details { margin: 6px 0; } summary { cursor: pointer; color: #5b6770; font-size: 13px; }
+pre { overflow-x: auto; background: #f6f7f8; padding: 12px; font-size: 12px; line-height: 1.45; color: #1d2327; }
 .groups { display: flex; flex-wrap: wrap; gap: 0 32px; } .groups h3 { margin-top: 6px; }
-.row { display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0 18px; }
-.row img { display: block; max-width: 100%; height: auto; border-radius: 3px; background: #f2f4f5; }
-dl { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr); gap: 3px 18px; font-size: 14px;
-  margin: 6px 0; }
-dt { color: #5b6770; } dd { margin: 0; }
-@media (max-width: 560px) { body { padding: 18px 14px 40px; } dl { display: block; } dd { margin-bottom: 8px; }
-  th, td { padding-right: 9px; font-size: 13.5px; } tbody th { min-width: 92px; } }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{title} · BoLID field test</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="quiet">{facts}</p>
-<p class="quiet">{settings}</p>
-<p class="quiet">This page holds no path, file name or profile of yours. It shows generated pictures, which may look
-like the person of the photos: look at them before you attach it to an issue.</p>
-</header>
-{body}
-</body>
-</html>
+.row { display: flex; flex-wrap: wrap; gap: 12px; }
+dl { grid-template-columns: fit-content(45%) minmax(0, 1fr); }
+dt { color: #5b6770; }
+@media (max-width: 560px) { th, td { font-size: 13.5px; } tbody th { min-width: 92px; } }
 """

@@ -114,7 +114,8 @@ def choose_photos(folder: Path) -> tuple[list[list[Path]], str]:
 
     by_person: dict[str, list[Path]] = {}
     for person, path in list_photos(folder):
-        by_person.setdefault(person, []).append(path)
+        if path.is_file():
+            by_person.setdefault(person, []).append(path)
     people = sorted((photos for photos in by_person.values() if len(photos) >= 2), key=len, reverse=True)
     if len(people) >= 2:
         return [photos[:MOST_PHOTOS] for photos in people[:2]], "photos of two people"

@@ -49,11 +49,6 @@ def nested_state_dict(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str
     return nested
 
 
-def flat_tensors(nested: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The inverse of ``nested_state_dict``."""
-    return {f"{part}.{name}": tensor for part, tensors in nested.items() for name, tensor in tensors.items()}
-
-
 def _check_layout(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]) -> None:
     for prefix in ("image_proj.", "ip_adapter."):
         if not any(key.startswith(prefix) for key in tensors):

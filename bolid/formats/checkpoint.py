@@ -50,13 +50,19 @@ def load_checkpoint(
 ) -> int:
     """Load a checkpoint into `tensors` (in place) and `optimizer`; returns the step, 0 without a file.
 
-    Raises BolidError when the checkpoint belongs to another run (other data, family, settings or seed).
+    Raises BolidError when the checkpoint belongs to another run (other data, family, settings or seed). With the
+    constant schedule the number of steps may differ, but not be below what the checkpoint has done.
     """
     path = Path(path)
     if not path.exists():
         return 0
     stored, found = load_tensors(path, KIND)
-    if changed := run_differences(found, record):
+    changed = run_differences(found, record)
+    if _can_go_on(changed, record):
+        steps = record["config"]["steps"]
+        if found["step"] > steps:
+            raise BolidError(f"{path} has done {found['step']} steps, more than {steps}", "give more --steps")
+    elif changed:
         raise BolidError(
             f"{path} is the checkpoint of another run: different {', '.join(changed)}",
             "repeat that command as it was to go on with it, choose another --out, or remove the checkpoint",
@@ -78,8 +84,16 @@ def load_checkpoint(
     return int(found["step"])
 
 
-def check_result(path: str | os.PathLike[str], record: dict[str, Any], init: str | os.PathLike[str] = "") -> bool:
-    """Whether `path`, which this run would write, is its finished result.
+def _can_go_on(changed: list[str], record: dict[str, Any]) -> bool:
+    """Whether a run that differs by this only is a shorter one of the same training, by its schedule."""
+    return changed == ["steps"] and record["config"].get("schedule") == "constant"
+
+
+def check_result(
+    path: str | os.PathLike[str], record: dict[str, Any], checkpoint: Path, init: str | os.PathLike[str] = ""
+) -> bool:
+    """Whether `path`, which this run would write, is its finished result. False where it is that of a shorter run
+    whose `checkpoint` this one goes on from.
 
     Raises BolidError when it is the result of another run. `init`: what to give --init to train on from it.
     """
@@ -91,8 +105,12 @@ def check_result(path: str | os.PathLike[str], record: dict[str, Any], init: str
     finished = config.pop(STEPS_DONE, None) is None
     if changed := run_differences({**found, "config": config}, record):
         hint = "choose another --out, or remove what is there"
+        if _can_go_on(changed, record) and checkpoint.exists() and config.get("steps", 0) < record["config"]["steps"]:
+            return False
         if changed == ["steps"]:
-            hint = f"to train on from it give --init {init or path} and another --out; to start anew, remove it"
+            why = "its learning rate has fallen to the end; only --schedule constant goes on with more --steps. T"
+            why = why if config.get("schedule") != "constant" else "t"
+            hint = f"{why}o train on from it give --init {init or path} and another --out; to start anew, remove it"
         raise BolidError(f"{path} is of another training: different {', '.join(changed)}", hint)
     return finished
 

@@ -9,8 +9,11 @@ Images are numpy uint8 [H, W, 3], RGB, 0..255.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
+import re
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,21 +31,33 @@ PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 # A picture of more pixels is taken for a decompression bomb. 100 Mpx is above any camera people own.
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 2**30  # of a photo's file
 
 
 def list_photos(folder: str | os.PathLike[str]) -> list[tuple[str, Path]]:
-    """(person, path) of every photo below ``folder``, ordered by person and name.
+    """(person, path) of everything below ``folder`` that is named like a photo, ordered by person and name.
 
     ``folder/<person>/*.jpg``; photos in ``folder`` itself belong to one person with the folder's name. Hidden files are
-    left out. Raises BolidError for a missing folder and for one without photos.
+    left out. What is no file (a link to nothing, a pipe, a folder called x.jpg) and a person's folder that cannot be
+    read are listed too: `read_file` says why they cannot be used. Raises BolidError for a missing folder and for one
+    without photos.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise BolidError(f"the photo folder {folder} {what}", "give the folder that holds <person>/*.jpg")
-    photos = [(folder.resolve().name or "person", path) for path in _photos_in(folder)]
-    for person in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        photos += [(person.name, path) for path in _photos_in(person)]
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise BolidError(f"cannot read the photo folder {folder}: {error.strerror}", "check its permissions") from error
+    people = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    own = folder.resolve().name or "person"
+    photos = [(own, path) for path in entries if _like_a_photo(path) and not path.is_dir()]
+    for person in people:
+        try:
+            photos += [(person.name, path) for path in sorted(person.iterdir()) if _like_a_photo(path)]
+        except OSError:
+            photos.append((person.name, person))
     if not photos:
         raise BolidError(
             f"no photos in {folder}",
@@ -52,10 +67,46 @@ def list_photos(folder: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     return photos
 
 
-def _photos_in(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's name as text, with forward slashes; bytes that are not UTF-8 as \\xff."""
+    return os.fsencode(Path(name).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _like_a_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+
+
+def read_file(path: Path, name: str = "the file") -> bytes:
+    """The bytes of a photo's file. Raises BolidError, with ``name`` in its text, for one that cannot be read, is too
+    large, or is no file: a folder, a pipe, a link to nothing.
+    """
+    with _opened(path, name) as file:
+        return file.read(MAX_BYTES)
+
+
+def hash_file(path: Path, name: str = "the file") -> str:
+    """The sha256 of a photo's file, in hex. Raises BolidError as `read_file` does."""
+    with _opened(path, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, name: str) -> Iterator[io.BufferedReader]:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            os.listdir(path)
+            raise BolidError(f"{name} is a folder", "name a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise BolidError(f"{name} is a pipe, a socket or a device", "name a file")
+        if status.st_size > MAX_BYTES:
+            raise BolidError(f"{name} is larger than {MAX_BYTES >> 20} MiB", "it is no photo: leave it out")
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            raise BolidError(f"{name} is a link to nothing", "mend the link, or remove it") from error
+        raise BolidError(f"{name} cannot be read: {error.strerror}", "check the path and its permissions") from error
 
 
 def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.ndarray:
@@ -63,10 +114,7 @@ def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.
 
     Raises BolidError for a damaged or oversized picture, and for other files.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise BolidError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
+    data = read_file(Path(path), os.fspath(path))
     return decode_image(data, name=os.fspath(path), max_side=max_side)
 
 
@@ -213,6 +261,49 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+# Behind a JPEG's scan header: the next marker that does not belong to the scan's own data.
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_END, _SCAN, _COMMENT = 0xD9, 0xDA, 0xFE
+
+
+def own_jpeg(data: bytes, image: np.ndarray) -> bytes | None:
+    """The JPEG file `data` without its metadata, if that still decodes to `image`, which `decode_image` made of it.
+
+    What stays is what the pixels depend on: the tables and scans, the ICC profile, Adobe's colour transform. EXIF, XMP,
+    comments and anything behind the picture go. None for other formats, and where the pixels are no longer the file's:
+    reduced, or turned upright.
+    """
+    with _decoding(data, "the picture") as opened:
+        height, width = image.shape[:2]
+        if opened.format != "JPEG" or opened.size != (width, height) or _orientation(opened) != 1:
+            return None
+    kept, at = [data[:2]], 2
+    while data[at : at + 1] == b"\xff" and at + 3 < len(data) and data[at + 1] != _END:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if marker == _SCAN:
+            following = _SCAN_END.search(data, end)
+            if following is None:
+                return None
+            end = following.start()
+        application = 0xE0 <= marker <= 0xEF
+        if not (application or marker == _COMMENT) or _of_pixels(marker, data[at + 4 : at + 16]):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at : at + 2]]) if data[at : at + 2] == b"\xff\xd9" else None
+
+
+def _of_pixels(marker: int, start: bytes) -> bool:
+    """Whether the pixels depend on an application's segment: JFIF's, Adobe's, and the ICC profile."""
+    names = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
+    return marker in names and start.startswith(names[marker])
+
+
+def difference_hash(image: np.ndarray, side: int = 16) -> int:
+    """A hash of ``side``**2 bits (dHash, Krawetz 2013): 1 where a cell of a tiny copy is darker than the next one."""
+    grey = np.asarray(Image.fromarray(image).convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

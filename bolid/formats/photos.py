@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.images import read_file
 from bolid.formats.parsing import parse_json
 from bolid.run import disk_errors, write_atomic
 
@@ -94,6 +95,13 @@ class _Database(sqlite3.Connection):
             ) from error
 
 
+def _damaged(database: Path, error: Exception) -> BolidError:
+    return BolidError(
+        f"{database} is damaged: {error}",
+        "remove that file: the photos stay, and are known again from the .json beside each",
+    )
+
+
 class PhotoFolder:
     """A photo folder, open for collecting by one process; use it as a context manager.
 
@@ -124,21 +132,31 @@ class PhotoFolder:
                 ) from error
             raise BolidError(f"cannot open {database}: {error}", "choose another --out") from error
         except sqlite3.DatabaseError as error:
-            raise BolidError(
-                f"{database} is damaged: {error}",
-                "remove that file: the photos stay, and are known again from the .json beside each",
-            ) from error
-        self._reconcile()
-        self.note("open", "yes")
+            raise _damaged(database, error) from error
+        with self._damage():
+            self._reconcile()
+            self.note("open", "yes")
 
     def __enter__(self) -> PhotoFolder:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with disk_errors(self.path), contextlib.suppress(AttributeError):  # Windows has none
-            os.sync()
-        self.note("open", "")
-        self._db.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._damage():
+            if isinstance(error, sqlite3.DatabaseError):
+                raise error
+            with disk_errors(self.path), contextlib.suppress(AttributeError):  # Windows has none
+                os.sync()
+            self.note("open", "")
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        """Turn what SQLite says of a damaged database into a BolidError."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise _damaged(self.path / DATABASE, error) from error
 
     # ------------------------------------------------------------------------------------------------- people
 
@@ -201,6 +219,20 @@ class PhotoFolder:
             return SAME_FILE
         rows = self._db.execute("SELECT phash FROM photos WHERE person = ? AND kind = 'kept'", (person,))
         return NEAR_DUPLICATE if any((int(other, 16) ^ phash).bit_count() <= bits for (other,) in rows) else ""
+
+    def resume(self, person: str, source: str, file: str, sha256: str) -> bool:
+        """Whether this file of a folder is the origin of a kept photo whose row does not know its source: the row was
+        made anew from the record, or the folder has moved. The row then gets the source.
+        """
+        query = "SELECT source FROM photos WHERE person = ? AND sha256 = ? AND kind = 'kept'"
+        row = self._db.execute(query, (person, sha256)).fetchone()
+        if not file or row is None:
+            return False
+        path = row[0].rpartition("?")[0]
+        if row[0] != f"{file}?{sha256}" and ("://" in row[0] or not path.endswith(f"/{file}") or os.path.lexists(path)):
+            return False
+        self._db.execute("UPDATE photos SET source = ? WHERE source = ?", (source, row[0]))
+        return True
 
     def keep(self, person: str, source: str, image: bytes, record: dict[str, Any], caption: str = "") -> None:
         """Write a photo (JPEG bytes), its record and its caption. ``record``: see ``bolid.scrape``; plain JSON."""
@@ -293,7 +325,10 @@ class PhotoFolder:
         """(url, status, headers, body) of a web page that was fetched less than PAGES_FRESH seconds ago."""
         query = "SELECT url, status, headers, body FROM pages WHERE key = ? AND time > ?"
         row = self._db.execute(query, (key, time.time() - PAGES_FRESH)).fetchone()
-        return None if row is None else (row[0], row[1], json.loads(row[2]), row[3])
+        try:
+            return None if row is None else (row[0], row[1], parse_json(row[2]), row[3])
+        except (ValueError, TypeError):  # damaged: it is fetched again
+            return None
 
     def add_page(self, key: str, url: str, status: int, headers: dict[str, list[str]], body: bytes) -> None:
         """Remember a web page."""
@@ -374,7 +409,8 @@ class PhotoFolder:
     def _adopt(self, person: str, record: dict[str, Any], size: int) -> None:
         name = str(record.get("person", person))
         self._db.execute("INSERT OR IGNORE INTO people VALUES (?, ?, '')", (person, name))
-        self._kept(person, str(record.get("url") or f"{record.get('file')}?{record['sha256']}"), record, size)
+        file, url = record.get("file"), record.get("url")
+        self._kept(person, f"{file}?{record['sha256']}" if file or not url else str(url), record, size)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -399,13 +435,27 @@ def _read_record(path: Path, stem: str) -> dict[str, Any] | None:
         return None
 
 
+def read_notes(photo: Path, names: Iterable[str]) -> dict[str, str]:
+    """The texts called `names` in the .json record beside a photo, as far as there are such."""
+    try:
+        notes = parse_json(read_file(photo.with_suffix(".json")))
+        return {name: notes[name] for name in names if isinstance(notes.get(name), str)}
+    except (BolidError, ValueError, AttributeError):
+        return {}
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(same_name(text).encode()).hexdigest()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _write_csv(path: Path, headers: Iterable[str], rows: Iterator[tuple[Any, ...]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(headers)
-    writer.writerows(rows)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     write_atomic(path, buffer.getvalue())

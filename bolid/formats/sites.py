@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.formats.parsing import parse_toml
+from bolid.formats.parsing import read_toml
 
 SITES = Path(__file__).parent.parent / "sites"
 
@@ -48,13 +48,7 @@ def read_site(name: str) -> Site:
                 f"there is no site called {name!r}",
                 f"known are: {', '.join(known)}; or describe it in a .toml file (docs/guides/collecting.md)",
             )
-    try:
-        data = parse_toml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BolidError(f"cannot read the site file {path}: {error.strerror}", "check the path") from error
-    except ValueError as error:
-        raise BolidError(f"the site file {path} is not valid TOML: {error}", "correct that line") from error
-    return _site(path, data)
+    return _site(path, read_toml(path, "site file", "check the path"))
 
 
 def _site(path: Path, data: dict[str, Any]) -> Site:

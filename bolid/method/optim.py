@@ -21,8 +21,21 @@ def cosine_schedule(step: int, steps: int, *, warmup: float, floor: float) -> fl
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adapter_schedule(step: int, steps: int) -> float:
-    """The adapters' `cosine_schedule`: 100 steps of warm-up, or 5 % of them if that is less, down to 2 %."""
+def constant_schedule(step: int, *, warmup: float) -> float:
+    """As `cosine_schedule`, but it stays at the highest after the warm-up: it does not depend on how long the training
+    is to be, so a finished one can go on.
+    """
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
+def adapter_schedule(step: int, steps: int, schedule: str = "cosine") -> float:
+    """The adapters' learning rate at a step, as a fraction of the highest.
+
+    "cosine": `cosine_schedule` with 100 steps of warm-up, or 5 % of them if that is less, down to 2 %. "constant":
+    `constant_schedule` with 100 steps of warm-up, whatever `steps` is.
+    """
+    if schedule == "constant":
+        return constant_schedule(step, warmup=100.0)
     return cosine_schedule(step, steps, warmup=max(1.0, min(100.0, 0.05 * steps)), floor=0.02)
 
 

@@ -8,7 +8,6 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json, read_toml
+from bolid.models.checksums import check_shipped
 from bolid.models.sources import OWN_FACE_PACK, RESEARCH_ONLY_FACE, SOURCES
-from bolid.run import home, read_toml, write_atomic
+from bolid.run import home, write_atomic
 from bolid.scales import Scale, parse_guidance, parse_size
 
 # part -> (path inside the family's directory, what is expected there)
@@ -45,6 +46,8 @@ _OPTIONAL = {
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
     "caption": ("caption", "a captioning model in transformers' layout"),
 }
+
+ALL_PARTS = (*_LAYOUT, *_OPTIONAL)
 
 
 def path_of(part: str, folder: Path) -> Path:
@@ -195,6 +198,8 @@ class Family:
         """The path of ``part`` ("base", "pose", ...), or a BolidError that names the missing file and the way to it."""
         path: Path | None = getattr(self, part)
         if path is not None and self.has(part):
+            if self.name == DEFAULT_FAMILY and path.is_relative_to(self.root):
+                check_shipped(self.root, part, path)
             if commercial_use():
                 refuse_non_commercial(part, path, self.name)
             return path
@@ -282,7 +287,7 @@ def get_family(name: str | None = None) -> Family:
     name = name or chosen_family()[0]
     if name == DEFAULT_FAMILY:
         root = Path(__file__).parent.parent / "tiny"
-        return _family(name, root, json.loads((root / "family.json").read_text(encoding="utf-8")))
+        return _family(name, root, parse_json((root / "family.json").read_bytes()))
     if name in _FULL_SIZE:
         return _family(name, home() / name, _FULL_SIZE[name])
     if name.endswith(".toml"):
@@ -293,7 +298,35 @@ def get_family(name: str | None = None) -> Family:
 _NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .toml file"
 
 
+# entry of a family file -> its type, and what to write
+_ENTRIES: dict[str, tuple[type, str]] = {
+    "image_size": (list, "write [height, width] in pixels"),
+    "view_size": (list, "write [height, width] in pixels"),
+    "sizes": (list, "write [[height, width], ...]"),
+    "needs": (list, 'write a list of parts, like ["unet"]'),
+    "wardrobe": (list, "write [[wardrobe]] tables"),
+    "defaults": (dict, "write a [defaults] table"),
+    "few_steps": (dict, "write a [few_steps] table"),
+    "paths": (dict, "write a [paths] table of texts"),
+    "description": (str, "write a text in quotes"),
+}
+
+
+def _check_entries(name: str, data: dict[str, Any]) -> None:
+    """Raises BolidError for an unknown entry, and for one of another type."""
+    if unknown := sorted(set(data) - set(_ENTRIES)):
+        raise BolidError(f"family {name!r}: unknown entry {unknown[0]!r}", f"known are: {', '.join(_ENTRIES)}")
+    for key, value in data.items():
+        kind, hint = _ENTRIES[key]
+        texts = value.values() if key == "paths" and isinstance(value, dict) else value if key == "needs" else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise BolidError(f"family {name!r}: {key} is {value!r}", hint)
+    if unknown := sorted(set(data.get("needs", ())) - set(ALL_PARTS)):
+        raise BolidError(f"family {name!r}: it needs {unknown[0]!r}", f"known parts are: {', '.join(ALL_PARTS)}")
+
+
 def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
+    _check_entries(name, data)
     size = _size(name, "image_size", data.get("image_size"))
     view = _size(name, "view_size", data.get("view_size", list(size)))
     if any(n % 8 for n in size):
@@ -331,7 +364,9 @@ def _size(name: str, key: str, value: Any) -> tuple[int, int]:
 
 def _clothes(name: str, kind: Any) -> dict[str, Any]:
     if isinstance(kind, dict) and kind.get("words") and isinstance(kind.get("default"), str):
-        return kind
+        lists = kind["words"], kind.get("unless", [])
+        if all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in lists):
+            return kind
     raise BolidError(f"family {name!r}: wardrobe has {kind!r}", "give each kind of clothes its words and a default")
 
 

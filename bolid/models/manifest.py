@@ -1,4 +1,4 @@
-"""What was pulled into a family's folder: the record beside it, and whether the files still agree with it."""
+"""What was pulled into a family's folder, and whether the files still agree with the record beside them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.models.families import Family, get_family
+from bolid.models.checksums import REINSTALL, check_file, read_manifest
+from bolid.models.families import DEFAULT_FAMILY, Family, get_family
 from bolid.models.sources import SOURCES
-from bolid.run import Progress, sha256_file
-
-MANIFEST = "models.json"
+from bolid.run import Progress
 
 
 def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]]:
@@ -46,20 +45,6 @@ def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]
     return parts
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
-    """What was pulled into a family's folder: part -> {source, revision, license, files: name -> {size, sha256}}."""
-    path = root / MANIFEST
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise BolidError(f"{path} is damaged", "remove it: the next pull writes it anew") from error
-    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
-        raise BolidError(f"{path} is damaged", "remove it: the next pull writes it anew")
-    return data
-
-
 def files_of(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
     """The files of a part; of a Hugging Face cache, which may hold more of a repository, those of ``patterns``."""
     if place.is_file():
@@ -73,19 +58,11 @@ def files_of(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
     ]
 
 
-def check_file(file: Path, expected: dict[str, Any], hint: str) -> None:
-    """Raises BolidError unless the file has the size and the SHA-256 of its entry in the manifest."""
-    if not file.is_file():
-        raise BolidError(f"{file} is missing", hint)
-    if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
-        raise BolidError(f"{file} is not what was fetched: its size or SHA-256 differs", hint)
-
-
 def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Look at every file of family ``name``; a row for each part that is there or must be: part, where, state.
 
-    state: "as fetched" (every SHA-256 is that of the first fetch), "whole" (safetensors files end where they say, but
-    nobody wrote down what was fetched), "missing".
+    state: "as fetched" (every SHA-256 is that of the first fetch), "as shipped" (of the embedded family), "whole"
+    (safetensors files end where they say, but nobody wrote down what was fetched), "missing".
     Raises BolidError for a damaged file: it names the file.
     """
     family = get_family(name)
@@ -94,7 +71,8 @@ def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any
     parts = [part for part in published if not published[part].optional or family.has(part)]
     parts += [part for part in family.missing() if part not in parts]
     parts += [part for part in ("base", "pose", "face", "image_text", "body_encoder") if part not in parts]
-    again = f"remove it, then: bolid models pull {family.name}"
+    parts += [part for part in written if part not in parts and family.has(part)]
+    again = REINSTALL if name == DEFAULT_FAMILY else f"remove it, then: bolid models pull {family.name}"
     rows = []
     for number, part in enumerate(parts):
         if progress:
@@ -105,7 +83,7 @@ def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any
             files = written.get(part, {}).get("files", {})
             for file, expected in files.items():
                 check_file(where if where.is_file() else where / file, expected, again)
-            state = "as fetched" if files else "whole"
+            state = ("as shipped" if name == DEFAULT_FAMILY else "as fetched") if files else "whole"
             if not files:
                 _check_whole(where, again)
         rows.append({"part": part, "where": where, "state": state})

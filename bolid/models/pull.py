@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.models.checksums import MANIFEST, check_file, read_manifest
 from bolid.models.convert import convert
 from bolid.models.families import DEFAULT_FAMILY, Family, get_family
-from bolid.models.manifest import MANIFEST, check_file, files_of, read_manifest
+from bolid.models.manifest import files_of
 from bolid.models.sources import SOURCES, PublishedPart
 from bolid.run import (
     Progress,

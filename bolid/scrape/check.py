@@ -36,6 +36,7 @@ class Filters:
     min_photos: int
     max_photos: int | None
     robots: bool
+    public_only: bool
 
     def settings(self) -> list[str]:
         """All filters as text, NAME=VALUE."""

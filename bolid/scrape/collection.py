@@ -17,6 +17,7 @@ from bolid.formats.images import decode_image, encode_jpeg
 from bolid.formats.photos import FAILED, FILTERED, KEPT, PhotoFolder, same_name
 from bolid.run import Progress
 from bolid.scrape.check import MAX_PHASH_DISTANCE, Filters, Measured, PhotoChecker
+from bolid.scrape.rules import PRIVATE, ROBOTS
 
 UNKNOWN = "unknown"
 
@@ -131,9 +132,9 @@ class Collection:
             return False
         return True
 
-    def supersede(self, path: Path) -> None:
+    def supersede(self, path: str) -> None:
         """A file has changed: its earlier verdicts do not count."""
-        self._photos.supersede(str(path))
+        self._photos.supersede(path)
 
     def full(self, person: str) -> bool:
         """Whether the person, or with no name the collection, has all the photos it may have."""
@@ -141,20 +142,22 @@ class Collection:
             return self._max_people is not None and len(self._names) >= self._max_people
         return self._filters.max_photos is not None and self._photos.count(person) >= self._filters.max_photos
 
-    async def take(self, person: str, source: str, page: str, data: bytes) -> None:
-        """Check a photo that was fetched, and store or drop it."""
+    async def take(self, person: str, source: str, page: str, data: bytes, final: str) -> None:
+        """Check a photo that was fetched, and store or drop it. `final`: the address that redirects led to."""
         try:
             measured = await asyncio.to_thread(self.check, data)
         except BolidError as error:
             self.drop(person, source, error.message.partition(":")[0])
             return
         async with self._turn:
-            await asyncio.to_thread(self.settle, person, {"url": source, "page": page}, source, data, measured)
+            origin = {"url": source, "final_url": final if final != source else "", "page": page}
+            await asyncio.to_thread(self.settle, person, origin, source, data, measured)
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """Record that a photo was not kept: `refused` by a rule, or failed."""
         kind = FILTERED if refused else FAILED
-        setting = self._filters.setting("robots") if refused and "robots.txt" in reason else ""
+        rule = {ROBOTS: "robots", PRIVATE: "public_only"}.get(reason) if refused else None
+        setting = self._filters.setting(rule) if rule else ""
         self._photos.drop(person, source, kind, reason, setting, final)
         self._count(person)
 
@@ -184,6 +187,9 @@ class Collection:
     ) -> None:
         """Keep or drop a photo that was measured. One at a time, since a duplicate depends on the other photos."""
         reason, setting = measured.reason, measured.setting
+        if not reason and self._photos.resume(person, source, origin.get("file", ""), measured.sha256):
+            self._count(person)
+            return
         if not reason:
             reason = self._photos.twin(person, measured.sha256, measured.phash, MAX_PHASH_DISTANCE)
         if not reason and self.full(person):

@@ -47,6 +47,7 @@ def scrape(
     connections: int = 1,
     delay: float = 1.0,
     ignore_robots: bool = False,
+    allow_private: bool = False,
     max_bad: float = 0.05,
     family: str | None = None,
     device: str = "auto",
@@ -64,6 +65,7 @@ def scrape(
     picture, uint8 [H, W, 3], that returns why it is to be dropped, or ""; BoLID has none of its own.
     ``contact``: a mail or web address, sent to every web server. ``connections``: requests to one host at a time.
     ``delay``: seconds between two requests to a host, at least. ``ignore_robots`` is written into every record.
+    ``allow_private``: links and redirects may lead to private networks; addresses that you give yourself always may.
 
     Raises TooManyFailed, a BolidError, when no photo could be kept, or when more than ``max_bad`` of all photos and
     more than one could not be fetched or read; what was kept stays.
@@ -82,6 +84,7 @@ def scrape(
         min_photos=min_photos if min_photos is not None else MIN_PHOTOS_OF_A_SITE if site else 1,
         max_photos=max_photos,
         robots=not ignore_robots,
+        public_only=not allow_private,
     )
     if license is None:
         license = described.license if described else UNKNOWN
@@ -98,9 +101,8 @@ def scrape(
         if folder is not None:
             import_folder(Path(folder), listed, collection)
         else:
-            manners = Manners(
-                " ".join((contact or "").split()), connections, delay, not ignore_robots, bolid.__version__
-            )
+            name = " ".join((contact or "").split())
+            manners = Manners(name, connections, delay, not ignore_robots, bolid.__version__, allow_private)
             _crawl(addresses, described, collection, manners)
         result = collection.finish()
     if folder is not None:

@@ -126,7 +126,7 @@ def _settings(manners: Manners) -> dict[str, Any]:
             "data": None, "file": None, "ftp": None, "s3": None,
         },
         "DOWNLOADER_MIDDLEWARES": {
-            f"{here}.Enough": 90,
+            f"{here}.Enough": 90, f"{here}.PublicOnly": 95,
             "scrapy.downloadermiddlewares.robotstxt.RobotsTxtMiddleware": None, f"{here}.Robots": 100,
         },
     }  # fmt: skip

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.formats.images import PHOTO_SUFFIXES
+from bolid.formats.images import PHOTO_SUFFIXES, printable, read_file
+from bolid.formats.photos import read_notes
 from bolid.scrape.check import Measured
 from bolid.scrape.collection import Collection
 
@@ -22,31 +22,35 @@ def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Coll
 
     def settle() -> None:
         person, path, source, future = waiting.popleft()
-        origin = {"file": path.relative_to(folder).as_posix(), **_earlier(path)}
+        origin = {"file": printable(path.relative_to(folder)), **_earlier(path)}
         try:
             data, measured = future.result()
         except BolidError as error:
             collection.drop(person, source, error.message.partition(":")[0])
             return
-        collection.settle(person, origin, source, data, measured, _caption(path))
+        try:
+            caption = _caption(path)
+        except BolidError as error:
+            collection.drop(person, source, error.message, final=False)
+            return
+        collection.settle(person, origin, source, data, measured, caption)
 
     def read(path: Path) -> tuple[bytes, Measured]:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BolidError(f"the file cannot be read ({error.strerror})") from error
+        data = read_file(path)
         return data, collection.check(data)
 
     with ThreadPoolExecutor(2) as pool:
         for name, path in listed:
-            person = collection.person(name)
+            person = collection.person(printable(name))
             if person is None:
                 continue
-            status = path.stat()
-            source = f"{path.absolute()}?{status.st_size}-{status.st_mtime_ns}"  # a changed file is another photo
+            status = path.stat() if path.exists() else path.lstat()  # of a link to nothing: its own
+            source = (
+                f"{printable(path.absolute())}?{status.st_size}-{status.st_mtime_ns}"  # a changed file is another photo
+            )
             if collection.full(person) or not collection.wants(person, source):
                 continue
-            collection.supersede(path.absolute())
+            collection.supersede(printable(path.absolute()))
             waiting.append((person, path, source, pool.submit(read, path)))
             if len(waiting) > 4:
                 settle()
@@ -78,12 +82,7 @@ def not_read(folder: Path) -> list[str]:
 
 def _earlier(path: Path) -> dict[str, str]:
     """The origin of a photo, from the record of an earlier collection beside it."""
-    try:
-        notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        names = ("url", "page", "license", "consent")
-        return {name: notes[name] for name in names if isinstance(notes.get(name), str)}
-    except (OSError, ValueError, AttributeError):
-        return {}
+    return read_notes(path, ("url", "page", "license", "consent"))
 
 
 def _caption(path: Path) -> str:
@@ -140,7 +139,7 @@ class AddressList:
             names = {name.lower(): name for name in lazy.collect_schema().names()}
             self._columns(names)
             table = lazy.select(names["person"], names["url"]).collect()
-        except (polars.exceptions.PolarsError, OSError) as error:
+        except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
             raise BolidError(f"cannot read {self._path}: {str(error).splitlines()[0]}", "write it again") from error
         for person, url in table.iter_rows():
             yield str(person or ""), str(url or "")

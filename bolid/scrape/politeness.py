@@ -6,7 +6,9 @@ Classes here are components of Scrapy; `bolid.scrape.crawl` names them in its se
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from scrapy.http import Headers, HtmlResponse, Response
 from scrapy.responsetypes import responsetypes
 from scrapy.utils.httpobj import urlparse_cached
 
-from bolid.scrape.rules import AGENT, BUSY, MAX_PAUSE, ROBOTS, ROBOTS_UNREACHABLE
+from bolid.scrape.rules import AGENT, BUSY, MAX_PAUSE, PRIVATE, ROBOTS, ROBOTS_UNREACHABLE
 
 
 class Refused(IgnoreRequest):
@@ -90,6 +92,8 @@ class PoliteHandler(AiohttpDownloadHandler):
                     raise Stopped
                 await spider.gate.wait(host)
                 response = await super().download_request(request)
+                if public_only(spider, request) and is_private(response.ip_address):  # its name had another address
+                    raise Refused(PRIVATE)
                 seconds = _retry_after(response) if response.status in (429, 503) else None
                 if seconds is not None:
                     spider.gate.pause(host, seconds)
@@ -98,6 +102,43 @@ class PoliteHandler(AiohttpDownloadHandler):
             raise Stopped from None  # a failure that Scrapy handles; it would wait for ever for a cancelled task
         finally:
             spider.on_their_way.discard(task)
+
+
+class PublicOnly:
+    """Refuses what pages and servers lead to in private networks; only addresses that the user gave may lie there."""
+
+    def __init__(self, crawler: Crawler) -> None:
+        self.crawler = crawler
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> PublicOnly:
+        return cls(crawler)
+
+    async def process_request(self, request: Request) -> None:
+        if public_only(self.crawler.spider, request) and await leads_to_private(request):
+            raise Refused(PRIVATE)
+
+
+def public_only(spider: Any, request: Request) -> bool:
+    """Whether this request must not go into a private network. What a proxy does is not known here."""
+    named = urlparse_cached(request).netloc in spider.named
+    return not (spider.manners.allow_private or named or request.meta.get("proxy"))
+
+
+async def leads_to_private(request: Request) -> bool:
+    """Whether the request's host has an address in a private network. A name that cannot be resolved has none."""
+    url = urlparse_cached(request)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(url.hostname, url.port or 80, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, ValueError):
+        return False
+    return any(is_private(ipaddress.ip_address(str(address[0]).partition("%")[0])) for *_, address in found)
+
+
+def is_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
+    """Whether an address is not of the public internet: private, loopback, link-local, shared, multicast, reserved."""
+    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+    return mapped is not None and (not mapped.is_global or mapped.is_multicast)
 
 
 class Enough:

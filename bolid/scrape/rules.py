@@ -14,6 +14,7 @@ RETRIES = 2
 ROBOTS = "forbidden by robots.txt"
 ROBOTS_UNREACHABLE = "the site's robots.txt cannot be fetched"
 RESERVED = "reserved by its owner (X-Robots-Tag: noai, noimageai, or TDM-Reservation)"
+PRIVATE = "led to an address of a private network (--allow-private)"
 BUSY = "the server asks to come back later (Retry-After)"
 LOOP = "redirects without end"
 TOO_LARGE = f"larger than {MAX_BYTES // 2**20} MiB"
@@ -37,8 +38,8 @@ class Sink(Protocol):
     def full(self, person: str) -> bool:
         """Whether there are enough photos of the person; for "", whether there are enough people."""
 
-    async def take(self, person: str, source: str, page: str, data: bytes) -> None:
-        """A photo was fetched."""
+    async def take(self, person: str, source: str, page: str, data: bytes, final: str) -> None:
+        """A photo was fetched. ``final``: the address that redirects led to."""
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """A photo was not fetched. ``refused``: its owner forbids it. ``final``: do not try again in the next run."""
@@ -59,13 +60,16 @@ class Sink(Protocol):
 @dataclass(frozen=True)
 class Manners:
     """How the crawl behaves. ``connections``: to one host at once. ``delay``: seconds between two requests to a host at
-    least, from which Scrapy's AutoThrottle goes up where a server is slow; 0 takes AutoThrottle off."""
+    least, from which Scrapy's AutoThrottle goes up where a server is slow; 0 takes AutoThrottle off.
+    ``allow_private``: links, redirects and robots.txt may lead to private networks; addresses that the user named
+    always may."""
 
     contact: str
     connections: int = 1
     delay: float = 1.0
     obey_robots: bool = True
     version: str = ""
+    allow_private: bool = False
 
     @property
     def user_agent(self) -> str:

@@ -19,6 +19,7 @@ from scrapy.exceptions import (
 )
 from scrapy.http import HtmlResponse, Response
 from scrapy.spidermiddlewares.httperror import HttpError
+from scrapy.utils.httpobj import urlparse_cached
 from twisted.python.failure import Failure
 from w3lib.encoding import html_body_declared_encoding, http_content_type_encoding
 
@@ -31,6 +32,7 @@ from bolid.scrape.rules import (
     NO_ADDRESS,
     NO_PICTURE,
     NOT_HTML,
+    PRIVATE,
     RESERVED,
     ROBOTS,
     TOO_LARGE,
@@ -50,6 +52,7 @@ class PhotoSpider(Spider):
         super().__init__()
         self.sink, self.manners = sink, manners
         self.gate = Gate(manners.connections, sink.say)
+        self.named: set[str] = set()  # hosts, with ports, of the addresses that the user gave
         self.fatal: BaseException | None = None
         self.on_their_way: set[asyncio.Task | None] = set()  # requests
         self._under_way: set[str] = set()  # photos, from the request to the verdict
@@ -104,7 +107,7 @@ class PhotoSpider(Spider):
             if is_reserved(response):
                 self.sink.drop(person, source, RESERVED, refused=True)
             else:
-                await self.sink.take(person, source, page, response.body)
+                await self.sink.take(person, source, page, response.body, response.url)
         finally:
             self._under_way.discard(source)
 
@@ -116,10 +119,18 @@ class PhotoSpider(Spider):
             self.sink.drop(kwargs["person"], kwargs["source"], reason, refused=refused, final=final)
 
 
+def host_of(url: str) -> str:
+    """The host of an address, with its port where one is given."""
+    try:
+        return urlparse_cached(Request(url)).netloc
+    except ValueError:
+        return ""
+
+
 def _why(error: BaseException) -> tuple[str, bool, bool]:
     """(reason, whether the owner forbids it, whether another try is useless)."""
     if isinstance(error, Refused):
-        return error.reason, error.reason == ROBOTS, error.final
+        return error.reason, error.reason in (ROBOTS, PRIVATE), error.final
     if isinstance(error, HttpError):
         status = error.response.status
         return f"HTTP status {status}", False, 400 <= status < 500 and status not in (408, 425, 429)
@@ -152,6 +163,7 @@ class ListSpider(PhotoSpider):
         most = 4 * self.crawler.settings.getint("CONCURRENT_REQUESTS")
         for name, url in self._urls:
             person = self.sink.person(name)
+            self.named.add(host_of(url))
             request = None if person is None else self.photo(person, url)
             if request is not None:
                 while len(self._under_way) > most:
@@ -167,6 +179,7 @@ class SiteSpider(PhotoSpider):
         self.site = site
 
     async def start(self) -> AsyncIterator[Request]:
+        self.named.update(map(host_of, self.site.start))
         for url in self.site.start:
             yield self._page(url, self.parse_list, _LIST)
 

@@ -123,14 +123,6 @@ HEAD_CHANGES = {
 """`{s}` stands for both sides: the same value is used left ("l") and right ("r")."""
 
 
-def local_change_labels() -> list[str]:
-    """Anny's local changes that a person can have, both sides written out."""
-    labels = []
-    for name in [*BODY_CHANGES, *HEAD_CHANGES]:
-        labels += [name.format(s=side) for side in "lr"] if "{s}" in name else [name]
-    return labels
-
-
 @dataclass(frozen=True)
 class SyntheticPerson:
     """What stays the same in every photo of one person."""

@@ -52,7 +52,8 @@ def train_adapter(
 ) -> TrainAdapterResult:
     """Train both branches, or one, on `train`'s shards and write both to `out`.
 
-    The same call after a kill goes on; after the end it returns at once, `already_done`.
+    The same call after a kill goes on; after the end it returns at once, `already_done`. With `config.schedule`
+    "constant", a call with more steps goes on after the end, to the bytes of one training of that length.
     `stop_after`: write them as they are after so many of the steps (their records have that as "steps_done") and stop;
     a call without it goes on from there. Also in `out`: log.jsonl and loss.png (the losses), samples/ (contact sheets),
     and while it runs a checkpoint.

@@ -58,6 +58,10 @@ class TrainAdapterConfig:
         1, "batches that make up one training step", within=AT_LEAST_1, group=TRAINING
     )
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW", within=NOT_NEGATIVE, group=TRAINING)
+    schedule: str = setting(
+        "cosine", "learning rate after the warm-up: cosine falls until the last step; constant stays, and a finished "
+        "training typed again with more --steps goes on", choices=("cosine", "constant"), group=TRAINING,
+    )  # fmt: skip
     weight_decay: float = setting(0.01, "weight decay of AdamW", within=NOT_NEGATIVE, group=TRAINING, advanced=True)
     max_grad_norm: float = setting(
         1.0, "gradients are clipped to this norm", group=TRAINING, advanced=True,

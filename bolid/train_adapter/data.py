@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.run import Progress, derive_seed
+from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.run import Progress, derive_seed, run_differences, run_record
 from bolid.train_adapter.config import TrainAdapterConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+BODIES = "bodies"  # the kind of the file that keeps every photo's Gaussian
 WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which it shows most of a body
 
 # Words that name the build. Most captions lose them in training, so that the build comes from the profile.
@@ -91,8 +93,13 @@ class AdapterTable:
         return F.normalize(torch.stack([self.face[rows].sum(0) for rows in self.people]), dim=-1)
 
 
-def read_table(train: str | Path, body_encoder: Any, progress: Progress | None = None) -> AdapterTable:
-    """Training shards -> latents, captions, each photo's body Gaussian (encoded here, once) and face."""
+def read_table(
+    train: str | Path, body_encoder: Any, progress: Progress | None = None, cache: Path | None = None
+) -> AdapterTable:
+    """Training shards -> latents, captions, each photo's body Gaussian and face.
+
+    The Gaussians are encoded here, unless `save_bodies` has kept them in the file `cache`.
+    """
     import numpy as np
     import torch
 
@@ -102,7 +109,8 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
     latents, faces, people = [], [], []
     captions: list[str] = []
     names: list[str] = []
-    bodies: list[tuple[torch.Tensor, ...]] = []
+    known = _read_bodies(cache, train, body_encoder)
+    bodies: list[tuple[torch.Tensor, ...]] = [] if known is None else [known]
     for name, group in group_by_person(read_shards(train)):
         if len(group) < 2:
             continue  # nothing to leave one out of
@@ -114,17 +122,48 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
         latents += [torch.from_numpy(sample.tensors["latents"]) for sample in group]
         captions += [sample.caption for sample in group]
         faces += [sample.tensors.get("face", np.zeros(512, np.float32)) for sample in group]
-        features = [sample.tensors.get("view_features") for sample in group] if body_encoder.needs_features else None
-        images = [decode_image(sample.image) for sample in group]
-        bodies.append(body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features))
+        if known is None:
+            needed = body_encoder.needs_features
+            features = [sample.tensors.get("view_features") for sample in group] if needed else None
+            images = [decode_image(sample.image) for sample in group]
+            bodies.append(body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features))
         if progress is not None:
-            progress(len(captions), total, "encoding bodies")
+            progress(len(captions), total, "encoding bodies" if known is None else "reading photos")
     if not people:
         raise nobody_has_two(train)
     mean, logvar, confidence = (torch.cat(parts) for parts in zip(*bodies, strict=True))
     return AdapterTable(
         torch.stack(latents), captions, mean, logvar, confidence, torch.from_numpy(np.stack(faces)), people, names
     )
+
+
+def save_bodies(cache: Path, table: AdapterTable, train: str | Path, body_encoder: Any) -> None:
+    """Keep every photo's Gaussian in a file for the next start of a training."""
+    parts = {"mean": table.body_mean, "logvar": table.body_logvar, "confidence": table.confidence}
+    save_tensors(cache, parts, _bodies_record(train, body_encoder))
+
+
+def _read_bodies(
+    cache: Path | None, train: str | Path, body_encoder: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """(mean [N, D], logvar [N, D], confidence [N]) of these shards by this encoder, if the file `cache` has them."""
+    if cache is None or not cache.exists():
+        return None
+    try:
+        parts, found = load_tensors(cache, BODIES)
+    except BolidError:  # damaged: they are encoded again
+        return None
+    if run_differences(found, _bodies_record(train, body_encoder)):
+        return None
+    return parts["mean"], parts["logvar"], parts["confidence"]
+
+
+def _bodies_record(train: str | Path, body_encoder: Any) -> dict[str, Any]:
+    from bolid.formats.shards import directory_sha256
+
+    inputs = {"train": directory_sha256(train), "body_encoder": body_encoder.sha256}
+    config = {"device": str(body_encoder.device).partition(":")[0]}
+    return run_record(BODIES, family=body_encoder.record["family"], config=config, inputs=inputs)
 
 
 def nobody_has_two(train: str | Path) -> BolidError:

@@ -35,7 +35,9 @@ class Learner:
     def start_step(self) -> None:
         """Set the learning rate of the next step and forget the last one's gradients."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * adapter_schedule(self.step, self.config.steps)
+            group["lr"] = self.config.learning_rate * adapter_schedule(
+                self.step, self.config.steps, self.config.schedule
+            )
         self.optimizer.zero_grad(set_to_none=True)
 
     def finish_step(self) -> None:

@@ -96,10 +96,13 @@ def make_records(
 
 
 def read_photos(
-    train: str | Path, models: FrozenModels, config: TrainAdapterConfig, progress: Progress | None
+    train: str | Path, models: FrozenModels, config: TrainAdapterConfig, progress: Progress | None, cache: Path
 ) -> AdapterTable:
-    """Raises BolidError for shards whose latents the base cannot take, and without the close-ups that are wanted."""
-    table = read_table(train, models.body_encoder, progress)
+    """The photos; `cache` keeps what the body encoder says of them.
+
+    Raises BolidError for shards whose latents the base cannot take, and without the close-ups that are wanted.
+    """
+    table = read_table(train, models.body_encoder, progress, cache)
     channels, expected = table.latents.shape[2], models.pipe.unet.config.in_channels
     if channels != expected:
         raise BolidError(

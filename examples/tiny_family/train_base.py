@@ -310,14 +310,19 @@ def diffusion_loss(
 
 
 def export(vae: AutoencoderTiny, text: CLIPTextModel, unet: UNet2DConditionModel, tokenizer, out: Path) -> None:
-    """A StableDiffusionPipeline in float16, the UNet's middle and lower levels in float8."""
+    """A StableDiffusionPipeline in float16, the UNet's middle and lower levels in float8.
+
+    Without a dtype, diffusers converts its networks to float32; transformers goes by the text encoder's config.json.
+    """
     parts = (copy.deepcopy(part).to("cpu", torch.float16) for part in (vae, text, unet))
     pipeline(*parts, tokenizer).save_pretrained(out)
     store_float8(out / "unet", lambda name: name.startswith(LOW_LEVELS))
-    config = out / "vae" / "config.json"
-    settings = json.loads(config.read_text())
-    settings.pop("block_out_channels", None)  # derived; diffusers warns of it when it loads the file
-    config.write_text(json.dumps(settings, indent=2) + "\n")
+    for name, change in (("vae", {}), ("text_encoder", {"dtype": "float32"})):
+        config = out / name / "config.json"
+        settings = {**json.loads(config.read_text()), **change}
+        if name == "vae":
+            settings.pop("block_out_channels", None)  # derived; diffusers warns of it when it loads the file
+        config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 @torch.no_grad()

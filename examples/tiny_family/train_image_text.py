@@ -20,6 +20,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -549,6 +550,18 @@ def export(network: Any, directory: Path, *, config: dict[str, Any], seed: int) 
     save_tensors(directory / WEIGHTS, tensors, run_record(KIND, family="tiny", config=config, seed=seed))
 
 
+def zero_shot(network: Any, embeddings: Any, choices: Mapping[str, Sequence[str]]) -> Any:
+    """[N, len(choices)] probabilities that an image embedding [N,E] shows each choice.
+
+    `choices` maps a name to the texts that describe it; several texts are averaged.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    anchors = torch.stack([network.encode_text(texts).mean(0) for texts in choices.values()])
+    return (network.logit_scale * embeddings @ F.normalize(anchors, dim=-1).T).softmax(-1)
+
+
 def measure(photos: Path, model: Path | None = None, *, people: int | None = 200) -> dict[str, float]:
     """Zero-shot accuracy per attribute (0..1) on held-out photos, and how often the right caption of 50 is found."""
     import torch
@@ -564,7 +577,7 @@ def measure(photos: Path, model: Path | None = None, *, people: int | None = 200
     figures: dict[str, float] = {}
     for name, prompts in PROMPTS.items():
         shown = [i for i, row in enumerate(rows) if name in row["truth"]]
-        guessed = network.zero_shot(images[shown], prompts).argmax(-1)
+        guessed = zero_shot(network, images[shown], prompts).argmax(-1)
         values = list(prompts)
         right = [values[guess] == rows[i]["truth"][name] for i, guess in zip(shown, guessed.tolist(), strict=True)]
         figures[f"zero-shot {name.replace('_', ' ')}"] = float(np.mean(right))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapter_world import CONFIG, run
 
-from bolid.backends.body import fuse_views
+from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.errors import BolidError
 from bolid.method.body_condition import null_condition
 from bolid.train_adapter.data import (
@@ -19,8 +19,23 @@ from bolid.train_adapter.data import (
     draw_rows,
     fused_bodies,
     photo_generators,
+    read_table,
+    save_bodies,
     without_build,
 )
+
+
+def test_bodies_are_encoded_once(world, tmp_path, monkeypatch):
+    """The next start takes them from the file; other shards or a damaged file are encoded again."""
+    encoder, cache = BodyEncoder(world.encoder), tmp_path / "bodies.safetensors"
+    first, calls = read_table(world.train, encoder, cache=cache), []
+    save_bodies(cache, first, world.train, encoder)
+    encode = BodyEncoder.encode
+    monkeypatch.setattr(BodyEncoder, "encode", lambda *given: calls.append(1) or encode(*given))
+    again = read_table(world.train, encoder, cache=cache)
+    assert not calls and torch.equal(again.body_mean, first.body_mean) and torch.equal(again.latents, first.latents)
+    cache.write_bytes(cache.read_bytes()[:-1] + b"x")
+    assert torch.equal(read_table(world.train, encoder, cache=cache).body_mean, first.body_mean) and calls
 
 
 def test_a_photo_is_never_in_its_own_context(table):

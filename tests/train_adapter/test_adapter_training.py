@@ -102,7 +102,22 @@ def test_a_finished_training_is_not_repeated(world, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == made
     with pytest.raises(BolidError, match="is of another training: different steps$") as error:
         run(world, tmp_path / "a", dataclasses.replace(CONFIG, steps=6))
-    assert f"--init {tmp_path / 'a'}" in error.value.hint
+    assert f"--init {tmp_path / 'a'}" in error.value.hint and "--schedule constant" in error.value.hint
+
+
+def test_a_finished_training_goes_on_with_more_steps(world, tmp_path):
+    """As one training of that length, to the byte; a kill between the two files at its end does no harm."""
+    constant = dataclasses.replace(CONFIG, schedule="constant")
+    whole, parts = run(world, tmp_path / "whole", constant), tmp_path / "parts"
+    run(world, parts, dataclasses.replace(constant, steps=2))
+    body, steps = (parts / "body.safetensors").read_bytes(), []
+    for trained in ([3, 4], []):
+        steps.clear()
+        result = run(world, parts, constant, progress=lambda d, t, x: steps.append((d, x)))
+        assert [step for step, text in steps if text.startswith("loss")] == trained and result.loss == whole.loss
+        for name in ("face.safetensors", "body.safetensors", "log.jsonl"):
+            assert (parts / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        (parts / "body.safetensors").write_bytes(body)
 
 
 @pytest.mark.slow
