@@ -49,6 +49,8 @@ def train_vae(
     if result.already_done:
         note("already done: to train on, give --init with this file, and another --out", quiet)
     note(f"{result.steps} steps on {result.views} photos of {result.people} people: {losses}", quiet)
+    for reason, number in result.unused.items():
+        note(f"not used: {number} photos: {reason}", quiet)
     if as_json:
         emit_json(result)
     else:

@@ -141,7 +141,7 @@ class Collection:
             return self._max_people is not None and len(self._names) >= self._max_people
         return self._filters.max_photos is not None and self._photos.count(person) >= self._filters.max_photos
 
-    async def take(self, person: str, source: str, page: str, data: bytes) -> None:
+    async def take(self, person: str, source: str, page: str, data: bytes, caption: str) -> None:
         """Check a photo that was fetched, and store or drop it."""
         try:
             measured = await asyncio.to_thread(self.check, data)
@@ -149,7 +149,7 @@ class Collection:
             self.drop(person, source, error.message.partition(":")[0])
             return
         async with self._turn:
-            await asyncio.to_thread(self.settle, person, {"url": source, "page": page}, source, data, measured)
+            await asyncio.to_thread(self.settle, person, {"url": source, "page": page}, source, data, measured, caption)
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """Record that a photo was not kept: `refused` by a rule, or failed."""
