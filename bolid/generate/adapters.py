@@ -88,9 +88,12 @@ def check_belongs(person: Identity, branch: str, path: Path, record: dict[str, A
         )
     trained_with = record["inputs"].get("face_model", "")
     if branch == "face" and trained_with and person.face_model and trained_with != person.face_model:
+        pack = record.get("config", {}).get("face_pack")
         raise BolidError(
-            f"{person.name} and the face adapter {path} were made with different face models",
-            "make the profile again with the face model that the adapter was trained with",
+            f"{person.name} and the face adapter {path} were made with different face models"
+            + (f": the adapter's is InsightFace {pack}" if pack else ""),
+            "make the profile again with the face model that the adapter was trained with"
+            + (": its folder, as `bolid models pull FAMILY --only face` fetches it" if pack else ""),
         )
     if dim != len(person.vectors[branch]):
         raise BolidError(

@@ -37,6 +37,7 @@ PARTS = tuple(_LAYOUT)
 # What a family may have besides. Nothing but the options that ask for it needs it.
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
+    "face_portrait": ("adapter/face-portrait.safetensors", "a published FaceID-Portrait adapter, converted"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
@@ -53,6 +54,7 @@ def path_of(part: str, folder: Path) -> Path:
 
 _WORDS = {
     "controlnet": "ControlNet",
+    "face_portrait": "FaceID-Portrait adapter",
     "few_steps_lora": "few-step LoRA",
     "body_sliders": "body sliders",
     "body_shape": "body shape",
@@ -81,7 +83,7 @@ def _commercial_file() -> Path:
 
 
 def refuse_non_commercial(part: str, path: Path, family: str) -> None:
-    """Raise BolidError where ``path`` holds a face pack or captioner that is published for research only.
+    """Raise BolidError where ``path`` holds a face pack, face adapter or captioner that is published for research only.
 
     Packs of one's own pass, whatever family they stand in for: InsightFace's are known by the names of their files.
     """
@@ -91,7 +93,7 @@ def refuse_non_commercial(part: str, path: Path, family: str) -> None:
         raise BolidError(
             f"{name} in {path} is for non-commercial research only, and --commercial is in force", OWN_FACE_PACK
         )
-    if source is not None and part == "caption" and not source.commercial:
+    if source is not None and part in ("caption", "face_portrait") and not source.commercial:
         raise BolidError(f"{source.name} is {source.license}, and --commercial is in force", source.instead)
 
 
@@ -157,6 +159,7 @@ class Family:
     probe: Path | None
     view_size: tuple[int, int]  # (height, width) of photos for the body encoder: image_size or finer
     controlnet: Path
+    face_portrait: Path
     few_steps_lora: Path
     body_sliders: Path
     body_shape: Path

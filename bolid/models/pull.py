@@ -111,8 +111,10 @@ def _fetch(
             target.unlink()
         elif target.is_dir():  # an empty folder: `has` said no
             target.rmdir()
-    if not ready and found.suffix == ".pt":
-        convert(found, target)
+    if found.suffix == ".bin":
+        ready = False
+    if not ready and found.suffix in (".pt", ".bin"):
+        convert(found, target, family=family.name)
     elif not ready and found.suffix == ".zip":
         _unpack(found, target)
     elif from_dir is None and not source.file:

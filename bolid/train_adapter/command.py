@@ -58,8 +58,8 @@ def train_adapter(
     `stop_after`: write them as they are after so many of the steps (their records have that as "steps_done") and stop;
     a call without it goes on from there. Also in `out`: log.jsonl and loss.png (the losses), samples/ (contact sheets),
     and while it runs a checkpoint.
-    Several processes that `accelerate launch` starts share the work; the main one writes. `say`: called before the first
-    step with lines about what each branch has to learn from.
+    Several processes that `accelerate launch` starts share the work; the main one writes. `say`: called with lines
+    about what each branch has to learn from, before the first step.
     Raises BolidError when shards, body encoder and family do not belong together, and where `out` holds another
     training's adapter.
     """
