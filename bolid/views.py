@@ -84,13 +84,12 @@ class ViewReader:
     def __init__(self, family: Family, device: str = "cpu", person: PersonRule = "main") -> None:
         if person not in ("main", "only") and not (isinstance(person, int) and person >= 1):
             raise BolidError(f"--select-person is {person!r}", "choose main or only, or a number from 1 on")
-        from bolid.backends.face import FaceModel
         from bolid.backends.image_text import ImageTextModel
-        from bolid.backends.pose import PoseModel
+        from bolid.backends.people import face_detector, pose_detector
 
         self.person = person
-        self.pose = PoseModel(family.require("pose"), device)
-        self.faces = FaceModel(family.require("face"), device)
+        self.pose = pose_detector(family.require("pose"), device)
+        self.faces = face_detector(family.require("face"), device)
         self.image_text = ImageTextModel(family.require("image_text"), device)
 
     def read(self, images: Sequence[np.ndarray]) -> list[View | str]:

@@ -129,7 +129,7 @@ def pull(
         places = bolid.models.pull.pull(
             family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress
         )
-    for part in describe(get_family(family)):
+    for part in describe(get_family(family), commercial=commercial):
         if part["where"] in places and part["notice"]:
             note(f"{part['name']}, {part['license']}: {part['notice']}", quiet)
     if as_json:

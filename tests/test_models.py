@@ -89,7 +89,7 @@ def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monk
     monkeypatch.setenv("BOLID_COMMERCIAL", "1")
     with pytest.raises(BolidError, match="buffalo_l in .* is for non-commercial research only") as caught:
         family.require("face")
-    assert "a pack of your own" not in caught.value.message and "pack of your own" in caught.value.hint
+    assert "pack of your own" in caught.value.hint and "--only face --commercial" in caught.value.hint
     own = replace(family, face=face_pack(tmp_path / "own", "det.onnx", "rec.onnx"))
     assert own.require("face") == tmp_path / "own"
     copied = replace(family, name="mine.toml", face=face_pack(tmp_path / "copied", "w600k_r50.onnx"))
@@ -100,10 +100,10 @@ def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monk
     assert states["face"] == "refused" and states["base"] == "missing"
 
 
-def test_commercial_pull_fetches_nothing_and_names_the_rest(no_network):
-    result = run(app, ["models", "pull", "sdxl", "--commercial"])
-    assert result.exit_code == 1 and "InsightFace buffalo_l: non-commercial research only" in result.stderr
-    assert "--only base --only pose --only image_text" in result.stderr and not (home() / "sdxl").exists()
+def test_commercial_pull_refuses_what_has_no_other_way(no_network):
+    result = run(app, ["models", "pull", "sdxl", "--commercial", "--only", "face_portrait"])
+    assert result.exit_code == 1 and "FaceID-Portrait for sdxl: non-commercial research only" in result.stderr
+    assert "bolid train-adapter" in result.stderr and not (home() / "sdxl").exists()
 
 
 def test_commercial_use_is_remembered():

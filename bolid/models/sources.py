@@ -25,6 +25,12 @@ class PublishedPart:
     notice: str = ""  # what somebody who sells or distributes must know
     instead: str = ""  # what to use where commercial use is meant
     optional: bool = False  # fetched by `pull --only PART` alone
+    members: tuple[tuple[str, PublishedPart], ...] = ()  # file name in the part's folder -> where that one is published
+
+    @property
+    def place(self) -> str:
+        """The repository or address, or those of its members."""
+        return self.repo or self.url or ", ".join(source.place for _, source in self.members)
 
 
 _OPENRAIL_NOTICE = "its license's list of forbidden uses goes with every copy"
@@ -33,8 +39,8 @@ _AGPL_NOTICE = (
     "under the AGPL, unless you hold ultralytics' enterprise license"
 )
 OWN_FACE_PACK = (
-    "use an InsightFace-style pack of your own (an SCRFD detector and an ArcFace recogniser as .onnx files, trained on "
-    "data that permits it) as the family's `face` folder, or get a commercial license from InsightFace"
+    "remove that folder, then: bolid models pull FAMILY --only face --commercial (AuraFace, Apache-2.0); or use an "
+    "InsightFace-style pack of your own, trained on data that permits it, or get a commercial license from InsightFace"
 )
 _DIFFUSERS_CONFIGS = ("*.json", "*/*.json", "tokenizer*/*")
 _DIFFUSERS_FP16 = (
@@ -129,3 +135,41 @@ SOURCES: dict[str, tuple[PublishedPart, ...]] = {
         _portrait("sdxl", 749),
     ),
 }  # fmt: skip
+
+
+def _member(part: str, name: str, megabytes: int, license: str, **where: str) -> PublishedPart:
+    return PublishedPart(part, name, megabytes, license, **where)  # type: ignore[arg-type]
+
+
+_RTMPOSE = "https://download.openmmlab.com/mmpose/v1/projects/rtmposev1/onnx_sdk"
+_WEIGHTS_NOTICE = (
+    "its makers publish it under this license; the photos that it was trained on have terms of their own, and whether "
+    "these bind the weights nobody has decided"
+)
+# What --commercial takes in place of a part that forbids commercial use, or comes under the AGPL.
+CLEAN: dict[str, PublishedPart] = {
+    "pose": PublishedPart(
+        "pose", "RTMPose-m behind YOLOX-S", 91, "Apache-2.0", notice=_WEIGHTS_NOTICE,
+        members=(
+            ("detector.onnx", _member("pose", "YOLOX-S", 36, "Apache-2.0", repo="opencv/object_detection_yolox",
+                                      file="object_detection_yolox_2022nov.onnx")),
+            ("pose.onnx", _member("pose", "RTMPose-m, body7, 256x192", 55, "Apache-2.0", url=f"{_RTMPOSE}/"
+                                  "rtmpose-m_simcc-body7_pt-body7_420e-256x192-e48f03d0_20230504.zip")),
+        ),
+    ),
+    "face": PublishedPart(
+        "face", "AuraFace behind YuNet", 261, "Apache-2.0; YuNet: MIT", notice=_WEIGHTS_NOTICE,
+        members=(
+            ("yunet.onnx", _member("face", "YuNet", 1, "MIT", repo="opencv/face_detection_yunet",
+                                   file="face_detection_yunet_2023mar.onnx")),
+            # The other files of this repository are InsightFace's, for research only.
+            ("auraface.onnx", _member("face", "AuraFace", 260, "Apache-2.0", repo="fal/AuraFace-v1",
+                                      file="glintr100.onnx")),
+        ),
+    ),
+}  # fmt: skip
+
+
+def published(family: str, commercial: bool = False) -> tuple[PublishedPart, ...]:
+    """The published parts of a family; with ``commercial`` those of `CLEAN` in the place of others."""
+    return tuple(CLEAN.get(source.part, source) if commercial else source for source in SOURCES.get(family, ()))
