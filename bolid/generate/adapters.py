@@ -37,6 +37,16 @@ def choose_branches(request: Request, people: Sequence[Identity]) -> list[str]:
     return there
 
 
+def unused_branches(request: Request, people: Sequence[Identity], branches: Sequence[str]) -> list[str]:
+    """Warnings about what the people have and no picture shows, since there is no adapter for it."""
+    warnings = []
+    for branch in ("face", "body"):
+        off = all(branch in cell.scales and cell.scales[branch].is_zero for cell in request.cells)
+        if branch not in branches and not off and any(branch in person.vectors for person in people):
+            warnings.append(f"the {branch} is not used: there is no {branch} adapter {request.adapter_files[branch]}")
+    return warnings
+
+
 def _nothing_to_scale(branch: str, scale: float | str, person: Identity) -> BolidError:
     if person.name == "nobody":
         return BolidError(
