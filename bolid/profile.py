@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.models.families import get_family, match_family
 from bolid.person import PersonReader, PhotoReport
+from bolid.preview import check_preview, save_preview
 from bolid.run import Progress, atomic_path, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bolid.formats.sliders import Sliders
     from bolid.models.families import Family
     from bolid.person import Person
+    from bolid.views import PersonRule
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ProfileResult:
     uncertainty: float  # mean standard deviation of the body vector; 1 is "nothing known"
     reports: tuple[PhotoReport, ...]
     measurements: tuple[MeasurementRow, ...] = ()  # of the body; empty where the encoder knows no shape
+    unread: dict[str, list[str]] = field(default_factory=dict)  # reason -> what the folders hold besides photos
 
 
 def make_profile(
@@ -47,6 +50,8 @@ def make_profile(
     *,
     known: Mapping[str, Known] | None = None,
     sex: str | None = None,
+    person: PersonRule = "main",
+    preview: str | os.PathLike[str] | None = None,
     body_encoder: str | os.PathLike[str] | None = None,
     family: str | None = None,
     device: str = "auto",
@@ -56,6 +61,8 @@ def make_profile(
 
     `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
     the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
+    `person`: of several people in a photo the "main" one, the N-th from the left, or "only": such photos are left out.
+    `preview`: a PNG that shows what was taken of each photo.
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
@@ -63,25 +70,30 @@ def make_profile(
 
     if not photos and not known:
         raise BolidError("no photo and no measurement given", "name photos, or measurements like --height 172")
+    if preview is not None:
+        check_preview(Path(preview))
     device = pick_device(device)
     if body_encoder is None:
         chosen = get_family(family)
     else:
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
-    reader = PersonReader(chosen, device, body_encoder)
-    if photos:
-        person, shape = _with_shape(reader, reader.read(_files(photos), progress), known, sex)
+    reader = PersonReader(chosen, device, body_encoder, person=person, keep=preview is not None)
+    files, unread = _files(photos)
+    if files:
+        who, shape = _with_shape(reader, reader.read(files, progress), known, sex)
     else:
-        person, shape = _measured_person(reader, known or {}, sex)
-    inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
-    if person.face is not None:
-        inputs["face_model"] = person.face_model
+        who, shape = _measured_person(reader, known or {}, sex)
+    if preview is not None and reader.views is not None:
+        save_preview(Path(preview), who.reports, reader.views)
+    inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(who.sha256)}
+    if who.face is not None:
+        inputs["face_model"] = who.face_model
     config = {"known": dict(known or {}), "sex": sex} if known or sex else None
     record = run_record(KIND, family=chosen, config=config, inputs=inputs)
     body, rows = _body_and_rows(shape)
-    save_profile(out, person.body_mean, person.body_logvar, person.face, person.view_weights, record, body)
-    uncertainty = float((0.5 * person.body_logvar).exp().mean())
-    return ProfileResult(Path(out), len(person.sha256), person.face is not None, uncertainty, person.reports, rows)
+    save_profile(out, who.body_mean, who.body_logvar, who.face, who.view_weights, record, body)
+    uncertainty = float((0.5 * who.body_logvar).exp().mean())
+    return ProfileResult(Path(out), len(who.sha256), who.face is not None, uncertainty, who.reports, rows, unread)
 
 
 def _with_shape(
@@ -437,11 +449,12 @@ def _photos(profile: Profile) -> list[str]:
 # ---- photos -------------------------------------------------------------------------------------------------------
 
 
-def _files(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Folders replaced by the photos in them."""
-    from bolid.formats.images import list_photos
+def _files(photos: Sequence[str | os.PathLike[str]]) -> tuple[list[Path], dict[str, list[str]]]:
+    """(the files, folders replaced by the photos in them; reason -> what the folders hold besides)."""
+    from bolid.formats.images import list_photos, unread_files
 
     files: list[Path] = []
+    unread: dict[str, list[str]] = {}
     for photo in map(Path, photos):
         if photo.is_dir():
             found = list_photos(photo)
@@ -452,8 +465,10 @@ def _files(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:
                     f"a profile is of one person: give one of its folders, like {photo / people[0]}",
                 )
             files += [path for _, path in found]
+            for reason, names in unread_files(photo).items():
+                unread.setdefault(reason, []).extend(str(photo / name) for name in names)
         elif photo.exists() or photo.is_symlink():
             files.append(photo)
         else:
             raise BolidError(f"cannot read {photo}: No such file or directory", "check the path")
-    return files
+    return files, unread

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from bolid.backends.pose import Detection
     from bolid.models.families import Family
 
-PersonRule = Literal["main", "only"]
+PersonRule = Literal["main", "only"] | int
+"""Of several people in a photo: the main one, none at all, or the N-th from the left."""
 
 MIN_SCORE = 0.35  # of the person's detection
 MIN_HEIGHT = 32  # pixels of the person's box
@@ -31,6 +32,7 @@ BODY_PARTS = {"feet": ANKLES, "knees": KNEES, "hips": HIPS, "shoulders": SHOULDE
 NO_PERSON = "no person found"
 UNSURE = "a person only guessed at (low confidence)"
 SEVERAL = "several people (--select-person only)"
+FEWER = "fewer people than --person counts to"
 SMALL = "the person is too small"
 CUT_OFF = "too little of the person is in the picture"
 # Models give these reasons also for a kind of picture that they were not trained on.
@@ -51,6 +53,17 @@ class View:
     view_features: np.ndarray  # f16 [17, C]; zeros where the keypoint is not visible
     others: tuple[tuple[list[float], float], ...] = ()  # (box, score) of people who were not chosen
 
+    @property
+    def people_beside(self) -> list[list[float]]:
+        """The boxes of the other people that are no mere guesses."""
+        return [box for box, score in self.others if score >= MIN_SCORE]
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """(which of the people in the photo it shows, counted from the left from 1 on; how many there are)."""
+        others = self.people_beside
+        return 1 + sum(box[0] + box[2] < self.box[0] + self.box[2] for box in others), 1 + len(others)
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The tensors of a shard sample."""
         tensors = {
@@ -64,20 +77,19 @@ class View:
 class ViewReader:
     """Extracts views with the family's pose, face and image-text models.
 
-    ``person``: of several people in a picture take the ``main`` one (large and clear), or accept pictures of one person
-    ``only``. Raises BolidError when the family lacks a model.
+    ``person``: of several people in a picture take the ``main`` one (large and clear), or the N-th from the left, or
+    accept pictures of one person ``only``. Raises BolidError when the family lacks a model.
     """
 
     def __init__(self, family: Family, device: str = "cpu", person: PersonRule = "main") -> None:
-        if person not in ("main", "only"):
-            raise BolidError(f"--select-person is {person!r}", "choose main or only")
-        from bolid.backends.face import FaceModel
+        if person not in ("main", "only") and not (isinstance(person, int) and person >= 1):
+            raise BolidError(f"--select-person is {person!r}", "choose main or only, or a number from 1 on")
         from bolid.backends.image_text import ImageTextModel
-        from bolid.backends.pose import PoseModel
+        from bolid.backends.people import face_detector, pose_detector
 
         self.person = person
-        self.pose = PoseModel(family.require("pose"), device)
-        self.faces = FaceModel(family.require("face"), device)
+        self.pose = pose_detector(family.require("pose"), device)
+        self.faces = face_detector(family.require("face"), device)
         self.image_text = ImageTextModel(family.require("image_text"), device)
 
     def read(self, images: Sequence[np.ndarray]) -> list[View | str]:
@@ -113,7 +125,7 @@ class ViewReader:
 
 
 def choose_person(people: Sequence[Detection], rule: PersonRule) -> Detection | str:
-    """The person with the largest area times confidence, or the reason why there is none."""
+    """The person with the largest area times confidence, or the one that `rule` counts to; or why there is none."""
     if not people:
         return NO_PERSON
     certain = [person for person in people if person.score >= MIN_SCORE]
@@ -121,7 +133,12 @@ def choose_person(people: Sequence[Detection], rule: PersonRule) -> Detection | 
         return UNSURE
     if rule == "only" and len(certain) > 1:
         return SEVERAL
-    person = max(certain, key=lambda person: _area(person.box) * person.score)
+    if isinstance(rule, int) and len(certain) > 1:
+        if rule > len(certain):
+            return FEWER
+        person = sorted(certain, key=lambda person: float(person.box[0] + person.box[2]))[rule - 1]
+    else:
+        person = max(certain, key=lambda person: _area(person.box) * person.score)
     if person.box[3] - person.box[1] < MIN_HEIGHT:
         return SMALL
     visible = person.keypoints[:, 2] >= MIN_CONFIDENCE

@@ -96,6 +96,14 @@ def print_rejected(rejected: dict[str, list[str]], quiet: bool = False, most: in
         note(f"... and {len(rows) - most} more", quiet)
 
 
+def print_unread(unread: dict[str, list[str]], quiet: bool = False, most: int = 3) -> None:
+    """What a folder holds besides photos (reason -> names), a line a reason on stderr; of many names the first ones."""
+    for reason, names in unread.items():
+        note(
+            f"not read: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''}): {reason}", quiet
+        )
+
+
 @contextlib.contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     """``with progress_bar(quiet) as progress: work(..., progress=progress)``.

@@ -18,6 +18,7 @@ from bolid_cli._console import (
     emit_paths,
     note,
     print_rejected,
+    print_unread,
     progress_bar,
 )
 from bolid_cli._options import configurable
@@ -39,9 +40,9 @@ class PersonRule(StrEnum):
 
 @configurable
 def extract(
-    photos: Annotated[Path, typer.Argument(help="Folder of <person>/*.jpg, or of one person's photos.")] = Path(
-        "photos"
-    ),
+    photos: Annotated[
+        Path, typer.Argument(help="Folder of <person>/*.jpg, or WebDataset tars: data/{00000..00012}.tar.")
+    ] = Path("photos"),
     out: Annotated[str, typer.Option("--out", "-o", help="Shard directory to write, or its s3:// URL.")] = "shards",
     caption: Annotated[
         str,
@@ -78,10 +79,10 @@ def extract(
 ) -> None:
     """Run the family's models on photos: pose, face, image features, caption.
 
-    Captions come from a .txt beside each photo, and with --caption from a model where there is none. Photos that cannot
-    be used are listed with the reason, here and in the index.json of the shard directory. After an interruption the
-    same command goes on where it stopped. Started by torchrun or srun, several processes share the photos and the first
-    one writes. The result is the same in all cases.
+    Captions come from a .txt or .caption beside each photo, and with --caption from a model where there is none. Photos
+    that cannot be used are listed with the reason, here and in the index.json of the shard directory. After an
+    interruption the same command goes on where it stopped. Started by torchrun or srun, several processes share the
+    photos and the first one writes. The result is the same in all cases.
     """
     import bolid.extract
     import bolid.extract.workers
@@ -110,7 +111,17 @@ def extract(
     if result is None:  # rank 0 reports
         return
     print_rejected(result.rejected, quiet)
+    print_unread(result.unread, quiet)
     note(f"{result.samples} photos of {result.persons} people", quiet)
+    if result.unused_people:
+        few, number = ", ".join(result.unused_people[:5]), len(result.unused_people)
+        note(f"{number} people have no photo that could be used: {few}{', ...' if number > 5 else ''}", quiet)
+    if result.unnamed:
+        note(
+            f"{result.unnamed} photos name no person and count as one each: name them in the samples' json "
+            '("person": ...) or in their keys (<person>/<name>)',
+            quiet,
+        )
     if result.warning:
         note(f"warning: {result.warning}")
     if as_json:

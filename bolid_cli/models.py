@@ -129,7 +129,7 @@ def pull(
         places = bolid.models.pull.pull(
             family, only=only or (), from_dir=from_dir, commercial=commercial, progress=progress
         )
-    for part in describe(get_family(family)):
+    for part in describe(get_family(family), commercial=commercial):
         if part["where"] in places and part["notice"]:
             note(f"{part['name']}, {part['license']}: {part['notice']}", quiet)
     if as_json:
@@ -158,18 +158,24 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
 @app.command("convert", cls=Command)
 def convert(
     file: Annotated[
-        Path, typer.Argument(help="YOLO pose weights: as ultralytics publishes them (.pt), or exported (.onnx).")
+        Path, typer.Argument(help="YOLO pose weights (.pt, or exported .onnx), or a FaceID-Portrait adapter (.bin).")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: beside the file, under its name.")
+        Path | None, typer.Option("--out", "-o", help="What to write. Default: beside the file, under its name.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Family that an adapter is for. Default: sd15 or sdxl, whichever it fits.")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a pose model that BoLID reads (safetensors or ONNX, and a config) of a file. Nothing in a .pt is run."""
+    """Make a pose model or a face adapter that BoLID reads of a published file. Nothing in a .pt or .bin is run."""
     import bolid.models.convert
 
-    emit_paths([bolid.models.convert.convert(file, out)])
-    note("AGPL-3.0, like the file it is made from", quiet)
+    emit_paths([bolid.models.convert.convert(file, out, family=family)])
+    if file.suffix == ".bin":
+        note("for non-commercial research only, like the file it is made from", quiet)
+    else:
+        note("AGPL-3.0, like the file it is made from", quiet)
 
 
 @app.command("use", cls=Command)

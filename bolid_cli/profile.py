@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +18,14 @@ from bolid_cli._console import (  # fmt: skip
     emit_paths,
     note,
     print_table,
+    print_unread,
     progress_bar,
 )
 from bolid_cli._streams import emit
+
+if TYPE_CHECKING:
+    from bolid.profile import ProfileResult
+    from bolid.views import PersonRule
 
 
 def profile(
@@ -37,6 +42,16 @@ def profile(
     measure: body.MeasureOption = None,
     sex: body.SexOption = None,
     units: body.UnitsOption = "cm",
+    person: Annotated[
+        str,
+        typer.Option(
+            metavar="main|only|N",
+            help="Where a photo shows several people: the main one, none of them, or the N-th from the left.",
+        ),
+    ] = "main",
+    preview: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Picture to write: what was taken of each photo.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("me.safetensors"),
     body_encoder: Annotated[
         Path | None, typer.Option(help="Body encoder that `bolid train-vae` has written. Default: the family's.")
@@ -58,15 +73,21 @@ def profile(
     known = body.known_from(options, measure, units)
     with progress_bar(quiet) as progress:
         result = bolid.profile.make_profile(
-            photos or [], out, known=known, sex=sex, body_encoder=body_encoder, family=family, device=device,
-            progress=progress,
+            photos or [], out, known=known, sex=sex, person=_rule(person), preview=preview, body_encoder=body_encoder,
+            family=family, device=device, progress=progress,
         )  # fmt: skip
     rows = [
-        (report.photo, report.weight, "yes" if report.face else "no", report.down_to or "-", report.rejected or "-")
+        (
+            report.photo, report.weight, "no" if not report.face else "grey" if report.grey else "yes",
+            report.down_to or "-", f"{report.number} of {report.people}" if not report.rejected else "-",
+            report.rejected or "-",
+        )
         for report in result.reports
-    ]
+    ]  # fmt: skip
     if rows:
-        print_table(("photo", "weight", "face", "visible down to", "rejected because"), rows, quiet)
+        headers = ("photo", "weight", "face", "visible down to", "person", "rejected because")
+        print_table(headers, rows, quiet)
+    _say_what_was_taken(result, quiet)
     used = f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)"
     note(used if rows else "no photo: a body from measurements, without a face", quiet)
     if result.measurements:
@@ -77,6 +98,24 @@ def profile(
         emit_json(result)
     else:
         emit_paths([result.path])
+
+
+def _rule(text: str) -> PersonRule:
+    if text in ("main", "only"):
+        return "main" if text == "main" else "only"
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise BolidError(f"--person is {text!r}", "choose main or only, or count from the left: 1, 2, ...")
+
+
+def _say_what_was_taken(result: ProfileResult, quiet: bool) -> None:
+    print_unread(result.unread, quiet)
+    several = [report for report in result.reports if report.people > 1]
+    if several:
+        note(f"{len(several)} photos show several people: --preview shows who was taken, --person changes it", quiet)
+    grey = [report for report in result.reports if report.grey and report.face]
+    if grey:
+        note(f"{len(grey)} faces are from black-and-white photos and count a tenth: photos in colour are better", quiet)
 
 
 SlidersOption = Annotated[

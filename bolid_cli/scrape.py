@@ -41,7 +41,9 @@ def scrape(
     ] = None,
     urls: Annotated[
         Path | None,
-        typer.Option(help="Or addresses: a .txt, .csv or .parquet file of person and url.", show_default=False),
+        typer.Option(
+            help="Or addresses: a .txt, .csv, .tsv or .parquet file of person, url and caption.", show_default=False
+        ),
     ] = None,
     site: Annotated[
         str | None,

@@ -60,7 +60,8 @@ def shard(
             progress=progress,
         )
     for reason, keys in result.rejected.items():
-        note(f"left out {len(keys)}: {reason}", quiet)
+        people = {key.rpartition("/")[0] for key in keys}
+        note(f"left out {len(keys)} photos of {len(people)} people: {reason}", quiet)
     note(f"{result.samples} photos of {result.persons} people", quiet)
     if as_json:
         emit_json(result)

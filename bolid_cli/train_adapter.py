@@ -75,7 +75,7 @@ def train_adapter(
     with progress_bar(quiet) as progress:
         result = bolid.train_adapter.train_adapter(
             train, out, config=config, body_encoder=body_encoder, family=family, device=device, seed=seed,
-            stop_after=stop_after, progress=progress,
+            stop_after=stop_after, progress=progress, say=lambda text: note(text, quiet),
         )  # fmt: skip
     if result.already_done:
         more = (

@@ -50,6 +50,8 @@ def train_vae(
         more = "give more --steps" if config.schedule == "constant" else "give --init with this file, and another --out"
         note(f"already done: to train on, {more}", quiet)
     note(f"{result.steps} steps on {result.views} photos of {result.people} people: {losses}", quiet)
+    for reason, number in result.unused.items():
+        note(f"not used: {number} photos: {reason}", quiet)
     if as_json:
         emit_json(result)
     else:

@@ -357,8 +357,14 @@ def test_captions(tmp_path):
     assert caption_for(photo) == ""
     (tmp_path / "a.txt").write_text(" a red\n top \n")
     assert caption_for(photo) == "a red top"
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BolidError, match="not UTF-8"):
+    said = "une femme élégante à la plage, été"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"):
+        (tmp_path / "a.txt").write_bytes(said.encode(encoding))
+        assert caption_for(photo) == said, encoding
+    (tmp_path / "b.caption").write_text("a blue top")
+    assert caption_for(tmp_path / "b.jpg") == "a blue top"
+    (tmp_path / "a.txt").write_bytes(b"\x89PNG\r\n\0\0\0\xff\xfe")
+    with pytest.raises(BolidError, match="no text"):
         caption_for(photo)
     (tmp_path / "a.txt").write_bytes(b"a" * 20_000)
     with pytest.raises(BolidError, match="too long"):

@@ -124,8 +124,8 @@ def test_what_is_no_pose_checkpoint(published, tmp_path):
         write()
         with pytest.raises(BolidError, match=message):
             convert(wrong, tmp_path / "out")
-    with pytest.raises(BolidError, match="is no .pt and no .onnx file"):
-        convert(tmp_path / "a.bin")
+    with pytest.raises(BolidError, match="is no .pt, .onnx or .bin file"):
+        convert(tmp_path / "a.ckpt")
     with pytest.raises(BolidError, match="there is no"):
         convert(tmp_path / "absent.pt")
     assert not (tmp_path / "out").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +280,62 @@ def test_command(photos, tmp_path):
     assert "error: 2 of 27 photos were rejected" in result.stderr and "hint: " in result.stderr
     result = CliRunner().invoke(app, ["extract", str(tmp_path / "absent")])
     assert result.exit_code == 1 and "absent does not exist" in result.stderr
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_tars_of_other_programs(photos, tmp_path):
+    """ShardWriter's keys with a folder, img2dataset's triples with and without a person, and a sample of no picture."""
+    jpg = [(photos / "anna" / f"{n}.jpg").read_bytes() for n in range(6)]
+    write_tar(tmp_path / "t" / "00000.tar", {
+        "anna/0.jpg": jpg[0], "anna/0.txt": b"a woman", "anna/1.jpg": jpg[1], "anna/1.caption": "été".encode("utf-16"),
+        "x.json": b"{}",
+    })  # fmt: skip
+    write_tar(tmp_path / "t" / "00001.tar", {
+        "000010000.jpg": jpg[2], "000010000.txt": b"a man", "000010000.json": b'{"person": 7, "url": "http://a/b"}',
+        "000010001.png": jpg[3], "000010001.json": b'{"caption": "on a beach", "key": "000010001"}',
+        "000010002.jpg": jpg[4], "000010002.txt": b"\0" * 9, "../ben/3.jpg": jpg[5],
+    })  # fmt: skip
+    result = extract(tmp_path / "t" / "{00000..00001}.tar", tmp_path / "shards")
+    samples = {sample.meta["source"]: sample for sample in read_shards(tmp_path / "shards")}
+    assert {source: (sample.person, sample.caption) for source, sample in samples.items()} == {
+        "00000.tar/anna/0.jpg": ("anna", "a woman"), "00000.tar/anna/1.jpg": ("anna", "été"),
+        "00001.tar/000010000.jpg": ("7", "a man"), "00001.tar/../ben/3.jpg": ("ben", ""),
+        "00001.tar/000010001.png": ("unnamed-00001-000010001", "on a beach"),
+    }  # fmt: skip
+    assert samples["00001.tar/000010000.jpg"].meta["url"] == "http://a/b"
+    assert result.rejected == {"its caption is no text": ["00001.tar/000010002.jpg"]}
+    assert result.unread == {"a sample without a picture": ["00000.tar/x"]} and result.unnamed == 2
+    assert extract(tmp_path / "t", tmp_path / "folder").samples == 5  # the folder of tars
+    with pytest.raises(BolidError, match="1 of the 3 tars"):
+        extract(tmp_path / "t" / "{00000..00002}.tar", tmp_path / "none")
+    whole = (tmp_path / "t" / "00001.tar").read_bytes()
+    (tmp_path / "t" / "00001.tar").write_bytes(whole[:1000])
+    with pytest.raises(BolidError, match="00001.tar is damaged"):
+        extract(tmp_path / "t", tmp_path / "none")
+
+
+def test_what_is_not_used_is_said(photos, tmp_path):
+    """A caption that is none rejects its photo, and ends no run; other files and people are counted."""
+    (photos / "anna" / "3.txt").write_bytes(b"a" * 20_000)
+    (photos / "anna" / "4.txt").rename(photos / "anna" / "4.caption")
+    (photos / "anna" / "raw.cr2").write_bytes(b"x")
+    (photos / "dora").mkdir()
+    white(photos / "dora" / "0.jpg")
+    run = CliRunner().invoke(
+        app, ["extract", str(photos), "-o", str(tmp_path / "s"), "--device", "cpu", "--max-bad", "1"]
+    )
+    assert run.exit_code == 0, run.stderr
+    assert "anna/3.jpg  its caption is too long to be one" in run.stderr
+    assert "not read: 1 (anna/raw.cr2): no known picture (.cr2)" in run.stderr
+    assert "1 people have no photo that could be used: dora" in run.stderr
+    captions = {sample.meta["source"]: sample.caption for sample in read_shards(tmp_path / "s")}
+    assert captions["anna/4.jpg"] == "photo 4 of anna" and "anna/3.jpg" not in captions

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image, ImageCms
 
 from bolid.errors import BolidError
 from bolid.formats import images
-from bolid.formats.images import decode_image, encode_jpeg, glance, list_photos, own_jpeg, read_photo
+from bolid.formats.images import decode_image, encode_jpeg, glance, is_grey, list_photos, own_jpeg, read_photo
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 
@@ -263,3 +264,38 @@ def test_photo_folders_that_do_not_work(tmp_path):
     with pytest.raises(BolidError, match="absent.jpg cannot be read: No such file"):
         read_photo(tmp_path / "absent.jpg")
     assert images.MAX_PIXELS == 100_000_000
+
+
+# 32 x 24, red on the left and blue on the right, as pillow-heif wrote it; BoLID itself only reads.
+HEIC = (
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAb1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9j"
+    "AAAAAERAAAIAAQAAAAAB4QABAAAAAAAAADUAAgAAAAACFgABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAA"
+    "ABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAAA/GlwcnAAAADcaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNg"
+    "AAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQB"
+    "wXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAAIAAAAAEAAAAYAAAAAf///+AAAAAC////2AAA"
+    "AAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAAGmlyZWYAAAAAAAAADmNkc2MAAgABAAEAAABhbWRhdAAAADEo"
+    "Aa8ZIXBSQO9dpb//fj7/WYX+JWTv/yo2vfab/NZVStq18qLfZoCrdmf0KKbtbq2AAAAABkV4aWYAAE1NACoAAAAIAAEBEgADAAAAAQAGAAAA"
+    "AAAA"
+)
+
+
+def test_heic_and_avif(tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(base64.b64decode(HEIC))
+    image = np.zeros((24, 32, 3), np.uint8)
+    image[:, :16], image[:, 16:] = (200, 30, 30), (30, 30, 200)
+    Image.fromarray(image).save(tmp_path / "b.avif", quality=95)
+    assert [path.name for _, path in list_photos(tmp_path)] == ["a.HEIC", "b.avif"]
+    for name in ("a.HEIC", "b.avif"):
+        assert np.abs(read_photo(tmp_path / name).astype(int) - image)[:, [4, 28]].max() < 12, name
+        assert glance((tmp_path / name).read_bytes(), 16)[1] == (32, 24)
+    with pytest.raises(BolidError, match="damaged|not a picture"):
+        decode_image(base64.b64decode(HEIC)[:300])
+
+
+def test_black_and_white_photos_are_known():
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (90, 60, 1), np.uint8), 3, axis=2)
+    assert is_grey(grey) and is_grey(np.clip(grey.astype(int) + np.array([3, 0, -3]), 0, 255).astype(np.uint8))
+    coloured = grey.copy()
+    coloured[:20, :20] = (200, 120, 90)  # a face
+    assert not is_grey(coloured)

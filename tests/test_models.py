@@ -90,10 +90,10 @@ def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monk
     monkeypatch.setenv("BOLID_COMMERCIAL", "1")
     with pytest.raises(BolidError, match="buffalo_l in .* is for non-commercial research only") as caught:
         family.require("face")
-    assert "a pack of your own" not in caught.value.message and "pack of your own" in caught.value.hint
+    assert "pack of your own" in caught.value.hint and "--only face --commercial" in caught.value.hint
     own = replace(family, face=face_pack(tmp_path / "own", "det.onnx", "rec.onnx"))
     assert own.require("face") == tmp_path / "own"
-    copied = replace(family, name="mine.toml", face=face_pack(tmp_path / "copied", "glintr100.onnx"))
+    copied = replace(family, name="mine.toml", face=face_pack(tmp_path / "copied", "w600k_r50.onnx"))
     with pytest.raises(BolidError, match="non-commercial"):  # known by its file, whatever the family
         copied.require("face")
     listed = json.loads(run(app, ["models", "list", "sd15", "--json"]).stdout)
@@ -101,10 +101,10 @@ def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monk
     assert states["face"] == "refused" and states["base"] == "missing"
 
 
-def test_commercial_pull_fetches_nothing_and_names_the_rest(no_network):
-    result = run(app, ["models", "pull", "sdxl", "--commercial"])
-    assert result.exit_code == 1 and "InsightFace antelopev2: non-commercial research only" in result.stderr
-    assert "--only base --only pose --only image_text" in result.stderr and not (home() / "sdxl").exists()
+def test_commercial_pull_refuses_what_has_no_other_way(no_network):
+    result = run(app, ["models", "pull", "sdxl", "--commercial", "--only", "face_portrait"])
+    assert result.exit_code == 1 and "FaceID-Portrait for sdxl: non-commercial research only" in result.stderr
+    assert "bolid train-adapter" in result.stderr and not (home() / "sdxl").exists()
 
 
 def test_commercial_use_is_remembered():
@@ -325,16 +325,16 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def release(monkeypatch, tmp_path):
-    """A server that gives a face pack, zipped with a folder around it as antelopev2 is."""
+    """A server that gives a face pack, zipped with a folder around it as buffalo_l is."""
     with zipfile.ZipFile(tmp_path / "pack.zip", "w") as packed:
-        packed.writestr("antelopev2/glintr100.onnx", b"recogniser" * 100)
-        packed.writestr("antelopev2/../../scrfd_10g_bnkps.onnx", b"detector" * 100)
+        packed.writestr("buffalo_l/w600k_r50.onnx", b"recogniser" * 100)
+        packed.writestr("buffalo_l/../../det_10g.onnx", b"detector" * 100)
     Server.data, Server.asked, Server.stop_after = (tmp_path / "pack.zip").read_bytes(), [], None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    url = f"http://127.0.0.1:{server.server_port}/v0.7/antelopev2.zip"
+    url = f"http://127.0.0.1:{server.server_port}/v0.7/buffalo_l.zip"
     face = next(source for source in SOURCES["sdxl"] if source.part == "face")
     for name in ("sdxl", "sdxl-lightning"):
         monkeypatch.setitem(SOURCES, name, (replace(face, url=url),))
@@ -352,7 +352,7 @@ def test_a_download_goes_on_where_it_stopped_and_serves_two_families(release):
     models.pull("sdxl")
     assert Server.asked == [None, "bytes=100-"]
     face = home() / "sdxl" / "face"
-    assert {p.name for p in face.iterdir()} == {"glintr100.onnx", "scrfd_10g_bnkps.onnx"}  # none outside of it
+    assert {p.name for p in face.iterdir()} == {"w600k_r50.onnx", "det_10g.onnx"}  # none outside of it
     entry = read_manifest(home() / "sdxl")["face"]
     assert entry["fetched"]["sha256"] == hashlib.sha256(Server.data).hexdigest() and entry["revision"] == "v0.7"
     models.pull("sdxl")
@@ -362,7 +362,7 @@ def test_a_download_goes_on_where_it_stopped_and_serves_two_families(release):
 
 def test_a_broken_archive_leaves_nothing(release):
     Server.data = b"no archive"
-    with pytest.raises(BolidError, match="antelopev2.zip is damaged"):
+    with pytest.raises(BolidError, match="buffalo_l.zip is damaged"):
         models.pull("sdxl")
     assert not (home() / "sdxl" / "face").exists()
 
@@ -380,7 +380,7 @@ def test_a_folder_copied_from_another_machine(no_network, tmp_path, monkeypatch)
     assert result.exit_code == 0 and result.stdout.split() == [str(here / "sdxl" / "base")]
     assert not (here / "sdxl" / "base").is_symlink() and "OpenRAIL" in result.stderr
     assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
-    with pytest.raises(BolidError, match="antelopev2 .face. is not in .*there") as caught:
+    with pytest.raises(BolidError, match="buffalo_l .face. is not in .*there") as caught:
         models.pull("sdxl", only=["face"], from_dir=there / "sdxl")
     assert "--only" in caught.value.hint
     # a copy that went wrong on the way
@@ -394,7 +394,7 @@ def test_a_folder_copied_from_another_machine(no_network, tmp_path, monkeypatch)
 def test_the_downloaded_files_as_they_are(no_network, tmp_path):
     write_hub_base(tmp_path / "files" / "stable-diffusion-xl-base-1.0")
     save_file({"a": torch.ones(2)}, tmp_path / "files" / "sdxl_lightning_4step_unet.safetensors")
-    face_pack(tmp_path / "files" / "antelopev2", "glintr100.onnx", "scrfd_10g_bnkps.onnx")
+    face_pack(tmp_path / "files" / "buffalo_l", "w600k_r50.onnx", "det_10g.onnx")
     models.pull("sdxl-lightning", only=["base", "unet", "face"], from_dir=tmp_path / "files")
     family = get_family("sdxl-lightning")
     assert all(family.has(part) for part in ("base", "unet", "face")) and "unet" not in family.missing()

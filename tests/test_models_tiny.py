@@ -228,3 +228,34 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
             distance = np.linalg.norm(shown - asked[limbs, :2], axis=1)
             misses[scale].append(float(np.median(distance)) / family.image_size[0])
     assert np.mean(misses[1.0]) < 0.05 and np.mean(misses[1.0]) < 0.5 * np.mean(misses[0.0]), misses
+
+
+@pytest.mark.slow
+def test_which_of_several_people_is_taken(rendered_people, tmp_path):
+    """The embedded models on two people in one picture: --person counts from the left, and the table says who it is."""
+    whole = []
+    for path in sorted(rendered_people.glob("*/*.jpg")):
+        framing = json.loads(path.with_suffix(".json").read_text())["attributes"]["framing"]
+        if framing != "portrait" and path.parent not in [other.parent for other in whole]:
+            whole.append(path)
+    whole = whole[:2]
+    pictures = [Image.open(path) for path in whole]
+    both = Image.new("RGB", (2 * pictures[0].width, pictures[0].height))
+    for place, picture in enumerate(pictures):
+        both.paste(picture, (place * picture.width, 0))
+    both.save(tmp_path / "both.png")
+    bodies = {}
+    for rule in (1, 2):
+        out = tmp_path / f"{rule}.safetensors"
+        run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", str(rule), "-o", str(out)])
+        assert run.exit_code == 0 and f"{rule} of 2" in run.stderr, run.stderr
+        assert "1 photos show several people" in run.stderr
+        bodies[rule] = load_profile(out).body_mean
+    for rule, photo in zip((1, 2), whole, strict=True):
+        make_profile([photo], tmp_path / "alone.safetensors", device="cpu")
+        alone = load_profile(tmp_path / "alone.safetensors").body_mean
+        assert (bodies[rule] - alone).norm() < (bodies[3 - rule] - alone).norm()
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "only"])
+    assert run.exit_code == 1 and "several people (--person only)" in run.stderr
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "left"])
+    assert run.exit_code == 1 and "--person is 'left'" in run.stderr

@@ -20,6 +20,7 @@ from bolid.formats.sliders import Sliders, load_sliders, save_sliders
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method.body_vae import Population, within_population
 from bolid.method.sliders import cross_validated_r2, fit_readout, remove_crosstalk, slider_directions, standardise
+from bolid.person import GREY_WEIGHT
 from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
@@ -366,3 +367,37 @@ def test_the_commands_of_two_words(tmp_path, sliders, monkeypatch):
     assert result.exit_code == 1 and "no photos in edit" in result.stderr
     result = run(app, ["profile", "mixed"])
     assert result.exit_code == 1 and "cannot read mixed" in result.stderr
+
+
+def test_a_face_in_a_grey_photo_counts_little(world, tmp_path):
+    """And is said to: the profile's face is nearly that of the photos in colour."""
+    _, _, photos = world
+    Image.open(photos[0]).convert("L").save(tmp_path / "grey.png")
+    face = {}
+    for name, files in (
+        ("colour", photos[1:2]),
+        ("grey", [tmp_path / "grey.png"]),
+        ("both", [photos[1], tmp_path / "grey.png"]),
+    ):
+        result = profile(world, files, tmp_path / f"{name}.safetensors")
+        face[name] = load_profile(result.path).face
+    assert [report.grey for report in result.reports] == [False, True]
+    expected = face["colour"] + GREY_WEIGHT * face["grey"]
+    torch.testing.assert_close(face["both"], expected / expected.norm())
+
+
+def test_what_lies_in_the_folder_besides_photos(world, tmp_path):
+    folder = world[2][0].parent
+    (folder / "a.cr2").write_bytes(b"x")
+    result = profile(world, [folder], tmp_path / "me.safetensors")
+    assert result.photos == 4 and [*result.unread.values()] == [[str(folder / "a.cr2")]]
+
+
+def test_the_preview_shows_every_photo(world, tmp_path):
+    make_profile([*world[2], world[2][0]], tmp_path / "me.safetensors", body_encoder=world[1], family=world[0],
+                 device="cpu", preview=tmp_path / "sheet.png")  # fmt: skip
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    green = (np.abs(sheet.astype(int) - [0, 200, 83]).max(2) < 8).sum(0) > 60
+    assert sheet.shape[1] > sheet.shape[0] and np.diff(green.astype(int)).clip(0).sum() == 8  # two sides of four boxes
+    with pytest.raises(BolidError, match="is no PNG"):
+        make_profile(world[2], tmp_path / "x.safetensors", body_encoder=world[1], family=world[0], preview="a.jpg")

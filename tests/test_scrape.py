@@ -118,11 +118,15 @@ def test_a_broken_exif_block_drops_no_photo(tmp_path):
 
 
 def test_what_is_not_read_is_reported(own, tmp_path):
-    (own / "anna" / "IMG_7.HEIC").write_bytes(b"x")
+    (own / "anna" / "IMG_7.CR2").write_bytes(b"x")
+    (own / "anna" / "lost.caption").write_text("a man")
+    (own / "dora").mkdir()
     (own / "anna" / "2020").mkdir()
     warnings = scrape(own, out=tmp_path / "photos", min_size=64, max_bad=1).warnings
-    assert any("(.heic: 1); save them as JPEG" in warning for warning in warnings)
-    assert any("deeper folders were not read (anna/2020)" in warning for warning in warnings)
+    assert "not read: 1 (anna/IMG_7.CR2): no known picture (.cr2); save it as JPEG or PNG if it is a photo" in warnings
+    assert "not read: 1 (anna/lost.caption): a caption without its photo" in warnings
+    assert "not read: 1 (dora): no photo in this person's folder" in warnings
+    assert any("not read: 1 (anna/2020): deeper folders" in warning for warning in warnings)
 
 
 def test_a_flat_folder_is_one_person(own, tmp_path):
@@ -152,7 +156,11 @@ def test_extract_reads_it_as_it_stands(own, tmp_path):
         ([], "nothing to collect from", "give a FOLDER of your own photos"),
         (["x", "--site", "theplace"], "more than one thing to collect from", "or --site NAME"),
         (["absent"], "the photo folder absent does not exist", "give the folder"),
-        (["--urls", "absent.csv", "--contact", "a@b.c"], "there is no list absent.csv", "a .txt, .csv or .parquet"),
+        (
+            ["--urls", "absent.csv", "--contact", "a@b.c"],
+            "there is no list absent.csv",
+            "a .txt, .csv, .tsv or .parquet",
+        ),
         (["--site", "nowhere", "--contact", "a@b.c"], "there is no site called 'nowhere'", "known are: theplace"),
         (["--site", "theplace"], "a web server should know whom to write to", "--contact"),
         (["--site", "theplace", "--contact", " "], "a web server should know whom to write to", "BOLID_CONTACT"),

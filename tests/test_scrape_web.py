@@ -32,16 +32,28 @@ def test_lists(server, tmp_path, listed):
 
     polars.read_csv(tmp_path / "list.csv").write_parquet(tmp_path / "list.parquet")
     assert files(scrape(urls=tmp_path / "list.parquet", out=tmp_path / "c", **WEB).out) == expected
+    polars.read_csv(tmp_path / "list.csv").write_csv(tmp_path / "list.tsv", separator="\t")
+    assert files(scrape(urls=tmp_path / "list.tsv", out=tmp_path / "d", **WEB).out) == expected
+
+
+def test_a_list_of_addresses_and_captions(server, tmp_path):
+    """As LAION's: columns URL and TEXT, and no person."""
+    server.pages["/1.jpg"] = jpeg(1)
+    (tmp_path / "anna.csv").write_text(f'URL,TEXT\n{server.url}/1.jpg,"a woman, in red"\n')
+    result = scrape(urls=tmp_path / "anna.csv", out=tmp_path / "photos", **WEB)
+    (caption,) = (tmp_path / "photos" / "anna").glob("*.txt")
+    assert caption.read_text().strip() == "a woman, in red"
+    assert any("names no person for 1 of its photos: they count as anna's" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message", "hint"),
     [
-        ("a.csv", b"name,link\nx,http://a/\n", "has the columns link, name", "needs the columns person,url"),
+        ("a.csv", b"name,link\nx,http://a/\n", "has the columns link, name", "needs the column url"),
         ("a.csv", b"person,url\n", "there are no addresses in", "one a line"),
         ("a.txt", b"\xff\xfe\x00", "is not UTF-8 text", "save it as UTF-8"),
         ("a.parquet", b"PAR1nonsense", "cannot read", "write it again"),
-        ("a.json", b"[]", "is no .txt, .csv or .parquet file", "one of these formats"),
+        ("a.json", b"[]", "is not a .txt, .csv, .tsv or .parquet file", "one of these formats"),
     ],
 )
 def test_lists_that_cannot_be_read(tmp_path, name, content, message, hint):

@@ -188,6 +188,6 @@ def test_command(shards, tmp_path):
     arguments = ["shard", str(shards), "--out", str(tmp_path / "train"), "--device", "cpu"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'train'}\n"
-    assert "30 photos of 6 people" in result.stderr and f"left out 3: {FEW_PHOTOS}" in result.stderr
+    assert "30 photos of 6 people" in result.stderr and f"left out 3 photos of 1 people: {FEW_PHOTOS}" in result.stderr
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["persons"] == 6
     assert CliRunner().invoke(app, [*arguments, "--seed", "1"]).exit_code == 1  # another run's directory

@@ -29,6 +29,15 @@ def test_main_person_is_large_and_sure():
     assert choose_person([small, large], "only") == views.SEVERAL
 
 
+def test_people_are_counted_from_the_left():
+    left, right, doubtful = person((0, 0, 20, 60)), person((300, 0, 400, 300)), person((100, 0, 250, 300), 0.3)
+    people = [right, doubtful, left]
+    assert choose_person(people, "main") is right
+    assert choose_person(people, 1) is left and choose_person(people, 2) is right
+    assert choose_person(people, 3) == views.FEWER
+    assert choose_person([right], 2) is right  # nobody else can be meant
+
+
 def test_reasons_for_rejection():
     assert choose_person([], "main") == views.NO_PERSON
     assert choose_person([person(score=0.3)], "main") == views.UNSURE

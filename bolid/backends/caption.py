@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,29 +17,58 @@ if TYPE_CHECKING:
 QUESTION = "Describe the person in this photo, their clothes, what they do and where they are, in one sentence."
 MAX_TOKENS = 60  # of a caption; CLIP reads 75
 MAX_BYTES = 10_000  # a caption; anything longer is some other file
+CAPTION_SUFFIXES = (".txt", ".caption")
 
 
 def caption_for(photo: Path | str) -> str:
-    """The caption in `<photo's name>.txt` beside the photo, as one line; "" when there is none.
+    """The caption in `<photo's name>.txt`, or else `.caption`, beside the photo, as one line; "" when there is none.
 
-    Raises BolidError for a caption file that cannot be read, is not UTF-8 text, or is far too long to be one.
+    Raises BolidError for a caption file that cannot be read, is no text, or is far too long to be a caption.
     """
-    path = Path(photo).with_suffix(".txt")
-    if path.exists() and not path.is_file():
-        raise BolidError(f"the caption {path} is no file", "remove it, or write the caption into a file")
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise BolidError(f"cannot read the caption {path}: {error.strerror}", "check its permissions") from error
+    for suffix in CAPTION_SUFFIXES:
+        path = Path(photo).with_suffix(suffix)
+        if path.exists() and not path.is_file():
+            raise BolidError(f"its caption {path.name} is no file", "remove it, or write the caption into a file")
+        try:
+            with open(path, "rb") as file:
+                return decode_caption(file.read(MAX_BYTES + 1))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise BolidError(f"its caption cannot be read: {error.strerror}", f"check {path}") from error
+    return ""
+
+
+def decode_caption(data: bytes) -> str:
+    """The bytes of a caption file as one line: UTF-8, UTF-16 or UTF-32 with a mark, or else the likeliest encoding.
+
+    Raises BolidError for what is no text, or is longer than MAX_BYTES.
+    """
     if len(data) > MAX_BYTES:
-        raise BolidError(f"{path} is too long for a caption", f"shorten it to {MAX_BYTES} bytes, or remove it")
+        raise BolidError("its caption is too long to be one", f"shorten the file to {MAX_BYTES} bytes, or remove it")
+    # The mark of UTF-32 begins with that of UTF-16.
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8-sig")
     try:
-        return " ".join(data.decode("utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise BolidError(f"the caption {path} is not UTF-8 text", "save it as UTF-8, or remove it") from error
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        text = _guessed(data)
+    if "\0" in text:
+        raise BolidError("its caption is no text", "write the caption again, or remove the file")
+    return " ".join(text.split())
+
+
+def _guessed(data: bytes) -> str:
+    """Text in an encoding that no mark names. Of equally likely ones Windows' western one; "\\0" for no text."""
+    from charset_normalizer import from_bytes
+
+    found = from_bytes(data)
+    best = found.best()
+    if best is None:
+        return "\0"
+    western = any(one.chaos == best.chaos and "cp1252" in one.could_be_from_charset for one in found)
+    return data.decode("cp1252") if western else str(best)
 
 
 def captioner_path(caption: str, family: Family) -> str:

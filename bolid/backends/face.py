@@ -54,9 +54,14 @@ class FaceModel:
             raise BolidError(
                 f"no face model in {path}: it holds no .onnx file", "give a directory like InsightFace's packs"
             )
+        if (path / "yunet.onnx").is_file():
+            raise BolidError(
+                f"the face model in {path} has YuNet for a detector, through which no gradient goes",
+                "leave out --face-guidance, --face-weight and --found-weight, or take an InsightFace pack of your own",
+            )
         _check_sums(path, files)
         cpu = not device.startswith("cuda")
-        with _quiet_insightface():
+        with quiet_insightface():
             import onnxruntime
             from insightface.app import FaceAnalysis
 
@@ -95,7 +100,7 @@ class FaceModel:
             raise BolidError(
                 f"a picture must be uint8 [H,W,3], not {image.dtype} {list(image.shape)}", "decode it as RGB first"
             )
-        with _quiet_insightface():
+        with quiet_insightface():
             found = self.network.get(np.ascontiguousarray(image[..., ::-1]))  # InsightFace takes BGR
         faces = [
             Face(
@@ -196,7 +201,7 @@ def _align(pictures: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
 
     height, width = pictures.shape[2:]
     forth = np.tile(np.eye(3), (len(pictures), 1, 1))  # pixels of the picture -> of the crop
-    with _quiet_insightface():
+    with quiet_insightface():
         for matrix, points in zip(forth, landmarks, strict=True):
             if points.any():
                 matrix[:2] = estimate_norm(points, ALIGNED)
@@ -248,7 +253,7 @@ def _check_sums(path: Path, files: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_insightface() -> Iterator[None]:
+def quiet_insightface() -> Iterator[None]:
     """InsightFace prints, and the scikit-image it uses warns at every face."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

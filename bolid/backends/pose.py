@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bolid.backends.onnx_session import open_session
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.run import prepare_environment, run_record, write_atomic
@@ -176,6 +177,11 @@ class PoseModel:
 
     def __init__(self, path: Path | str, device: str = "cpu") -> None:
         path = Path(path)
+        if (path / "pose.onnx").is_file():
+            raise BolidError(
+                f"the pose model in {path} is RTMPose, through which no gradient goes",
+                "leave out --body-guidance, and train with --id-loss body or --id-weight 0; or take YOLO's",
+            )
         self.device = torch.device(device)
         self.fixed_size: tuple[int, int] | None = None  # height and width that the network takes, if no others
         self.differentiable = weights_file(path).name != ONNX
@@ -273,18 +279,7 @@ class OnnxPose:
     """
 
     def __init__(self, file: Path, device: str = "cpu") -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # spinning threads would take others' cores
-        options.log_severity_level = 3
-        gpu = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-        try:
-            self.session = onnxruntime.InferenceSession(str(file), options, [*gpu, "CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own classes, one for each way a file can be wrong
-            raise BolidError(
-                f"onnxruntime cannot load {file}: {str(error).splitlines()[0]}", "export or copy it again"
-            ) from error
+        self.session = open_session(file, device)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         shape, found = (inputs[0].shape, outputs[0].shape) if len(inputs) == len(outputs) == 1 else ([], [])
         self.half = bool(inputs) and inputs[0].type == "tensor(float16)"

@@ -145,7 +145,8 @@ class _Run:
                 for reason, names in source.rejected.items():
                     rejected.setdefault(reason, []).extend(names)
             protocol = {"excluded": len(used), "checked": checked}
-            one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected)
+            notes = [*one.evaluation.notes, *held_out.unread_notes()]
+            one.evaluation = replace(one.evaluation, held_out=protocol, rejected=rejected, notes=notes)
         differences = _corrected({one.name: _differences(scored[0], one, self.seed) for one in scored[1:]})
         if self.html is not None:
             from bolid.evaluate.report import write_report

@@ -41,15 +41,14 @@ class Evaluators:
     """
 
     def __init__(self, family: Family, device: str, features: str) -> None:
-        from bolid.backends.face import FaceModel
         from bolid.backends.features import InceptionFeatures, Lpips, alexnet_path, inception_path, tower_name
         from bolid.backends.image_text import ImageTextModel
-        from bolid.backends.pose import PoseModel
+        from bolid.backends.people import face_detector, pose_detector
 
         self.family, self.device = family, device
         self.image_text = ImageTextModel(family.require("image_text"), device)
-        self.pose = PoseModel(family.require("pose"), device)
-        self.faces = FaceModel(family.require("face"), device)
+        self.pose = pose_detector(family.require("pose"), device)
+        self.faces = face_detector(family.require("face"), device)
         self.tower = tower_name(family.name, self.image_text)
         self.inception: InceptionFeatures | None = None
         self.notes: list[str] = []

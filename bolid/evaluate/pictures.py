@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record, read_file
+from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record, read_file, unread_files
 from bolid.formats.parsing import parse_json
 from bolid.formats.shards import INDEX, JOURNAL, ShardReader
 
@@ -74,6 +74,11 @@ class PictureFolder:
         self.pictures: list[Picture] = []
         self.rejected: dict[str, list[str]] = {}
         self.shards = ShardReader(self.place) if _is_shards(self.place) else None
+
+    def unread_notes(self) -> list[str]:
+        """A line for each reason why something in a folder of photos is not read."""
+        found = {} if self.shards is not None else unread_files(self.place)
+        return [f"not read in {self.place}: {len(names)} ({names[0]}, ...): {why}" for why, names in found.items()]
 
     def load(self, picture: Picture) -> np.ndarray:
         """uint8 [H, W, 3]. Raises BolidError for what cannot be read."""

@@ -78,18 +78,20 @@ def score(
     evaluation = Evaluation(
         len(scored_places), len(references.owner), len({p for p in scored.people if p}),
         {key: metrics[key] for key in DESCRIPTIONS if key in metrics}, ratios, {},
-        _notes(evaluators, sizes, scored.people.count("")), {},
+        _notes(evaluators, sizes, scored.people.count(""), len(set(references.people) - set(scored.people))), {},
     )  # fmt: skip
     return Scored(**vars(scored), evaluation=evaluation)
 
 
-def _notes(evaluators: Evaluators, sizes: set[tuple[int, ...]], unknown: int) -> list[str]:
+def _notes(evaluators: Evaluators, sizes: set[tuple[int, ...]], unknown: int, unseen: int) -> list[str]:
     notes = list(evaluators.notes)
     if len(sizes) > 1:
         shown = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:4])
         notes.append(f"the pictures have {len(sizes)} sizes ({shown}): each is brought to the extractor's by itself")
     if unknown:
         notes.append(f"whose picture it is, is not known of {unknown}: scored only as pictures")
+    if unseen:
+        notes.append(f"of {unseen} people in the reference there is no picture: they count as strangers only")
     return notes
 
 

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.extract import workers as work
+from bolid.extract.tars import NO_PICTURE, find_tars, read_members
 from bolid.formats.images import (
     decode_image,
     difference_hash,
     encode_jpeg,
     hash_file,
+    is_grey,
     list_photos,
     own_jpeg,
     printable,
     read_file,
+    unread_files,
 )
 from bolid.formats.photos import read_notes
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
@@ -40,18 +43,29 @@ if TYPE_CHECKING:
 BATCH = 8
 DUPLICATE = "the same file again"
 CHANGED = "the file changed during the run"
+UNNAMED = "unnamed-"  # and the sample's key: the person of a photo in a tar that names none
 
 
 @dataclass(frozen=True)
 class Photo:
     """A photo of the list."""
 
-    path: Path
+    path: Path  # of the photo, or of the tar that holds it
     person: str
-    source: str  # path below the photo folder, with forward slashes
+    source: str  # path below the photo folder, with forward slashes; of a tar its name and the member's
     sha256: str  # "" for what cannot be used
     caption: str
-    reason: str = ""  # why it cannot be used
+    fault: str = ""  # why it cannot be used, as far as the list tells
+    place: tuple[int, int] | None = None  # offset and size in a tar
+    origin: dict[str, str] | None = None  # of a tar: address, license and consent
+
+    def read(self) -> bytes:
+        """The photo's file."""
+        if self.place is None:
+            return read_file(self.path)
+        with open(self.path, "rb") as tar:
+            tar.seek(self.place[0])
+            return tar.read(self.place[1])
 
     @property
     def key(self) -> str:
@@ -67,6 +81,9 @@ class ExtractResult:
     samples: int
     persons: int
     rejected: dict[str, list[str]]  # reason -> photos
+    unread: dict[str, list[str]]  # reason -> files, folders and samples that are no photos
+    unused_people: list[str]  # of whom no photo could be used
+    unnamed: int  # photos in tars that name no person; each counts as a person of its own
     warning: str = ""
 
 
@@ -115,7 +132,8 @@ def extract(
 ) -> ExtractResult | None:
     """Run the family's models on every photo and write the features to the shard directory ``out``.
 
-    ``photos``: a folder of ``<person>/*.jpg`` (or of one person's photos), captions beside them in ``.txt``.
+    ``photos``: a folder of ``<person>/*.jpg`` (or of one person's photos), captions beside them in ``.txt`` or
+    ``.caption``; or WebDataset tars of another program: a tar, a folder of them, or ``data/{00000..00012}.tar``.
     ``select_person``: "main" uses the main person of a photo, "only" rejects photos that show several.
     ``caption``: "sidecar" takes those .txt files alone, "none" no captions; "blip2" (the family's captioning model) or
     a model of transformers writes one for each photo without such a file. ``max_side``: larger photos are reduced to
@@ -136,7 +154,7 @@ def extract(
             return None
         chosen = get_family(family)
         model = captioner_path(caption, chosen)
-        found = _photos(Path(photos), progress, sidecar=caption != "none")
+        found, unread = _listed(Path(photos), progress, sidecar=caption != "none")
         config: dict[str, Any] = {"person": select_person, "max_side": max_side, "max_bytes": max_bytes}
         if caption != "sidecar":
             config["caption"] = caption
@@ -147,8 +165,52 @@ def extract(
             extraction = Extraction(chosen, pick_device(device), select_person, max_side, model)
             _run(found, writer, extraction, run, progress)
         index = writer.close()
-        result = ExtractResult(place(out), index["samples"], index["persons"], index["rejected"])
+        result = ExtractResult(
+            place(out), index["samples"], index["persons"], index["rejected"], unread,
+            _without_photos(found, index["rejected"]), sum(p.person.startswith(UNNAMED) for p in found),
+        )  # fmt: skip
         return _judge(result, len(found), chosen, max_bad)
+
+
+def _without_photos(photos: list[Photo], rejected: dict[str, list[str]]) -> list[str]:
+    """The people all of whose photos were rejected."""
+    sources = {source for sources in rejected.values() for source in sources}
+    used = {photo.person for photo in photos if photo.source not in sources}
+    return sorted({photo.person for photo in photos} - used)
+
+
+def _listed(folder: Path, progress: Progress | None, *, sidecar: bool) -> tuple[list[Photo], dict[str, list[str]]]:
+    """(the photos of a folder, or else of tars; reason -> what is no photo)."""
+    try:
+        return _photos(folder, progress, sidecar=sidecar), unread_files(folder)
+    except BolidError:
+        if not (tars := find_tars(str(folder))):
+            raise
+    return _photos_in_tars(tars, progress, sidecar=sidecar)
+
+
+def _photos_in_tars(
+    tars: list[Path], progress: Progress | None, *, sidecar: bool
+) -> tuple[list[Photo], dict[str, list[str]]]:
+    photos, unread = [], dict[str, list[str]]()
+    for number, tar in enumerate(tars):
+        for member in read_members(tar):
+            source = f"{tar.name}/{member.name}"
+            if member.fault == NO_PICTURE:
+                unread.setdefault(NO_PICTURE, []).append(source)
+                continue
+            person = (member.person or f"{UNNAMED}{tar.stem}-{member.name.partition('.')[0]}").replace("/", "_")
+            photos.append(
+                Photo(
+                    tar, person.lstrip(".") or "_", source, member.sha256, member.caption if sidecar else "",
+                    member.fault, (member.offset, member.size), member.origin,
+                )
+            )  # fmt: skip
+        if progress:
+            progress(number + 1, len(tars), "reading the list of photos")
+    if not photos:
+        raise BolidError(f"no photos in {tars[0]}", "a sample has a picture, and its caption and json under one name")
+    return photos, unread
 
 
 def _photos(folder: Path, progress: Progress | None, *, sidecar: bool = True) -> list[Photo]:
@@ -161,10 +223,10 @@ def _photos(folder: Path, progress: Progress | None, *, sidecar: bool = True) ->
             progress(number, len(listed), "reading the list of photos")
         source = printable(path.relative_to(folder))
         try:
-            sha256, caption, reason = hash_file(path), caption_for(path) if sidecar else "", ""
+            sha256, caption, fault = hash_file(path), caption_for(path) if sidecar else "", ""
         except BolidError as error:
-            sha256, caption, reason = "", "", error.message
-        photos.append(Photo(path, printable(person), source, sha256, caption, reason))
+            sha256, caption, fault = "", "", error.message
+        photos.append(Photo(path, printable(person), source, sha256, caption, fault))
     return photos
 
 
@@ -178,9 +240,9 @@ def _run(
     keys: set[str] = set()
     fresh: list[Photo] = []
     for photo in photos:
-        if photo.reason or photo.key in keys:
+        if photo.fault or photo.key in keys:
             if photo.source not in writer.done_rejects:
-                writer.reject(photo.source, photo.reason or DUPLICATE)
+                writer.reject(photo.source, photo.fault or DUPLICATE)
         else:
             keys.add(photo.key)
             fresh.append(photo)
@@ -210,7 +272,7 @@ def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None
     for index, photo in enumerate(batch):
         results.append("")
         try:
-            data = read_file(photo.path)
+            data = photo.read()
             if hashlib.sha256(data).hexdigest() == photo.sha256:
                 files[index] = data
                 decoded.append((index, decode_image(data, name="the file", max_side=max_side)))
@@ -241,10 +303,11 @@ def _sample(photo: Photo, view: View, data: bytes) -> Sample:
         "score": round(view.score, 4),
         "face_box": None if view.face_box is None else [round(float(side), 2) for side in view.face_box],
         "others": [{"box": [round(side, 2) for side in box], "score": round(score, 4)} for box, score in view.others],
+        **({"grey": True} if is_grey(view.image) else {}),
         "source": photo.source,
         "sha256": photo.sha256,
         "dhash": f"{difference_hash(view.image):064x}",
-        **_origin(photo.path),
+        **(_origin(photo.path) if photo.origin is None else photo.origin),
     }
     return Sample(photo.key, own_jpeg(data, view.image) or encode_jpeg(view.image), meta, photo.caption, view.tensors())
 
@@ -287,4 +350,4 @@ def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) ->
             f"use it as it is, or repeat with --max-bad {bad / total + 0.005:.2f}",
             result.rejected,
         )
-    return ExtractResult(result.out, result.samples, result.persons, result.rejected, warning)
+    return replace(result, warning=warning)

@@ -9,6 +9,7 @@ Images are numpy uint8 [H, W, 3], RGB, 0..255.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -27,7 +28,9 @@ from bolid.errors import BolidError
 from bolid.formats.parsing import parse_json
 from bolid.formats.tensors import METADATA_KEY
 
-PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"))
+PHOTO_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif")
+)
 
 # A picture of more pixels is taken for a decompression bomb. 100 Mpx is above any camera people own.
 MAX_PIXELS = 100_000_000
@@ -109,6 +112,41 @@ def _opened(path: Path, name: str) -> Iterator[io.BufferedReader]:
         raise BolidError(f"{name} cannot be read: {error.strerror}", "check the path and its permissions") from error
 
 
+def unread_files(folder: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """Reason -> names below ``folder`` of the files, folders and people that `list_photos` passes over.
+
+    Hidden ones do not count, nor records and tables (.json, .csv, .toml), nor captions beside their photo.
+    """
+    folder, unread = Path(folder), dict[str, list[str]]()
+
+    def note(reason: str, path: Path) -> None:
+        unread.setdefault(reason, []).append(path.relative_to(folder).as_posix())
+
+    for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        if place.name.startswith(".") and place != folder:
+            continue
+        try:
+            entries = sorted(place.iterdir())
+        except OSError:
+            continue  # `list_photos` lists it
+        stems = {path.stem for path in entries if _like_a_photo(path)}
+        if not stems and place != folder:
+            note("no photo in this person's folder", place)
+        for path in entries:
+            suffix = path.suffix.lower()
+            if path.name.startswith(".") or suffix in (".json", ".csv", ".toml"):
+                continue
+            if path.is_dir():
+                if place != folder and not _like_a_photo(path):
+                    note("deeper folders are not read, only <person>/ is", path)
+            elif suffix in (".txt", ".caption"):
+                if path.stem not in stems:
+                    note("a caption without its photo", path)
+            elif suffix not in PHOTO_SUFFIXES:
+                note(f"no known picture ({suffix or 'no ending'}); save it as JPEG or PNG if it is a photo", path)
+    return unread
+
+
 def read_photo(path: str | os.PathLike[str], max_side: int | None = None) -> np.ndarray:
     """A photo as upright RGB, uint8 [H, W, 3], reduced so that no side is longer than ``max_side``.
 
@@ -186,8 +224,17 @@ def _reason(error: Exception) -> str:
 
 def open_image(data: bytes) -> Image.Image:
     """Pillow's own ``Image.open``; the one that ultralytics puts in its place installs a package for unknown files."""
+    _read_heic_too()
     patched = sys.modules.get("ultralytics.utils.patches")
     return getattr(patched, "_image_open", Image.open)(io.BytesIO(data))
+
+
+@functools.cache
+def _read_heic_too() -> None:
+    """HEIC, as phones write it, by libheif; Pillow has no decoder of its own for it, as it has for AVIF."""
+    import pi_heif
+
+    pi_heif.register_heif_opener()
 
 
 def picture_record(data: bytes, name: str = "the picture") -> dict[str, Any] | None:
@@ -304,6 +351,12 @@ def difference_hash(image: np.ndarray, side: int = 16) -> int:
     """A hash of ``side``**2 bits (dHash, Krawetz 2013): 1 where a cell of a tiny copy is darker than the next one."""
     grey = np.asarray(Image.fromarray(image).convert("L").resize((side + 1, side), Image.Resampling.BOX), np.int16)
     return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether uint8 [H, W, 3] is a black-and-white photo: the channels of 99 % of its pixels differ by 8 at most."""
+    few = image[:: max(1, image.shape[0] // 256), :: max(1, image.shape[1] // 256)].astype(np.int16)
+    return bool(np.mean(np.ptp(few, axis=2) <= 8) >= 0.99)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

@@ -37,6 +37,16 @@ def choose_branches(request: Request, people: Sequence[Identity]) -> list[str]:
     return there
 
 
+def unused_branches(request: Request, people: Sequence[Identity], branches: Sequence[str]) -> list[str]:
+    """Warnings about what the people have and no picture shows, since there is no adapter for it."""
+    warnings = []
+    for branch in ("face", "body"):
+        off = all(branch in cell.scales and cell.scales[branch].is_zero for cell in request.cells)
+        if branch not in branches and not off and any(branch in person.vectors for person in people):
+            warnings.append(f"the {branch} is not used: there is no {branch} adapter {request.adapter_files[branch]}")
+    return warnings
+
+
 def _nothing_to_scale(branch: str, scale: float | str, person: Identity) -> BolidError:
     if person.name == "nobody":
         return BolidError(
@@ -88,9 +98,12 @@ def check_belongs(person: Identity, branch: str, path: Path, record: dict[str, A
         )
     trained_with = record["inputs"].get("face_model", "")
     if branch == "face" and trained_with and person.face_model and trained_with != person.face_model:
+        pack = record.get("config", {}).get("face_pack")
         raise BolidError(
-            f"{person.name} and the face adapter {path} were made with different face models",
-            "make the profile again with the face model that the adapter was trained with",
+            f"{person.name} and the face adapter {path} were made with different face models"
+            + (f": the adapter's is InsightFace {pack}" if pack else ""),
+            "make the profile again with the face model that the adapter was trained with"
+            + (": its folder, as `bolid models pull FAMILY --only face` fetches it" if pack else ""),
         )
     if dim != len(person.vectors[branch]):
         raise BolidError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.generate.adapters import choose_branches, load_adapters
+from bolid.generate.adapters import choose_branches, load_adapters, unused_branches
 from bolid.generate.grid import Place, grid_sheet
 from bolid.generate.identity import Identity, check_comparable, find_people
 from bolid.generate.prompts import split_at_limit, unsupported_syntax
@@ -124,6 +124,9 @@ class _Generation:
         reader = functools.cache(lambda: PersonReader(family, device))
         self.people = find_people(request, reader, progress)
         self.branches = choose_branches(request, self.people)
+        if warn is not None:
+            for warning in unused_branches(request, self.people, self.branches):
+                warn(warning)
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         self.inputs = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(request.loras)}
         self.guidance = self._guidance(reader)

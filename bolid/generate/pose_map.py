@@ -17,11 +17,11 @@ def read_pose(photo: str | os.PathLike[str], family: Family, device: str = "cpu"
     The photo is cut to the family's proportions around the person, as training photos are.
     Raises BolidError when no person is recognised in it.
     """
-    from bolid.backends.pose import PoseModel
+    from bolid.backends.people import pose_detector
     from bolid.formats.images import read_photo
     from bolid.views import choose_person, person_crop, whole_box
 
-    model = PoseModel(family.require("pose"), device)
+    model = pose_detector(family.require("pose"), device)
     image = read_photo(photo, max_side=1536)
     person = choose_person(model.detect([image])[0], "main")
     if isinstance(person, str):

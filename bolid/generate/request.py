@@ -167,12 +167,18 @@ class Request:
         """Branch -> the file of its adapter, there or not: of --adapter, else the family's."""
         if self.adapter is not None:
             return _files_in(self.adapter)
-        return {"face": self.family.face_adapter, "body": self.family.body_adapter}
+        return {"face": getattr(self.family, self._face_part), "body": self.family.body_adapter}
+
+    @property
+    def _face_part(self) -> str:
+        """The family's own face adapter; where it has none, the published one."""
+        published = not self.family.has("face_adapter") and self.family.has("face_portrait")
+        return "face_portrait" if published else "face_adapter"
 
     def require_adapter(self, branch: str) -> Path:
         """The adapter of a branch. BolidError says how to get one that is not there."""
         if self.adapter is None:
-            return self.family.require(f"{branch}_adapter")
+            return self.family.require("body_adapter" if branch == "body" else self._face_part)
         path = self.adapter_files[branch]
         if not path.is_file():
             raise BolidError(f"there is no {branch} adapter {path}", "make it with: bolid train-adapter")

@@ -1,4 +1,4 @@
-"""`bolid models convert`: YOLO's pose weights as folders that BoLID reads."""
+"""`bolid models convert`: published files as files that BoLID reads: YOLO's pose weights, FaceID-Portrait adapters."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import os
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.run import atomic_folder, sha256_file
+from bolid.models.sources import PORTRAIT_FACE_MODEL
+from bolid.run import atomic_folder, run_record, sha256_file
+
+_FAMILIES = {768: "sd15", 2048: "sdxl"}  # by the width of the text states that an adapter stands beside
 
 
-def convert(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """YOLO11 pose weights, ultralytics' own (.pt) or exported (.onnx) -> a folder that BoLID reads. Returns the folder.
+def convert(
+    file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, family: str | None = None
+) -> Path:
+    """YOLO11 pose weights (.pt, .onnx) -> a folder, or a FaceID-Portrait adapter (.bin) -> a file. Returns it.
 
-    It holds config.json and model.safetensors, or the .onnx as it is. By default beside ``file``, under its name.
-    Nothing that the file might ask to be run is run.
+    By default beside ``file``, under its name. ``family``: of an adapter, by default the one whose base it fits, sd15
+    or sdxl. Nothing that the file might ask to be run is run.
     Raises BolidError for another network, a damaged file, and one that holds more than such weights.
     """
+    path = Path(file)
+    if path.suffix == ".bin":
+        return _convert_adapter(path, Path(out) if out is not None else path.with_suffix(".safetensors"), family)
     from bolid.backends.pose import read_checkpoint, write_onnx_pose_model, write_pose_model
 
-    path = Path(file)
     out = Path(out) if out is not None else path.with_suffix("")
     if path.suffix not in (".pt", ".onnx"):
         raise BolidError(
-            f"{path} is no .pt and no .onnx file",
-            "only YOLO's pose weights need to be converted: yolo11n-pose.pt and the like",
+            f"{path} is no .pt, .onnx or .bin file",
+            "convert takes YOLO's pose weights, yolo11n-pose.pt and the like, and ip-adapter-faceid-portrait_*.bin",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BolidError(f"{out} is already there", "remove it, or name another place with --out")
@@ -35,4 +42,21 @@ def convert(file: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
             write_pose_model(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
         else:
             write_onnx_pose_model(temporary, path)
+    return out
+
+
+def _convert_adapter(path: Path, out: Path, family: str | None) -> Path:
+    """A face branch that records whose embeddings it understands: those of buffalo_l's recogniser."""
+    from bolid.formats.adapter import adapter_kind, read_portrait_adapter, save_adapter
+
+    if out.exists():
+        raise BolidError(f"{out} is already there", "remove it, or name another place with --out")
+    tensors = read_portrait_adapter(path)
+    width = tensors["image_proj.norm.weight"].shape[0]
+    if family is None and width not in _FAMILIES:
+        raise BolidError(f"{path} is for a base whose text states have {width} channels", "name its --family")
+    inputs = {"checkpoint": sha256_file(path), "face_model": PORTRAIT_FACE_MODEL}
+    config = {"source": path.name, "face_pack": "buffalo_l"}
+    record = run_record(adapter_kind("face"), family=family or _FAMILIES[width], config=config, inputs=inputs)
+    save_adapter(out, tensors, record)
     return out

@@ -38,6 +38,7 @@ PARTS = tuple(_LAYOUT)
 # What a family may have besides. Nothing but the options that ask for it needs it.
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
+    "face_portrait": ("adapter/face-portrait.safetensors", "a published FaceID-Portrait adapter, converted"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
     "upscaler": ("upscaler.safetensors", "a super-resolution network of RGB pictures that spandrel loads"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
@@ -57,6 +58,7 @@ def path_of(part: str, folder: Path) -> Path:
 
 _WORDS = {
     "controlnet": "ControlNet",
+    "face_portrait": "FaceID-Portrait adapter",
     "few_steps_lora": "few-step LoRA",
     "body_sliders": "body sliders",
     "body_shape": "body shape",
@@ -85,7 +87,7 @@ def _commercial_file() -> Path:
 
 
 def refuse_non_commercial(part: str, path: Path, family: str) -> None:
-    """Raise BolidError where ``path`` holds a face pack or captioner that is published for research only.
+    """Raise BolidError where ``path`` holds a face pack, face adapter or captioner that is published for research only.
 
     Packs of one's own pass, whatever family they stand in for: InsightFace's are known by the names of their files.
     """
@@ -95,7 +97,7 @@ def refuse_non_commercial(part: str, path: Path, family: str) -> None:
         raise BolidError(
             f"{name} in {path} is for non-commercial research only, and --commercial is in force", OWN_FACE_PACK
         )
-    if source is not None and part == "caption" and not source.commercial:
+    if source is not None and part in ("caption", "face_portrait") and not source.commercial:
         raise BolidError(f"{source.name} is {source.license}, and --commercial is in force", source.instead)
 
 
@@ -161,6 +163,7 @@ class Family:
     probe: Path | None
     view_size: tuple[int, int]  # (height, width) of photos for the body encoder: image_size or finer
     controlnet: Path
+    face_portrait: Path
     few_steps_lora: Path
     upscaler: Path
     body_sliders: Path

@@ -10,8 +10,8 @@ from typing import Any
 
 from bolid.errors import BolidError
 from bolid.models.checksums import REINSTALL, check_file, read_manifest
-from bolid.models.families import DEFAULT_FAMILY, Family, get_family
-from bolid.models.sources import SOURCES
+from bolid.models.families import DEFAULT_FAMILY, Family, get_family, refuse_non_commercial
+from bolid.models.sources import OWN_FACE_PACK, published
 from bolid.run import Progress
 
 
@@ -22,9 +22,9 @@ def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]
     """
     written = read_manifest(family.root)
     parts = []
-    for source in SOURCES.get(family.name, ()):
+    for source in published(family.name, commercial):
         entry = written.get(source.part, {})
-        refused = commercial and not source.commercial
+        refused = commercial and (not source.commercial or _for_research(family, source.part))
         parts.append(
             {
                 "part": source.part,
@@ -32,17 +32,26 @@ def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]
                 "megabytes": source.megabytes,
                 "license": source.license,
                 "commercial": source.commercial,
-                "source": source.repo or source.url,
+                "source": source.place,
                 "revision": entry.get("revision", ""),
                 "sha256": {name: file["sha256"] for name, file in entry.get("files", {}).items()},
                 "where": getattr(family, source.part),
                 "optional": source.optional,
                 "state": "refused" if refused else "there" if family.has(source.part) else "missing",
                 "notice": source.notice,
-                "instead": source.instead if refused else "",
+                "instead": (source.instead or OWN_FACE_PACK) if refused else "",
             }
         )
     return parts
+
+
+def _for_research(family: Family, part: str) -> bool:
+    """Whether what lies there may not be used commercially."""
+    try:
+        refuse_non_commercial(part, getattr(family, part), family.name)
+    except BolidError:
+        return True
+    return False
 
 
 def files_of(place: Path, patterns: Sequence[str] = ()) -> list[Path]:
@@ -67,8 +76,8 @@ def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any
     """
     family = get_family(name)
     written = read_manifest(family.root)
-    published = {source.part: source for source in SOURCES.get(family.name, ())}
-    parts = [part for part in published if not published[part].optional or family.has(part)]
+    sources = {source.part: source for source in published(family.name)}
+    parts = [part for part in sources if not sources[part].optional or family.has(part)]
     parts += [part for part in family.missing() if part not in parts]
     parts += [part for part in ("base", "pose", "face", "image_text", "body_encoder") if part not in parts]
     parts += [part for part in written if part not in parts and family.has(part)]

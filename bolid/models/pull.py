@@ -24,9 +24,9 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.models.checksums import MANIFEST, check_file, read_manifest
 from bolid.models.convert import convert
-from bolid.models.families import DEFAULT_FAMILY, Family, get_family
+from bolid.models.families import DEFAULT_FAMILY, Family, get_family, refuse_non_commercial
 from bolid.models.manifest import files_of
-from bolid.models.sources import SOURCES, PublishedPart
+from bolid.models.sources import SOURCES, PublishedPart, published
 from bolid.run import (
     Progress,
     atomic_folder,
@@ -57,12 +57,13 @@ def pull(
 
     ``only``: these parts, optional ones too; by default all that are not optional. ``from_dir``: take them from a
     folder copied from another machine (a family's folder, a Hugging Face cache, or the downloaded files as they are)
-    and ask no network. With ``commercial`` a part whose license forbids that use is an error, before anything is
-    fetched. An interrupted download goes on where it stopped. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are respected.
+    and ask no network. With ``commercial`` other models take the place of those that are not licensed for it or come
+    under the AGPL, and where there are none, an error comes before anything is fetched. An interrupted download goes
+    on where it stopped. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are respected.
     Raises BolidError, within two seconds where there is no network.
     """
     family = get_family(name)
-    sources = SOURCES.get(family.name, ())
+    sources = published(family.name, commercial)
     if not sources:
         what = "ships with the package" if family.name == DEFAULT_FAMILY else "is your own"
         raise BolidError(f"family {name!r} {what}: there is nothing to pull", f"choose one of {', '.join(SOURCES)}")
@@ -85,6 +86,8 @@ def pull(
     for number, source in enumerate(wanted):
         if progress:
             progress(number, len(wanted), source.name)
+        if commercial and family.has(source.part):
+            refuse_non_commercial(source.part, getattr(family, source.part), family.name)
         if not family.has(source.part):
             _fetch(family, source, from_dir, progress)
         places.append(getattr(family, source.part))
@@ -95,6 +98,9 @@ def _fetch(
     family: Family, source: PublishedPart, from_dir: str | os.PathLike[str] | None, progress: Progress | None
 ) -> None:
     target: Path = getattr(family, source.part)
+    if source.members:
+        _fetch_members(family, source, from_dir, progress)
+        return
     if from_dir is not None:
         found, ready = _in_folder(Path(from_dir), source, target.relative_to(family.root))
         revision = "from " + str(Path(from_dir).resolve())
@@ -112,14 +118,47 @@ def _fetch(
             target.unlink()
         elif target.is_dir():  # an empty folder: `has` said no
             target.rmdir()
-    if not ready and found.suffix == ".pt":
-        convert(found, target)
+    if found.suffix == ".bin":
+        ready = False
+    if not ready and found.suffix in (".pt", ".bin"):
+        convert(found, target, family=family.name)
     elif not ready and found.suffix == ".zip":
         _unpack(found, target)
     elif from_dir is None and not source.file:
         _link(found, target)
     else:
         _copy(found, target)
+    _note_files(family, source, revision, {} if ready else {"file": found.name, "sha256": sha256_file(found)})
+
+
+def _fetch_members(
+    family: Family, source: PublishedPart, from_dir: str | os.PathLike[str] | None, progress: Progress | None
+) -> None:
+    """A part of several networks, each published elsewhere: a folder with each under the name that BoLID knows."""
+    target: Path = getattr(family, source.part)
+    found: dict[str, tuple[Path, str]] = {}
+    if from_dir is not None and (there := Path(from_dir) / target.relative_to(family.root)).is_dir():
+        _compare_with_manifest(Path(from_dir), source.part, there)
+    for name, member in source.members:
+        if from_dir is not None:
+            place = target.relative_to(family.root) / name
+            found[name] = (_in_folder(Path(from_dir), member, place)[0], "from " + str(Path(from_dir).resolve()))
+        elif member.repo:
+            found[name] = _from_hub(family, member, progress)
+        else:
+            found[name] = (_download(family, member, progress), member.url.rsplit("/", 1)[1])
+    with disk_errors(target), atomic_folder(target) as temporary:
+        for name, (file, _) in found.items():
+            if file.suffix == ".zip":
+                _unpack_one(file, temporary / name)
+            else:
+                shutil.copyfile(next(iter(sorted(file.glob("*.onnx")))) if file.is_dir() else file, temporary / name)
+    _note_files(family, source, ", ".join(revision for _, revision in found.values()), {})
+
+
+def _note_files(family: Family, source: PublishedPart, revision: str, fetched: dict[str, str]) -> None:
+    """Record in the manifest what lies where the part belongs; `fetched`: the file it was made from."""
+    target: Path = getattr(family, source.part)
     files = {
         file.name if target.is_file() else file.relative_to(target).as_posix(): {
             "size": file.stat().st_size,
@@ -127,14 +166,14 @@ def _fetch(
         }
         for file in files_of(target, source.files)
     }
-    entry = {
-        "source": source.repo or source.url,
+    entry: dict[str, Any] = {
+        "source": source.place,
         "revision": revision,
         "license": source.license,
         "files": files,
     }
-    if not ready:
-        entry["fetched"] = {"file": found.name, "sha256": sha256_file(found)}
+    if fetched:
+        entry["fetched"] = fetched
     write_atomic(family.root / MANIFEST, canonical_json(read_manifest(family.root) | {source.part: entry}) + "\n")
 
 
@@ -341,6 +380,19 @@ def _link(found: Path, target: Path) -> None:
         target.symlink_to(found, target_is_directory=found.is_dir())
     except OSError:
         _copy(found, target)
+
+
+def _unpack_one(archive: Path, target: Path) -> None:
+    """The one .onnx file of MMPose's archives, wherever in it."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            members = [m for m in packed.infolist() if m.filename.endswith(".onnx") and not m.is_dir()]
+            if len(members) != 1:
+                raise BolidError(f"{archive} holds {len(members)} .onnx files", "remove it and pull again")
+            with packed.open(members[0]) as source, open(target, "wb") as file:
+                shutil.copyfileobj(source, file, _BLOCK)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise BolidError(f"{archive} is damaged: {error}", "remove it and pull again") from error
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -70,10 +70,10 @@ class PhotoChecker:
         self._pose: Any = None
         self._one_at_a_time = threading.Lock()
         if filters.one_person:
-            from bolid.backends.pose import PoseModel
+            from bolid.backends.people import pose_detector
             from bolid.run import pick_device
 
-            self._pose = PoseModel(get_family(family).require("pose"), pick_device(device))
+            self._pose = pose_detector(get_family(family).require("pose"), pick_device(device))
 
     def __call__(self, data: bytes) -> Measured:
         """Raises BolidError for what is not a whole picture."""

@@ -142,7 +142,7 @@ class Collection:
             return self._max_people is not None and len(self._names) >= self._max_people
         return self._filters.max_photos is not None and self._photos.count(person) >= self._filters.max_photos
 
-    async def take(self, person: str, source: str, page: str, data: bytes, final: str) -> None:
+    async def take(self, person: str, source: str, page: str, data: bytes, final: str, caption: str) -> None:
         """Check a photo that was fetched, and store or drop it. `final`: the address that redirects led to."""
         try:
             measured = await asyncio.to_thread(self.check, data)
@@ -151,7 +151,7 @@ class Collection:
             return
         async with self._turn:
             origin = {"url": source, "final_url": final if final != source else "", "page": page}
-            await asyncio.to_thread(self.settle, person, origin, source, data, measured)
+            await asyncio.to_thread(self.settle, person, origin, source, data, measured, caption)
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """Record that a photo was not kept: `refused` by a rule, or failed."""

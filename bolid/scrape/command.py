@@ -13,14 +13,14 @@ from typing import Any
 
 import bolid
 from bolid.errors import BolidError
-from bolid.formats.images import list_photos
+from bolid.formats.images import list_photos, unread_files
 from bolid.formats.photos import PhotoFolder
 from bolid.formats.sites import Site, read_site
 from bolid.models.families import get_family
 from bolid.run import Progress
 from bolid.scrape.check import Filters, PhotoChecker, Watermark
 from bolid.scrape.collection import UNKNOWN, Collection, ScrapeResult, TooManyFailed
-from bolid.scrape.inputs import AddressList, import_folder, not_read
+from bolid.scrape.inputs import AddressList, import_folder
 from bolid.scrape.rules import RESERVED, ROBOTS, Manners
 
 MIN_PHOTOS_OF_A_SITE = 100  # the paper's
@@ -55,8 +55,9 @@ def scrape(
 ) -> ScrapeResult:
     """Collect photos into ``out/<person>/<sha16>.jpg``, each with a ``.json`` record, and ``people.csv``.
 
-    One of: ``folder``, of ``<person>/*.jpg`` or of one person's photos; ``urls``, a .txt, .csv or .parquet file of
-    (person, url); ``site``, the name of one that comes along or a TOML file. ``person``: only people of these names.
+    One of: ``folder``, of ``<person>/*.jpg`` or of one person's photos; ``urls``, a .txt, .csv, .tsv or .parquet file
+    of (person, url, caption); ``site``, the name of one that comes along or a TOML file. ``person``: only people of
+    these names.
     A JPEG keeps its bytes; other pictures are written as JPEG.
 
     ``min_size``: pixels of the shorter side. ``min_photos``: people with fewer are left out; by default 100 from a site
@@ -99,15 +100,30 @@ def scrape(
         collection = Collection(photos, filters, checker, marks, person or (), max_people, progress)
         collection.begin(from_web=folder is None)
         if folder is not None:
-            import_folder(Path(folder), listed, collection)
+            beyond = import_folder(Path(folder), listed, collection)
         else:
             name = " ".join((contact or "").split())
             manners = Manners(name, connections, delay, not ignore_robots, bolid.__version__, allow_private)
             _crawl(addresses, described, collection, manners)
         result = collection.finish()
     if folder is not None:
-        result.warnings.extend(not_read(Path(folder)))
+        result.warnings.extend(_unread(Path(folder)))
+        if beyond:
+            result.warnings.append(f"{beyond} photos were not looked at: their people have --max-photos {max_photos}")
+    if urls is not None and addresses is not None and addresses.unnamed:
+        result.warnings.append(
+            f"{urls} names no person for {addresses.unnamed} of its photos: they count as {Path(urls).stem}'s"
+        )
     return _judge(result, collection, max_bad)
+
+
+def _unread(folder: Path) -> list[str]:
+    """Warnings about what lies in the folder and is not read."""
+    warnings = []
+    for reason, names in unread_files(folder).items():
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.append(f"not read: {len(names)} ({listed}): {reason}")
+    return warnings
 
 
 def _check_inputs(folder: Any, urls: Any, site: Any, out: Any, contact: str | None) -> None:

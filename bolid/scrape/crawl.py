@@ -36,8 +36,8 @@ def crawl_site(site: Site, sink: Sink, manners: Manners) -> None:
     _run(SiteSpider, sink, manners, site=site)
 
 
-def crawl_urls(urls: Iterable[tuple[str, str]], sink: Sink, manners: Manners) -> None:
-    """Fetch photos by (person, address)."""
+def crawl_urls(urls: Iterable[tuple[str, str, str]], sink: Sink, manners: Manners) -> None:
+    """Fetch photos by (person, address, caption)."""
     _run(ListSpider, sink, manners, urls=urls)
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.formats.images import PHOTO_SUFFIXES, printable, read_file
+from bolid.formats.images import printable, read_file
 from bolid.formats.photos import read_notes
 from bolid.scrape.check import Measured
 from bolid.scrape.collection import Collection
 
+_LISTS = "a .txt, .csv, .tsv or .parquet file"
 
-def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Collection) -> None:
-    """Photos of a folder, in its order. Two threads check them, since decoding is most of the work."""
-    collection.total = len(listed)
+
+def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Collection) -> int:
+    """Photos of a folder, in its order. Two threads check them, since decoding is most of the work.
+
+    Returns how many were not looked at, because their person has all the photos that --max-photos allows.
+    """
+    from bolid.backends.caption import caption_for
+
+    collection.total, beyond = len(listed), 0
     waiting: deque[tuple[str, Path, str, Future[tuple[bytes, Measured]]]] = deque()
 
     def settle() -> None:
@@ -29,7 +36,7 @@ def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Coll
             collection.drop(person, source, error.message.partition(":")[0])
             return
         try:
-            caption = _caption(path)
+            caption = caption_for(path)
         except BolidError as error:
             collection.drop(person, source, error.message, final=False)
             return
@@ -48,7 +55,10 @@ def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Coll
             source = (
                 f"{printable(path.absolute())}?{status.st_size}-{status.st_mtime_ns}"  # a changed file is another photo
             )
-            if collection.full(person) or not collection.wants(person, source):
+            if not collection.wants(person, source):
+                continue
+            if collection.full(person):
+                beyond += 1
                 continue
             collection.supersede(printable(path.absolute()))
             waiting.append((person, path, source, pool.submit(read, path)))
@@ -56,28 +66,7 @@ def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Coll
                 settle()
         while waiting:
             settle()
-
-
-def not_read(folder: Path) -> list[str]:
-    """Warnings about files and folders that may be photos but are not read."""
-    endings: Counter[str] = Counter()
-    deeper: list[str] = []
-    for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
-        for path in place.iterdir() if not place.name.startswith(".") else ():
-            if path.name.startswith("."):
-                continue
-            if path.is_dir() and place != folder:
-                deeper.append(path.relative_to(folder).as_posix())
-            elif path.is_file() and path.suffix.lower() not in PHOTO_SUFFIXES | {".txt", ".json", ".csv", ".toml"}:
-                endings[path.suffix.lower() or path.name] += 1
-    warnings = []
-    if endings:
-        listed = ", ".join(f"{ending}: {number}" for ending, number in endings.most_common(5))
-        warnings.append(f"files of other kinds were not read ({listed}); save them as JPEG or PNG if they are photos")
-    if deeper:
-        listed = ", ".join(sorted(deeper)[:3]) + (", ..." if len(deeper) > 3 else "")
-        warnings.append(f"deeper folders were not read ({listed}): only <person>/ is")
-    return warnings
+    return beyond
 
 
 def _earlier(path: Path) -> dict[str, str]:
@@ -85,70 +74,71 @@ def _earlier(path: Path) -> dict[str, str]:
     return read_notes(path, ("url", "page", "license", "consent"))
 
 
-def _caption(path: Path) -> str:
-    from bolid.backends.caption import caption_for
-
-    return caption_for(path)
-
-
 class AddressList:
-    """(person, url) from a .txt, .csv or .parquet file, read one by one.
+    """(person, url, caption) from a .txt, .csv, .tsv or .parquet file, read one by one.
 
-    .txt: an address a line, the person before it; without one all are of the person that the file is named after.
-    .csv and .parquet: columns ``person`` and ``url``.
+    .txt: an address a line, the person before it. The others: a column ``url``, and if they like ``person`` and
+    ``caption`` (or ``text``). Photos without a person are of the one that the file is named after.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.is_file():
-            raise BolidError(f"there is no list {path}", "give a .txt, .csv or .parquet file of people and addresses")
-        readers = {".txt": self._txt, ".csv": self._csv, ".parquet": self._parquet}
+            raise BolidError(f"there is no list {path}", f"give {_LISTS} of addresses and people")
+        readers = {".txt": self._txt, ".csv": self._csv, ".tsv": self._csv, ".parquet": self._parquet}
         if path.suffix.lower() not in readers:
-            raise BolidError(f"{path} is no .txt, .csv or .parquet file", "save the list in one of these formats")
+            raise BolidError(f"{path} is not {_LISTS}", "save the list in one of these formats")
         self._read = readers[path.suffix.lower()]
-        self._length = sum(1 for _ in self)  # finds mistakes in the file before anything is fetched
+        self.unnamed = 0  # photos without a person
+        self._length = 0
+        for person, _, _ in self:  # finds mistakes in the file before anything is fetched
+            self._length += 1
+            self.unnamed += person == path.stem
         if not self._length:
             raise BolidError(f"there are no addresses in {path}", "write one a line")
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        for person, url in self._read():
+    def __iter__(self) -> Iterator[tuple[str, str, str]]:
+        for person, url, caption in self._read():
             if url and url.strip():
-                yield (person or "").strip() or self._path.stem, url.strip()
+                yield (person or "").strip() or self._path.stem, url.strip(), " ".join((caption or "").split())
 
-    def _txt(self) -> Iterator[tuple[str, str]]:
+    def _txt(self) -> Iterator[tuple[str, str, str]]:
         for line in self._lines():
             if not line.startswith("#"):
                 person, _, url = line.strip().replace("\t", " ").rpartition(" ")
-                yield person, url
+                yield person, url, ""
 
-    def _csv(self) -> Iterator[tuple[str, str]]:
-        rows = csv.DictReader(self._lines())
-        names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-        self._columns(names)
+    def _csv(self) -> Iterator[tuple[str, str, str]]:
+        rows = csv.DictReader(self._lines(), delimiter="\t" if self._path.suffix.lower() == ".tsv" else ",")
+        columns = self._columns({(name or "").strip().lower(): name for name in rows.fieldnames or ()})
         for row in rows:
-            yield row[names["person"]] or "", row[names["url"]] or ""
+            person, url, caption = (row[name] or "" if name else "" for name in columns)
+            yield person, url, caption
 
-    def _parquet(self) -> Iterator[tuple[str, str]]:
+    def _parquet(self) -> Iterator[tuple[str, str, str]]:
         import polars
 
         try:
             lazy = polars.scan_parquet(self._path)
-            names = {name.lower(): name for name in lazy.collect_schema().names()}
-            self._columns(names)
-            table = lazy.select(names["person"], names["url"]).collect()
+            columns = self._columns({name.lower(): name for name in lazy.collect_schema().names()})
+            table = lazy.select(name for name in columns if name).collect()
         except (polars.exceptions.PolarsError, polars.exceptions.PanicException, OSError) as error:
             raise BolidError(f"cannot read {self._path}: {str(error).splitlines()[0]}", "write it again") from error
-        for person, url in table.iter_rows():
-            yield str(person or ""), str(url or "")
+        for row in table.iter_rows(named=True):
+            person, url, caption = (str(row[name] or "") if name else "" for name in columns)
+            yield person, url, caption
 
-    def _columns(self, names: Iterable[str]) -> None:
-        if not {"person", "url"} <= set(names):
+    def _columns(self, names: dict[str, str]) -> tuple[str, str, str]:
+        """The columns, as the file writes them, of person, url and caption; "" for one that is not there."""
+        if "url" not in names:
             raise BolidError(
-                f"{self._path} has the columns {', '.join(sorted(names)) or 'none'}", "it needs the columns person,url"
+                f"{self._path} has the columns {', '.join(sorted(names)) or 'none'}",
+                "it needs the column url, and if you like person and caption",
             )
+        return names.get("person", ""), names["url"], names.get("caption") or names.get("text", "")
 
     def _lines(self) -> Iterator[str]:
         try:

@@ -38,8 +38,9 @@ class Sink(Protocol):
     def full(self, person: str) -> bool:
         """Whether there are enough photos of the person; for "", whether there are enough people."""
 
-    async def take(self, person: str, source: str, page: str, data: bytes, final: str) -> None:
-        """A photo was fetched. ``final``: the address that redirects led to."""
+    async def take(self, person: str, source: str, page: str, data: bytes, final: str, caption: str) -> None:
+        """A photo was fetched. `final`: the address that redirects led to; `caption`: what the list of addresses says
+        of it."""
 
     def drop(self, person: str, source: str, reason: str, *, refused: bool = False, final: bool = True) -> None:
         """A photo was not fetched. ``refused``: its owner forbids it. ``final``: do not try again in the next run."""

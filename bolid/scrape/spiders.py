@@ -79,7 +79,7 @@ class PhotoSpider(Spider):
                 task.cancel()
         self._closing = asyncio.ensure_future(self.crawler.stop_async())
 
-    def photo(self, person: str, url: str, page: str = "") -> Request | None:
+    def photo(self, person: str, url: str, page: str = "", caption: str = "") -> Request | None:
         """The request for a photo, or None when it is settled or on its way."""
         if not url.startswith(("http://", "https://")):
             self.sink.drop(person, url, NO_ADDRESS)
@@ -91,7 +91,7 @@ class PhotoSpider(Spider):
                 url,
                 callback=self.parse_photo,
                 errback=self.photo_failed,
-                cb_kwargs={"person": person, "source": url, "page": page},
+                cb_kwargs={"person": person, "source": url, "page": page, "caption": caption},
                 meta={"person": person, "dont_cache": True},
                 priority=_PHOTO,
                 dont_filter=True,  # `wants` knows better
@@ -102,12 +102,12 @@ class PhotoSpider(Spider):
         self._under_way.add(url)
         return request
 
-    async def parse_photo(self, response: Response, person: str, source: str, page: str) -> None:
+    async def parse_photo(self, response: Response, person: str, source: str, page: str, caption: str) -> None:
         try:
             if is_reserved(response):
                 self.sink.drop(person, source, RESERVED, refused=True)
             else:
-                await self.sink.take(person, source, page, response.body, response.url)
+                await self.sink.take(person, source, page, response.body, response.url, caption)
         finally:
             self._under_way.discard(source)
 
@@ -154,17 +154,17 @@ def _why(error: BaseException) -> tuple[str, bool, bool]:
 class ListSpider(PhotoSpider):
     """Photos by their addresses."""
 
-    def __init__(self, urls: Iterable[tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(self, urls: Iterable[tuple[str, str, str]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._urls = urls
 
     async def start(self) -> AsyncIterator[Request]:
         # A few more than are on their way, so that the longest list takes no memory.
         most = 4 * self.crawler.settings.getint("CONCURRENT_REQUESTS")
-        for name, url in self._urls:
+        for name, url, caption in self._urls:
             person = self.sink.person(name)
             self.named.add(host_of(url))
-            request = None if person is None else self.photo(person, url)
+            request = None if person is None else self.photo(person, url, caption=caption)
             if request is not None:
                 while len(self._under_way) > most:
                     await self.crawler.signals.wait_for(signals.scheduler_empty)

@@ -14,6 +14,7 @@ parts of a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def train_adapter(
     seed: int = 0,
     stop_after: int | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainAdapterResult:
     """Train both branches, or one, on `train`'s shards and write both to `out`.
 
@@ -57,14 +59,15 @@ def train_adapter(
     `stop_after`: write them as they are after so many of the steps (their records have that as "steps_done") and stop;
     a call without it goes on from there. Also in `out`: log.jsonl and loss.png (the losses), samples/ (contact sheets),
     and while it runs a checkpoint.
-    Several processes that `accelerate launch` starts share the work; the main one writes.
+    Several processes that `accelerate launch` starts share the work; the main one writes. `say`: called with lines
+    about what each branch has to learn from, before the first step.
     Raises BolidError when shards, body encoder and family do not belong together, and where `out` holds another
     training's adapter.
     """
     if stop_after is not None and stop_after < 1:
         raise BolidError(f"--stop-after is {stop_after}", "give at least 1")
     training = Training(
-        train, Path(out), config or TrainAdapterConfig(), body_encoder, family, device, seed, stop_after, progress
+        train, Path(out), config or TrainAdapterConfig(), body_encoder, family, device, seed, stop_after, progress, say
     )
     if training.already_done:
         return TrainAdapterResult(**training.earlier_result(), already_done=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.person import GREY_WEIGHT
 from bolid.run import Progress, derive_seed, run_differences, run_record
 from bolid.train_adapter.config import TrainAdapterConfig
 
@@ -43,9 +44,11 @@ class AdapterTable:
     body_mean: torch.Tensor  # f32 [N, D], of this one photo
     body_logvar: torch.Tensor  # f32 [N, D]
     confidence: torch.Tensor  # f32 [N]
-    face: torch.Tensor  # f32 [N, 512], zeros where no face is detected
+    face: torch.Tensor  # f32 [N, 512], zeros where no face is detected, short where the photo is grey
     people: list[np.ndarray]  # rows of each person, two or more
     names: list[str]  # of the people
+    alone: int = 0  # photos that are left out, since they are the only one of their person
+    grey: int = 0  # black-and-white photos that show a face
 
     @functools.cached_property
     def owner(self) -> np.ndarray:
@@ -107,13 +110,16 @@ def read_table(
 
     total = read_index(train)["samples"]
     latents, faces, people = [], [], []
+    alone = grey = 0
     captions: list[str] = []
     names: list[str] = []
     known = _read_bodies(cache, train, body_encoder)
     bodies: list[tuple[torch.Tensor, ...]] = [] if known is None else [known]
     for name, group in group_by_person(read_shards(train)):
         if len(group) < 2:
+            alone += 1
             continue  # nothing to leave one out of
+        grey += sum("face" in sample.tensors and bool(sample.meta.get("grey")) for sample in group)
         for sample in group:
             if "latents" not in sample.tensors:
                 raise BolidError(f"{train} holds no latents", "give the directory that `bolid shard` writes")
@@ -121,7 +127,10 @@ def read_table(
         names.append(name)
         latents += [torch.from_numpy(sample.tensors["latents"]) for sample in group]
         captions += [sample.caption for sample in group]
-        faces += [sample.tensors.get("face", np.zeros(512, np.float32)) for sample in group]
+        faces += [
+            sample.tensors.get("face", np.zeros(512, np.float32)) * (GREY_WEIGHT if sample.meta.get("grey") else 1)
+            for sample in group
+        ]
         if known is None:
             needed = body_encoder.needs_features
             features = [sample.tensors.get("view_features") for sample in group] if needed else None
@@ -133,8 +142,32 @@ def read_table(
         raise nobody_has_two(train)
     mean, logvar, confidence = (torch.cat(parts) for parts in zip(*bodies, strict=True))
     return AdapterTable(
-        torch.stack(latents), captions, mean, logvar, confidence, torch.from_numpy(np.stack(faces)), people, names
-    )
+        torch.stack(latents), captions, mean, logvar, confidence, torch.from_numpy(np.stack(faces)), people, names,
+        alone, grey,
+    )  # fmt: skip
+
+
+def what_is_learnt(table: AdapterTable) -> list[str]:
+    """What each branch has to learn from, and what it does not use; a line each."""
+    rows, total = table.rows, len(table.rows)
+    has_face = table.face.any(1).numpy()
+    with_two = sum(has_face[own].sum() >= 2 for own in table.people)
+    captioned = sum(bool(table.captions[row]) for row in rows)
+    lines = [
+        f"{total} photos of {len(table.people)} people; {len(table.close_ups)} are close-ups",
+        f"face branch: {has_face[rows].sum()} photos show a face; {with_two} people have two or more such",
+        f"body branch: {int((table.confidence[rows] >= WHOLE_BODY).sum())} photos show most of a body",
+        f"text: {captioned} photos have a caption",
+    ]
+    if table.alone:
+        lines.append(f"not used: {table.alone} photos, each the only one of its person")
+    if table.grey:
+        lines.append(f"{table.grey} faces are from black-and-white photos and count a tenth")
+    if not with_two:
+        lines.append("warning: nobody has two photos with a face, so the face branch learns nothing")
+    if not captioned:
+        lines.append("warning: no photo has a caption: prompts will not be followed well; see bolid extract --caption")
+    return lines
 
 
 def save_bodies(cache: Path, table: AdapterTable, train: str | Path, body_encoder: Any) -> None:

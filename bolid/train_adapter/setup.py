@@ -200,6 +200,6 @@ def face_model_sha256(family: Family) -> dict[str, str]:
     """{"face_model": hash of the family's face recogniser}, or nothing for a family without one."""
     if "face" in family.missing():
         return {}
-    from bolid.backends.face import FaceModel
+    from bolid.backends.people import face_detector
 
-    return {"face_model": FaceModel(family.face).sha256}
+    return {"face_model": face_detector(family.face).sha256}

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
 from bolid.run import Progress, derive_seed, pick_device
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators, save_bodies
+from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators, save_bodies, what_is_learnt
 from bolid.train_adapter.reports import Log, sample_sheet
 from bolid.train_adapter.setup import (
     BRANCHES,
@@ -32,12 +33,13 @@ class Training:
     def __init__(
         self, train: str | Path, out: Path, config: TrainAdapterConfig, body_encoder: str | Path | None,
         family: str | None, device: str, seed: int, stop_after: int | None, progress: Progress | None,
+        say: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
         from accelerate.utils import set_seed
 
         from bolid.train_adapter.precision import choose_precision
 
-        self.out, self.seed, self.progress = out, seed, progress
+        self.out, self.seed, self.progress, self.say = out, seed, progress, say
         self.accelerator = start_processes(pick_device(device))
         self.device = self.accelerator.device
         self.processes, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
@@ -60,6 +62,9 @@ class Training:
 
         config, unet = self.config, self.models.pipe.unet
         self.table = read_photos(train, self.models, config, self.progress if self.main else None, self.bodies)
+        if self.main and self.say is not None:
+            for line in what_is_learnt(self.table):
+                self.say(line)
         self.objective = make_objective(self.models, self.table, config, self.device)
         drop_text_encoders(self.models.pipe, self.objective.denoiser.text_states)
         self.branches = install_branches(self.models, config, self.seed)

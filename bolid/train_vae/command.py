@@ -10,14 +10,14 @@ Shapes: N views in the table, P people and M views of each in a step, D body dim
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.models.families import match_family
 from bolid.run import Progress, pick_device, run_record, sha256_file
 from bolid.train_vae.config import TrainVaeConfig
-from bolid.train_vae.data import ViewTable, encode_table, read_views
+from bolid.train_vae.data import ViewTable, encode_table, read_views, unused_photos
 from bolid.train_vae.distillation import load_teacher
 from bolid.train_vae.training import VaeTraining
 
@@ -38,6 +38,7 @@ class TrainVaeResult:
     views: int
     metrics: dict[str, float]  # moving averages over the last steps
     already_done: bool = False  # nothing was trained: `path` is this very training's result
+    unused: dict[str, int] = field(default_factory=dict)  # reason -> photos that no step takes
 
 
 def train_vae(
@@ -98,8 +99,9 @@ def train_vae(
     if config.schedule != "constant":
         checkpoint_path(out).unlink(missing_ok=True)
     return TrainVaeResult(
-        out, config.steps, time.monotonic() - started, len(table.people), len(table.views.keypoints), metrics
-    )
+        out, config.steps, time.monotonic() - started, len(table.people), len(table.views.keypoints), metrics,
+        unused=unused_photos(table.people),
+    )  # fmt: skip
 
 
 def earlier_result(out: Path, config: TrainVaeConfig) -> TrainVaeResult:

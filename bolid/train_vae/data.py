@@ -5,6 +5,7 @@ Shapes: N views in the table, P people and M views of each in a step, D body dim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,12 @@ class ViewTable:
 
     views: Views
     people: list[np.ndarray]  # rows of each person
+
+
+def unused_photos(people: Sequence[np.ndarray]) -> dict[str, int]:
+    """Reason -> photos that no training step takes."""
+    alone = sum(len(rows) for rows in people if len(rows) < 2)
+    return {"the only photo of its person": alone} if alone else {}
 
 
 def read_views(train: str | Path, detail: float = 1.0) -> ViewTable:

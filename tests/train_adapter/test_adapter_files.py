@@ -86,6 +86,16 @@ def test_a_rank_that_saves_nothing_is_refused(world, tmp_path):
         assert "give at most 13" in error.value.hint
 
 
+def test_what_the_branches_have_to_learn_from_is_said(world, tmp_path):
+    said = []
+    train_adapter(
+        world.train, tmp_path / "a", config=dataclasses.replace(CONFIG, steps=1), body_encoder=world.encoder,
+        device="cpu", say=said.append,
+    )  # fmt: skip
+    assert said[0].startswith("12 photos of 3 people") and said[3] == "text: 12 photos have a caption"
+    assert any(line.startswith("face branch: ") for line in said)
+
+
 def test_a_dry_run_says_what_the_training_would_take(world, tmp_path):
     from bolid.backends.diffusion import load_base
     from bolid.models.families import get_family
