@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.models.families import Family
+from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress
 
 if TYPE_CHECKING:
@@ -61,13 +62,19 @@ class Person:
 class PersonReader:
     """Encodes photos of people with the family's models and a body encoder (by default the family's).
 
-    Raises BolidError when the family lacks one of them.
+    `force`: read photographs with `tiny`, too. Raises BolidError when the family lacks one of them.
     """
 
-    def __init__(self, family: Family, device: str = "cpu", body_encoder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        device: str = "cpu",
+        body_encoder: str | os.PathLike[str] | None = None,
+        force: bool = False,
+    ) -> None:
         from bolid.backends.body import BodyEncoder
 
-        self.family, self.device = family, device
+        self.family, self.device, self.force = family, device, force
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
 
     @functools.cached_property
@@ -118,6 +125,8 @@ class PersonReader:
             image = decode_image(data, name=str(path), max_side=MAX_SIDE)
         except BolidError as error:
             return error.message
+        if not self.force and (reason := refusal(image, self.family)):
+            return reason
         return self.view_reader.read([image])[0]  # one photo a batch: its features must not depend on its neighbours
 
     def _none_usable(self, rejected: dict[Path, str]) -> BolidError:
@@ -127,7 +136,9 @@ class PersonReader:
         listed = "; ".join(f"{path}: {reason}" for path, reason in rejected.items())
         return BolidError(
             f"none of the {len(rejected)} photos can be used: {listed}",
-            "the tiny family knows only rendered people; for real photos choose another: bolid models list"
+            REFUSED_HINT
+            if REFUSED in rejected.values()
+            else "the tiny family knows only rendered people; for real photos choose another: bolid models list"
             if unknown
             else "give photos in which the person can be seen at least to the hips",
         )

@@ -50,12 +50,14 @@ def make_profile(
     body_encoder: str | os.PathLike[str] | None = None,
     family: str | None = None,
     device: str = "auto",
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ProfileResult:
     """Make a profile of one person. `photos`: files, or folders of them; one photo is enough, more are better.
 
     `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
     the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
+    `force`: read photographs with `tiny`, too.
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
@@ -68,7 +70,7 @@ def make_profile(
         chosen = get_family(family)
     else:
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
-    reader = PersonReader(chosen, device, body_encoder)
+    reader = PersonReader(chosen, device, body_encoder, force)
     if photos:
         person, shape = _with_shape(reader, reader.read(_files(photos), progress), known, sex)
     else:

@@ -12,6 +12,7 @@ from bolid.errors import BolidError
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
+    ForceOption,
     JsonOption,
     QuietOption,
     emit_json,
@@ -41,6 +42,7 @@ def profile(
     body_encoder: Annotated[
         Path | None, typer.Option(help="Body encoder that `bolid train-vae` has written. Default: the family's.")
     ] = None,
+    force: ForceOption = False,
     family: FamilyOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -59,7 +61,7 @@ def profile(
     with progress_bar(quiet) as progress:
         result = bolid.profile.make_profile(
             photos or [], out, known=known, sex=sex, body_encoder=body_encoder, family=family, device=device,
-            progress=progress,
+            force=force, progress=progress,
         )  # fmt: skip
     rows = [
         (report.photo, report.weight, "yes" if report.face else "no", report.down_to or "-", report.rejected or "-")

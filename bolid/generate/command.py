@@ -66,14 +66,15 @@ def generate(
     offload: bool = False,
     device: str = "auto",
     seed: int = 0,
+    force: bool = False,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
-    Person: at most one of `profile`, `reference` (a photo) and `new_person` (a seed). With several profiles each
-    person's pictures go to a folder of the profile's name. `adapter`: a directory with face.safetensors,
-    body.safetensors or both, by default the family's.
+    Person: at most one of `profile`, `reference` (a photo; with `force` also a photograph for `tiny`) and `new_person`
+    (a seed). With several profiles each person's pictures go to a folder of the profile's name. `adapter`: a directory
+    with face.safetensors, body.safetensors or both, by default the family's.
     Strength: `face_scale`, `body_scale`: numbers, or texts as in `bolid.scales`; by default the family's, else 1, for
     every branch that the person and the adapter have. `face_guidance`, `body_guidance`: the weight of the loss towards
     the person's face and body whose gradient each step follows; 1 is usual, in `bolid.scales.PERSON_INTERVAL` where no
@@ -104,6 +105,7 @@ def generate(
         guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
         best_of=best_of, batch_size=batch_size, grid=tuple(grid or ()), family_name=family, base=base, size=size,
         dtype=dtype, offload=offload, device_name=device, seed=seed,
+        force=force,
     )  # fmt: skip
     request.check()
     return _Generation(request, progress, warn).run()
@@ -115,7 +117,7 @@ class _Generation:
     def __init__(self, request: Request, progress: Progress | None, warn: Callable[[str], None] | None) -> None:
         self.request, self.family, self.progress = request, request.family, progress
         family, device = request.family, request.device
-        reader = functools.cache(lambda: PersonReader(family, device))
+        reader = functools.cache(lambda: PersonReader(family, device, force=request.force))
         self.people = find_people(request, reader, progress)
         self.branches = choose_branches(request, self.people)
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
