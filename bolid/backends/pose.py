@@ -74,7 +74,7 @@ def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
     if not path.is_file():
         raise BolidError(f"there is no {path}", "give a file like yolo11n-pose.pt")
     allowed: list[Any] = []
-    with _same_threads():
+    with same_threads():
         from ultralytics.nn.tasks import PoseModel as Network
         from ultralytics.utils import IterableSimpleNamespace
 
@@ -186,7 +186,7 @@ class PoseModel:
             self.fixed_size = onnx.size
             return
         tensors, _ = load_tensors(path / WEIGHTS, KIND)
-        with _same_threads():
+        with same_threads():
             from ultralytics.nn.tasks import PoseModel as Network
 
             try:
@@ -215,12 +215,12 @@ class PoseModel:
                     f"a picture must be uint8 [H,W,3], not {image.dtype} {list(image.shape)}", "decode it as RGB first"
                 )
             shapes.setdefault(image.shape[:2], []).append(index)
-        with _same_threads(), torch.no_grad():
+        with same_threads(), torch.no_grad():
             for (height, width), members in shapes.items():
                 scale = self.image_size / max(height, width)
                 if self.fixed_size:
                     scale = min(self.fixed_size[0] / height, self.fixed_size[1] / width)
-                padded = [_letterbox(images[index], scale, self.fixed_size) for index in members]
+                padded = [letterbox(images[index], scale, self.fixed_size) for index in members]
                 batch = torch.stack(padded).to(self.device)
                 outputs = non_max_suppression(self.raw(batch), CONFIDENCE, OVERLAP, nc=1, max_time_img=10.0, max_det=50)
                 for index, rows in zip(members, outputs, strict=True):
@@ -256,7 +256,7 @@ class PoseModel:
         if size != (height, width):
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=scale < 1, align_corners=False)
         pixels = F.pad(pixels, (0, -size[1] % STRIDE, 0, -size[0] % STRIDE), value=114 / 255)
-        with _same_threads():
+        with same_threads():
             raw = self.raw(pixels)
         best = raw[:, 4].argmax(-1)
         person = raw[torch.arange(len(raw), device=raw.device), :, best]  # [B,56]
@@ -328,8 +328,11 @@ def _read_config(path: Path, needs_yaml: bool) -> dict:
     return config
 
 
-def _letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """f32 [3,h,w] in 0..1: scaled, then padded with grey on the right and below to `size` or multiples of STRIDE."""
+def letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """A picture as YOLO takes it, f32 [3,h,w] in 0..1: scaled, then padded with grey on the right and below.
+
+    To `size`, or to multiples of STRIDE.
+    """
     import cv2
 
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -350,7 +353,7 @@ def _detection(row: np.ndarray, scale: float, width: int, height: int) -> Detect
 
 
 @contextlib.contextmanager
-def _same_threads() -> Iterator[None]:
+def same_threads() -> Iterator[None]:
     """Restore torch's thread count on leaving: ultralytics changes it."""
     threads = torch.get_num_threads()
     try:

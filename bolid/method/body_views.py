@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from bolid.method.keypoints import KEYPOINTS, MIN_CONFIDENCE, MIRRORED
 
 CROP_SIZE = (96, 72)  # at a detail of 1; also what the pixels of a `Skeleton` are
+MASK_DETAIL = 2.0  # at which masks are kept
 MID_SHOULDER, MID_HIP = 17, 18  # two points that COCO lacks, appended by `bones`
 # (start, end, usual length over stature). The lengths only set a common scale; they need to be right to some 10 %.
 _SKELETON = (
