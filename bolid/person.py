@@ -15,6 +15,7 @@ from bolid.errors import BolidError
 from bolid.models.families import Family
 from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress
+from bolid.views import NO_MASK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,8 @@ class PersonReader:
 
         self.family, self.device, self.force = family, device, force
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
+        if self.encoder.needs_masks:
+            family.require("segmentation")
 
     @functools.cached_property
     def view_reader(self) -> ViewReader:
@@ -127,7 +130,12 @@ class PersonReader:
             return error.message
         if not self.force and (reason := refusal(image, self.family)):
             return reason
-        return self.view_reader.read([image])[0]  # one photo a batch: its features must not depend on its neighbours
+        view = self.view_reader.read([image])[0]  # one photo a batch: its features must not depend on its neighbours
+        return NO_MASK if self._lacks_mask(view) else view
+
+    def _lacks_mask(self, view: View | str) -> bool:
+        """Whether the body encoder cannot take this view, because it takes masks."""
+        return self.encoder.needs_masks and not isinstance(view, str) and view.mask is None
 
     def _none_usable(self, rejected: dict[Path, str]) -> BolidError:
         from bolid.views import NOT_RECOGNISED
@@ -183,7 +191,7 @@ class PersonReader:
 
         distances = []
         for view in self.view_reader.read(pictures):
-            if not isinstance(view, View):
+            if not isinstance(view, View) or self._lacks_mask(view):
                 distances.append(math.inf)
                 continue
             mean, logvar, confidence = self._encode(view)
@@ -199,6 +207,8 @@ class PersonReader:
         """mean, logvar [1, D] and confidence [1] of one view."""
         from bolid.views import person_crop
 
+        if self.encoder.needs_masks and view.mask is not None:
+            return self.encoder.encode_masks([view.mask])
         # The same crop as `shard` makes of training photos.
         image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
         return self.encoder.encode([image], [points], [view.view_features] if self.encoder.needs_features else None)

@@ -158,14 +158,17 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
 @app.command("convert", cls=Command)
 def convert(
     file: Annotated[
-        Path, typer.Argument(help="YOLO pose weights: as ultralytics publishes them (.pt), or exported (.onnx).")
+        Path,
+        typer.Argument(
+            help="YOLO11 weights for pose or segmentation, as ultralytics publishes them (.pt); for pose also .onnx."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write. Default: beside the file, under its name.")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a pose model that BoLID reads (safetensors or ONNX, and a config) of a file. Nothing in a .pt is run."""
+    """Make a model that BoLID reads (safetensors or ONNX, and a config) of YOLO weights. Nothing in a .pt is run."""
     import bolid.models.convert
 
     emit_paths([bolid.models.convert.convert(file, out)])

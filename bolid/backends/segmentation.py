@@ -1,13 +1,11 @@
-"""The person's mask, by the family's segmentation network: YOLO11-seg, or our own small one, from safetensors.
-
-A view of a mask encoder is a `MaskView`: nothing of the picture's colours is in it.
-"""
+"""The person's mask, by the family's segmentation network: YOLO11-seg, or our own small one, from safetensors."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,32 +15,14 @@ from bolid.backends.pose import CONFIDENCE, CONFIG, OVERLAP, WEIGHTS, letterbox,
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method import segmentation
-from bolid.method.body_views import MASK_DETAIL, crop_size, view_crop
+from bolid.method.body_views import view_crop
+from bolid.method.mask_views import MASK_SIZE, MaskView
 from bolid.run import run_record, write_atomic
 
 NETWORK = "segmentation-weights"
 OWN = "masknet"  # the name of our network in config.json
 MIN_OVERLAP = 0.3  # intersection over union of the pose's box and a mask's box, for one person
 PERSON, CLASSES = 0, 80  # COCO's classes
-
-
-class MaskView(NamedTuple):
-    """A person's mask and keypoints in the window that `view_crop` cuts at MASK_DETAIL."""
-
-    mask: np.ndarray  # bool [192, 144]
-    keypoints: np.ndarray  # f32 [17, 3], (x, y) in -1..1 over the window, confidence 0..1
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """As a shard sample holds them: the mask as bits."""
-        return {"mask": np.packbits(self.mask), "mask_keypoints": self.keypoints}
-
-    @classmethod
-    def of_tensors(cls, tensors: dict[str, np.ndarray]) -> MaskView | None:
-        """What `tensors` gave; None for a sample without a mask."""
-        if "mask" not in tensors:
-            return None
-        size = crop_size(MASK_DETAIL)
-        return cls(np.unpackbits(tensors["mask"]).reshape(size).astype(bool), tensors["mask_keypoints"])
 
 
 class Segmenter(Protocol):
@@ -89,10 +69,15 @@ def save_segmenter(directory: Path, network: torch.nn.Module, record: dict[str, 
     write_atomic(directory / CONFIG, json.dumps({"yaml": OWN}) + "\n")
 
 
-def write_yolo_segmenter(directory: Path, yaml: str, tensors: dict[str, torch.Tensor], *, source: str = "") -> None:
-    """Write ultralytics' network of this `yaml`, f16, as `load_segmenter` reads it. `source`: of its weights."""
+def write_yolo_segmenter(
+    directory: Path, yaml: str, tensors: Mapping[str, torch.Tensor], *, source: str = "", sha256: str = ""
+) -> None:
+    """Write ultralytics' network, f16, as `load_segmenter` reads it. `source`, `sha256`: of the original weights."""
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    save_tensors(directory / WEIGHTS, half, run_record(NETWORK, family=None, config={"source": source}))
+    record = run_record(
+        NETWORK, family=None, config={"source": source}, inputs={"checkpoint": sha256} if sha256 else {}
+    )
+    save_tensors(directory / WEIGHTS, half, record)
     write_atomic(directory / CONFIG, json.dumps({"yaml": yaml, "imgsz": 640}) + "\n")
 
 
@@ -111,7 +96,7 @@ class OwnSegmenter:
         crop, inside = view_crop(image, keypoints, detail=segmentation.DETAIL)
         pixels = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         logits = self.network(pixels, torch.from_numpy(inside).to(self.device)[None])
-        fine = F.interpolate(logits[:, None], crop_size(MASK_DETAIL), mode="bilinear", align_corners=False)
+        fine = F.interpolate(logits[:, None], MASK_SIZE, mode="bilinear", align_corners=False)
         return MaskView((fine[0, 0] > 0).cpu().numpy(), inside)
 
 
@@ -149,8 +134,7 @@ class YoloSegmenter:
         height, width = (round(side * scale) for side in image.shape[:2])
         likely = (whole[:height, :width].sigmoid() * 255).byte().cpu().numpy()
         points = keypoints * np.array([scale, scale, 1], np.float32)
-        crop, inside = view_crop(np.repeat(likely[..., None], 3, 2), points, detail=MASK_DETAIL)
-        return MaskView(crop[..., 0] >= 128, inside)
+        return MaskView.cut(likely, points)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -20,6 +20,7 @@ OPTIONAL = {
     "controlnet": "generate --pose-from",
     "few_steps_lora": "generate --few-steps",
     "body_sliders": "profile edit, profile show",
+    "segmentation": "a body encoder of masks",
     "caption": "extract --caption blip2",
     "unet": "a UNet in place of the base's own",
     "base_config": "a base that is a single file",

@@ -40,6 +40,7 @@ _OPTIONAL = {
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
+    "segmentation": ("segmentation", "a segmentation model: config.json and model.safetensors"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
     "caption": ("caption", "a captioning model in transformers' layout"),
@@ -160,6 +161,7 @@ class Family:
     few_steps_lora: Path
     body_sliders: Path
     body_shape: Path
+    segmentation: Path
     unet: Path
     base_config: Path
     caption: Path

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.backends.body import BodyEncoder
+    from bolid.formats.shards import Sample
+
 WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which it shows most of a body
 
 # Words that name the build. Most captions lose them in training, so that the build comes from the profile.
@@ -96,7 +99,7 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
     import numpy as np
     import torch
 
-    from bolid.formats.shards import decode_image, group_by_person, read_index, read_shards
+    from bolid.formats.shards import group_by_person, read_index, read_shards
 
     total = read_index(train)["samples"]
     latents, faces, people = [], [], []
@@ -114,9 +117,7 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
         latents += [torch.from_numpy(sample.tensors["latents"]) for sample in group]
         captions += [sample.caption for sample in group]
         faces += [sample.tensors.get("face", np.zeros(512, np.float32)) for sample in group]
-        features = [sample.tensors.get("view_features") for sample in group] if body_encoder.needs_features else None
-        images = [decode_image(sample.image) for sample in group]
-        bodies.append(body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features))
+        bodies.append(_encode_bodies(group, body_encoder, train))
         if progress is not None:
             progress(len(captions), total, "encoding bodies")
     if not people:
@@ -125,6 +126,27 @@ def read_table(train: str | Path, body_encoder: Any, progress: Progress | None =
     return AdapterTable(
         torch.stack(latents), captions, mean, logvar, confidence, torch.from_numpy(np.stack(faces)), people, names
     )
+
+
+def _encode_bodies(
+    group: Sequence[Sample], body_encoder: BodyEncoder, train: str | Path
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mean, logvar [M, D] and confidence [M] of a person's samples."""
+    from bolid.formats.images import decode_image
+    from bolid.method.mask_views import MaskView
+
+    if body_encoder.needs_masks:
+        masks = [MaskView.of_tensors(sample.tensors) for sample in group]
+        found = [mask for mask in masks if mask is not None]
+        if len(found) < len(masks):
+            raise BolidError(
+                f"{train} holds no masks, which {body_encoder.path} encodes",
+                "run extract and shard again with a family that has a segmentation model",
+            )
+        return body_encoder.encode_masks(found)
+    features = [sample.tensors.get("view_features") for sample in group] if body_encoder.needs_features else None
+    images = [decode_image(sample.image) for sample in group]
+    return body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features)
 
 
 def nobody_has_two(train: str | Path) -> BolidError:

@@ -29,8 +29,9 @@ class TrainVaeConfig:
 
     body_dim: int = setting(64, "dimensions of the body vector", within=AT_LEAST_1, group=NETWORK)
     view: str = setting(
-        "crop", "input of a photo: patches cut along the bones, image-text features pooled at the keypoints, or both",
-        choices=("crop", "pooled", "both"), group=NETWORK,
+        "crop", "input of a photo: patches cut along the bones; the same of the person's mask, without colour; "
+        "image-text features pooled at the keypoints; or both features and crop",
+        choices=("crop", "mask", "pooled", "both"), group=NETWORK,
     )  # fmt: skip
     width: int = setting(
         24, "channels of the crop network's first layer", within=AT_LEAST_1, group=NETWORK, advanced=True

@@ -162,7 +162,7 @@ def new_model(table: ViewTable, config: TrainVaeConfig, seed: int) -> BodyVAE:
     from bolid.method import body_vae as bv
 
     feature_dim = 0 if table.views.features is None else table.views.features.shape[-1]
-    if config.view != "crop" and not feature_dim:
+    if config.view in bv.POOLED and not feature_dim:
         raise BolidError("the training shards hold no image-text features", "use --view crop, or run extract again")
     torch.manual_seed(derive_seed(seed, "train-vae", "init"))
     model = bv.BodyVAE(

@@ -91,7 +91,7 @@ def texture(n: int, generator: torch.Generator) -> torch.Tensor:
     stripes = (math.pi * period * along).sin().sign()
     stripes = stripes * torch.where(
         torch.rand(n, 1, 1, generator=generator) < 0.5, (math.pi * period * across).sin().sign(), torch.ones(1)
-    )  # noqa: E501
+    )
     share = (torch.rand(n, 1, 1, 1, generator=generator) - 0.4).clamp_min(0)
     mean = 2 * torch.rand(n, 3, 1, 1, generator=generator) - 1
     contrast = 0.05 + 0.6 * torch.rand(n, 1, 1, 1, generator=generator)
