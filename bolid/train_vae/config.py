@@ -52,6 +52,10 @@ class TrainVaeConfig:
     identity_weight: float = setting(
         1.0, "weight of InfoNCE between people", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )
+    ratio_weight: float = setting(
+        0.0, "weight of reading the true body ratios off the vector, where the shards hold them (renders)",
+        within=NOT_NEGATIVE, group=LOSS, advanced=True,
+    )  # fmt: skip
     distill_weight: float = setting(
         5.0, "weight of the distillation loss of --distill-from", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )

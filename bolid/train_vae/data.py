@@ -27,6 +27,7 @@ class ViewTable:
 
     views: Views
     people: list[np.ndarray]  # rows of each person
+    ratios: torch.Tensor | None = None  # f32 [N, R] the true body ratios, standardised, where all samples hold them
 
 
 def read_views(train: str | Path, detail: float = 1.0, masks: bool = False) -> ViewTable:
@@ -41,11 +42,13 @@ def read_views(train: str | Path, detail: float = 1.0, masks: bool = False) -> V
     from bolid.method.body_views import Views
 
     parts: list[Views] = []
+    ratios: list[np.ndarray] = []
     people, count = [], 0
     for _person, samples in group_by_person(read_shards(train)):
         people.append(np.arange(count, count + len(samples)))
         count += len(samples)
         cut = [_crop(sample, detail, masks, train) for sample in samples]
+        ratios += [sample.tensors["ratios"] for sample in samples if "ratios" in sample.tensors]
         features = [sample.tensors[name] for sample in samples if (name := "view_features") in sample.tensors]
         parts.append(
             pack(
@@ -65,7 +68,10 @@ def read_views(train: str | Path, detail: float = 1.0, masks: bool = False) -> V
         torch.cat([part.keypoints for part in parts]),
         torch.cat(pooled) if len(pooled) == len(parts) else None,
     )
-    return ViewTable(views, people)
+    if len(ratios) != count:
+        return ViewTable(views, people)
+    known = torch.from_numpy(np.stack(ratios)).float()
+    return ViewTable(views, people, (known - known.mean(0)) / known.std(0).clamp_min(1e-6))
 
 
 def _crop(sample: Sample, detail: float, masks: bool, train: str | Path) -> tuple[np.ndarray, np.ndarray]:
