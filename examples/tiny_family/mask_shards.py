@@ -106,37 +106,39 @@ def view_of(bits: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> M
     return MaskView.cut(mask, found)
 
 
+def samples_of(seed: int, masks: np.ndarray, keypoints: np.ndarray, variant: int, truth: np.ndarray) -> list[Sample]:
+    """The usable views of a person with errors drawn anew for each `variant`; `truth`: the body ratios."""
+    group = []
+    person = f"p{seed:06d}-{variant}"
+    for index, (bits, points) in enumerate(zip(masks, keypoints, strict=True)):
+        view = view_of(bits, points, np.random.default_rng(derive_seed(seed, "mask errors", index, variant)))
+        if view is None:
+            continue
+        picture = np.repeat(view.mask[..., None].astype(np.uint8) * 255, 3, 2)
+        meta = {"person": person, "width": picture.shape[1], "height": picture.shape[0]}
+        key = sample_key(person, f"{index:016d}")
+        group.append(Sample(key, encode_jpeg(picture, 50), meta, "", {**view.tensors(), "ratios": truth}))
+    return group
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("masks", type=Path, help="what render_masks.py wrote")
-    parser.add_argument("--people", type=int, help="use so many")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", type=int, default=2, help="of each person, with errors of their own")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    config = {"people": args.people, "files": sorted(path.name for path in args.masks.glob("[0-9]*.npz"))}
-    writer = ShardWriter(args.out, run_record("shards", family="tiny", config=config, seed=args.seed))
-    people = 0
-    for file in sorted(args.masks.glob("[0-9]*[0-9].npz")):
+    files = sorted(args.masks.glob("[0-9]*[0-9].npz"))
+    config = {"variants": args.variants, "files": [path.name for path in files]}
+    writer = ShardWriter(args.out, run_record("shards", family="tiny", config=config))
+    for file in files:
         with np.load(file) as stored:
             parts = [stored[name] for name in ("seeds", "masks", "keypoints")]
         for seed, masks, keypoints in zip(*parts, strict=True):
-            if args.people is not None and people >= args.people:
-                break
-            people += 1
-            group = []
-            ratios = np.array([*body_ratios(sample_person(int(seed))).values()], np.float32)
-            for index, (bits, points) in enumerate(zip(masks, keypoints, strict=True)):
-                rng = np.random.default_rng(derive_seed(args.seed, "mask errors", int(seed), index))
-                view = view_of(bits, points, rng)
-                if view is None:
-                    continue
-                picture = np.repeat(view.mask[..., None].astype(np.uint8) * 255, 3, 2)
-                person = f"p{int(seed):06d}"
-                meta = {"person": person, "width": picture.shape[1], "height": picture.shape[0]}
-                key = sample_key(person, f"{index:016d}")
-                group.append(Sample(key, encode_jpeg(picture, 50), meta, "", {**view.tensors(), "ratios": ratios}))
-            if len(group) > 1:
-                writer.write_group(group)
+            truth = np.array([*body_ratios(sample_person(int(seed))).values()], np.float32)
+            for variant in range(args.variants):
+                group = samples_of(int(seed), masks, keypoints, variant, truth)
+                if len(group) > 1 and group[0].key not in writer.done_keys:
+                    writer.write_group(group)
     index = writer.close()
     print(f"{index['samples']} views of {index['persons']} people")
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from bolid.run import derive_seed
-from bolid.synth.people import BODY_CHANGES, SyntheticPerson, sample_person, sample_plan
+from bolid.synth.people import BODY_CHANGES, PhotoPlan, SyntheticPerson, sample_person, sample_plan
 from bolid.synth.render import Photo, Renderer
 
 SIZE = (256, 192)
@@ -54,10 +54,15 @@ def patch_of(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(cut, np.float32) / 255
 
 
+def loose_plan(person: SyntheticPerson, index: int) -> tuple[PhotoPlan, np.random.Generator]:
+    """(the plan of a photo in another look, what draws the rest of it)."""
+    rng = np.random.default_rng(derive_seed(person.seed, "unseen look", index))
+    return replace(sample_plan(person, index), looseness=float(rng.uniform(1.0, 3.0))), rng
+
+
 def in_another_look(renderer: Renderer, index: int, pictures: list[np.ndarray]) -> Photo:
     """The photo number `index` of a person, before photographs and with their textures on it."""
-    rng = np.random.default_rng(derive_seed(renderer.person.seed, "unseen look", index))
-    plan = replace(sample_plan(renderer.person, index), looseness=float(rng.uniform(1.0, 3.0)))
+    plan, rng = loose_plan(renderer.person, index)
     photo = renderer.render(plan)
     mask = renderer.outline(plan)[0][..., None]
     behind, cloth = (patch_of(pictures[int(rng.integers(len(pictures)))], rng) for _ in range(2))
