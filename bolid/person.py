@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.models.families import Family
+from bolid.models.families import DEFAULT_FAMILY, Family
 from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress
 from bolid.views import NO_MASK
@@ -212,6 +213,19 @@ class PersonReader:
         # The same crop as `shard` makes of training photos.
         image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
         return self.encoder.encode([image], [points], [view.view_features] if self.encoder.needs_features else None)
+
+
+def all_photographs(paths: Sequence[Path], family: Family) -> bool:
+    """Whether all of the photos that can be read are photographs which `family` does not know."""
+    from bolid.formats.images import decode_image
+
+    refused: list[bool] = []
+    for path in paths if family.name == DEFAULT_FAMILY else ():
+        with contextlib.suppress(BolidError):
+            refused.append(bool(refusal(decode_image(_read(path), name=str(path), max_side=MAX_SIDE), family)))
+            if not refused[-1]:
+                return False
+    return bool(refused)
 
 
 def _by_content(paths: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:

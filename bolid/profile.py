@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.models.families import get_family, match_family
-from bolid.person import PersonReader, PhotoReport
+from bolid.person import PersonReader, PhotoReport, all_photographs
+from bolid.rendered import OUTLINE_ONLY
 from bolid.run import Progress, atomic_path, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ProfileResult:
     has_face: bool
     uncertainty: float  # mean standard deviation of the body vector; 1 is "nothing known"
     reports: tuple[PhotoReport, ...]
+    warning: str = ""
     measurements: tuple[MeasurementRow, ...] = ()  # of the body; empty where the encoder knows no shape
 
 
@@ -70,20 +72,35 @@ def make_profile(
         chosen = get_family(family)
     else:
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
+    outlines = body_encoder is None and not force and all_photographs(_files(photos), chosen)
     reader = PersonReader(chosen, device, body_encoder, force)
-    if photos:
+    if outlines:
+        seen = PersonReader(chosen.with_mask_encoder(), device, force=True)
+        person, shape = _with_shape(seen, seen.read(_files(photos), progress), known, sex)
+        person = _in_own_space(reader, person, shape)
+    elif photos:
         person, shape = _with_shape(reader, reader.read(_files(photos), progress), known, sex)
     else:
         person, shape = _measured_person(reader, known or {}, sex)
     inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(person.sha256)}
     if person.face is not None:
         inputs["face_model"] = person.face_model
-    config = {"known": dict(known or {}), "sex": sex} if known or sex else None
+    config: dict[str, Any] | None = {"known": dict(known or {}), "sex": sex} if known or sex else None
+    if outlines:
+        inputs["outline_encoder"] = seen.encoder.sha256
     record = run_record(KIND, family=chosen, config=config, inputs=inputs)
     body, rows = _body_and_rows(shape)
     save_profile(out, person.body_mean, person.body_logvar, person.face, person.view_weights, record, body)
     uncertainty = float((0.5 * person.body_logvar).exp().mean())
-    return ProfileResult(Path(out), len(person.sha256), person.face is not None, uncertainty, person.reports, rows)
+    return ProfileResult(
+        Path(out),
+        len(person.sha256),
+        person.face is not None,
+        uncertainty,
+        person.reports,
+        OUTLINE_ONLY if outlines else "",
+        rows,
+    )
 
 
 def _with_shape(
@@ -109,6 +126,17 @@ def _with_shape(
     if not known:
         return person, shape
     return replace(person, body_mean=_tensor(vectors.moved(mean, seen, shape))), shape
+
+
+def _in_own_space(reader: PersonReader, person: Person, shape: Shape | None) -> Person:
+    """Somebody known by outlines, as the family's own body encoder would see them: by their shape, without a face."""
+    from bolid.body.body_vector import load_body_vectors
+
+    if shape is None:
+        raise BolidError("the body encoder of masks knows no shape", "install bolid again: its file is not whole")
+    vectors = load_body_vectors(reader.family.require("body_shape"), reader.encoder.space)
+    mean, logvar = map(_tensor, vectors.vector_of(shape))
+    return replace(person, body_mean=mean, body_logvar=logvar, face=None)
 
 
 def _measured_person(reader: PersonReader, known: Mapping[str, Known], sex: str | None) -> tuple[Person, Shape]:

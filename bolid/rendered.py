@@ -56,6 +56,12 @@ def is_photograph(image: np.ndarray) -> bool:
     return fine_texture(image) >= PHOTOGRAPH
 
 
+OUTLINE_ONLY = (
+    "these are photographs, and family tiny knows only rendered people: the body is read off the outline alone, "
+    "there is no face, and what clothes hide is not seen (how far it can be trusted: docs/concepts/mask-encoder.md)"
+)
+
+
 def refusal(image: np.ndarray, family: Family) -> str:
     """Why `family` cannot read a picture, uint8 [H, W, 3]: REFUSED for a photograph given to `tiny`, else ""."""
     return REFUSED if family.name == "tiny" and is_photograph(image) else ""

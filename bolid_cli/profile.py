@@ -70,6 +70,8 @@ def profile(
     if rows:
         print_table(("photo", "weight", "face", "visible down to", "rejected because"), rows, quiet)
     used = f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)"
+    if result.warning:
+        note(f"warning: {result.warning}")
     note(used if rows else "no photo: a body from measurements, without a face", quiet)
     if result.measurements:
         print_table(body.TABLE_HEADERS, body.table_rows(result.measurements), quiet)

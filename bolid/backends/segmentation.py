@@ -94,7 +94,7 @@ class OwnSegmenter:
     def segment(self, image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> MaskView | None:
         """See `Segmenter`. It takes the person for granted."""
         crop, inside = view_crop(image, keypoints, detail=segmentation.DETAIL)
-        pixels = torch.from_numpy(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = torch.tensor(crop).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         logits = self.network(pixels, torch.from_numpy(inside).to(self.device)[None])
         fine = F.interpolate(logits[:, None], MASK_SIZE, mode="bilinear", align_corners=False)
         return MaskView((fine[0, 0] > 0).cpu().numpy(), inside)
@@ -132,9 +132,8 @@ class YoloSegmenter:
         logits = torch.einsum("c,chw->hw", best[6:], prototypes[0])
         whole = F.interpolate(logits[None, None], tuple(pixels.shape[2:]), mode="bilinear", align_corners=False)[0, 0]
         height, width = (round(side * scale) for side in image.shape[:2])
-        likely = (whole[:height, :width].sigmoid() * 255).byte().cpu().numpy()
         points = keypoints * np.array([scale, scale, 1], np.float32)
-        return MaskView.cut(likely, points)
+        return MaskView.cut((whole[:height, :width] > 0).cpu().numpy(), points)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,10 +3,11 @@
     python examples/tiny_family/measure_mask_encoder.py --train photos/train --encoder masks=body-encoder.safetensors \\
         --encoder colour=bolid/tiny/body-encoder.safetensors  own=photos/val unseen=work/unseen far=work/far
 
-Photos go the way of `bolid profile`, by the tiny family's pose and segmentation networks. R2 of ridge regression from
-`body_mean` of up to four photos to each body ratio, learnt on training people as `measure_body_encoder.py` does, mean
-over 20 draws of photos; the standard error is over people (jackknife). Beside it the masks' intersection over union
-with the renderer's own, and GrabCut's. What is read is kept in --work.
+Photos go the way of `bolid profile`, by the tiny family's pose and segmentation networks; "known pose": with the true
+keypoints instead, as far off as that network's are on renders, which shows what is the encoder's own. R2 of ridge
+regression from `body_mean` of up to four photos to each body ratio, learnt on training people as
+`measure_body_encoder.py` does, mean over 20 draws of photos; the standard error is over people (jackknife). With
+--masks also the masks' intersection over union with the renderer's own, and GrabCut's. What is read is kept in --work.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from mask_shards import NOISE
 from measure_body_encoder import DRAWS, fused, ratio_r2, read
 from PIL import Image
 from unseen_looks import loose_plan
 
 from bolid.backends.body import BodyEncoder
-from bolid.backends.pose import PoseModel
+from bolid.backends.pose import Detection, PoseModel
 from bolid.backends.segmentation import Segmenter, load_segmenter
 from bolid.backends.silhouette import silhouette
 from bolid.formats.images import read_photo
 from bolid.method.mask_views import MASK_SIZE, MaskView
 from bolid.method.metrics import r2_scores
 from bolid.models.families import Family, get_family
+from bolid.run import derive_seed
 from bolid.synth.people import sample_person, sample_plan
 from bolid.synth.render import Renderer
 from bolid.views import choose_person, person_crop, whole_box
@@ -41,14 +44,30 @@ PHOTOS = 4
 SIZE = (256, 192)
 
 
-def read_person(folder: Path, family: Family, pose: PoseModel, segmenter: Segmenter, limit: int) -> dict[str, Any]:
-    """The views of a person's first `limit` photos, as both kinds of encoder take them, and the true ratios."""
+def true_person(file: Path, rng: np.random.Generator) -> Detection:
+    """The person of a photo by its truth, the keypoints as far off as the tiny family's network has them on renders."""
+    truth = json.loads(file.with_suffix(".json").read_text())
+    points = np.array(truth["keypoints"], np.float32)
+    torso = max(float(np.linalg.norm(points[[5, 6], :2].mean(0) - points[[11, 12], :2].mean(0))), 20.0)
+    points[:, :2] += torso * NOISE[:, None] / 2 * rng.normal(size=(17, 2))
+    points[:, 2] = np.where(points[:, 2] > 0, 0.95, 0.0)
+    return Detection(np.array(truth["box"], np.float32), 1.0, points)
+
+
+def read_person(
+    folder: Path, family: Family, pose: PoseModel | None, segmenter: Segmenter, limit: int
+) -> dict[str, Any]:
+    """The views of a person's first `limit` photos, as both kinds of encoder take them, and the true ratios.
+
+    Without a `pose` network the true keypoints are taken, with noise.
+    """
+    rng = np.random.default_rng(derive_seed(0, "keypoints", folder.name))
     parts: dict[str, list[Any]] = {name: [] for name in ("mask", "mask_keypoints", "crop", "points", "photo")}
     ratios = np.zeros(0)
     for index, file in enumerate(sorted(folder.glob("*.jpg"))[:limit]):
         ratios = np.array([*json.loads(file.with_suffix(".json").read_text())["ratios"].values()])
         image = read_photo(file)
-        person = choose_person(pose.detect([image])[0], "main")
+        person = choose_person(pose.detect([image])[0], "main") if pose else true_person(file, rng)
         if isinstance(person, str):
             continue
         box, keypoints = whole_box(person, image.shape[:2]), person.keypoints.astype(np.float32)
@@ -61,15 +80,17 @@ def read_person(folder: Path, family: Family, pose: PoseModel, segmenter: Segmen
     return {**{name: np.array(values) for name, values in parts.items()}, "ratios": ratios}
 
 
-def read_people(photos: Path, family: Family, segmentation: Path, work: Path, people: int, limit: int) -> list[dict]:
+def read_people(
+    photos: Path, family: Family, segmentation: Path, work: Path, people: int, known_pose: bool = False
+) -> list[dict]:
     """Everybody with two usable photos; each person is read once and kept in `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    pose, segmenter = PoseModel(family.require("pose")), load_segmenter(segmentation)
+    pose, segmenter = None if known_pose else PoseModel(family.require("pose")), load_segmenter(segmentation)
     found = []
     for folder in sorted(path for path in photos.iterdir() if path.is_dir())[:people]:
         kept = work / f"{folder.name}.npz"
         if not kept.exists():
-            person = read_person(folder, family, pose, segmenter, limit)
+            person = read_person(folder, family, pose, segmenter, PHOTOS)
             temporary = kept.with_suffix(".tmp.npz")
             np.savez(temporary, **person)
             temporary.replace(kept)
@@ -136,6 +157,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="NAME=PHOTOS")
     parser.add_argument("--train", type=Path, required=True, help="photos for the read-out")
     parser.add_argument("--train-people", type=int, default=400)
+    parser.add_argument("--people", type=int, default=100, help="of each set")
     parser.add_argument("--encoder", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--segmentation", type=Path, help="by default the tiny family's")
     parser.add_argument("--masks", type=int, default=0, metavar="PEOPLE", help="measure the masks of so many people")
@@ -144,7 +166,7 @@ def main() -> None:
     torch.set_num_threads(1)
     family = get_family("tiny")
     segmentation = args.segmentation or family.require("segmentation")
-    known = read_people(args.train, family, segmentation, args.work / "train", args.train_people, PHOTOS)
+    known = read_people(args.train, family, segmentation, args.work / "train", args.train_people)
     sets = {}
     if args.masks:
         segmenter = load_segmenter(segmentation)
@@ -154,7 +176,9 @@ def main() -> None:
                 print(json.dumps({"photos": name, "IoU, its 10th percentile": figures}), flush=True)
     for text in args.sets:
         name, _, photos = text.partition("=")
-        sets[name] = read_people(Path(photos), family, segmentation, args.work / name, 10_000, 8)
+        for how, known_pose in (("", False), (", known pose", True)):
+            work = args.work / (name + how).replace(", ", "-").replace(" ", "-")
+            sets[name + how] = read_people(Path(photos), family, segmentation, work, args.people, known_pose)
     for text in args.encoder:
         name, _, file = text.partition("=")
         encoder = BodyEncoder(file)
