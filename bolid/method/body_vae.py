@@ -61,7 +61,7 @@ class PatchEncoder(nn.Module):
 class CropEncoder(nn.Module):
     """The patches of a Gaussian-weighted crop -> one vector."""
 
-    def __init__(self, width: int, detail: float, channels: int) -> None:
+    def __init__(self, width: int, detail: float, channels: int = 4) -> None:
         super().__init__()
         sizes = patch_sizes(detail)
         self.torso = PatchEncoder(sizes["torso"], width, 1, 96, channels)
