@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from test_rendered import shipped
 from typer.testing import CliRunner
 
+from bolid.backends.body import BodyEncoder
+from bolid.body.shape import Known
 from bolid.errors import BolidError
 from bolid.extract import TooManyRejected, extract
+from bolid.formats.profile import load_profile
 from bolid.formats.shards import read_shards
 from bolid.generate import generate
-from bolid.profile import make_profile
+from bolid.models.families import MASK_ENCODER, get_family
+from bolid.profile import body_of, make_profile
 from bolid.rendered import REFUSED, REFUSED_HINT
+from bolid.run import sha256_file
 from bolid.scrape import TooManyFailed, scrape
 from bolid_cli.main import app
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -74,6 +82,24 @@ def test_generate_reference(photograph, tmp_path):
 def test_profile(mixed, photograph, tmp_path):
     result = make_profile([mixed], tmp_path / "me.safetensors")
     assert result.photos == 4 and [report.rejected for report in result.reports if report.rejected] == [REFUSED]
-    done = CliRunner().invoke(app, ["profile", str(photograph), "-o", str(tmp_path / "x.safetensors")])
-    assert done.exit_code == 1 and not (tmp_path / "x.safetensors").exists()
-    assert make_profile([photograph], tmp_path / "forced.safetensors", force=True).photos == 1
+    forced = make_profile([photograph], tmp_path / "forced.safetensors", force=True)
+    assert forced.photos == 1 and not forced.warning
+
+
+def test_profile_of_photographs_alone(photograph, tmp_path):
+    """The body is read off the outline by the encoder of masks, and told to the adapters in their own space."""
+    path = tmp_path / "me.safetensors"
+    done = CliRunner().invoke(app, ["profile", str(photograph), "--height", "172", "-o", str(path)])
+    assert done.exit_code == 0 and "warning: these are photographs" in done.stderr
+    assert "docs/concepts/mask-encoder.md" in done.stderr and (ROOT / "docs/concepts/mask-encoder.md").is_file()
+    profile, tiny = load_profile(path), get_family("tiny")
+    assert profile.face is None and profile.body is not None
+    inputs = profile.record["inputs"]
+    assert inputs["body_encoder"] == BodyEncoder(tiny.body_encoder).space
+    assert inputs["outline_encoder"] == sha256_file(MASK_ENCODER)
+    _, rows = body_of(path)
+    assert {row.name: row for row in rows}["stature"].value == pytest.approx(172, abs=1)
+    # Less is known than of a render: one photograph of a portrait leaves the waist nearly as open as no photo at all.
+    measured = make_profile([], tmp_path / "none.safetensors", known={"stature": Known(1.72, 0.005)})
+    spread = [{row.name: row for row in result}["waist"].sd for result in (rows, measured.measurements)]
+    assert 0 < spread[0] <= spread[1]
