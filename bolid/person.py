@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.models.families import Family
+from bolid.models.families import DEFAULT_FAMILY, Family
+from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress
+from bolid.views import NO_MASK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +72,8 @@ class PersonReader:
     """Encodes photos of people with the family's models and a body encoder (by default the family's).
 
     `person`: of several people in a photo the main one, the N-th from the left, or "only": none. With `keep` the views
-    of the photos that were read are in `views`, by photo. Raises BolidError when the family lacks one of them.
+    of the photos that were read are in `views`, by photo. `force`: read photographs with `tiny`, too. Raises BolidError
+    when the family lacks one of them.
     """
 
     def __init__(
@@ -80,12 +84,15 @@ class PersonReader:
         *,
         person: PersonRule = "main",
         keep: bool = False,
+        force: bool = False,
     ) -> None:
         from bolid.backends.body import BodyEncoder
 
-        self.family, self.device, self.rule = family, device, person
+        self.family, self.device, self.rule, self.force = family, device, person, force
         self.views: dict[Path, View] | None = {} if keep else None
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
+        if self.encoder.needs_masks:
+            family.require("segmentation")
 
     @functools.cached_property
     def view_reader(self) -> ViewReader:
@@ -137,7 +144,14 @@ class PersonReader:
             image = decode_image(data, name=str(path), max_side=MAX_SIDE)
         except BolidError as error:
             return error.message
-        return self.view_reader.read([image])[0]  # one photo a batch: its features must not depend on its neighbours
+        if not self.force and (reason := refusal(image, self.family)):
+            return reason
+        view = self.view_reader.read([image])[0]  # one photo a batch: its features must not depend on its neighbours
+        return NO_MASK if self._lacks_mask(view) else view
+
+    def _lacks_mask(self, view: View | str) -> bool:
+        """Whether the body encoder cannot take this view, because it takes masks."""
+        return self.encoder.needs_masks and not isinstance(view, str) and view.mask is None
 
     def _none_usable(self, rejected: dict[Path, str]) -> BolidError:
         from bolid.views import NOT_RECOGNISED
@@ -146,7 +160,9 @@ class PersonReader:
         listed = "; ".join(f"{path}: {reason}" for path, reason in rejected.items())
         return BolidError(
             f"none of the {len(rejected)} photos can be used: {listed}",
-            "the tiny family knows only rendered people; for real photos choose another: bolid models list"
+            REFUSED_HINT
+            if REFUSED in rejected.values()
+            else "the tiny family knows only rendered people; for real photos choose another: bolid models list"
             if unknown
             else "give photos in which the person can be seen at least to the hips",
         )
@@ -198,7 +214,7 @@ class PersonReader:
 
         distances = []
         for view in self.view_reader.read(pictures):
-            if not isinstance(view, View):
+            if not isinstance(view, View) or self._lacks_mask(view):
                 distances.append(math.inf)
                 continue
             mean, logvar, confidence = self._encode(view)
@@ -214,9 +230,24 @@ class PersonReader:
         """mean, logvar [1, D] and confidence [1] of one view."""
         from bolid.views import person_crop
 
+        if self.encoder.needs_masks and view.mask is not None:
+            return self.encoder.encode_masks([view.mask])
         # The same crop as `shard` makes of training photos.
         image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
         return self.encoder.encode([image], [points], [view.view_features] if self.encoder.needs_features else None)
+
+
+def all_photographs(paths: Sequence[Path], family: Family) -> bool:
+    """Whether all of the photos that can be read are photographs which `family` does not know."""
+    from bolid.formats.images import decode_image, read_file
+
+    refused: list[bool] = []
+    for path in paths if family.name == DEFAULT_FAMILY else ():
+        with contextlib.suppress(BolidError):
+            refused.append(bool(refusal(decode_image(read_file(path), name=str(path), max_side=MAX_SIDE), family)))
+            if not refused[-1]:
+                return False
+    return bool(refused)
 
 
 def _by_content(paths: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:

@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.models.families import get_family, match_family
-from bolid.person import PersonReader, PhotoReport
+from bolid.person import PersonReader, PhotoReport, all_photographs
 from bolid.preview import check_preview, save_preview
+from bolid.rendered import OUTLINE_ONLY
 from bolid.run import Progress, atomic_path, pick_device, run_record, sha256_file
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ProfileResult:
     has_face: bool
     uncertainty: float  # mean standard deviation of the body vector; 1 is "nothing known"
     reports: tuple[PhotoReport, ...]
+    warning: str = ""
     measurements: tuple[MeasurementRow, ...] = ()  # of the body; empty where the encoder knows no shape
     unread: dict[str, list[str]] = field(default_factory=dict)  # reason -> what the folders hold besides photos
 
@@ -55,6 +57,7 @@ def make_profile(
     body_encoder: str | os.PathLike[str] | None = None,
     family: str | None = None,
     device: str = "auto",
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ProfileResult:
     """Make a profile of one person. `photos`: files, or folders of them; one photo is enough, more are better.
@@ -62,7 +65,7 @@ def make_profile(
     `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
     the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
     `person`: of several people in a photo the "main" one, the N-th from the left, or "only": such photos are left out.
-    `preview`: a PNG that shows what was taken of each photo.
+    `preview`: a PNG that shows what was taken of each photo. `force`: read photographs with `tiny`, too.
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
@@ -77,23 +80,33 @@ def make_profile(
         chosen = get_family(family)
     else:
         chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
-    reader = PersonReader(chosen, device, body_encoder, person=person, keep=preview is not None)
     files, unread = _files(photos)
+    outlines = body_encoder is None and not force and all_photographs(files, chosen)
+    options: dict[str, Any] = {"person": person, "keep": preview is not None}
+    reader = PersonReader(chosen, device, body_encoder, force=force, **options)
+    seen = PersonReader(chosen.with_mask_encoder(), device, force=True, **options) if outlines else reader
     if files:
-        who, shape = _with_shape(reader, reader.read(files, progress), known, sex)
+        who, shape = _with_shape(seen, seen.read(files, progress), known, sex)
     else:
         who, shape = _measured_person(reader, known or {}, sex)
-    if preview is not None and reader.views is not None:
-        save_preview(Path(preview), who.reports, reader.views)
+    if outlines:
+        who = _in_own_space(reader, who, shape)
+    if preview is not None and seen.views is not None:
+        save_preview(Path(preview), who.reports, seen.views)
     inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(who.sha256)}
     if who.face is not None:
         inputs["face_model"] = who.face_model
-    config = {"known": dict(known or {}), "sex": sex} if known or sex else None
+    config: dict[str, Any] | None = {"known": dict(known or {}), "sex": sex} if known or sex else None
+    if outlines:
+        inputs["outline_encoder"] = seen.encoder.sha256
     record = run_record(KIND, family=chosen, config=config, inputs=inputs)
     body, rows = _body_and_rows(shape)
     save_profile(out, who.body_mean, who.body_logvar, who.face, who.view_weights, record, body)
     uncertainty = float((0.5 * who.body_logvar).exp().mean())
-    return ProfileResult(Path(out), len(who.sha256), who.face is not None, uncertainty, who.reports, rows, unread)
+    warning = OUTLINE_ONLY if outlines else ""
+    return ProfileResult(
+        Path(out), len(who.sha256), who.face is not None, uncertainty, who.reports, warning, rows, unread
+    )
 
 
 def _with_shape(
@@ -119,6 +132,17 @@ def _with_shape(
     if not known:
         return person, shape
     return replace(person, body_mean=_tensor(vectors.moved(mean, seen, shape))), shape
+
+
+def _in_own_space(reader: PersonReader, person: Person, shape: Shape | None) -> Person:
+    """Somebody known by outlines, as the family's own body encoder would see them: by their shape, without a face."""
+    from bolid.body.body_vector import load_body_vectors
+
+    if shape is None:
+        raise BolidError("the body encoder of masks knows no shape", "install bolid again: its file is not whole")
+    vectors = load_body_vectors(reader.family.require("body_shape"), reader.encoder.space)
+    mean, logvar = map(_tensor, vectors.vector_of(shape))
+    return replace(person, body_mean=mean, body_logvar=logvar, face=None)
 
 
 def _measured_person(reader: PersonReader, known: Mapping[str, Known], sex: str | None) -> tuple[Person, Shape]:

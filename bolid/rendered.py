@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from bolid.models.families import Family
+
+REFUSED = "a photograph, and family tiny knows only rendered people"
+REFUSED_HINT = "choose a family for photographs (bolid models list); --force uses them all the same"
+
 SIDE = 256  # pixels; larger pictures are reduced to this longer side, so that their size does not count
 BLOCK = 8  # pixels, the side of a block
 PHOTOGRAPH = 0.5
 """From this fine texture on a picture counts as a photograph.
 
 Measured: of 5,465 renders by `bolid synth` (2,227 people, 187 of them in no training) the largest has 0.47; of 902 of
-them as JPEG of quality 40, 0.41. Of the pictures that installed packages ship, 6 photographs of people and 12 cuts of
-single persons have 0.87 and more, 17 other ones 0.54 and more. A photograph that is blurred until no texture is left
-passes for a render (all 18, at a Gaussian blur of 1/256 of the longer side). A render with noise of 5 grey levels
+them as JPEG of quality 40, 0.41. Of the 34 photographs that installed packages and those of scikit-learn and gradio
+ship, all 7 of people have 1.00 and more, 12 cuts of single persons 0.87 and more, and 25 of the 27 others 0.51 and
+more; a cheetah before a wholly blurred background has 0.34, cells under a microscope 0.29. A photograph that is blurred
+until no texture is left passes for a render (all 18 of people, at a Gaussian blur of 1/256 of the longer side), and so
+may one of JPEG quality 40 (one of 7 of people is near: 0.53). A render with noise of 5 grey levels
 passes for a photograph."""
 
 
@@ -47,3 +54,14 @@ def fine_texture(image: np.ndarray) -> float:
 def is_photograph(image: np.ndarray) -> bool:
     """Whether a picture, uint8 [H, W, 3], has the fine texture of a photograph."""
     return fine_texture(image) >= PHOTOGRAPH
+
+
+OUTLINE_ONLY = (
+    "these are photographs, and family tiny knows only rendered people: the body is read off the outline alone, "
+    "there is no face, and what clothes hide is not seen (how far it can be trusted: docs/concepts/mask-encoder.md)"
+)
+
+
+def refusal(image: np.ndarray, family: Family) -> str:
+    """Why `family` cannot read a picture, uint8 [H, W, 3]: REFUSED for a photograph given to `tiny`, else ""."""
+    return REFUSED if family.name == "tiny" and is_photograph(image) else ""

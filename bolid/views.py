@@ -19,6 +19,7 @@ from bolid.method.keypoints import ANKLES, HEAD, HIPS, KNEES, MIN_CONFIDENCE, SH
 if TYPE_CHECKING:
     from bolid.backends.face import Face
     from bolid.backends.pose import Detection
+    from bolid.method.mask_views import MaskView
     from bolid.models.families import Family
 
 PersonRule = Literal["main", "only"] | int
@@ -34,6 +35,7 @@ UNSURE = "a person only guessed at (low confidence)"
 SEVERAL = "several people (--select-person only)"
 FEWER = "fewer people than --person counts to"
 SMALL = "the person is too small"
+NO_MASK = "the segmentation model does not find the person"
 CUT_OFF = "too little of the person is in the picture"
 # Models give these reasons also for a kind of picture that they were not trained on.
 NOT_RECOGNISED = (NO_PERSON, UNSURE, CUT_OFF)
@@ -51,6 +53,7 @@ class View:
     face_box: np.ndarray | None  # f32 [4]
     image_embed: np.ndarray  # f32 [E], of the whole picture, unit length
     view_features: np.ndarray  # f16 [17, C]; zeros where the keypoint is not visible
+    mask: MaskView | None = None  # where the family has a segmentation model, and that finds the person
     others: tuple[tuple[list[float], float], ...] = ()  # (box, score) of people who were not chosen
 
     @property
@@ -71,11 +74,13 @@ class View:
             "image_embed": self.image_embed,
             "view_features": self.view_features,
         }
-        return tensors if self.face is None else {**tensors, "face": self.face}
+        if self.face is not None:
+            tensors["face"] = self.face
+        return tensors if self.mask is None else tensors | self.mask.tensors()
 
 
 class ViewReader:
-    """Extracts views with the family's pose, face and image-text models.
+    """Extracts views with the family's pose, face and image-text models, and its segmentation model if it has one.
 
     ``person``: of several people in a picture take the ``main`` one (large and clear), or the N-th from the left, or
     accept pictures of one person ``only``. Raises BolidError when the family lacks a model.
@@ -86,11 +91,13 @@ class ViewReader:
             raise BolidError(f"--select-person is {person!r}", "choose main or only, or a number from 1 on")
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.people import face_detector, pose_detector
+        from bolid.backends.segmentation import load_segmenter
 
         self.person = person
         self.pose = pose_detector(family.require("pose"), device)
         self.faces = face_detector(family.require("face"), device)
         self.image_text = ImageTextModel(family.require("image_text"), device)
+        self.segmenter = load_segmenter(family.require("segmentation"), device) if family.has("segmentation") else None
 
     def read(self, images: Sequence[np.ndarray]) -> list[View | str]:
         """For each image, uint8 [H, W, 3], a View, or the reason why there is none (a constant of this module)."""
@@ -110,15 +117,17 @@ class ViewReader:
         for (index, person, others), embed, feature in zip(chosen, embeds, features, strict=True):
             image = images[index]
             face = face_of(person, self.faces.detect(image)) if len(_head(person)) else None
+            box, points = whole_box(person, image.shape[:2]), person.keypoints.astype(np.float32)
             results[index] = View(
                 image=image,
-                box=whole_box(person, image.shape[:2]),
+                box=box,
                 score=float(person.score),
-                keypoints=person.keypoints.astype(np.float32),
+                keypoints=points,
                 face=None if face is None else face.embedding.astype(np.float32),
                 face_box=None if face is None else face.box.astype(np.float32),
                 image_embed=embed.astype(np.float32),
                 view_features=feature.astype(np.float16),
+                mask=None if self.segmenter is None else self.segmenter.segment(image, box, points),
                 others=tuple(([float(side) for side in other.box], float(other.score)) for other in others),
             )
         return results

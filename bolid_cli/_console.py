@@ -49,6 +49,10 @@ SeedOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output.", rich_help_panel=COMMON)
 ]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Read photographs with family tiny, too, which knows only renders.", hidden=True),
+]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors and the result only.", rich_help_panel=COMMON)
 ]

@@ -11,6 +11,7 @@ import typer
 from bolid_cli._console import (
     DeviceOption,
     FamilyOption,
+    ForceOption,
     JsonOption,
     QuietOption,
     choose_family,
@@ -72,6 +73,7 @@ def extract(
             help="Fail when more than this fraction of the photos, and more than one, is rejected.", min=0, max=1
         ),
     ] = 0.05,
+    force: ForceOption = False,
     family: FamilyOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -102,6 +104,7 @@ def extract(
                 max_side=max_side,
                 max_bad=max_bad,
                 caption=caption,
+                force=force,
                 device=device,
                 progress=progress,
             )

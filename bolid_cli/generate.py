@@ -14,6 +14,7 @@ from bolid_cli._command import LARGEST_SEED
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
+    ForceOption,
     JsonOption,
     QuietOption,
     SeedOption,
@@ -191,6 +192,7 @@ def generate(
         list[str] | None,
         typer.Option(metavar="FILE[:WEIGHT]", help="Add a LoRA to the base. May be repeated.", rich_help_panel=_MODELS),
     ] = None,
+    force: ForceOption = False,
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -221,7 +223,7 @@ def generate(
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
             family=family, base=base, size=size, upscale=upscale, refine_face=refine_face, dtype=dtype.value,
-            offload=offload, device=device, seed=seed,
+            offload=offload, device=device, seed=seed, force=force,
             progress=progress, warn=lambda text: note(f"warning: {text}"),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)

@@ -158,7 +158,11 @@ def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOpti
 @app.command("convert", cls=Command)
 def convert(
     file: Annotated[
-        Path, typer.Argument(help="YOLO pose weights (.pt, or exported .onnx), or a FaceID-Portrait adapter (.bin).")
+        Path,
+        typer.Argument(
+            help="YOLO11 weights for pose (.pt, or exported .onnx) or segmentation (.pt), or a FaceID-Portrait adapter "
+            "(.bin)."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="What to write. Default: beside the file, under its name.")
@@ -168,7 +172,7 @@ def convert(
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a pose model or a face adapter that BoLID reads of a published file. Nothing in a .pt or .bin is run."""
+    """Make a model or a face adapter that BoLID reads of a published file. Nothing in a .pt or .bin is run."""
     import bolid.models.convert
 
     emit_paths([bolid.models.convert.convert(file, out, family=family)])

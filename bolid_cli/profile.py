@@ -12,6 +12,7 @@ from bolid.errors import BolidError
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
+    ForceOption,
     JsonOption,
     QuietOption,
     emit_json,
@@ -56,6 +57,7 @@ def profile(
     body_encoder: Annotated[
         Path | None, typer.Option(help="Body encoder that `bolid train-vae` has written. Default: the family's.")
     ] = None,
+    force: ForceOption = False,
     family: FamilyOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -74,7 +76,7 @@ def profile(
     with progress_bar(quiet) as progress:
         result = bolid.profile.make_profile(
             photos or [], out, known=known, sex=sex, person=_rule(person), preview=preview, body_encoder=body_encoder,
-            family=family, device=device, progress=progress,
+            family=family, device=device, force=force, progress=progress,
         )  # fmt: skip
     rows = [
         (
@@ -89,6 +91,8 @@ def profile(
         print_table(headers, rows, quiet)
     _say_what_was_taken(result, quiet)
     used = f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)"
+    if result.warning:
+        note(f"warning: {result.warning}")
     note(used if rows else "no photo: a body from measurements, without a face", quiet)
     if result.measurements:
         print_table(body.TABLE_HEADERS, body.table_rows(result.measurements), quiet)

@@ -13,6 +13,7 @@ from bolid.errors import BolidError
 from bolid_cli._console import (
     DeviceOption,
     FamilyOption,
+    ForceOption,
     JsonOption,
     QuietOption,
     choose_family,
@@ -89,6 +90,7 @@ def scrape(
             rich_help_panel=_FILTERS,
         ),
     ] = False,
+    force: ForceOption = False,
     watermark: Annotated[
         str | None,
         typer.Option(
@@ -227,6 +229,7 @@ def scrape(
                 max_people=max_people,
                 min_sharpness=min_sharpness,
                 one_person=one_person,
+                force=force,
                 watermark=_checker(watermark) if watermark else None,
                 license=license,
                 consent=consent,

@@ -297,5 +297,5 @@ def test_every_kind_of_view_trains(view):
 
 
 def test_unknown_view_is_refused():
-    with pytest.raises(ValueError, match="crop, pooled or both"):
+    with pytest.raises(ValueError, match="crop, mask, pooled, both"):
         bv.BodyVAE(8, view="voxels")

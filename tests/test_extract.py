@@ -67,7 +67,8 @@ def photos(tmp_path):
     for person in ("anna", "ben", "carl"):
         (folder / person).mkdir(parents=True)
         for number in range(9):
-            picture = Image.fromarray(rng.integers(0, 200, (64, 48, 3), dtype=np.uint8))
+            picture = Image.fromarray(rng.integers(0, 200, (4, 3, 3), dtype=np.uint8))
+            picture = picture.resize((48, 64), Image.Resampling.BICUBIC)  # as plain as a render
             picture.save(folder / person / f"{number}.jpg")
             (folder / person / f"{number}.txt").write_text(f"photo {number} of {person}")
     return folder

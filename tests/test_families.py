@@ -49,8 +49,8 @@ def test_missing_weights_name_the_file_and_the_way_to_it():
         family.require("pose")
     assert "model.safetensors" in caught.value.hint
     with pytest.raises(BolidError) as caught:
-        family.require("body_encoder")
-    assert "bolid train-vae --family sdxl" in caught.value.hint
+        family.require("body_adapter")
+    assert "bolid train-adapter --family sdxl" in caught.value.hint
     assert "base" in family.missing()
     base = home() / "sdxl" / "base"
     base.mkdir(parents=True)
@@ -58,6 +58,17 @@ def test_missing_weights_name_the_file_and_the_way_to_it():
         family.require("base")
     (base / "model_index.json").write_text("{}")
     assert family.require("base") == base
+
+
+def test_full_size_families_have_a_body_encoder_of_masks_until_one_is_trained():
+    family = families.get_family("sdxl")
+    assert family.require("body_encoder") == families.MASK_ENCODER and "body_encoder" not in family.missing()
+    assert family.body_shape == families.MASK_SHAPE
+    own = home() / "sdxl" / "body-encoder.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(families.get_family("tiny").body_encoder.read_bytes())
+    assert families.get_family("sdxl").body_encoder == own
+    assert families.get_family("tiny").body_encoder != families.MASK_ENCODER
 
 
 def test_parts_that_a_family_may_lack():

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import BodyVAE, Population, fuse, population, within_population
+from bolid.method.body_vae import POOLED, BodyVAE, Population, fuse, population, within_population
 from bolid.method.body_views import Views, crop_views, make_views, view_confidence, view_crop
+from bolid.method.mask_views import MaskView
 from bolid.run import sha256_file
 
 if TYPE_CHECKING:
@@ -94,7 +95,17 @@ class BodyEncoder:
     @property
     def needs_features(self) -> bool:
         """Whether its input has the image-text features of a photo, too."""
-        return self.model.view != "crop"
+        return self.model.view in POOLED
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether its input is the person's mask: then `encode_masks` replaces `encode`."""
+        return self.model.view == "mask"
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a gradient passes from the body to the picture's pixels."""
+        return self.model.view == "crop"
 
     @torch.no_grad()
     def encode(
@@ -121,6 +132,18 @@ class BodyEncoder:
             logvars.append(logvar.cpu())
             confidences.append(view_confidence(inside).cpu())
         return torch.cat(means), torch.cat(logvars), torch.cat(confidences)
+
+    @torch.no_grad()
+    def encode_masks(self, masks: Sequence[MaskView]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`encode` for an encoder of masks: mean, logvar [N, D], confidence [N], on the CPU."""
+        parts = []
+        for start in range(0, len(masks), _BATCH):
+            batch = masks[start : start + _BATCH]
+            crops = torch.from_numpy(np.stack([view.crop(self.model.detail) for view in batch])).to(self.device)
+            inside = torch.from_numpy(np.stack([view.keypoints for view in batch])).to(self.device)
+            parts.append((*self.model.encode(make_views(crops, inside)), view_confidence(inside)))
+        mean, logvar, confidence = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        return mean, logvar, confidence
 
     def read_pixels(
         self, pixel_values: torch.Tensor, pose: PoseModel, view_size: Sequence[int]

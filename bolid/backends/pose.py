@@ -48,14 +48,14 @@ class Detection:
 _PUBLISHED_SIZE = 640  # pixels; what ultralytics trained its own pose weights at
 # The classes that an ultralytics YOLO11 pose checkpoint is made of, and nothing else: no function, nothing of builtins.
 _ULTRALYTICS_CLASSES = {
-    "ultralytics.nn.tasks": ("PoseModel",),
+    "ultralytics.nn.tasks": ("PoseModel", "SegmentationModel"),
     "ultralytics.nn.modules.conv": ("Conv", "DWConv", "Concat"),
     "ultralytics.nn.modules.block": (
-        "Bottleneck", "C2f", "C3", "C3k", "C3k2", "C2PSA", "PSABlock", "Attention", "SPPF", "DFL",
+        "Bottleneck", "C2f", "C3", "C3k", "C3k2", "C2PSA", "PSABlock", "Attention", "SPPF", "DFL", "Proto",
     ),
-    "ultralytics.nn.modules.head": ("Pose", "Detect"),
+    "ultralytics.nn.modules.head": ("Pose", "Segment", "Detect"),
     "torch.nn.modules.container": ("Sequential", "ModuleList"),
-    "torch.nn.modules.conv": ("Conv2d",),
+    "torch.nn.modules.conv": ("Conv2d", "ConvTranspose2d"),
     "torch.nn.modules.batchnorm": ("BatchNorm2d",),
     "torch.nn.modules.activation": ("SiLU",),
     "torch.nn.modules.linear": ("Identity",),
@@ -65,18 +65,20 @@ _ULTRALYTICS_CLASSES = {
 
 
 def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
-    """(ultralytics' yaml, tensors) of a pose checkpoint as ultralytics publishes it, `yolo11n-pose.pt` and the like.
+    """(ultralytics' yaml, tensors) of a checkpoint as ultralytics publishes it: `yolo11n-pose.pt`, `yolo11n-seg.pt`.
 
     Such a file is a pickle, which could run anything. torch reads it by its restricted reader (`weights_only=True`),
     which builds tensors, plain containers and the classes named above, and refuses the rest.
-    Raises BolidError for a file that holds anything else, is damaged, or is no YOLO11 pose network of 17 keypoints.
+    Raises BolidError for a file that holds anything else, is damaged, or is neither a YOLO11 pose network of 17
+    keypoints nor a YOLO11 segmentation network of COCO's 80 classes.
     """
     path = Path(path)
     if not path.is_file():
         raise BolidError(f"there is no {path}", "give a file like yolo11n-pose.pt")
     allowed: list[Any] = []
-    with _same_threads():
+    with same_threads():
         from ultralytics.nn.tasks import PoseModel as Network
+        from ultralytics.nn.tasks import SegmentationModel
         from ultralytics.utils import IterableSimpleNamespace
 
         for module, names in _ULTRALYTICS_CLASSES.items():
@@ -105,13 +107,16 @@ def read_checkpoint(path: Path | str) -> tuple[str, dict[str, torch.Tensor]]:
                 ) from error
             raise BolidError(f"{path} is damaged or no torch file", "fetch it again") from error
         model = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-        if not isinstance(model, Network):
+        if not isinstance(model, Network | SegmentationModel):
             raise BolidError(f"{path} holds no ultralytics pose network", "give a file like yolo11n-pose.pt")
         # Only the tensors are used. Their network is built anew, and their shapes must be the same.
         tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-        yaml = _yaml_of(tensors)
+        yaml = _yaml_of(tensors, "pose" if isinstance(model, Network) else "seg")
         if yaml:
-            expected = Network(yaml, ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).state_dict()
+            if isinstance(model, Network):
+                expected = Network(yaml, ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False).state_dict()
+            else:
+                expected = SegmentationModel(yaml, ch=3, nc=80, verbose=False).state_dict()
             if {name: v.shape for name, v in tensors.items()} == {name: v.shape for name, v in expected.items()}:
                 return yaml, tensors
     raise BolidError(
@@ -129,14 +134,14 @@ def _detect_forward(owner: Any, name: str) -> Any:
     raise ValueError("Unsupported: getattr of something else than Detect.forward")
 
 
-def _yaml_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def _yaml_of(tensors: Mapping[str, torch.Tensor], task: str) -> str:
     """The YOLO11 that these weights are of, by the width of its first layer and the depth of its first block."""
     first = tensors.get("model.0.conv.weight", torch.empty(0))
     deep = any(name.startswith("model.2.m.1.") for name in tensors)
     scale = {(16, False): "n", (32, False): "s", (64, False): "m", (64, True): "l", (96, True): "x"}.get(
         (len(first), deep)
     )
-    return f"yolo11{scale}-pose.yaml" if scale else ""
+    return f"yolo11{scale}-{task}.yaml" if scale else ""
 
 
 def _numpy_scalar() -> Any:
@@ -192,7 +197,7 @@ class PoseModel:
             self.fixed_size = onnx.size
             return
         tensors, _ = load_tensors(path / WEIGHTS, KIND)
-        with _same_threads():
+        with same_threads():
             from ultralytics.nn.tasks import PoseModel as Network
 
             try:
@@ -221,12 +226,12 @@ class PoseModel:
                     f"a picture must be uint8 [H,W,3], not {image.dtype} {list(image.shape)}", "decode it as RGB first"
                 )
             shapes.setdefault(image.shape[:2], []).append(index)
-        with _same_threads(), torch.no_grad():
+        with same_threads(), torch.no_grad():
             for (height, width), members in shapes.items():
                 scale = self.image_size / max(height, width)
                 if self.fixed_size:
                     scale = min(self.fixed_size[0] / height, self.fixed_size[1] / width)
-                padded = [_letterbox(images[index], scale, self.fixed_size) for index in members]
+                padded = [letterbox(images[index], scale, self.fixed_size) for index in members]
                 batch = torch.stack(padded).to(self.device)
                 outputs = non_max_suppression(self.raw(batch), CONFIDENCE, OVERLAP, nc=1, max_time_img=10.0, max_det=50)
                 for index, rows in zip(members, outputs, strict=True):
@@ -262,7 +267,7 @@ class PoseModel:
         if size != (height, width):
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=scale < 1, align_corners=False)
         pixels = F.pad(pixels, (0, -size[1] % STRIDE, 0, -size[0] % STRIDE), value=114 / 255)
-        with _same_threads():
+        with same_threads():
             raw = self.raw(pixels)
         best = raw[:, 4].argmax(-1)
         person = raw[torch.arange(len(raw), device=raw.device), :, best]  # [B,56]
@@ -323,8 +328,11 @@ def _read_config(path: Path, needs_yaml: bool) -> dict:
     return config
 
 
-def _letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """f32 [3,h,w] in 0..1: scaled, then padded with grey on the right and below to `size` or multiples of STRIDE."""
+def letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """A picture as YOLO takes it, f32 [3,h,w] in 0..1: scaled, then padded with grey on the right and below.
+
+    To `size`, or to multiples of STRIDE.
+    """
     import cv2
 
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -345,7 +353,7 @@ def _detection(row: np.ndarray, scale: float, width: int, height: int) -> Detect
 
 
 @contextlib.contextmanager
-def _same_threads() -> Iterator[None]:
+def same_threads() -> Iterator[None]:
     """Restore torch's thread count on leaving: ultralytics changes it."""
     threads = torch.get_num_threads()
     try:

@@ -10,7 +10,7 @@ from bolid.doctor.machine import free_space
 from bolid.doctor.rows import NOTE, OK, WRONG, Row, gigabytes
 from bolid.errors import BolidError
 from bolid.formats.tensors import read_header
-from bolid.models.families import DEFAULT_FAMILY, PARTS, Family
+from bolid.models.families import DEFAULT_FAMILY, MASK_ENCODER, PARTS, Family
 from bolid.models.pull import read_manifest
 from bolid.models.sources import SOURCES, PublishedPart
 
@@ -21,6 +21,7 @@ OPTIONAL = {
     "few_steps_lora": "generate --few-steps",
     "upscaler": "generate --upscale",
     "body_sliders": "profile edit, profile show",
+    "segmentation": "the body encoder of masks",
     "caption": "extract --caption blip2",
     "unet": "a UNet in place of the base's own",
     "base_config": "a base that is a single file",
@@ -216,8 +217,10 @@ def command_rows(family: Family, parts: list[Part]) -> list[Row]:
     """Which commands can run with these parts."""
     there = {part.name for part in parts if part.state == THERE}
     rows = []
+    masks = ("segmentation",) if family.body_encoder == MASK_ENCODER else ()
     for command, needs in COMMANDS.items():
-        lacking = [part for part in (*needs, *family.needs) if part not in there]
+        more = masks if {"pose", "body_encoder"} <= {*needs} else ()
+        lacking = [part for part in (*needs, *more, *family.needs) if part not in there]
         if command.startswith("generate --") and "face_adapter" in there:  # one branch is enough
             lacking = [part for part in lacking if part != "body_adapter"]
         details = {"command": command, "runs": not lacking, "lacks": lacking}

@@ -71,6 +71,7 @@ class Evaluators:
         """The body probe, which no training has used; the body encoder in a family without one."""
         from bolid.backends.body import BodyEncoder
         from bolid.backends.probe import BodyProbe
+        from bolid.backends.segmentation import load_segmenter
 
         self.probe: BodyProbe | None = None
         self.encoder: BodyEncoder | None = None
@@ -80,6 +81,8 @@ class Evaluators:
             self.reading_size = len(self.probe.ratio_names)
         elif "body_encoder" not in self.family.missing():
             self.encoder = BodyEncoder(self.family.require("body_encoder"), self.device)
+            if self.encoder.needs_masks:
+                self.segmenter = load_segmenter(self.family.require("segmentation"), self.device)
             self.body_evaluator = f"body encoder of family {self.family.name} (which the adapter was trained on)"
             self.reading_size = self.encoder.body_dim
         else:
@@ -156,6 +159,10 @@ class Evaluators:
         found.widths = width_profile(torch.from_numpy(mask), torch.from_numpy(points))
         if self.probe is not None:
             found.reading = torch.from_numpy(self.probe.predict([image])[0])
+        elif self.encoder is not None and self.encoder.needs_masks:
+            view = self.segmenter.segment(image, box, keypoints)
+            if view is not None:
+                found.reading = self.encoder.encode_masks([view])[0][0]
         elif self.encoder is not None:
             pooled = self.image_text.views([image], keypoints[None])[1].float().cpu().numpy()[0]
             cut, _, inside = person_crop(image, box, keypoints, self.family.view_size)

@@ -32,6 +32,7 @@ from bolid.formats.photos import read_notes
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.formats.storage import place
 from bolid.models.families import Family, get_family
+from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress, canonical_json, pick_device, run_record
 from bolid.views import NOT_RECOGNISED, SEVERAL, PersonRule, View, ViewReader
 
@@ -104,6 +105,7 @@ class Extraction:
     person: PersonRule
     max_side: int
     captioner: str = ""
+    force: bool = False
 
     def load(self) -> work.Process:
         """Load the models, in the process that will run them."""
@@ -112,7 +114,7 @@ class Extraction:
             from bolid.backends.caption import Captioner
 
             captioner = Captioner(self.captioner, self.device)
-        return lambda batch: _process(batch, reader, captioner, self.max_side)
+        return lambda batch: _process(batch, reader, captioner, self)
 
 
 def extract(
@@ -126,6 +128,7 @@ def extract(
     max_bad: float = 0.05,
     max_bytes: int = DEFAULT_MAX_BYTES,
     caption: str = "sidecar",
+    force: bool = False,
     engine: work.EngineName = "local",
     device: str = "auto",
     progress: Progress | None = None,
@@ -136,11 +139,12 @@ def extract(
     ``.caption``; or WebDataset tars of another program: a tar, a folder of them, or ``data/{00000..00012}.tar``.
     ``select_person``: "main" uses the main person of a photo, "only" rejects photos that show several.
     ``caption``: "sidecar" takes those .txt files alone, "none" no captions; "blip2" (the family's captioning model) or
-    a model of transformers writes one for each photo without such a file. ``max_side``: larger photos are reduced to
-    this many pixels. ``max_bytes``: of one tar. ``engine``: "local", ``workers`` processes of this machine, or "ray",
-    as many actors of Ray Data. Processes that torchrun or a SLURM step has started share the photos; the first one
-    writes, the others return None. ``out`` may be a URL (``s3://bucket/shards``). Rejected photos are listed with the
-    reason in ``out/index.json``. The same call after a kill goes on where it stopped.
+    a model of transformers writes one for each photo without such a file. ``force``: read photographs with ``tiny``,
+    too. ``max_side``: larger photos are reduced to this many pixels. ``max_bytes``: of one tar. ``engine``: "local",
+    ``workers`` processes of this machine, or "ray", as many actors of Ray Data. Processes that torchrun or a SLURM step
+    has started share the photos; the first one writes, the others return None. ``out`` may be a URL
+    (``s3://bucket/shards``). Rejected photos are listed with the reason in ``out/index.json``. The same call after a
+    kill goes on where it stopped.
 
     Raises TooManyRejected, a BolidError, when nothing could be used (``out`` is then removed), or when more than
     ``max_bad`` of the photos and more than one were rejected; ``out`` is complete even then.
@@ -158,11 +162,13 @@ def extract(
         config: dict[str, Any] = {"person": select_person, "max_side": max_side, "max_bytes": max_bytes}
         if caption != "sidecar":
             config["caption"] = caption
+        if force:
+            config["force"] = True
         digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
         record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
         writer = ShardWriter(out, record, max_bytes)
         if not writer.complete:
-            extraction = Extraction(chosen, pick_device(device), select_person, max_side, model)
+            extraction = Extraction(chosen, pick_device(device), select_person, max_side, model, force)
             _run(found, writer, extraction, run, progress)
         index = writer.close()
         result = ExtractResult(
@@ -264,7 +270,9 @@ def _run(
             progress(count, len(fresh), batch[-1].source)
 
 
-def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None, max_side: int) -> list[Sample | str]:
+def _process(
+    batch: list[Photo], reader: ViewReader, captioner: Captioner | None, settings: Extraction
+) -> list[Sample | str]:
     """For each photo of a batch a sample, or the reason why there is none."""
     results: list[Sample | str] = []
     decoded: list[tuple[int, np.ndarray]] = []
@@ -273,11 +281,15 @@ def _process(batch: list[Photo], reader: ViewReader, captioner: Captioner | None
         results.append("")
         try:
             data = photo.read()
-            if hashlib.sha256(data).hexdigest() == photo.sha256:
-                files[index] = data
-                decoded.append((index, decode_image(data, name="the file", max_side=max_side)))
-            else:
+            if hashlib.sha256(data).hexdigest() != photo.sha256:
                 results[index] = CHANGED
+                continue
+            files[index] = data
+            image = decode_image(data, name="the file", max_side=settings.max_side)
+            if not settings.force:
+                results[index] = refusal(image, settings.family)
+            if not results[index]:
+                decoded.append((index, image))
         except BolidError as error:
             results[index] = error.message
     views = dict(zip([i for i, _ in decoded], reader.read([image for _, image in decoded]), strict=True))
@@ -331,6 +343,10 @@ def _judge(result: ExtractResult, total: int, family: Family, max_bad: float) ->
         warning = (
             f"family tiny knows only rendered people and recognised none in {unknown} of {total} photos: "
             "if these are real photographs, choose another family (bolid models list)"
+        )
+    if refused := len(result.rejected.get(REFUSED, ())):
+        warning = f"family tiny knows only rendered people, and {refused} of {total} photos are photographs: " + (
+            REFUSED_HINT
         )
     if result.samples == 0:
         # Nothing worth keeping, and another family may be tried under the same name.

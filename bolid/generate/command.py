@@ -70,14 +70,15 @@ def generate(
     offload: bool = False,
     device: str = "auto",
     seed: int = 0,
+    force: bool = False,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
-    Person: at most one of `profile`, `reference` (a photo) and `new_person` (a seed). With several profiles each
-    person's pictures go to a folder of the profile's name. `adapter`: a directory with face.safetensors,
-    body.safetensors or both, by default the family's.
+    Person: at most one of `profile`, `reference` (a photo; with `force` also a photograph for `tiny`) and `new_person`
+    (a seed). With several profiles each person's pictures go to a folder of the profile's name. `adapter`: a directory
+    with face.safetensors, body.safetensors or both, by default the family's.
     Strength: `face_scale`, `body_scale`: numbers, or texts as in `bolid.scales`; by default the family's, else 1, for
     every branch that the person and the adapter have. `face_guidance`, `body_guidance`: the weight of the loss towards
     the person's face and body whose gradient each step follows; 1 is usual, in `bolid.scales.PERSON_INTERVAL` where no
@@ -110,6 +111,7 @@ def generate(
         guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
         best_of=best_of, batch_size=batch_size, grid=tuple(grid or ()), family_name=family, base=base, size=size,
         upscale=upscale, refine_face=refine_face, dtype=dtype, offload=offload, device_name=device, seed=seed,
+        force=force,
     )  # fmt: skip
     request.check()
     return _Generation(request, progress, warn).run()
@@ -121,7 +123,7 @@ class _Generation:
     def __init__(self, request: Request, progress: Progress | None, warn: Callable[[str], None] | None) -> None:
         self.request, self.family, self.progress = request, request.family, progress
         family, device = request.family, request.device
-        reader = functools.cache(lambda: PersonReader(family, device))
+        reader = functools.cache(lambda: PersonReader(family, device, force=request.force))
         self.people = find_people(request, reader, progress)
         self.branches = choose_branches(request, self.people)
         if warn is not None:
@@ -210,13 +212,12 @@ class _Generation:
         """What looks at faces again for --refine-face."""
         if not self.request.refine_face:
             return None
-        from bolid.backends.face import FaceModel
-        from bolid.backends.pose import PoseModel, weights_file
+        from bolid.backends.people import face_detector, pose_detector
         from bolid.generate.refine import FaceRefiner
 
-        faces = FaceModel(self.family.require("face"), self.request.device)
-        pose = PoseModel(self.family.require("pose"), self.request.device)
-        self.inputs |= {"refine_face": faces.sha256, "refine_pose": sha256_file(weights_file(self.family.pose))}
+        faces = face_detector(self.family.require("face"), self.request.device)
+        pose = pose_detector(self.family.require("pose"), self.request.device)
+        self.inputs["refine_face"] = faces.sha256
         return FaceRefiner(faces, pose, self.family.image_size)
 
     def _encoded(self, prompt: str, warn: Callable[[str], None] | None) -> str:

@@ -117,7 +117,7 @@ def body_guidance(family: Family, encoder: BodyEncoder, device: str = "cpu") -> 
     Raises BolidError when one is missing or passes no gradient.
     """
     pose, sliders = PoseModel(family.require("pose"), device), family.require("body_sliders")
-    if encoder.needs_features or not pose.differentiable:
+    if not encoder.differentiable or not pose.differentiable:
         raise BolidError(
             f"--body-guidance needs a gradient, which the models of family '{family.name}' do not give",
             "it takes a body encoder trained with --view crop, and a pose model in safetensors",

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bolid.backends.face import FaceModel
-from bolid.backends.pose import PoseModel
+from bolid.backends.people import FaceDetector, PoseDetector
 
 FACE_IN_PORTRAIT, CENTRE_IN_PORTRAIT = 0.30, 0.36
 """The height of the face, and where its middle is, in fractions of a portrait's height."""
@@ -48,7 +47,7 @@ class FaceRefiner:
     """Finds heads by the family's face model, or by the pose model where it finds no face. `size`: (height, width) of
     the base's pictures."""
 
-    def __init__(self, faces: FaceModel, pose: PoseModel, size: tuple[int, int]) -> None:
+    def __init__(self, faces: FaceDetector, pose: PoseDetector, size: tuple[int, int]) -> None:
         self.faces, self.pose, self.size = faces, pose, size
 
     def __call__(

@@ -113,6 +113,7 @@ class Request:
     offload: bool
     device_name: str
     seed: int
+    force: bool
 
     def check(self) -> None:
         """Everything that can be known without a model. BolidError names the first thing that is wrong."""

@@ -44,15 +44,15 @@ def _strided(size: tuple[int, int]) -> tuple[int, int]:
 class PatchEncoder(nn.Module):
     """The patches of one kind -> `out_dim` numbers each."""
 
-    def __init__(self, size: tuple[int, int], width: int, parts: int, out_dim: int) -> None:
+    def __init__(self, size: tuple[int, int], width: int, parts: int, out_dim: int, channels: int = 4) -> None:
         super().__init__()
-        self.convs = nn.Sequential(_conv(4, width), _conv(width, 2 * width, 2), _conv(2 * width, 3 * width, 2))
+        self.convs = nn.Sequential(_conv(channels, width), _conv(width, 2 * width, 2), _conv(2 * width, 3 * width, 2))
         flat = 3 * width * math.prod(_strided(size))
         # One linear layer for each part: an arm and a leg share the filters alone.
         self.weight = nn.Parameter(torch.randn(parts, flat, out_dim) / math.sqrt(flat))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[N, parts, 4, h, w] => [N, parts * out_dim]"""
+        """[N, parts, channels, h, w] => [N, parts * out_dim]"""
         n, parts = patches.shape[:2]
         x = self.convs(patches.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return torch.einsum("npf,pfo->npo", x.reshape(n, parts, -1), self.weight).flatten(1)
@@ -61,12 +61,12 @@ class PatchEncoder(nn.Module):
 class CropEncoder(nn.Module):
     """The patches of a Gaussian-weighted crop -> one vector."""
 
-    def __init__(self, width: int, detail: float) -> None:
+    def __init__(self, width: int, detail: float, channels: int = 4) -> None:
         super().__init__()
         sizes = patch_sizes(detail)
-        self.torso = PatchEncoder(sizes["torso"], width, 1, 96)
-        self.bust = PatchEncoder(sizes["bust"], width, 1, 64)
-        self.limb = PatchEncoder(sizes["limb"], width // 2, len(LIMBS), 16)
+        self.torso = PatchEncoder(sizes["torso"], width, 1, 96, channels)
+        self.bust = PatchEncoder(sizes["bust"], width, 1, 64, channels)
+        self.limb = PatchEncoder(sizes["limb"], width // 2, len(LIMBS), 16, channels)
         self.out_dim = 96 + 64 + 16 * len(LIMBS)
 
     def forward(self, views: Views) -> torch.Tensor:
@@ -93,11 +93,16 @@ def at_detail(state: dict[str, torch.Tensor], before: float, now: float) -> dict
     return state
 
 
+VIEWS = ("crop", "mask", "pooled", "both")
+POOLED = ("pooled", "both")  # those with image-text features
+
+
 class BodyVAE(nn.Module):
     """q(z | views) and p(view | z, pose) (Kingma & Welling 2014; BoLID section 5.2).
 
-    `view`: "crop" (patches cut along the bones), "pooled" (image-text features of width `feature_dim`, pooled at the
-    keypoints) or "both". `detail`: how finely the patches are sampled, 1, 1.5 or 2. Raises ValueError for another view.
+    `view`: "crop" (patches cut along the bones), "mask" (the same of the person's mask, without colour), "pooled"
+    (image-text features of width `feature_dim`, pooled at the keypoints) or "both" of crop and pooled.
+    `detail`: how finely the patches are sampled, 1, 1.5 or 2. Raises ValueError for another view.
     """
 
     def __init__(
@@ -105,16 +110,16 @@ class BodyVAE(nn.Module):
         detail: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if view not in ("crop", "pooled", "both"):
-            raise ValueError(f"view is crop, pooled or both, not {view!r}")
-        self.body_dim, self.view, self.feature_dim = body_dim, view, 0 if view == "crop" else feature_dim
+        if view not in VIEWS:
+            raise ValueError(f"view is one of {', '.join(VIEWS)}, not {view!r}")
+        self.body_dim, self.view, self.feature_dim = body_dim, view, feature_dim if view in POOLED else 0
         self.detail = detail
         pose_dim = len(ENCODER_BONES) * 3
         in_dim = KEYPOINTS * 3 + pose_dim + len(ENCODER_BONES)
         if view != "pooled":
-            self.crop_encoder = CropEncoder(width, detail)
+            self.crop_encoder = CropEncoder(width, detail, 2 if view == "mask" else 4)
             in_dim += self.crop_encoder.out_dim
-        if view != "crop":
+        if view in POOLED:
             self.features = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, 24))
             in_dim += KEYPOINTS * 24
         self.head = nn.Sequential(
@@ -141,7 +146,7 @@ class BodyVAE(nn.Module):
         parts = [placed.flatten(1), views.keypoints[..., 2], _pose(bones), bones.log_lengths]
         if self.view != "pooled":
             parts.append(self.crop_encoder(views))
-        if self.view != "crop":
+        if self.view in POOLED:
             if views.features is None:
                 raise ValueError("this body encoder needs the image-text features of the views")
             parts.append((self.features(views.features.float()) * visible).flatten(1))
@@ -173,7 +178,7 @@ def outline_target(views: Views) -> tuple[torch.Tensor, torch.Tensor]:
     """
     values, weights = [], []
     for part, patch in (("torso", views.torso), ("bust", views.bust), ("limb", views.limb)):
-        grey = patch[:, :, :3].mean(dim=2)
+        grey = patch[:, :, :-1].mean(dim=2)  # the last channel is the keypoint weight
         dx = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
         dy = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
         # As many places whatever the detail, so that a reconstruction weighs as much.

@@ -34,9 +34,9 @@ LIMBS = [7, 8, 9, 10, 11, 12, 13, 14]  # the bones that are arms and legs
 class Views(NamedTuple):
     """The encoder's input for N photos: the body's patches and the keypoints. See `make_views`."""
 
-    torso: torch.Tensor  # [N, 1, 4, h, w] float -1..1: RGB and the Gaussian keypoint weight; zeros if not visible
-    bust: torch.Tensor  # [N, 1, 4, h, w]
-    limb: torch.Tensor  # [N, 8, 4, h, w]
+    torso: torch.Tensor  # [N, 1, C, h, w] float -1..1: RGB or the mask, and the Gaussian keypoint weight
+    bust: torch.Tensor  # [N, 1, C, h, w]; what is not visible is zero
+    limb: torch.Tensor  # [N, 8, C, h, w]
     keypoints: torch.Tensor  # [N, K, 3], (x, y) in -1..1 over the crop, confidence 0..1
     features: torch.Tensor | None = None  # [N, K, C] image-text patch features pooled at the keypoints
 
@@ -217,7 +217,7 @@ def make_views(
     crops: torch.Tensor, keypoints: torch.Tensor, features: torch.Tensor | None = None, sigma: float = 0.06
 ) -> Views:
     """Crops and keypoints [N, K, 3] => the encoder's input. Crops are uint8 [N, H, W, 3], as `view_crop` makes them,
-    or float [N, 3, H, W] in -1..1, as `crop_views` does.
+    or float [N, 3, H, W] in -1..1, as `crop_views` does. Those of masks have one channel.
     """
     pixels = crops if crops.is_floating_point() else crops.permute(0, 3, 1, 2).float() / 127.5 - 1
     weight = gaussian_keypoint_weight(keypoints, tuple(pixels.shape[2:]), sigma)[:, None]
@@ -267,6 +267,8 @@ def augment(
     visible[:, :, :, rows * 5 // 16 :] = (uniform(n) >= head_occlusion).view(-1, 1, 1, 1, 1).float()
 
     def recolour(patch: torch.Tensor) -> torch.Tensor:
+        if patch.shape[2] != 4:
+            return patch  # a mask
         mixed = torch.einsum("nij,npjhw->npihw", mix4, patch) + offset
         return mixed.clamp(-1.5, 1.5) * visible_patches(patch)
 

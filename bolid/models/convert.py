@@ -1,4 +1,5 @@
-"""`bolid models convert`: published files as files that BoLID reads: YOLO's pose weights, FaceID-Portrait adapters."""
+"""`bolid models convert`: published files as files that BoLID reads: YOLO's pose and segmentation weights,
+FaceID-Portrait adapters."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _FAMILIES = {768: "sd15", 2048: "sdxl"}  # by the width of the text states that 
 def convert(
     file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, family: str | None = None
 ) -> Path:
-    """YOLO11 pose weights (.pt, .onnx) -> a folder, or a FaceID-Portrait adapter (.bin) -> a file. Returns it.
+    """YOLO11 weights for pose (.pt, .onnx) or segmentation (.pt) -> a folder, or a FaceID-Portrait adapter (.bin) -> a
+    file. Returns it.
 
     By default beside ``file``, under its name. ``family``: of an adapter, by default the one whose base it fits, sd15
     or sdxl. Nothing that the file might ask to be run is run.
@@ -25,6 +27,7 @@ def convert(
     if path.suffix == ".bin":
         return _convert_adapter(path, Path(out) if out is not None else path.with_suffix(".safetensors"), family)
     from bolid.backends.pose import read_checkpoint, write_onnx_pose_model, write_pose_model
+    from bolid.backends.segmentation import write_yolo_segmenter
 
     out = Path(out) if out is not None else path.with_suffix("")
     if path.suffix not in (".pt", ".onnx"):
@@ -38,7 +41,9 @@ def convert(
     if out.is_dir():
         out.rmdir()
     with atomic_folder(out) as temporary:
-        if checkpoint:
+        if checkpoint and checkpoint[0].endswith("-seg.yaml"):
+            write_yolo_segmenter(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
+        elif checkpoint:
             write_pose_model(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
         else:
             write_onnx_pose_model(temporary, path)

@@ -43,6 +43,7 @@ _OPTIONAL = {
     "upscaler": ("upscaler.safetensors", "a super-resolution network of RGB pictures that spandrel loads"),
     "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
+    "segmentation": ("segmentation", "a segmentation model: config.json and model.safetensors"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
     "caption": ("caption", "a captioning model in transformers' layout"),
@@ -142,6 +143,10 @@ _FULL_SIZE: dict[str, dict[str, Any]] = {
     },
 }
 
+_SHARED = Path(__file__).parent.parent / "masks"
+MASK_ENCODER, MASK_SHAPE = _SHARED / "body-encoder.safetensors", _SHARED / "body-shape.safetensors"
+"""The body encoder of masks, which suits every family, and what its vectors say of the body's shape."""
+
 DEFAULT_FAMILY = "tiny"
 FAMILY_NAMES = (DEFAULT_FAMILY, *_FULL_SIZE)
 
@@ -168,6 +173,7 @@ class Family:
     upscaler: Path
     body_sliders: Path
     body_shape: Path
+    segmentation: Path
     unet: Path
     base_config: Path
     caption: Path
@@ -220,6 +226,10 @@ class Family:
         """Whether there is something where ``part`` is looked for."""
         path: Path | None = getattr(self, part)
         return path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file())
+
+    def with_mask_encoder(self) -> Family:
+        """The same family with the body encoder of masks in place of its own."""
+        return replace(self, body_encoder=MASK_ENCODER, body_shape=MASK_SHAPE)
 
     def with_base(self, base: str | os.PathLike[str] | None) -> Family:
         """The same family on another base of its kind (a community checkpoint or a diffusers folder); None: itself.
@@ -344,7 +354,7 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
     if unknown := set(paths) - set(known):
         raise BolidError(f"family {name!r}: unknown path {sorted(unknown)[0]!r}", f"known are: {', '.join(known)}")
     located = {part: root / paths.get(part, default) for part, (default, _) in known.items()}
-    return Family(
+    family = Family(
         name=name,
         root=root,
         image_size=size,
@@ -357,6 +367,8 @@ def _family(name: str, root: Path, data: dict[str, Any]) -> Family:
         description=str(data.get("description", "")),
         **located,
     )
+    # Nobody has trained a body encoder for the published families; this one needs no training on their pictures.
+    return family.with_mask_encoder() if name in _FULL_SIZE and not family.has("body_encoder") else family
 
 
 def _size(name: str, key: str, value: Any) -> tuple[int, int]:

@@ -64,6 +64,9 @@ def _common() -> tuple[PublishedPart, ...]:
         PublishedPart(
             "pose", "YOLO11x-pose", 118, "AGPL-3.0", url=f"{_POSE_RELEASE}/yolo11x-pose.pt", notice=_AGPL_NOTICE,
         ),
+        PublishedPart(
+            "segmentation", "YOLO11x-seg", 125, "AGPL-3.0", url=f"{_POSE_RELEASE}/yolo11x-seg.pt", notice=_AGPL_NOTICE,
+        ),
         _FACE,
         PublishedPart(
             "image_text", "EVA02-CLIP L/14", 1711, "MIT", repo=_EVA,

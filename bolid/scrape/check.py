@@ -12,6 +12,7 @@ import numpy as np
 
 from bolid.formats.images import decode_image, glance
 from bolid.models.families import get_family
+from bolid.rendered import refusal
 
 # Two photos whose perceptual hashes (signs of a 16x16 DCT) differ in at most so many of 256 bits are the same photo. In
 # 40 rendered people with 8 photos each, two photos of a person differed in 66 bits or more, and a copy at 3/4 of the
@@ -32,6 +33,7 @@ class Filters:
     min_size: int
     min_sharpness: float
     one_person: str  # the family whose pose model counts people; "" for off
+    photographs: str  # the family that drops photographs because it does not know them; "" for off
     watermark: str  # the checker's name; "" for off
     min_photos: int
     max_photos: int | None
@@ -66,14 +68,14 @@ class PhotoChecker:
     """Measures photos and applies the filters. Several threads may call it."""
 
     def __init__(self, filters: Filters, watermark: Watermark | None, family: str | None, device: str) -> None:
-        self._filters, self._watermark = filters, watermark
+        self._filters, self._watermark, self._family = filters, watermark, get_family(family)
         self._pose: Any = None
         self._one_at_a_time = threading.Lock()
         if filters.one_person:
             from bolid.backends.people import pose_detector
             from bolid.run import pick_device
 
-            self._pose = pose_detector(get_family(family).require("pose"), pick_device(device))
+            self._pose = pose_detector(self._family.require("pose"), pick_device(device))
 
     def __call__(self, data: bytes) -> Measured:
         """Raises BolidError for what is not a whole picture."""
@@ -103,6 +105,8 @@ class PhotoChecker:
         if self._pose is not None:
             from bolid.views import choose_person
 
+            if filters.photographs and (refused := refusal(image, self._family)):
+                return refused, filters.setting("photographs")
             with self._one_at_a_time:
                 choice = choose_person(self._pose.detect([image])[0], "only")
             if isinstance(choice, str):

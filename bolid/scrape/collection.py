@@ -76,7 +76,8 @@ class Collection:
         # In a folder of one's own also people who had too few photos so far: reading again costs no server anything.
         free = [] if from_web else [self._filters.setting("min_photos")]
         self._photos.reopen(setting for setting in self._filters.settings() if setting not in free)
-        looks = [self._filters.setting(n) for n in ("min_size", "min_sharpness", "one_person", "watermark")]
+        names = ("min_size", "min_sharpness", "one_person", "photographs", "watermark")
+        looks = [self._filters.setting(name) for name in names]
         judged_by = json.dumps(looks)
         before = self._photos.note("looks")
         if before and before != judged_by:

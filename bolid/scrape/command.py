@@ -16,7 +16,8 @@ from bolid.errors import BolidError
 from bolid.formats.images import list_photos, unread_files
 from bolid.formats.photos import PhotoFolder
 from bolid.formats.sites import Site, read_site
-from bolid.models.families import get_family
+from bolid.models.families import DEFAULT_FAMILY, get_family
+from bolid.rendered import REFUSED, REFUSED_HINT
 from bolid.run import Progress
 from bolid.scrape.check import Filters, PhotoChecker, Watermark
 from bolid.scrape.collection import UNKNOWN, Collection, ScrapeResult, TooManyFailed
@@ -40,6 +41,7 @@ def scrape(
     max_people: int | None = None,
     min_sharpness: float = 20.0,
     one_person: bool = False,
+    force: bool = False,
     watermark: Watermark | None = None,
     license: str | None = None,
     consent: str = UNKNOWN,
@@ -62,7 +64,8 @@ def scrape(
 
     ``min_size``: pixels of the shorter side. ``min_photos``: people with fewer are left out; by default 100 from a site
     and 1 otherwise. ``min_sharpness``: variance of the Laplacian (Pech-Pacheco et al. 2000) at 512 pixels; 0 is off.
-    ``one_person``: the family's pose model must see one person, and enough of them. ``watermark``: any function of a
+    ``one_person``: the family's pose model must see one person, and enough of them; `tiny` sees none in photographs,
+    and drops them unless told to ``force`` it. ``watermark``: any function of a
     picture, uint8 [H, W, 3], that returns why it is to be dropped, or ""; BoLID has none of its own.
     ``contact``: a mail or web address, sent to every web server. ``connections``: requests to one host at a time.
     ``delay``: seconds between two requests to a host, at least. ``ignore_robots`` is written into every record.
@@ -81,6 +84,7 @@ def scrape(
         min_size=min_size,
         min_sharpness=min_sharpness,
         one_person=get_family(family).name if one_person else "",
+        photographs=DEFAULT_FAMILY if one_person and not force and get_family(family).name == DEFAULT_FAMILY else "",
         watermark=getattr(watermark, "__name__", "on") if watermark else "",
         min_photos=min_photos if min_photos is not None else MIN_PHOTOS_OF_A_SITE if site else 1,
         max_photos=max_photos,
@@ -173,6 +177,8 @@ def _judge(result: ScrapeResult, collection: Collection, max_bad: float) -> Scra
             hint = "take larger photos, or lower --min-size"
         elif any("--min-photos" in reason for reason in reasons):
             hint = "lower --min-photos"
+        elif REFUSED in reasons:
+            hint = f"{REFUSED_HINT}, and without --one-person people are not counted"
         elif result.failed:
             hint = "check the addresses and the site's description; the same command tries again"
         raise TooManyFailed(f"no photos could be kept ({counts})", hint, result)
@@ -185,6 +191,8 @@ def _judge(result: ScrapeResult, collection: Collection, max_bad: float) -> Scra
             f"work later, or repeat it with --max-bad {bad / total + 0.005:.2f}",
             result,
         )
+    if refused := result.dropped.get(REFUSED):
+        result.warnings.append(f"{refused} pictures were dropped: {REFUSED}; {REFUSED_HINT}")
     if absent:
         result.warnings.append(f"{absent[0]}{': ' + absent[1] if absent[1] else ''}")
     if collection.marks["license"] == UNKNOWN or collection.marks["consent"] == UNKNOWN:

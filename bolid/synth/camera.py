@@ -22,10 +22,15 @@ class Camera:
     center: tuple[float, float]  # pixels
 
     @classmethod
-    def framing(cls, plan: PhotoPlan, mesh: np.ndarray, keypoints: np.ndarray, size: tuple[int, int]) -> Camera:
-        """The camera that fills the picture (`size` = (height, width)) as the plan's framing and fill demand."""
+    def framing(
+        cls, plan: PhotoPlan, mesh: np.ndarray, keypoints: np.ndarray, size: tuple[int, int], fov: float = FOV
+    ) -> Camera:
+        """The camera that fills the picture (`size` = (height, width)) as the plan's framing and fill demand.
+
+        `fov`: vertical field of view in degrees.
+        """
         height, width = size
-        focal = 0.5 * height / np.tan(np.radians(FOV / 2))
+        focal = 0.5 * height / np.tan(np.radians(fov / 2))
         top, hips, knees = mesh[:, 2].max(), keypoints[11:13, 2].mean(), keypoints[13:15, 2].mean()
         head_top = keypoints[0:5, 2].mean() + 0.09
         shoulders = keypoints[5:7, 2].mean()

@@ -22,7 +22,7 @@ import numpy as np
 from bolid.run import atomic_path
 from bolid.synth.background import background
 from bolid.synth.body import anny_body
-from bolid.synth.camera import Camera
+from bolid.synth.camera import FOV, Camera
 from bolid.synth.clothes import ADDED_HAIR, cloth_thickness, hair_surface, skirt
 from bolid.synth.geometry import rasterise, surface_normals
 from bolid.synth.people import PhotoPlan, SyntheticPerson, attributes, caption, sample_person, sample_plan
@@ -95,6 +95,17 @@ class Renderer:
         image = layer[..., :3] + behind * (1 - layer[..., 3:])
         image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
         return Photo(image, self._truth(plan, camera, layer[..., 3], depth, mesh), caption(self.person, plan))
+
+    def outline(self, plan: PhotoPlan, fov: float = FOV) -> tuple[np.ndarray, np.ndarray]:
+        """The photo's mask alone: (bool [H, W], keypoints f32 [17, 3] as x, y in pixels and v as in `render`).
+
+        `fov`: the camera's vertical field of view in degrees. With the default it is the mask of `render`'s photo.
+        """
+        mesh = self._mesh(plan)
+        camera = Camera.framing(plan, mesh.vertices, mesh.keypoints, self.size, fov)
+        depth, triangle, _ = rasterise(camera.project(mesh.vertices), mesh.faces, *self.size)
+        marks = keypoint_marks(camera.project(mesh.keypoints), depth, self.size, self.stature)
+        return triangle >= 0, np.array(marks, np.float32)
 
     def _mesh(self, plan: PhotoPlan) -> _Mesh:
         body, style = self.body, self.person.hair_style

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.backends.body import BodyEncoder
+    from bolid.formats.shards import Sample
+
 BODIES = "bodies"  # the kind of the file that keeps every photo's Gaussian
 WHOLE_BODY = 0.6  # confidence of a photo, the mean over its keypoints, from which it shows most of a body
 
@@ -106,7 +109,7 @@ def read_table(
     import numpy as np
     import torch
 
-    from bolid.formats.shards import decode_image, group_by_person, read_index, read_shards
+    from bolid.formats.shards import group_by_person, read_index, read_shards
 
     total = read_index(train)["samples"]
     latents, faces, people = [], [], []
@@ -132,10 +135,7 @@ def read_table(
             for sample in group
         ]
         if known is None:
-            needed = body_encoder.needs_features
-            features = [sample.tensors.get("view_features") for sample in group] if needed else None
-            images = [decode_image(sample.image) for sample in group]
-            bodies.append(body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features))
+            bodies.append(_encode_bodies(group, body_encoder, train))
         if progress is not None:
             progress(len(captions), total, "encoding bodies" if known is None else "reading photos")
     if not people:
@@ -197,6 +197,27 @@ def _bodies_record(train: str | Path, body_encoder: Any) -> dict[str, Any]:
     inputs = {"train": directory_sha256(train), "body_encoder": body_encoder.sha256}
     config = {"device": str(body_encoder.device).partition(":")[0]}
     return run_record(BODIES, family=body_encoder.record["family"], config=config, inputs=inputs)
+
+
+def _encode_bodies(
+    group: Sequence[Sample], body_encoder: BodyEncoder, train: str | Path
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """mean, logvar [M, D] and confidence [M] of a person's samples."""
+    from bolid.formats.images import decode_image
+    from bolid.method.mask_views import MaskView
+
+    if body_encoder.needs_masks:
+        masks = [MaskView.of_tensors(sample.tensors) for sample in group]
+        found = [mask for mask in masks if mask is not None]
+        if len(found) < len(masks):
+            raise BolidError(
+                f"{train} holds no masks, which {body_encoder.path} encodes",
+                "run extract and shard again with a family that has a segmentation model",
+            )
+        return body_encoder.encode_masks(found)
+    features = [sample.tensors.get("view_features") for sample in group] if body_encoder.needs_features else None
+    images = [decode_image(sample.image) for sample in group]
+    return body_encoder.encode(images, [sample.tensors["keypoints"] for sample in group], features)
 
 
 def nobody_has_two(train: str | Path) -> BolidError:

@@ -122,15 +122,15 @@ class BoneRatioLoss(KeypointLoss):
 class BodyLoss:
     """L_id by the body encoder: x_gen's body against the person's, as the VAE's decoder draws both. Not in the paper.
 
-    Raises BolidError for an encoder of image-text features, which pass no gradient to the picture.
+    Raises BolidError for an encoder of masks or image-text features, which pass no gradient to the picture.
     """
 
     def __init__(
         self, pose: PoseModel, body_encoder: BodyEncoder, view_size: Sequence[int], inputs: dict[str, str]
     ) -> None:
-        if body_encoder.needs_features:
+        if not body_encoder.differentiable:
             raise BolidError(
-                f"--id-loss body: {body_encoder.path} needs image-text features, which pass no gradient",
+                f"--id-loss body: {body_encoder.path} takes masks or image-text features, which pass no gradient",
                 "give a body encoder trained with --view crop",
             )
         self.pose, self.body_encoder, self.view_size, self.inputs = pose, body_encoder, view_size, inputs

@@ -69,7 +69,7 @@ def train_vae(
     if check_result(out, record, checkpoint_path(out)):
         return earlier_result(out, config)
     started, device = time.monotonic(), pick_device(device)
-    table = read_views(train, config.detail)
+    table = read_views(train, config.detail, masks=config.view == "mask")
     teacher = None
     if config.distill_from:
         teacher, record["space"] = load_teacher(train, table, config, device)

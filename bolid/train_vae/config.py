@@ -33,8 +33,9 @@ class TrainVaeConfig:
 
     body_dim: int = setting(64, "dimensions of the body vector", within=AT_LEAST_1, group=NETWORK)
     view: str = setting(
-        "crop", "input of a photo: patches cut along the bones, image-text features pooled at the keypoints, or both",
-        choices=("crop", "pooled", "both"), group=NETWORK,
+        "crop", "input of a photo: patches cut along the bones; the same of the person's mask, without colour; "
+        "image-text features pooled at the keypoints; or both features and crop",
+        choices=("crop", "mask", "pooled", "both"), group=NETWORK,
     )  # fmt: skip
     width: int = setting(
         24, "channels of the crop network's first layer", within=AT_LEAST_1, group=NETWORK, advanced=True
@@ -56,6 +57,10 @@ class TrainVaeConfig:
     identity_weight: float = setting(
         1.0, "weight of InfoNCE between people", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )
+    ratio_weight: float = setting(
+        0.0, "weight of reading the true body ratios off the vector, where the shards hold them (renders)",
+        within=NOT_NEGATIVE, group=LOSS, advanced=True,
+    )  # fmt: skip
     distill_weight: float = setting(
         5.0, "weight of the distillation loss of --distill-from", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )

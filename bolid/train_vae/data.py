@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bolid.errors import BolidError
 from bolid.run import derive_seed
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.formats.shards import Sample
     from bolid.method.body_vae import BodyVAE
     from bolid.method.body_views import Views
 
@@ -26,6 +28,7 @@ class ViewTable:
 
     views: Views
     people: list[np.ndarray]  # rows of each person
+    ratios: torch.Tensor | None = None  # f32 [N, R] the true body ratios, standardised, where all samples hold them
 
 
 def unused_photos(people: Sequence[np.ndarray]) -> dict[str, int]:
@@ -34,21 +37,25 @@ def unused_photos(people: Sequence[np.ndarray]) -> dict[str, int]:
     return {"the only photo of its person": alone} if alone else {}
 
 
-def read_views(train: str | Path, detail: float = 1.0) -> ViewTable:
-    """Training shards -> the patches and keypoints of every view."""
+def read_views(train: str | Path, detail: float = 1.0, masks: bool = False) -> ViewTable:
+    """Training shards -> the patches and keypoints of every view: cut from the photo, or with `masks` from its mask.
+
+    Raises BolidError for shards without masks where those are asked for.
+    """
     import numpy as np
     import torch
 
-    from bolid.formats.shards import decode_image, group_by_person, read_shards
-    from bolid.method.body_views import Views, view_crop
+    from bolid.formats.shards import group_by_person, read_shards
+    from bolid.method.body_views import Views
 
     parts: list[Views] = []
+    ratios: list[np.ndarray] = []
     people, count = [], 0
     for _person, samples in group_by_person(read_shards(train)):
         people.append(np.arange(count, count + len(samples)))
         count += len(samples)
-        pictures = ((decode_image(sample.image), sample.tensors["keypoints"]) for sample in samples)
-        cut = [view_crop(image, keypoints, detail=detail) for image, keypoints in pictures]
+        cut = [_crop(sample, detail, masks, train) for sample in samples]
+        ratios += [sample.tensors["ratios"] for sample in samples if "ratios" in sample.tensors]
         features = [sample.tensors[name] for sample in samples if (name := "view_features") in sample.tensors]
         parts.append(
             pack(
@@ -68,7 +75,27 @@ def read_views(train: str | Path, detail: float = 1.0) -> ViewTable:
         torch.cat([part.keypoints for part in parts]),
         torch.cat(pooled) if len(pooled) == len(parts) else None,
     )
-    return ViewTable(views, people)
+    if len(ratios) != count:
+        return ViewTable(views, people)
+    known = torch.from_numpy(np.stack(ratios)).float()
+    return ViewTable(views, people, (known - known.mean(0)) / known.std(0).clamp_min(1e-6))
+
+
+def _crop(sample: Sample, detail: float, masks: bool, train: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(crop u8 [H, W, 3], or [H, W, 1] of a mask; keypoints [17, 3] over it) of a sample."""
+    from bolid.formats.shards import decode_image
+    from bolid.method.body_views import view_crop
+    from bolid.method.mask_views import MaskView
+
+    if not masks:
+        return view_crop(decode_image(sample.image), sample.tensors["keypoints"], detail=detail)
+    view = MaskView.of_tensors(sample.tensors)
+    if view is None:
+        raise BolidError(
+            f"{train} holds no masks for --view mask",
+            "run extract and shard again with a family that has a segmentation model",
+        )
+    return view.crop(detail), view.keypoints
 
 
 def pack(crops: np.ndarray, keypoints: np.ndarray, features: np.ndarray | None) -> Views:

@@ -31,7 +31,8 @@ def load_teacher(train: str | Path, table: ViewTable, config: TrainVaeConfig, de
             f"{model.view}",
             "give its --body-dim, and shards of the family that it was trained with",
         )
-    own_table = table if model.detail == config.detail else read_views(train, model.detail)
+    same = model.detail == config.detail and (model.view == "mask") == (config.view == "mask")
+    own_table = table if same else read_views(train, model.detail, masks=model.view == "mask")
     return Teacher(model, own_table, device), encoder.space
 
 

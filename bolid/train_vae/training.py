@@ -51,13 +51,16 @@ class VaeTraining:
                 "shard",
             )
         self.model = new_model(table, config, seed).to(device, memory_format=torch.channels_last).train()
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.readout = new_readout(table, config, seed).to(device)
+        parameters = [*self.model.parameters(), *self.readout.parameters()]
+        decayed = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True,
         )  # fmt: skip
         names = ["reconstruction", "kl", "identity", "accuracy", *(["distillation"] if teacher else [])]
+        names += ["ratios"] if config.ratio_weight else []
         self.metrics = {name: torch.full((), float("nan"), dtype=torch.float64) for name in names}
         self.step = 0  # steps done
 
@@ -103,6 +106,10 @@ class VaeTraining:
                 self.teacher.loss(half[0], batch.rows, used) for half, used in ((half_a, in_a), (half_b, ~in_a))
             ]
             terms["distillation"] = (distilled[0] + distilled[1]) / 2
+        if self.config.ratio_weight and self.table.ratios is not None:
+            truth = self.table.ratios[batch.rows.view(in_a.shape)[:, 0]].to(self.device)
+            errors = [(self.readout(half[0]) - truth).square().mean() for half in (half_a, half_b)]
+            terms["ratios"] = (errors[0] + errors[1]) / 2
         return terms
 
     def update(self, terms: dict[str, torch.Tensor]) -> None:
@@ -124,6 +131,8 @@ class VaeTraining:
         loss = loss + config.identity_weight * terms["identity"]
         if "distillation" in terms:
             loss = loss + config.distill_weight * terms["distillation"]
+        if "ratios" in terms:
+            loss = loss + config.ratio_weight * terms["ratios"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
@@ -157,7 +166,25 @@ class VaeTraining:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         metrics = {f"metrics.{name}": value for name, value in self.metrics.items()}
-        return {**self.model.state_dict(keep_vars=True), **metrics}
+        readout = {f"readout.{name}": value for name, value in self.readout.state_dict(keep_vars=True).items()}
+        return {**self.model.state_dict(keep_vars=True), **readout, **metrics}
+
+
+def new_readout(table: ViewTable, config: TrainVaeConfig, seed: int) -> torch.nn.Module:
+    """The linear map from a body vector to the body ratios, which is not part of the encoder; empty where unused.
+
+    Raises BolidError for `config.ratio_weight` on shards that do not hold the ratios.
+    """
+    import torch
+
+    if not config.ratio_weight:
+        return torch.nn.Identity()
+    if table.ratios is None:
+        raise BolidError(
+            "--ratio-weight: the training shards do not hold the true body ratios", "leave it out: only renders can"
+        )
+    torch.manual_seed(derive_seed(seed, "train-vae", "readout"))
+    return torch.nn.Linear(config.body_dim, table.ratios.shape[1])
 
 
 def new_model(table: ViewTable, config: TrainVaeConfig, seed: int) -> BodyVAE:
@@ -168,7 +195,7 @@ def new_model(table: ViewTable, config: TrainVaeConfig, seed: int) -> BodyVAE:
     from bolid.method import body_vae as bv
 
     feature_dim = 0 if table.views.features is None else table.views.features.shape[-1]
-    if config.view != "crop" and not feature_dim:
+    if config.view in bv.POOLED and not feature_dim:
         raise BolidError("the training shards hold no image-text features", "use --view crop, or run extract again")
     torch.manual_seed(derive_seed(seed, "train-vae", "init"))
     model = bv.BodyVAE(

@@ -27,6 +27,7 @@ from make_population import body_of
 
 from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.backends.pose import PoseModel
+from bolid.backends.segmentation import Segmenter, load_segmenter
 from bolid.body.body_vector import KIND, BodyVectors, fit, save_body_vectors
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.shape import POWERS, measure_body, population
@@ -65,14 +66,14 @@ class Encoded(NamedTuple):
 def encode(photos: Path, encoder: BodyEncoder, work: Path) -> list[Encoded]:
     """Everybody under `photos`, each encoded once and kept in `work`."""
     family = get_family("tiny")
-    pose = PoseModel(family.require("pose"), "cpu")
+    models = PoseModel(family.require("pose")), load_segmenter(family.require("segmentation"))
     folder = work / encoder.sha256[:12]
     folder.mkdir(parents=True, exist_ok=True)
     people = []
     for person in sorted(path for path in photos.iterdir() if path.is_dir()):
         kept = folder / f"{person.name}.npz"
         if not kept.exists():
-            _encode_person(person, encoder, pose, family.view_size, kept)
+            _encode_person(person, encoder, models, family.view_size, kept)
         with np.load(kept) as stored:
             parts = {name: stored[name] for name in stored.files}
         if len(parts["mean"]):
@@ -81,15 +82,23 @@ def encode(photos: Path, encoder: BodyEncoder, work: Path) -> list[Encoded]:
     return people
 
 
-def _encode_person(person: Path, encoder: BodyEncoder, pose: PoseModel, size: tuple[int, int], kept: Path) -> None:
-    cut, points, down, poses, index = [], [], [], [], []
+def _encode_person(
+    person: Path, encoder: BodyEncoder, models: tuple[PoseModel, Segmenter], size: tuple[int, int], kept: Path
+) -> None:
+    pose, segmenter = models
+    cut, points, masks, down, poses, index = [], [], [], [], [], []
     for i, file in enumerate(sorted(person.glob("*.jpg"))):
         image = read_photo(file)
         found = choose_person(pose.detect([image])[0], "main")
         if isinstance(found, str):
             continue
-        keypoints = found.keypoints.astype(np.float32)
-        crop, _, moved = person_crop(image, whole_box(found, image.shape[:2]), keypoints, size)
+        keypoints, box = found.keypoints.astype(np.float32), whole_box(found, image.shape[:2])
+        crop, _, moved = person_crop(image, box, keypoints, size)
+        if encoder.needs_masks:
+            masks.append(segmenter.segment(image, box, keypoints))
+            if masks[-1] is None:
+                masks.pop()
+                continue
         cut.append(crop)
         points.append(moved)
         down.append(lowest_part(keypoints))
@@ -98,7 +107,8 @@ def _encode_person(person: Path, encoder: BodyEncoder, pose: PoseModel, size: tu
     mean = logvar = np.zeros((0, encoder.body_dim), np.float32)
     confidence = np.zeros(0, np.float32)
     if cut:
-        mean, logvar, confidence = (part.numpy() for part in encoder.encode(cut, points))
+        encoded = encoder.encode_masks(masks) if encoder.needs_masks else encoder.encode(cut, points)
+        mean, logvar, confidence = (part.numpy() for part in encoded)
     temporary = kept.with_suffix(".tmp.npz")
     np.savez(temporary, mean=mean, logvar=logvar, confidence=confidence,
              down=np.array(down), pose=np.array(poses), index=np.array(index))  # fmt: skip
