@@ -63,7 +63,11 @@ def test_missing_weights_name_the_file_and_the_way_to_it():
 def test_parts_that_a_family_may_lack():
     """They are asked for by the options that need them only, and do not make a family incomplete."""
     family = families.get_family("sdxl")
-    for part, words in (("controlnet", "ControlNet"), ("few_steps_lora", "few-step LoRA"), ("body_sliders", "sliders")):
+    for part, words in (
+        ("controlnet", "ControlNet"),
+        ("few_steps_lora", "few-step LoRA"),
+        ("depth_controlnet", "depth ControlNet"),
+    ):
         assert part not in family.missing()
         with pytest.raises(BolidError, match=f"family 'sdxl' has no .*{words}: looked for .*sdxl/") as caught:
             family.require(part)

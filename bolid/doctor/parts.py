@@ -18,8 +18,9 @@ from bolid.models.sources import SOURCES, PublishedPart
 OPTIONAL = {
     "probe": "body ratios in evaluate",
     "controlnet": "generate --pose-from",
+    "depth_controlnet": "generate --body-from shape",
     "few_steps_lora": "generate --few-steps",
-    "body_sliders": "profile edit, profile show",
+    "body_shape": "centimetres, profile edit, generate --body-from shape",
     "caption": "extract --caption blip2",
     "unet": "a UNet in place of the base's own",
     "base_config": "a base that is a single file",

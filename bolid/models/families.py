@@ -37,8 +37,8 @@ PARTS = tuple(_LAYOUT)
 # What a family may have besides. Nothing but the options that ask for it needs it.
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
+    "depth_controlnet": ("controlnet-depth", "a depth ControlNet, in the same layout"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
-    "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
     "base_config": ("base-config", "configs and tokenizers of the base, for a base that is a single .safetensors file"),
@@ -53,8 +53,8 @@ def path_of(part: str, folder: Path) -> Path:
 
 _WORDS = {
     "controlnet": "ControlNet",
+    "depth_controlnet": "depth ControlNet",
     "few_steps_lora": "few-step LoRA",
-    "body_sliders": "body sliders",
     "body_shape": "body shape",
     "unet": "UNet",
     "base_config": "base configs",
@@ -157,8 +157,8 @@ class Family:
     probe: Path | None
     view_size: tuple[int, int]  # (height, width) of photos for the body encoder: image_size or finer
     controlnet: Path
+    depth_controlnet: Path
     few_steps_lora: Path
-    body_sliders: Path
     body_shape: Path
     unet: Path
     base_config: Path
