@@ -35,7 +35,6 @@ PLACES = ("in a red short-sleeved top and blue trousers, on a beach", "in a gree
           "in a studio", "in a white short-sleeved top and red shorts, in a meadow", "in a blue short-sleeved top and "
           "orange trousers, on a street")  # fmt: skip
 WAYS = {
-    "nothing": {"body_scale": 0, "face_scale": 0},
     "adapter": {"body_from": "adapter"},
     "shape": {"body_from": "shape"},
     "both": {"body_from": "both"},
@@ -47,11 +46,13 @@ def paint(profiles: dict[int, Path], way: str, seed: int, out: Path) -> dict[int
     made: dict[int, list[np.ndarray]] = {person: [] for person in profiles}
     for sex in ("woman", "man"):
         some = [s for s in profiles if (sample_person(s).phenotypes["gender"] > 0.5) == (sex == "woman")]
-        for pose, place in zip(POSES, PLACES, strict=True):
-            prompt = f"a full body photo of a {sex} {POSE_PHRASES[pose]}, {place}"
-            options = {**WAYS[way], **({"pose": pose} if way in ("shape", "both") else {})}
-            folder = out / way / pose.replace(" ", "-")
-            paths = generate([prompt], folder, profile=[profiles[s] for s in some], seed=seed, **options)
+        files = [profiles[s] for s in some]
+        prompts = [
+            f"a full body photo of a {sex} {POSE_PHRASES[pose]}, {w}" for pose, w in zip(POSES, PLACES, strict=True)
+        ]
+        for i, (pose, prompt) in enumerate(zip(POSES, prompts, strict=True)):
+            named = {} if way == "adapter" else {"pose": pose}
+            paths = generate([prompt], out / way / str(i), profile=files, seed=seed + i, **WAYS[way], **named)
             for person, path in zip(some, paths, strict=True):
                 made[person].append(np.asarray(Image.open(path)))
     return made
