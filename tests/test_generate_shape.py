@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import diffusers
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import torch
 from generate_world import PROMPTS, make_pictures, make_world, random_controlnet, read_picture, same
 from PIL import Image
 
+import bolid.body.maps
+import bolid.views
 from bolid.backends.diffusion import load_base
-from bolid.body.maps import control_maps
+from bolid.body.maps import control_maps, framed
 from bolid.body.mesh import body_model
 from bolid.body.profiles import stored
 from bolid.body.shape import of_sex, population
@@ -106,6 +110,29 @@ def test_the_body_branch_beside_it(world, network, tmp_path):
     assert same(branch, make_pictures(world, tmp_path / "3", profile=body(world), body_from="adapter"))
     quiet = make_pictures(world, tmp_path / "4", profile=body(world), body_from="both", pose="waving", body_scale=0)
     assert same(quiet, shape)
+
+
+def test_the_pose_of_a_photo(world, network, tmp_path, monkeypatch):
+    """The body gets the pose that the photo's keypoints show: here that of another body that waves."""
+    model, man = body_model(), of_sex(population().shape, "man").mean
+    vertices = model.posed(man, "waving")
+    points = framed(vertices, man[0], (512, 384)).project(model.keypoints(vertices))[:, :2]
+    found = SimpleNamespace(keypoints=np.concatenate([points, np.ones((17, 1))], 1))
+    monkeypatch.setattr(bolid.views, "person_in_photo", lambda *arguments: (None, found))
+    (tmp_path / "photo.png").write_bytes(b"photo")
+    drawn = []
+
+    def keep(*arguments, **options):
+        drawn.append(control_maps(*arguments, **options)["depth"])
+        return {"depth": drawn[-1]}
+
+    monkeypatch.setattr(bolid.body.maps, "control_maps", keep)
+    make_pictures(world, tmp_path / "0", profile=body(world), body_from="shape", pose_from=tmp_path / "photo.png")
+    make_pictures(world, tmp_path / "1", profile=body(world), body_from="shape", pose="waving")
+    record = read_picture(tmp_path / "0" / NAME)
+    assert record["config"]["pose_from"] == "photo.png" and "pose" not in record["config"]
+    fitted, named = (depth[..., 0] > 60 for depth in drawn)
+    assert (fitted & named).sum() > 0.7 * (fitted | named).sum()
 
 
 def test_a_3d_body_belongs_to_no_family(world, network, tmp_path):

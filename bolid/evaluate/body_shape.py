@@ -100,7 +100,8 @@ def shape_metrics(
         value, low, high = bootstrap_mean(torch.from_numpy(distances[:, column]))
         ends = (low, high) if low == low else (None, None)
         what = "pictures" if key == SHAPE else "held-out photos"
-        metrics[key] = Metric(float(value), count, by, f"of {len(people)} people, {count} {what}", *ends)
+        note = f"n is people; {count} {what}"
+        metrics[key] = Metric(float(value), len(people), by, note, *ends)
     return metrics, _errors(sizes)
 
 
