@@ -124,6 +124,9 @@ class _Generation:
         family, device = request.family, request.device
         reader = functools.cache(lambda: PersonReader(family, device))
         self.people = find_people(request, reader, progress)
+        for person in self.people:
+            if request.profiles and not person.vectors and warn is not None:
+                warn(f"{person.name} is of another family: of it only the 3D body is used, and no face")
         self.branches = choose_branches(request, self.people)
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         self.inputs = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(request.loras)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bolid.errors import BolidError
 from bolid.generate.request import PathLike, Request
 from bolid.generate.shape_map import shape_of_photo, shape_of_profile, shape_of_vector
-from bolid.models.families import Family, get_family, match_family
+from bolid.models.families import Family, match_family
 from bolid.person import PersonReader
 from bolid.run import Progress, derive_seed, sha256_file
 
@@ -94,7 +94,7 @@ def _from_profile(request: Request, path: PathLike, folder: str) -> Identity:
     return Identity(
         vectors if recorded == family.name else {}, made_with.get("body_encoder", ""), made_with.get("face_model", ""),
         {"profile": sha256_file(path), **photos}, f"the profile {Path(path).name}", folder,
-        shape=partial(shape_of_profile, profile, get_family(recorded)),
+        shape=partial(shape_of_profile, profile),
     )  # fmt: skip
 
 

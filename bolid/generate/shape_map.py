@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bolid.errors import BolidError
+from bolid.models.families import get_family
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +25,13 @@ BODY_FROM = (ADAPTER, SHAPE, BOTH)
 POSE = "standing"
 
 
-def shape_of_profile(profile: Profile, family: Family) -> np.ndarray:
-    """The parameters [P] of a profile's body: as stored, else read off its vector."""
+def shape_of_profile(profile: Profile) -> np.ndarray:
+    """The parameters [P] of a profile's body: as stored, else read off its vector by its own family's encoder."""
     from bolid.body.profiles import shape_in
 
+    if profile.body is not None:
+        return shape_in(profile, None).mean
+    family = get_family(profile.record["family"])
     return shape_in(profile, family.body_shape if family.has("body_shape") else None).mean
 
 
