@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.body.shape import Known, Shape
     from bolid.views import PersonRule, View, ViewReader
 
 MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
@@ -197,6 +198,23 @@ class PersonReader:
         reports = [used.get(path) or PhotoReport(path, 0.0, 0.0, False, rejected=rejected[path]) for path in paths]
         face_model = self.view_reader.faces.sha256 if faces else ""
         return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))
+
+    def shapes(
+        self, person: Person, known: Mapping[str, Known] | None = None, sex: str | None = None
+    ) -> tuple[Shape, Shape]:
+        """(what the photos say of the body's shape, what photos and measurements say).
+
+        Raises BolidError for a family whose body encoder knows no shape, and for measurements that no adult has.
+        """
+        from bolid.body.body_vector import load_body_vectors
+        from bolid.body.profiles import body_from_vector
+
+        vectors = load_body_vectors(self.family.require("body_shape"), self.encoder.space)
+        people = self.encoder.population
+        spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
+        mean, logvar = person.body_mean.double().numpy(), person.body_logvar.double().numpy()
+        views = len(person.view_weights)
+        return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
 
     def distances(
         self, pictures: Sequence[np.ndarray], body: torch.Tensor, face: torch.Tensor | None = None

@@ -1,11 +1,10 @@
 """`bolid profile`: photos of one person in, me.safetensors out. The photos are not needed any more after it.
 
-And what can be done to a profile: `mix` two people, `edit` a body along its sliders, `show` where it is on them.
+And what can be done to a profile: `mix` two people, `edit` a body, `show` what it measures, `export` it.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from bolid.body.profiles import MeasurementRow
     from bolid.body.shape import Known, Shape
     from bolid.formats.profile import Profile, ProfileBody
-    from bolid.formats.sliders import Sliders
     from bolid.models.families import Family
     from bolid.person import Person
     from bolid.views import PersonRule
@@ -121,17 +119,12 @@ def _with_shape(
             )
         return person, None
     from bolid.body.body_vector import load_body_vectors
-    from bolid.body.profiles import body_from_vector
 
-    vectors = load_body_vectors(reader.family.body_shape, reader.encoder.space)
-    people = reader.encoder.population
-    spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
-    mean, logvar = person.body_mean.double().numpy(), person.body_logvar.double().numpy()
-    views = len(person.view_weights)
-    seen, shape = body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
+    seen, shape = reader.shapes(person, known, sex)
     if not known:
         return person, shape
-    return replace(person, body_mean=_tensor(vectors.moved(mean, seen, shape))), shape
+    vectors = load_body_vectors(reader.family.body_shape, reader.encoder.space)
+    return replace(person, body_mean=_tensor(vectors.moved(person.body_mean.double().numpy(), seen, shape))), shape
 
 
 def _in_own_space(reader: PersonReader, person: Person, shape: Shape | None) -> Person:
@@ -183,17 +176,6 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 # ---- profiles of profiles -----------------------------------------------------------------------------------------
 
-LIMIT = 3.0  # standard deviations; further out no body was seen
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Where a body is on a slider, in standard deviations of the population."""
-
-    slider: str
-    value: float
-    r2: float  # how well the slider's ratio can be read off a body vector, 0..1, on people never seen
-
 
 @dataclass(frozen=True)
 class MixResult:
@@ -205,16 +187,7 @@ class MixResult:
 
 @dataclass(frozen=True)
 class EditResult:
-    """What `edit_profile` wrote, and the body's readings before and after."""
-
-    path: Path
-    before: tuple[Reading, ...]
-    after: tuple[Reading, ...]
-
-
-@dataclass(frozen=True)
-class ReshapeResult:
-    """What `reshape_profile` wrote, and the measurements before and after."""
+    """What `edit_profile` wrote, and the measurements before and after."""
 
     path: Path
     before: tuple[MeasurementRow, ...]
@@ -267,75 +240,34 @@ def mix_profiles(
     return MixResult(Path(out), face is not None)
 
 
-def edit_profile(
-    profile: str | os.PathLike[str],
-    out: str | os.PathLike[str] = "edited.safetensors",
-    *,
-    changes: Mapping[str, float],
-    sliders: str | os.PathLike[str] | None = None,
-) -> EditResult:
-    """Write a profile whose body is moved along sliders: `changes`, slider -> standard deviations of the population.
-
-    `sliders`: a file that measure_sliders.py wrote, by default the family's. The face stays.
-    Raises BolidError for a slider that is not there, and for sliders of another body encoder.
-    """
-    from bolid.formats.profile import KIND, load_profile, save_profile
-
-    person = load_profile(profile)
-    file, known = _sliders(person, sliders)
-    if not changes:
-        raise BolidError("nothing to change", f"say what, like --set {known.names[0]}=+1; {_names(known)}")
-    body_mean = person.body_mean.clone()
-    for name, value in changes.items():
-        if name not in known.names:
-            raise BolidError(f"there is no slider {name!r}", _names(known))
-        if not (math.isfinite(value) and abs(value) <= LIMIT):
-            raise BolidError(
-                f"--set {name} is {value}", f"give standard deviations of the population, from -{LIMIT:g} to {LIMIT:g}"
-            )
-        body_mean += value * known.directions[known.names.index(name)]
-    inputs = {"profile": sha256_file(profile), "body_sliders": sha256_file(file)} | _made_with(person)
-    inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(_photos(person))}
-    record = run_record(KIND, family=person.record["family"], config={"set": dict(changes)}, inputs=inputs)
-    save_profile(out, body_mean, person.body_logvar, person.face, person.view_weights, record)
-    return EditResult(Path(out), _readings(known, person.body_mean), _readings(known, body_mean))
-
-
-def show_profile(
-    profile: str | os.PathLike[str], *, sliders: str | os.PathLike[str] | None = None
-) -> tuple[Reading, ...]:
-    """Where a profile's body is on each slider."""
-    from bolid.formats.profile import load_profile
-
-    person = load_profile(profile)
-    return _readings(_sliders(person, sliders)[1], person.body_mean)
-
-
 # ---- the body of a profile ----------------------------------------------------------------------------------------
 
 
-def reshape_profile(
+def edit_profile(
     profile: str | os.PathLike[str],
     out: str | os.PathLike[str] = "edited.safetensors",
     *,
     changes: Mapping[str, str],
     hold: bool = True,
-) -> ReshapeResult:
+) -> EditResult:
     """Write a profile whose body measures something else: `changes` like {"waist": "-4cm", "inseam": "+2sd"}.
 
     With `hold` the other measurements stay (but the weight); else they follow as in the population. The face stays, and
-    the body vector follows the shape. Raises BolidError where no such body is near, and without a body-shape file.
+    the body vector follows the shape. A change leaves a measurement as uncertain as it was; a new value makes it exact.
+    Raises BolidError where no such body is near, and without a body-shape file.
     """
     from bolid.body.body_vector import load_body_vectors
-    from bolid.body.profiles import read_targets, shape_in, table
+    from bolid.body.profiles import exact_targets, read_targets, shape_in, table
     from bolid.body.shape import edit
     from bolid.formats.profile import KIND, load_profile, save_profile
 
+    if not changes:
+        raise BolidError("nothing to change", "say what, like --set waist=-4cm or --set inseam=+2sd")
     person = load_profile(profile)
     file = get_family(person.record["family"]).require("body_shape")
     vectors = load_body_vectors(file, person.record["inputs"].get("body_encoder", ""))
     before = shape_in(person, file)
-    after = edit(before, read_targets(before, changes), hold=hold)
+    after = edit(before, read_targets(before, changes), hold=hold, exact=exact_targets(changes))
     mean = vectors.moved(person.body_mean.double().numpy(), before, after)
     inputs = {"profile": sha256_file(profile), "body_shape": sha256_file(file)} | _made_with(person)
     inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(_photos(person))}
@@ -343,7 +275,7 @@ def reshape_profile(
     record = run_record(KIND, family=person.record["family"], config=config, inputs=inputs)
     body, rows = _body_and_rows(after)
     save_profile(out, _tensor(mean), person.body_logvar, person.face, person.view_weights, record, body)
-    return ReshapeResult(Path(out), table(before, person.body), rows)
+    return EditResult(Path(out), table(before, person.body), rows)
 
 
 def body_of(profile: str | os.PathLike[str]) -> tuple[Shape, tuple[MeasurementRow, ...]]:
@@ -357,15 +289,8 @@ def body_of(profile: str | os.PathLike[str]) -> tuple[Shape, tuple[MeasurementRo
     return shape, table(shape, person.body)
 
 
-def measurements_of(profile: str | os.PathLike[str]) -> tuple[MeasurementRow, ...]:
-    """What a profile's body measures; empty where neither the profile nor its family knows of a shape."""
-    from bolid.formats.profile import load_profile
-
-    person = load_profile(profile)
-    if person.body is None and not _knows_shape(
-        get_family(person.record["family"]), person.record["inputs"].get("body_encoder", "")
-    ):
-        return ()
+def show_profile(profile: str | os.PathLike[str]) -> tuple[MeasurementRow, ...]:
+    """What a profile's body measures. Raises BolidError where neither it nor its family knows of a shape."""
     return body_of(profile)[1]
 
 
@@ -388,16 +313,23 @@ def picture_profile(profile: str | os.PathLike[str], out: str | os.PathLike[str]
     return Path(out)
 
 
-def export_profile(profile: str | os.PathLike[str], out: str | os.PathLike[str], *, pose: str = "a-pose") -> Path:
-    """Write a profile's body as a mesh: .glb, .obj or .ply, in metres. `pose`: one of `bolid.body.mesh.poses()`."""
+def export_profile(
+    profile: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    pose: str = "a-pose",
+    pose_from: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a profile's body as a mesh: .glb, .obj or .ply, in metres.
+
+    `pose`: one of `bolid.body.mesh.poses()`; `pose_from`: a photo whose pose takes its place.
+    """
     from bolid.body.export import check_suffix, export_mesh
     from bolid.body.mesh import body_model
-    from bolid.body.shape import within_bounds
 
     check_suffix(out)
-    shape, _ = body_of(profile)
-    model = body_model()
-    return export_mesh(out, model.posed(within_bounds(shape.mean), pose), model.faces)
+    parameters, posed = _posed(profile, pose, pose_from)
+    return export_mesh(out, body_model().posed(parameters, posed), body_model().faces)
 
 
 def export_maps(
@@ -406,18 +338,21 @@ def export_maps(
     *,
     maps: Sequence[str] = ("depth", "normal", "silhouette", "openpose"),
     pose: str = "standing",
+    pose_from: str | os.PathLike[str] | None = None,
     size: tuple[int, int] = (1216, 832),
     turn: float = 0.0,
 ) -> tuple[Path, ...]:
-    """Write control maps of a profile's body in a pose, `out`/depth.png and so on; `size` = (height, width)."""
+    """Write control maps of a profile's body, `out`/depth.png and so on; `size` = (height, width).
+
+    `pose` and `pose_from` as in `export_profile`; `turn`: of the camera round the body, degrees.
+    """
     from PIL import Image
 
     from bolid.body.maps import control_maps
     from bolid.body.mesh import body_model
-    from bolid.body.shape import within_bounds
 
-    shape, _ = body_of(profile)
-    made = control_maps(body_model(), within_bounds(shape.mean), tuple(maps), pose=pose, size=size, turn=turn)
+    parameters, posed = _posed(profile, pose, pose_from)
+    made = control_maps(body_model(), parameters, tuple(maps), pose=posed, size=size, turn=turn)
     paths = []
     for name, picture in made.items():
         with atomic_path(Path(out) / f"{name}.png") as temporary:
@@ -426,38 +361,21 @@ def export_maps(
     return tuple(paths)
 
 
-# ---- sliders ------------------------------------------------------------------------------------------------------
+def _posed(
+    profile: str | os.PathLike[str], pose: str, photo: str | os.PathLike[str] | None
+) -> tuple[np.ndarray, str | Mapping[str, np.ndarray]]:
+    """(the parameters [P] of a profile's body, its pose: the named one, or that of the person in a photo)."""
+    from bolid.body.mesh import body_model
+    from bolid.body.pose_fit import fit_pose
+    from bolid.body.shape import within_bounds
+    from bolid.formats.tensors import read_record
+    from bolid.views import person_in_photo
 
-
-def read_changes(texts: Sequence[str]) -> dict[str, float]:
-    """`["legs=+1", "build=-0.5"]` -> {"legs": 1.0, "build": -0.5}"""
-    changes: dict[str, float] = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            raise BolidError(f"--set {text} sets nothing", "write SLIDER=NUMBER, like --set legs=+1") from None
-        if name in changes:
-            raise BolidError(f"--set {name} is given twice", "leave one of them out")
-        changes[name] = value
-    return changes
-
-
-def _sliders(person: Profile, file: str | os.PathLike[str] | None) -> tuple[Path, Sliders]:
-    from bolid.formats.sliders import load_sliders
-
-    path = Path(file) if file is not None else get_family(person.record["family"]).require("body_sliders")
-    return path, load_sliders(path, person.record["inputs"].get("body_encoder", ""))
-
-
-def _readings(sliders: Sliders, body_mean) -> tuple[Reading, ...]:
-    values = sliders.read(body_mean)
-    return tuple(Reading(name, values[name], r2) for name, r2 in zip(sliders.names, sliders.r2, strict=True))
-
-
-def _names(sliders: Sliders) -> str:
-    return f"the sliders are {', '.join(sliders.names)}"
+    parameters = within_bounds(body_of(profile)[0].mean)
+    if photo is None:
+        return parameters, pose
+    _, person = person_in_photo(photo, get_family(read_record(profile)["family"]))
+    return parameters, fit_pose(body_model(), parameters, person.keypoints)
 
 
 def _made_with(profile: Profile) -> dict[str, str]:

@@ -7,6 +7,7 @@ keypoints [17, 3] (x, y, confidence), in pixels of the image.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -154,6 +155,21 @@ def choose_person(people: Sequence[Detection], rule: PersonRule) -> Detection | 
     if visible.sum() < MIN_KEYPOINTS or not visible[list(TORSO)].any():
         return CUT_OFF
     return person
+
+
+def person_in_photo(photo: str | os.PathLike[str], family: Family, device: str = "cpu") -> tuple[np.ndarray, Detection]:
+    """(the photo, uint8 [H, W, 3]; its main person), for --pose-from. Raises BolidError when nobody is recognised."""
+    from bolid.backends.pose import PoseModel
+    from bolid.formats.images import read_photo
+
+    image = read_photo(photo, max_side=1536)
+    person = choose_person(PoseModel(family.require("pose"), device).detect([image])[0], "main")
+    if isinstance(person, str):
+        hint = "give a photo in which one person can be seen at least to the hips"
+        if family.name == "tiny":
+            hint += "; the tiny family knows only rendered people"
+        raise BolidError(f"--pose-from {photo}: {person}", hint)
+    return image, person
 
 
 def lowest_part(keypoints: np.ndarray) -> str:

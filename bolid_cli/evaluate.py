@@ -123,6 +123,10 @@ def _print_evaluation(result: Evaluation, quiet: bool) -> None:
             for name, r in result.ratios.items()
         ]
         print_table(("ratio", "true", "pictures", "off by"), ratios, quiet)
+    if result.measurements:
+        note("", quiet)
+        sizes = [(name, m["true"], m["pictures"], m["error"], m["floor"]) for name, m in result.measurements.items()]
+        print_table(("measurement, cm (kg)", "true", "pictures", "error", "floor"), sizes, quiet)
     _print_protocol(result, quiet)
 
 

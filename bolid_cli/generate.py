@@ -63,6 +63,18 @@ def generate(
     pose_from: Annotated[
         Path | None, typer.Option(metavar="PHOTO", help="Give the pictures the pose of the person in this photo.")
     ] = None,
+    body_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="adapter|shape|both",
+            help="Take the body from the trained body branch, from the depth map of the person's 3D body (through the "
+            "family's depth ControlNet), or from both. Default: adapter; with --pose both.",
+        ),
+    ] = None,
+    pose: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Pose of the 3D body: standing, walking, waving, ... Default: standing."),
+    ] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", metavar="N", help="Pictures of each prompt.")] = 1,
     size: Annotated[
@@ -133,6 +145,10 @@ def generate(
     pose_scale: Annotated[
         str,
         typer.Option(metavar="SCALE", help="Weight of the pose of --pose-from.", rich_help_panel=_PERSON, hidden=True),
+    ] = "1.0",
+    shape_scale: Annotated[
+        str,
+        typer.Option(metavar="SCALE", help="Weight of the 3D body's depth.", rich_help_panel=_PERSON, hidden=True),
     ] = "1.0",
     steps: Annotated[
         int | None,
@@ -220,10 +236,10 @@ def generate(
         paths = bolid.generate.generate(
             wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
-            few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
-            body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
-            family=family, base=base, size=size, upscale=upscale, refine_face=refine_face, dtype=dtype.value,
-            offload=offload, device=device, seed=seed, force=force,
+            body_from=body_from, pose=pose, shape_scale=shape_scale, few_steps=few_steps, steps=steps,
+            guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
+            best_of=best_of, batch_size=batch_size, grid=grid, family=family, base=base, size=size, upscale=upscale,
+            refine_face=refine_face, dtype=dtype.value, offload=offload, device=device, seed=seed, force=force,
             progress=progress, warn=lambda text: note(f"warning: {text}"),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)

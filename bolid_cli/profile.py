@@ -22,7 +22,6 @@ from bolid_cli._console import (  # fmt: skip
     print_unread,
     progress_bar,
 )
-from bolid_cli._streams import emit
 
 if TYPE_CHECKING:
     from bolid.profile import ProfileResult
@@ -122,11 +121,6 @@ def _say_what_was_taken(result: ProfileResult, quiet: bool) -> None:
         note(f"{len(grey)} faces are from black-and-white photos and count a tenth: photos in colour are better", quiet)
 
 
-SlidersOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Sliders measured for this body encoder. Default: the family's.")
-]
-
-
 def mix(
     a: Annotated[Path, typer.Argument(help="Profile of one person.")],
     b: Annotated[Path, typer.Argument(help="Profile of another.")],
@@ -151,39 +145,24 @@ def edit(
     profile: Annotated[Path, typer.Argument(help="File that `bolid profile` wrote.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=CHANGE",
-            help="A measurement (waist=-4cm, inseam=+2sd), or a slider in standard deviations (legs=+1).",
-        ),
+        typer.Option("--set", metavar="NAME=CHANGE", help="A measurement, like waist=-4cm, inseam=+2sd or hip=101cm."),
     ] = None,
     hold: Annotated[str, typer.Option(help="Whether other measurements stay: all or none.")] = "all",
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("edited.safetensors"),
-    sliders: SlidersOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Change a profile's body, like --set waist=-4cm, or along sliders, like --set legs=+1. The face stays.
+    """Change a profile's body: --set waist=-4cm moves one measurement and holds the others. The face stays.
 
-    One slider leaves the others where they are; `bolid profile show` lists them. The starting profile is not changed.
+    sd is the standard deviation of the population, within one sex. The starting profile is not changed.
     """
     import bolid.profile
 
     if hold not in ("all", "none"):
         raise BolidError(f"--hold is {hold!r}", "choose all or none")
-    if any(body.has_unit(text) for text in changes or ()):
-        reshaped = bolid.profile.reshape_profile(profile, out, changes=body.with_units(changes), hold=hold == "all")
-        pairs = zip(body.table_rows(reshaped.before), body.table_rows(reshaped.after), strict=True)
-        print_table(("measurement", "before", "after", "±"), [(b[0], b[1], a[1], a[2]) for b, a in pairs], quiet)
-        if as_json:
-            emit_json(reshaped)
-        else:
-            emit_paths([reshaped.path])
-        return
-    wanted = bolid.profile.read_changes(changes or [])
-    result = bolid.profile.edit_profile(profile, out, changes=wanted, sliders=sliders)
-    rows = [(b.slider, b.value, a.value, b.r2) for b, a in zip(result.before, result.after, strict=True)]
-    print_table(("slider", "before", "after", "R2"), rows, quiet)
+    result = bolid.profile.edit_profile(profile, out, changes=body.read_changes(changes or []), hold=hold == "all")
+    pairs = zip(body.table_rows(result.before), body.table_rows(result.after), strict=True)
+    print_table(("measurement", "before", "after", "±"), [(b[0], b[1], a[1], a[2]) for b, a in pairs], quiet)
     if as_json:
         emit_json(result)
     else:
@@ -192,29 +171,22 @@ def edit(
 
 def show(
     profile: Annotated[Path, typer.Argument(help="File that `bolid profile` wrote.")],
-    sliders: SlidersOption = None,
     picture: Annotated[
         Path | None, typer.Option(help="PNG to write: front, side and back with the measuring lines.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a profile's body measures, and where it is on each slider.
+    """Show what a profile's body measures.
 
     Sizes are in cm, with ± their standard deviation and the percentile among synthetic adults of the same sex. Photos
-    do not show size: without a known height it is the population's. Sliders are in standard deviations of the
-    population. R2 says how exact a slider is: 1 is exact, 0 is a guess. bolid inspect shows what else is in the file.
+    do not show size: without a known height it is the population's. bolid inspect shows what else is in the file.
     """
     import bolid.profile
 
-    rows = bolid.profile.measurements_of(profile)
-    readings = bolid.profile.show_profile(profile, sliders=sliders)
+    rows = bolid.profile.show_profile(profile)
     if picture is not None:
         note(f"picture: {bolid.profile.picture_profile(profile, picture)}")
     if as_json:
-        emit_json({"measurements": rows, "sliders": readings})
+        emit_json({"measurements": rows})
     else:
-        if rows:
-            body.print_body(rows)
-            emit("")
-        for reading in readings:
-            emit(f"{reading.slider}: {reading.value:+.2f} (R2 {reading.r2:.2f})")
+        body.print_body(rows)

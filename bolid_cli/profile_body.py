@@ -54,18 +54,13 @@ def known_from(options: dict[str, str | None], others: Sequence[str] | None, uni
     return read_known(texts, units)
 
 
-def has_unit(change: str) -> bool:
-    """Whether a change like "waist=-4cm" is of a measurement; sliders have plain numbers."""
-    return change.strip().endswith(("cm", "in", "kg", "lb", "sd"))
-
-
-def with_units(changes: Sequence[str] | None) -> dict[str, str]:
+def read_changes(texts: Sequence[str]) -> dict[str, str]:
     """["waist=-4cm"] -> {"waist": "-4cm"}"""
     wanted: dict[str, str] = {}
-    for text in changes or ():
-        name, _, value = text.partition("=")
-        if not has_unit(text):
-            raise BolidError(f"--set {text} moves a slider", "move sliders and measurements one after the other")
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise BolidError(f"--set {text} sets nothing", "write NAME=CHANGE, like waist=-4cm or inseam=+2sd")
         if name in wanted:
             raise BolidError(f"--set {name} is given twice", "leave one of them out")
         wanted[name] = value
@@ -101,6 +96,9 @@ def export(
     pose: Annotated[
         str | None, typer.Option(help="a-pose, standing, walking, ... Default: a-pose for a mesh, standing for maps.")
     ] = None,
+    pose_from: Annotated[
+        Path | None, typer.Option(metavar="PHOTO", help="Take the pose of the person in this photo.")
+    ] = None,
     maps: Annotated[
         str | None, typer.Option(help="Control maps, like depth,normal,silhouette,openpose.", metavar="NAMES")
     ] = None,
@@ -112,16 +110,18 @@ def export(
     """Write a profile's body as a mesh in metres, or as control maps for published ControlNets."""
     if mesh is None and maps is None:
         raise BolidError("nothing to export", "name a mesh, like me.glb, or --maps depth,openpose")
+    if pose is not None and pose_from is not None:
+        raise BolidError("--pose is given with --pose-from", "leave one of the two out")
     import bolid.profile
 
     paths = []
     if mesh is not None:
-        paths.append(bolid.profile.export_profile(profile, mesh, pose=pose or "a-pose"))
+        paths.append(bolid.profile.export_profile(profile, mesh, pose=pose or "a-pose", pose_from=pose_from))
     if maps is not None:
         names = [name.strip() for name in maps.split(",")]
         pixels = _pixels(size)
         paths += bolid.profile.export_maps(
-            profile, out, maps=names, pose=pose or "standing", size=pixels, turn=turn
+            profile, out, maps=names, pose=pose or "standing", pose_from=pose_from, size=pixels, turn=turn
         )  # fmt: skip
     if as_json:
         emit_json({"paths": paths})

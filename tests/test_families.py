@@ -74,7 +74,11 @@ def test_full_size_families_have_a_body_encoder_of_masks_until_one_is_trained():
 def test_parts_that_a_family_may_lack():
     """They are asked for by the options that need them only, and do not make a family incomplete."""
     family = families.get_family("sdxl")
-    for part, words in (("controlnet", "ControlNet"), ("few_steps_lora", "few-step LoRA"), ("body_sliders", "sliders")):
+    for part, words in (
+        ("controlnet", "ControlNet"),
+        ("few_steps_lora", "few-step LoRA"),
+        ("depth_controlnet", "depth ControlNet"),
+    ):
         assert part not in family.missing()
         with pytest.raises(BolidError, match=f"family 'sdxl' has no .*{words}: looked for .*sdxl/") as caught:
             family.require(part)

@@ -12,9 +12,10 @@ from PIL import Image
 from bolid.backends.face import DifferentiableFaces
 from bolid.backends.loss_guidance import LossGuidance, keep_noise
 from bolid.backends.pose import PoseModel
+from bolid.body.body_vector import load_body_vectors
+from bolid.body.shape import population
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile
-from bolid.formats.sliders import load_sliders
 from bolid.generate import generate
 from bolid.generate.guidance import FaceGuidanceLoss, head_mask
 from bolid.method import losses
@@ -125,7 +126,8 @@ def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
     me, family = load_profile(tmp_path / "me.safetensors"), get_family("tiny")
     faces, reader = DifferentiableFaces(family.require("face")), PersonReader(family)
     pose = PoseModel(family.require("pose"))
-    readout = load_sliders(family.body_sliders, reader.encoder.space).readout
+    vectors = load_body_vectors(family.body_shape, reader.encoder.space)
+    readout = torch.from_numpy(vectors.readout(population().shape)).float()
 
     def unlike(part: str, pictures: list[np.ndarray]) -> float:
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1

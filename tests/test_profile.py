@@ -16,14 +16,14 @@ import bolid.views
 from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
-from bolid.formats.sliders import Sliders, load_sliders, save_sliders
-from bolid.formats.tensors import load_tensors, save_tensors
+from bolid.formats.tensors import load_tensors, read_record
 from bolid.method.body_vae import Population, within_population
-from bolid.method.sliders import cross_validated_r2, fit_readout, remove_crosstalk, slider_directions, standardise
+from bolid.models.families import get_family
 from bolid.person import GREY_WEIGHT
-from bolid.profile import edit_profile, make_profile, mix_profiles, read_changes, show_profile
+from bolid.profile import edit_profile, make_profile, mix_profiles
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
+from bolid_cli.profile_body import read_changes
 
 
 class Reader:
@@ -237,118 +237,47 @@ def test_what_cannot_be_mixed(tmp_path):
     assert not (tmp_path / "m.safetensors").exists()
 
 
-def population(people=600, dim=12, seed=0):
-    """Bodies [P, D] that are correlated, and three ratios of them that are too, with some noise."""
-    generator = torch.Generator().manual_seed(seed)
-    bodies = torch.randn(people, dim, generator=generator) @ torch.randn(dim, dim, generator=generator)
-    weight = torch.randn(3, dim, generator=generator)
-    weight[1] += weight[0]
-    signal = bodies @ weight.T
-    return bodies, signal / signal.std(0) + 0.3 * torch.randn(people, 3, generator=generator), weight
+def measured(path, height: float = 1.7, **record):
+    """A profile whose body has been measured."""
+    from bolid.body.profiles import body_from_measurements, stored
+    from bolid.body.shape import Known
+
+    made = load_profile(save(path, 1, **record))
+    body = stored(body_from_measurements({"height": Known(height, 0.005), "waist": Known(0.8, 0.01)}, "woman"))
+    zeros = torch.zeros(len(load_tensors(SHAPES, "body-shape")[0]["bias"]))
+    save_profile(path, zeros, zeros.clone(), made.face, made.view_weights, made.record, body)
+    return path
 
 
-def test_a_slider_moves_its_own_ratio_and_no_other():
-    bodies, ratios, _ = population()
-    ratios = 0.02 * ratios + 0.4
-    readout = standardise(fit_readout(bodies, ratios, penalty=1.0), bodies)
-    directions = slider_directions(readout, bodies)
-    assert torch.allclose(readout.weight @ directions.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
-    # In standard deviations of the population.
-    reading = readout(bodies)
-    assert torch.allclose(reading.std(0), torch.ones(3, dtype=torch.float64))
-    true = (ratios - ratios.mean(0)) / ratios.std(0)
-    assert (reading - true).square().mean() < 0.15
-    r2 = cross_validated_r2(bodies, ratios, 1.0)
-    assert ((r2 > 0.8) & (r2 < 0.97)).all()  # 1 / (1 + 0.3 ** 2) = 0.92 is what the noise leaves
-    assert (cross_validated_r2(bodies, ratios[torch.randperm(len(ratios))], 1.0) < 0.1).all()
-    # The most probable of all changes that do it: any other is further out.
-    inverse = torch.linalg.inv(torch.cov(bodies.double().T))
-    other = torch.linalg.pinv(readout.weight).T
-    distance = [torch.einsum("rd,de,re->r", d, inverse, d) for d in (directions, other)]
-    assert (distance[0] <= distance[1] + 1e-9).all() and (distance[0] < distance[1]).any()
-    with pytest.raises(ValueError, match="3 sliders need as many body dimensions, there are 2"):
-        slider_directions(fit_readout(bodies[:, :2], ratios), bodies[:, :2])
+SHAPES = get_family("tiny").body_shape
 
 
-def test_what_pictures_mix_up_is_taken_out_of_the_directions():
-    bodies, ratios, _ = population()
-    directions = slider_directions(standardise(fit_readout(bodies, ratios), bodies), bodies)
-    generator = torch.Generator().manual_seed(3)
-    shown = torch.linalg.pinv(directions) @ (torch.eye(3) + 0.4 * torch.rand(3, 3, generator=generator)).double()
-    response = directions @ shown  # pictures that are linear in the body, and show more than the ratio asked for
-    off = ~torch.eye(3, dtype=torch.bool)
-    assert (response[off] / response.diagonal().repeat_interleave(2)).max() > 0.2
-    whole = remove_crosstalk(directions, response, fraction=1) @ shown
-    assert torch.allclose(whole[off], torch.zeros(6, dtype=torch.float64), atol=1e-9)
-    assert (whole.diagonal() > 0.5).all()
-    half = remove_crosstalk(directions, response, fraction=0.5) @ shown
-    assert torch.allclose(half, (response + whole) / 2)
-    assert torch.equal(remove_crosstalk(directions, response, fraction=0), directions)
-    with pytest.raises(ValueError, match="pictures do not follow slider 1"):
-        remove_crosstalk(directions, response * torch.tensor([1.0, -1.0, 1.0]), fraction=1)
-
-
-@pytest.fixture
-def sliders(tmp_path):
-    bodies, ratios, _ = population()
-    readout = fit_readout(bodies, ratios)
-    record = run_record("body-sliders", family="tiny", inputs={"body_encoder": MADE_WITH["body_encoder"]})
-    directions = slider_directions(readout, bodies)
-    made = Sliders(("legs", "arms", "build"), directions, readout.weight, readout.center, (0.9, 0.8, 0.7), record)
-    save_sliders(tmp_path / "sliders.safetensors", made)
-    return tmp_path / "sliders.safetensors"
-
-
-def test_editing_moves_the_body_along_its_sliders(tmp_path, sliders):
-    me = save(tmp_path / "me.safetensors", 1)
-    start = {reading.slider: reading.value for reading in show_profile(me, sliders=sliders)}
-    result = edit_profile(me, tmp_path / "x.safetensors", changes={"legs": 1.0, "build": -0.5}, sliders=sliders)
-    assert {r.slider: r.value for r in result.before} == start
-    moved = {reading.slider: reading.value - start[reading.slider] for reading in result.after}
-    assert moved == pytest.approx({"legs": 1.0, "arms": 0.0, "build": -0.5}, abs=1e-4)
-    before, after = load_profile(me), load_profile(result.path)
-    assert torch.equal(before.face, after.face) and torch.equal(before.body_logvar, after.body_logvar)
-    assert after.record["inputs"] == MADE_WITH | {
-        "profile": sha256_file(me), "body_sliders": sha256_file(sliders), "photo_000": f"{1:064d}",
-    }  # fmt: skip
-    assert after.record["config"] == {"set": {"build": -0.5, "legs": 1.0}}
-    back = edit_profile(result.path, tmp_path / "y.safetensors", changes={"build": 0.5, "legs": -1.0}, sliders=sliders)
-    assert torch.allclose(load_profile(back.path).body_mean, before.body_mean, atol=1e-5)
-
-
-def test_what_cannot_be_edited(tmp_path, sliders):
-    me = save(tmp_path / "me.safetensors", 1)
+def test_what_cannot_be_edited(tmp_path):
+    known = read_record(SHAPES)["inputs"]["body_encoder"]
+    me = measured(tmp_path / "me.safetensors", body_encoder=known)
     for changes, message in (
         ({}, "nothing to change"),
-        ({"nose": 1.0}, "there is no slider 'nose'"),
-        ({"legs": float("nan")}, "--set legs is nan"),
-        ({"legs": 4.0}, "--set legs is 4.0"),
+        ({"nose": "+1cm"}, "there is no measurement 'nose'"),
+        ({"waist": "+1"}, r"--set waist=\+1 sets nothing"),
+        ({"waist": "sd"}, "--set waist=sd sets nothing"),
     ):
         with pytest.raises(BolidError, match=message) as error:
-            edit_profile(me, tmp_path / "x.safetensors", changes=changes, sliders=sliders)
+            edit_profile(me, tmp_path / "x.safetensors", changes=changes)
         assert error.value.hint
-    other = save(tmp_path / "other.safetensors", 1, body_encoder="0" * 64)
-    with pytest.raises(BolidError, match="were measured for another body encoder") as error:
-        edit_profile(other, tmp_path / "x.safetensors", changes={"legs": 1.0}, sliders=sliders)
-    assert "make the profile again" in error.value.hint
-    tensors, record = load_tensors(sliders, "body-sliders")
-    save_tensors(sliders, {**tensors, "center": tensors["center"][1:]}, record)
-    with pytest.raises(BolidError, match="do not fit each other"):
-        load_sliders(sliders, MADE_WITH["body_encoder"])
-    save_tensors(sliders, {"center": tensors["center"]}, record)
-    with pytest.raises(BolidError, match="lacks parts of sliders"):
-        load_sliders(sliders, MADE_WITH["body_encoder"])
-    sdxl = save(tmp_path / "sdxl.safetensors", 1, family="sdxl")
-    with pytest.raises(BolidError, match="family 'sdxl' has no body sliders: looked for"):
-        edit_profile(sdxl, tmp_path / "x.safetensors", changes={"legs": 1.0})
+    other = measured(tmp_path / "other.safetensors", body_encoder="0" * 64)
+    with pytest.raises(BolidError, match="is for another body encoder"):
+        edit_profile(other, tmp_path / "x.safetensors", changes={"waist": "-1cm"})
+    sdxl = measured(tmp_path / "sdxl.safetensors", family="sdxl")
+    with pytest.raises(BolidError, match="family 'sdxl' has no body shape: looked for"):
+        edit_profile(sdxl, tmp_path / "x.safetensors", changes={"waist": "-1cm"})
     for texts, message in ((["legs"], "--set legs sets nothing"), (["a=1", "a=2"], "--set a is given twice")):
         with pytest.raises(BolidError, match=message):
             read_changes(texts)
-    assert read_changes(["legs=+1", "build=-0.5"]) == {"legs": 1.0, "build": -0.5}
+    assert read_changes(["inseam=+1sd", "waist=80cm"]) == {"inseam": "+1sd", "waist": "80cm"}
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_the_commands_of_two_words(tmp_path, sliders, monkeypatch):
+def test_the_commands_of_two_words(tmp_path, monkeypatch):
     run = CliRunner().invoke
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "me.safetensors", 1)
@@ -356,11 +285,18 @@ def test_the_commands_of_two_words(tmp_path, sliders, monkeypatch):
     result = run(app, ["profile", "mix", "me.safetensors", "you.safetensors", "--weight", "0.3", "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout) == {"has_face": False, "path": "mixed.safetensors"}
     assert "no face" in result.stderr
-    edited = ["profile", "edit", "me.safetensors", "--sliders", str(sliders), "--set", "legs=+1", "--set", "build=-1"]
+    measured(tmp_path / "me.safetensors", body_encoder=read_record(SHAPES)["inputs"]["body_encoder"])
+    edited = ["profile", "edit", "me.safetensors", "--set", "waist=-4cm", "--set", "inseam=+0.5sd"]
     result = run(app, [*edited, "--out", "x.safetensors"])
-    assert result.exit_code == 0 and result.stdout == "x.safetensors\n" and "legs" in result.stderr
-    shown = run(app, ["profile", "show", "x.safetensors", "--sliders", str(sliders)])
-    assert shown.exit_code == 0 and shown.stdout.startswith("legs: ")
+    assert result.exit_code == 0 and result.stdout == "x.safetensors\n" and "waist girth" in result.stderr
+    shown = [
+        json.loads(run(app, ["profile", "show", file, "--json"]).stdout) for file in ("me.safetensors", "x.safetensors")
+    ]
+    before, after = ({row["name"]: row["value"] for row in table["measurements"]} for table in shown)
+    assert after["waist"] - before["waist"] == pytest.approx(-4, abs=0.7)
+    assert after["hip"] == pytest.approx(before["hip"], abs=1) and after["inseam"] > before["inseam"] + 0.5
+    shown = run(app, ["profile", "show", "x.safetensors"])
+    assert shown.exit_code == 0 and shown.stdout.startswith("measurement ")
     # A folder of that name holds photos, as it always did.
     (tmp_path / "edit").mkdir()
     result = run(app, ["profile", "edit", "--out", "y.safetensors"])

@@ -21,6 +21,7 @@ from bolid.body.shape import (
     jacobian,
     measure_body,
     measured,
+    names_of,
     of_sex,
     population,
     state_of,
@@ -279,6 +280,33 @@ def test_a_shape_and_its_vector_go_both_ways():
     assert (logvar <= 0).all()
     moved = truth.moved(mean, exact, other)
     assert moved == pytest.approx(truth.vector_of(other)[0])
+
+
+def test_the_readout_follows_the_shape():
+    """Along a vector that a shape makes, the measurement that was moved changes most, and as it was moved."""
+    truth, *_ = made_people(5)
+    prior = population().shape
+    readout = truth.readout(prior, ("inseam", "arm", "waist"))
+    assert readout.shape == (3, D)
+    spread = truth.weight @ prior.covariance @ truth.weight.T + truth.noise
+    spread += np.exp(np.mean(truth.logvar - truth.one_view)) * truth.photo_noise
+    assert np.sqrt(np.diag(readout @ spread @ readout.T)) == pytest.approx(np.ones(3))
+    bodies = draw(prior, 60, 3)
+    states = np.stack([state_of(body) for body in bodies])
+    sizes = measure_body(bodies)[:, names_of(("inseam", "arm", "waist"))]
+    read, ratios = states @ truth.weight.T @ readout.T, sizes / bodies[:, :1]
+    shared = np.corrcoef(read.T, ratios.T)[:3, 3:]
+    assert (shared.diagonal() > 0.4).all() and (shared.argmax(0) == range(3)).all()
+
+
+def test_a_measurement_that_is_set_is_exact():
+    woman = of_sex(population().shape, "woman")
+    waist, hip = names_of(("waist", "hip"))
+    before = measured(woman)
+    target = float(before.values[waist]) - 0.03
+    moved, fixed = (measured(edit(woman, {"waist": target}, exact=names)) for names in ((), ("waist",)))
+    assert moved.sd == pytest.approx(before.sd, rel=0.1)
+    assert fixed.sd[waist] < 0.003 and fixed.sd[hip] < 0.9 * moved.sd[hip]
 
 
 def test_body_vector_files(tmp_path):

@@ -314,19 +314,24 @@ def load_loras(pipe: Any, loras: Sequence[tuple[Path, float]], family: Family) -
         pipe.set_adapters(names, [weight for _, weight in loras])
 
 
-def load_controlnet(pipe: Any, family: Family) -> ControlNetModel:
-    """The family's openpose ControlNet, frozen, in `pipe`'s precision and on its device.
+_CONTROLNET_FILE = "diffusion_pytorch_model.safetensors"
 
+
+def load_controlnet(pipe: Any, family: Family, part: str = "controlnet") -> ControlNetModel:
+    """A ControlNet of the family, frozen, in `pipe`'s precision and on its device.
+
+    `part`: "controlnet", the openpose one, or "depth_controlnet". Published ones may be there in half precision alone.
     Raises BolidError for one that is missing, damaged, or made for another kind of base.
     """
-    path = family.require("controlnet")
+    path = family.require(part)
     from diffusers import ControlNetModel
 
     wanted = "it must be a directory that diffusers' ControlNetModel.from_pretrained loads, with safetensors weights"
     with loading(f"the ControlNet {path}", wanted):
         network = ControlNetModel.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, torch_dtype=pipe.unet.dtype
-        )
+            str(path), local_files_only=True, use_safetensors=True, torch_dtype=pipe.unet.dtype,
+            variant="fp16" if not (path / _CONTROLNET_FILE).exists() else None,
+        )  # fmt: skip
     require_whole(network, path)
     for key in ("block_out_channels", "cross_attention_dim", "in_channels"):
         theirs, own = network.config[key], pipe.unet.config[key]

@@ -12,7 +12,7 @@ Stature has no part in it: photos do not show size. Shapes: D body dimension, P 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,13 @@ import numpy as np
 
 from bolid.body.measurements import NAMES
 from bolid.body.mesh import PARAMETERS
-from bolid.body.shape import Shape, most_probable, residuals, state_of
+from bolid.body.shape import Shape, most_probable, names_of, population, residuals, state_of
 from bolid.errors import BolidError
 
 KIND = "body-shape"
+FREE = ("inseam", "arm", "shoulders", "head", "weight")
+"""Measurements that vary freely beside each other; girths follow the weight (their correlation with it is 0.8 to 0.9).
+"""
 FEW = 2
 """Up to so many views a profile's `body_mean` is within the encoder's population (`backends.body.fuse_views`)."""
 
@@ -72,6 +75,17 @@ class BodyVectors:
         gain = np.linalg.solve(self.weight @ cross + noise, cross.T).T
         covariance = prior.covariance - gain @ cross.T
         return start + gain @ (shown - self.weight @ start - self.bias), (covariance + covariance.T) / 2
+
+    def readout(self, prior: Shape, names: Sequence[str] = FREE) -> np.ndarray:
+        """f64 [R, D]: how c_body changes the measurements `names`, each over the stature and in standard deviations of
+        its own readings over the population: what the encoder knows badly counts as much.
+        """
+        cross = prior.covariance @ self.weight.T  # [S, D]
+        spread = self.weight @ cross + self.noise + np.exp(np.mean(self.logvar - self.one_view)) * self.photo_noise
+        gain = np.linalg.solve(spread, cross.T).T
+        people = population()
+        rows = np.concatenate([people.slope, np.eye(len(NAMES))], 1)[names_of(names)] @ gain
+        return rows / np.sqrt(np.einsum("rd,de,re->r", rows, spread, rows))[:, None]
 
     def vector_of(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
         """body_mean, body_logvar [D] of a shape: as photos of such a person would be encoded, and how surely."""

@@ -9,17 +9,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bolid.body.mesh import BodyModel
 from bolid.body.rendering import Buffer, View, draw
 from bolid.errors import BolidError
 from bolid.method.openpose import draw_openpose
+from bolid.synth.geometry import rasterise
 
 MAPS = ("depth", "normal", "silhouette", "openpose")
 _FILL = 0.88  # of the picture's height (or width) that the body fills
 _DISTANCE = 4.0  # statures between the camera and the person: a short telephoto
 _FARTHEST = 0.25
+_FINE = 2  # a depth map is drawn so much larger, then averaged: smooth edges
 
 
 def control_maps(
@@ -27,24 +31,25 @@ def control_maps(
     parameters: np.ndarray,
     names: tuple[str, ...] = MAPS,
     *,
-    pose: str = "standing",
+    pose: str | Mapping[str, np.ndarray] = "standing",
     size: tuple[int, int] = (1216, 832),
     turn: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """uint8 [H, W, 3] for each of the `names`, of the body [P] in a pose; `size` = (height, width), `turn` in degrees.
+    """uint8 [H, W, 3] for each of the `names`, of the body [P] in a pose (`BodyModel.posed`); `size` = (height, width).
 
-    The body is framed whole. Raises BolidError for an unknown map, pose or a size of less than 64 pixels.
+    `turn`: of the camera round the body, degrees. The body is framed whole. Raises
+    BolidError for an unknown map or pose, or a size of less than 32 pixels.
     """
     for name in names:
         if name not in MAPS:
             raise BolidError(f"there is no map {name!r}", f"the maps are {', '.join(MAPS)}")
-    if min(size) < 64 or max(size) > 8192:
-        raise BolidError(f"--size is {size[1]}x{size[0]}", "give WIDTHxHEIGHT from 64 to 8192 pixels")
+    if min(size) < 32 or max(size) > 8192:
+        raise BolidError(f"--size is {size[1]}x{size[0]}", "give WIDTHxHEIGHT from 32 to 8192 pixels")
     vertices = model.posed(parameters, pose)
     view = framed(vertices, parameters[0], size, turn)
     buffer = draw(view, vertices, model.faces)
     makers = {
-        "depth": lambda: _depth(buffer),
+        "depth": lambda: depth_map(view.project(vertices), model.faces, size),
         "normal": lambda: _normal(buffer),
         "silhouette": lambda: np.repeat(buffer.mask[..., None] * np.uint8(255), 3, 2),
         "openpose": lambda: draw_openpose(_visible(view.project(model.keypoints(vertices))), size),
@@ -63,11 +68,15 @@ def framed(vertices: np.ndarray, stature: float, size: tuple[int, int], turn: fl
     return View(turn, scale, center, size, _DISTANCE * stature, 0.55 * stature)
 
 
-def _depth(buffer: Buffer) -> np.ndarray:
-    inverse = np.zeros(buffer.depth.shape)
-    inverse[buffer.mask] = 1 / buffer.depth[buffer.mask]
-    near, far = inverse[buffer.mask].max(), inverse[buffer.mask].min()
-    shade = np.where(buffer.mask, _FARTHEST + (1 - _FARTHEST) * (inverse - far) / (near - far), 0)
+def depth_map(points: np.ndarray, faces: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of a projected body: `points` [V, 3], x and y in pixels and depth in metres; `faces` [F, 3]."""
+    depth, triangle, _ = rasterise(points * [_FINE, _FINE, 1], faces, _FINE * size[0], _FINE * size[1])
+    mask, inverse = triangle >= 0, 1 / depth
+    shade = np.zeros(depth.shape)
+    if mask.any():
+        near, far = inverse[mask].max(), inverse[mask].min()
+        shade[mask] = _FARTHEST + (1 - _FARTHEST) * (inverse[mask] - far) / max(near - far, 1e-9)
+    shade = shade.reshape(size[0], _FINE, size[1], _FINE).mean((1, 3))
     return np.repeat((shade[..., None] * 255 + 0.5).astype(np.uint8), 3, 2)
 
 

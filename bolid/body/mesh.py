@@ -93,23 +93,44 @@ class BodyModel:
         scale = np.asarray(parameters)[:, 0] / (high - low)
         return (vertices - low[:, None, None] * [0, 0, 1]) * scale[:, None, None]
 
-    def posed(self, parameters: np.ndarray, pose: str = "standing") -> np.ndarray:
-        """Vertices f64 [V, 3] in metres, floor at 0, of one body [P] in one of `poses()`.
+    def posed(self, parameters: np.ndarray, pose: str | Mapping[str, np.ndarray] = "standing") -> np.ndarray:
+        """Vertices f64 [V, 3] in metres, floor at 0, of one body [P] in one of `poses()`, or by each bone's rotation.
 
         The scale is that at rest, so a body that squats is lower. Raises BolidError for an unknown pose.
         """
-        if pose not in poses():
-            raise BolidError(f"there is no pose {pose!r}", f"the poses are {', '.join(poses())}")
         if pose == A_POSE:
             return self.rest(parameters[None])[0]
+        rotations = self.rotations(pose) if isinstance(pose, str) else dict(pose)
         import torch
 
         with torch.no_grad():
             model = self._anny.get_rest_model(self._coefficients(parameters[None]))
-        vertices, _ = self._body.pose(model, _rotations(pose))
+        vertices, _ = self._body.pose(model, rotations)
         scale = parameters[0] / np.ptp(model["rest_vertices"][0, :, 2].numpy())
         vertices = vertices.astype(np.float64) * scale
         return vertices - [0, 0, vertices[:, 2].min()]
+
+    def rotations(self, pose: str) -> dict[str, np.ndarray]:
+        """Each bone's rotation matrix in one of `poses()`. Raises BolidError for an unknown one."""
+        if pose not in poses():
+            raise BolidError(f"there is no pose {pose!r}", f"the poses are {', '.join(poses())}")
+        angles: dict[str, tuple[float, float, float]] = {}
+        for bone, (x, y, z) in POSE_ROTATIONS.get(pose, {}).items():
+            angles[f"{bone}.L"], angles[f"{bone}.R"] = (x, y, z), (x, -y, -z)
+        return {bone: rotation(*turn) for bone, turn in {**angles, **ASYMMETRIC_ROTATIONS.get(pose, {})}.items()}
+
+    def skeleton(self, parameters: np.ndarray) -> tuple[list[str], list[int], np.ndarray, np.ndarray]:
+        """(bones, the number of each one's parent or -1, where they begin [J, 3], COCO's keypoints [17, 3]) in metres
+        of one body [P] at rest.
+        """
+        import torch
+
+        with torch.no_grad():
+            model = self._anny.get_rest_model(self._coefficients(parameters[None]))
+        vertices, heads = (model[name][0].double().numpy() for name in ("rest_vertices", "rest_bone_heads"))
+        scale = parameters[0] / np.ptp(vertices[:, 2])
+        parents = [int(parent) for parent in self._anny.bone_parents]
+        return list(self._anny.bone_labels), parents, heads * scale, self.keypoints(vertices) * scale
 
     def keypoints(self, vertices: np.ndarray) -> np.ndarray:
         """COCO's 17 keypoints [17, 3] in metres of vertices [V, 3]."""
@@ -126,15 +147,15 @@ def body_model() -> BodyModel:
     return BodyModel()
 
 
+def vertex_distances(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Distance of each vertex [V] in metres of two bodies [V, 3] in one pose, both centred and the first scaled to the
+    size of the second: their mean is PVE-T-SC (Sengupta et al. 2020, arXiv:2009.10013).
+    """
+    a, b = found - found.mean(0), truth - truth.mean(0)
+    return np.linalg.norm(a * np.sqrt((b**2).sum() / (a**2).sum()) - b, axis=1)
+
+
 def volume(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Volume [...] in cubic metres of closed meshes [..., V, 3]."""
     a, b, c = (vertices[..., faces[:, i], :] for i in range(3))
     return np.abs(np.einsum("...fi,...fi->...", np.cross(a, b), c)) / 6
-
-
-def _rotations(pose: str) -> dict[str, np.ndarray]:
-    """Each bone's rotation matrix in a pose."""
-    angles: dict[str, tuple[float, float, float]] = {}
-    for bone, (x, y, z) in POSE_ROTATIONS[pose].items():
-        angles[f"{bone}.L"], angles[f"{bone}.R"] = (x, y, z), (x, -y, -z)
-    return {bone: rotation(*turn) for bone, turn in {**angles, **ASYMMETRIC_ROTATIONS.get(pose, {})}.items()}

@@ -170,6 +170,11 @@ def table(shape: Shape, body: ProfileBody | None = None) -> tuple[MeasurementRow
     )
 
 
+def exact_targets(changes: Mapping[str, str]) -> tuple[str, ...]:
+    """The measurements that are set to a value and not changed by one: {"waist": "80cm"}."""
+    return tuple(name for name, text in changes.items() if text.strip()[:1] not in ("+", "-"))
+
+
 def read_targets(shape: Shape, changes: Mapping[str, str]) -> dict[str, float]:
     """{"waist": "-4cm", "inseam": "+2sd", "hip": "101cm"} -> the wanted measurements in metres (kilograms).
 

@@ -292,22 +292,24 @@ def said(name: str, value: float, named: bool = True) -> str:
 
 # ---- editing ------------------------------------------------------------------------------------------------------
 
+_EXACT = 0.002  # standard deviation in metres (kilograms) of a measurement that an edit reaches
 HELD = ("height", "inseam", "arm", "shoulders", "head")
 GIRTHS = ("chest", "waist", "hip", "thigh", "upper-arm", "neck")
 
 
-def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True) -> Shape:
+def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True, exact: Sequence[str] = ()) -> Shape:
     """The shape moved to these measurements (metres, kilograms): the most probable change in the population.
 
     With `hold` the other lengths and girths stay (the weight follows; where the weight is set, the girths follow).
-    Without, all follow; the stature only where a length is set.
+    Without, all follow; the stature only where a length is set. The covariance stays, but that of `exact` measurements
+    and of what goes with them.
     Raises BolidError where no body comes near to it.
     """
     now = measure_body(shape.mean[None])[0]
     kept = {"height"} if targets.keys() <= {*GIRTHS, "weight"} else set[str]()
     if hold:
         kept = {*HELD, *(() if "weight" in targets else GIRTHS)}
-    known = {name: Known(value, 0.002) for name, value in targets.items()}
+    known = {name: Known(value, _EXACT) for name, value in targets.items()}
     known |= {name: Known(float(now[NAMES.index(name)]), 0.004) for name in NAMES if name in kept - set(targets)}
     spread = population().covariance.copy()
     gender = PARAMETERS.index("gender")  # nobody's sex changes
@@ -321,7 +323,11 @@ def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True) -> Sh
                 f"no body like this one has {said(name, value)}: the nearest is {said(name, reached)}",
                 "ask for less, or let the other measurements follow: --hold none",
             )
-    return Shape(mean, shape.covariance, shape.known)
+    covariance = shape.covariance
+    if exact:
+        rows = jacobian(mean, found)[names_of(exact)]
+        _, covariance = _linear_update(covariance, rows, np.zeros(len(rows)), np.full(len(rows), _EXACT))
+    return Shape(mean, covariance, {name: known for name, known in shape.known.items() if name not in targets})
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from bolid.models.sources import SOURCES, PublishedPart
 OPTIONAL = {
     "probe": "body ratios in evaluate",
     "controlnet": "generate --pose-from",
+    "depth_controlnet": "generate --body-from shape",
     "few_steps_lora": "generate --few-steps",
     "upscaler": "generate --upscale",
-    "body_sliders": "profile edit, profile show",
+    "body_shape": "centimetres, profile edit, generate --body-from shape",
     "segmentation": "the body encoder of masks",
     "caption": "extract --caption blip2",
     "unet": "a UNet in place of the base's own",

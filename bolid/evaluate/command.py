@@ -117,6 +117,7 @@ class _Run:
 
     def score(self, folders: Sequence[PathLike]) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
         """Every folder's scores, and the differences of the others from the first."""
+        from bolid.evaluate.body_shape import known_bodies
         from bolid.evaluate.evaluators import FEATURES, Evaluators
         from bolid.evaluate.references import read_references
         from bolid.evaluate.scores import score
@@ -134,6 +135,7 @@ class _Run:
         base = generated_pictures(self.base) if self.base is not None else None
         evaluators = Evaluators(family, device, self.features)
         references = read_references(held_out, evaluators, progress)
+        references.bodies = known_bodies(held_out.pictures, self.profiles, references.people)
         conditioning = _conditioning(used, held_out, given, evaluators)
         scored = [
             score(name, folder, references, conditioning, base, evaluators, progress)

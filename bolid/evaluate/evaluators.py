@@ -1,6 +1,6 @@
 """The evaluators of `bolid evaluate`: a family's models, and what they extract from one picture.
 
-Shapes: E embedding, D features, C classes, W width profile, R body readings.
+Shapes: E embedding, D features, C classes, W width profile, R body readings, V numbers of the shape reader.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from bolid.errors import BolidError
 from bolid.evaluate.pictures import Picture, PictureFolder
+from bolid.evaluate.shape_reader import open_reader
 from bolid.models.families import Family
 
 BATCH = 8
@@ -32,6 +33,7 @@ class PictureFeatures:
     keypoints: torch.Tensor  # f32 [17, 3]; confidence 0 where no person is found
     widths: torch.Tensor  # f32 [W]
     reading: torch.Tensor  # f32 [R]
+    view: torch.Tensor  # f32 [V], what the shape reader keeps
 
 
 class Evaluators:
@@ -66,6 +68,7 @@ class Evaluators:
         self.feature_size = self.inception.size if self.inception else self.image_text.embedding_size
         self._texts: dict[str, torch.Tensor] = {}
         self._open_body_evaluator()
+        self.shape_reader = open_reader(family, device)
 
     def _open_body_evaluator(self) -> None:
         """The body probe, which no training has used; the body encoder in a family without one."""
@@ -92,7 +95,7 @@ class Evaluators:
     @property
     def fingerprint(self) -> list[Any]:
         """What a cached feature depends on, beside the photo."""
-        family, parts = self.family, ("image_text", "pose", "face", "probe", "body_encoder")
+        family, parts = self.family, ("image_text", "pose", "face", "probe", "body_encoder", "body_shape")
         files = []
         for part in parts:
             path = getattr(family, part)
@@ -129,6 +132,7 @@ class Evaluators:
             one = PictureFeatures(
                 embeds[i], features[i], None if logits is None else logits[i], torch.full((512,), math.nan),
                 torch.zeros(17, 3), torch.full((16,), math.nan), torch.full((self.reading_size,), math.nan),
+                torch.full((self.shape_reader.size if self.shape_reader else 0,), math.nan),
             )  # fmt: skip
             person = choose_person(people, "main")
             if not isinstance(person, str):
@@ -149,6 +153,9 @@ class Evaluators:
             face = face_of(person, self.faces.detect(image))
             if face is not None:
                 found.face = torch.from_numpy(face.embedding)
+        if self.shape_reader is not None:
+            features = self._pooled(image, keypoints) if self.shape_reader.needs_features else None
+            found.view = self.shape_reader.view(image, person, features)
         to_the_knees = (keypoints[list(HIPS), 2] >= MIN_CONFIDENCE).any() and (
             keypoints[list(KNEES), 2] >= MIN_CONFIDENCE
         ).any()
@@ -164,10 +171,16 @@ class Evaluators:
             if view is not None:
                 found.reading = self.encoder.encode_masks([view])[0][0]
         elif self.encoder is not None:
-            pooled = self.image_text.views([image], keypoints[None])[1].float().cpu().numpy()[0]
             cut, _, inside = person_crop(image, box, keypoints, self.family.view_size)
-            features = [pooled * (keypoints[:, 2:] >= MIN_CONFIDENCE)] if self.encoder.needs_features else None
-            found.reading = self.encoder.encode([cut], [inside], features)[0][0]
+            pooled = [self._pooled(image, keypoints)] if self.encoder.needs_features else None
+            found.reading = self.encoder.encode([cut], [inside], pooled)[0][0]
+
+    def _pooled(self, image: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        """The image-text features around each keypoint that is visible, as body encoders take them."""
+        from bolid.method.keypoints import MIN_CONFIDENCE
+
+        pooled = self.image_text.views([image], keypoints[None])[1].float().cpu().numpy()[0]
+        return pooled * (keypoints[:, 2:] >= MIN_CONFIDENCE)
 
 
 def batches(folder: PictureFolder, pictures: Sequence[Picture]) -> Iterator[tuple[list[int], list[np.ndarray]]]:

@@ -1,13 +1,14 @@
 """The held-out reference photos of `bolid evaluate`, as the evaluators see them; cached between runs.
 
-Shapes: M photos, P people, E embedding, D features, W width profile, R body readings.
+Shapes: M photos, P people, E embedding, D features, W width profile, R body readings, V numbers of the shape reader.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from bolid.errors import BolidError
@@ -30,8 +31,10 @@ class References:
     keypoints: torch.Tensor  # f32 [M, 17, 3]
     widths: torch.Tensor  # f32 [M, W]
     readings: torch.Tensor  # f32 [M, R]
+    views: torch.Tensor  # f32 [M, V]
     truth: dict[str, dict[str, float]]  # person -> body ratios
     statistics: FeatureStatistics
+    bodies: dict[str, np.ndarray] = field(default_factory=dict)  # person -> parameters [P] of the known body
 
 
 def read_references(folder: PictureFolder, evaluators: Evaluators, progress: Progress) -> References:
@@ -41,7 +44,7 @@ def read_references(folder: PictureFolder, evaluators: Evaluators, progress: Pro
     """
     from bolid.formats.tensors import load_tensors, save_tensors
 
-    key = canonical_json([CACHE_KIND, 1, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
+    key = canonical_json([CACHE_KIND, 2, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
     path = home() / "evaluate" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
         tensors, record = load_tensors(path, CACHE_KIND)
@@ -59,7 +62,7 @@ def read_references(folder: PictureFolder, evaluators: Evaluators, progress: Pro
             truth[person] = theirs[0]
     return References(
         people, torch.tensor([people.index(photo.person) for photo in folder.pictures]), tensors["embed"],
-        tensors["face"], tensors["keypoints"], tensors["widths"], tensors["reading"], truth,
+        tensors["face"], tensors["keypoints"], tensors["widths"], tensors["reading"], tensors["view"], truth,
         FeatureStatistics.from_tensors(tensors),
     )  # fmt: skip
 
@@ -77,6 +80,6 @@ def _extract_all(folder: PictureFolder, evaluators: Evaluators, progress: Progre
         progress(places[-1] + 1, len(folder.pictures), "reading reference photos")
     if not photos:
         raise BolidError(f"none of the photos in {folder.place} can be read", "give a folder of photos of the person")
-    names = ("embed", "face", "keypoints", "widths", "reading")
+    names = ("embed", "face", "keypoints", "widths", "reading", "view")
     tensors = {name: torch.stack([getattr(one, name) for one in photos]) for name in names}
     return {**tensors, "rows": torch.tensor(rows), **statistics.tensors()}

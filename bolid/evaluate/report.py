@@ -92,7 +92,7 @@ def _figures(
     key += "</p>"
     if missing:
         key += f"<details><summary>Not measured: {len(missing)}</summary><ul>{_items(missing)}</ul></details>"
-    return table + key + _ratios(scored)
+    return table + key + _ratios(scored) + "".join(map(_measurements, scored))
 
 
 def _items(texts: Sequence[str]) -> str:
@@ -126,6 +126,26 @@ def _ratios(scored: Sequence[Scored]) -> str:
     return (
         f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         "<p class=quiet>Body ratios, means over the people, read off the pictures by the body probe.</p>"
+    )
+
+
+def _measurements(one: Scored) -> str:
+    """The true body's measurements beside those read off the pictures."""
+    found = one.evaluation.measurements
+    if not found:
+        return ""
+    titles = ("measurement, cm (kg)", "true", one.name, "mean error", "of as many photos")
+    head = "".join(f"<th>{escape(text)}</th>" for text in titles)
+    rows = [
+        f'<tr><th scope="row">{words(name)}</th>'
+        + "".join(f"<td>{row[key]:.1f}</td>" for key in ("true", "pictures", "error", "floor"))
+        + "</tr>"
+        for name, row in found.items()
+    ]
+    return (
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        "<p class=quiet>At the true stature, means over the people; what photos are off by is the reader's own "
+        "error.</p>"
     )
 
 

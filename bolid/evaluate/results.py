@@ -30,6 +30,11 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
     "width_profile_distance": (LOWER, "mean difference of silhouette widths over torso + thigh + shin"),
     "body_ratio_error": (LOWER, "mean relative error of the 3D body ratios, person by person"),
     "body_ratio_correlation": (HIGHER, "correlation over people of 3D body ratios, read off the pictures and true"),
+    "body_shape_mm": (
+        LOWER,
+        "mean distance of the surface from the true body's at rest (PVE-T-SC), mm, person by person",
+    ),
+    "body_shape_floor_mm": (LOWER, "the same of as many held-out photos: the reader's own error"),
     "body_rank1": (HIGHER, "share of pictures whose body is nearest to the right person of all"),
     "body_auc": (HIGHER, "share of other people whose body is further off; 0.5 is chance"),
     "copy_paste": (LOWER, "nearest conditioning photo's cosine minus nearest held-out photo's, of equally many"),
@@ -80,6 +85,8 @@ class Evaluation:
     """{"excluded": reference photos that made a profile, "checked": whether records or --profile name those photos}."""
     notes: list[str]
     rejected: dict[str, list[str]]
+    measurements: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By name: {"true", "pictures"}, means over people, and {"error", "floor"}, mean absolute errors; cm and kg."""
 
 
 @dataclass

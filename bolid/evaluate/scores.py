@@ -12,6 +12,7 @@ import torch
 
 from bolid.errors import BolidError
 from bolid.evaluate.aggregate import Bodies, body_metrics, distribution_metrics, mean_metrics
+from bolid.evaluate.body_shape import shape_metrics
 from bolid.evaluate.evaluators import Evaluators, PictureFeatures, batches
 from bolid.evaluate.picture_scores import BasePictures, Diversity, ReferenceScores
 from bolid.evaluate.pictures import Picture, PictureFolder, assign_people
@@ -45,6 +46,7 @@ def score(
     base_pictures = BasePictures(base, evaluators) if base is not None else None
     values: dict[str, list[float]] = {key: [] for key in PER_PICTURE}
     bodies: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    views: list[torch.Tensor] = []
     scored_places: list[int] = []
     sizes: set[tuple[int, ...]] = set()
     for places, images in batches(folder, pictures):
@@ -59,6 +61,7 @@ def score(
             for key in PER_PICTURE:
                 values[key].append(row.get(key, math.nan))
             bodies.append((found.keypoints, found.widths, found.reading))
+            views.append(found.view)
             sizes.add(image.shape[:2])
         scored_places += places
     if not scored_places:
@@ -74,11 +77,14 @@ def score(
     stacked = Bodies(*(torch.stack(parts) for parts in zip(*bodies, strict=True)))
     found_metrics, ratios = body_metrics(scored, references, stacked, evaluators)
     metrics |= found_metrics
+    shapes, measurements = shape_metrics(scored, references, torch.stack(views), evaluators.shape_reader)
+    metrics |= shapes
     metrics |= distribution_metrics(whole.statistics, references.statistics, whole.inception, whole.classes, evaluators)
     evaluation = Evaluation(
         len(scored_places), len(references.owner), len({p for p in scored.people if p}),
         {key: metrics[key] for key in DESCRIPTIONS if key in metrics}, ratios, {},
-        _notes(evaluators, sizes, scored.people.count(""), len(set(references.people) - set(scored.people))), {},
+        _notes(evaluators, sizes, scored.people.count(""), len(set(references.people) - set(scored.people))),
+        {}, measurements,
     )  # fmt: skip
     return Scored(**vars(scored), evaluation=evaluation)
 

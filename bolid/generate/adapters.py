@@ -29,6 +29,8 @@ def choose_branches(request: Request, people: Sequence[Identity]) -> list[str]:
             )
         # A branch at scale 0 is not even loaded: less to compute, and bit-equal to the base without it.
         default = any(branch not in cell.scales for cell in request.cells)
+        if branch == "body" and request.shape_alone:
+            default = False
         if given or (len(without) < len(people) and default):
             used.append(branch)
     there = [branch for branch in used if files[branch].is_file()]

@@ -51,6 +51,9 @@ def generate(
     lora: Sequence[str] | None = None,
     pose_from: PathLike | None = None,
     pose_scale: float | str = 1.0,
+    body_from: str | None = None,
+    pose: str | None = None,
+    shape_scale: float | str = 1.0,
     few_steps: bool = False,
     steps: int | None = None,
     guidance: float | str | None = None,
@@ -80,7 +83,10 @@ def generate(
     (a seed). With several profiles each person's pictures go to a folder of the profile's name. `adapter`: a directory
     with face.safetensors, body.safetensors or both, by default the family's.
     Strength: `face_scale`, `body_scale`: numbers, or texts as in `bolid.scales`; by default the family's, else 1, for
-    every branch that the person and the adapter have. `face_guidance`, `body_guidance`: the weight of the loss towards
+    every branch that the person and the adapter have. `body_from`: "adapter", the body branch; "shape", the depth map
+    of the person's 3D body in a `pose` (`bolid.body.mesh.poses`, or that of `pose_from`) through the family's depth
+    ControlNet, whose weight is `shape_scale`; or "both". By default "adapter", with a `pose` "both". A profile of
+    another family has a 3D body too. `face_guidance`, `body_guidance`: the weight of the loss towards
     the person's face and body whose gradient each step follows; 1 is usual, in `bolid.scales.PERSON_INTERVAL` where no
     interval is given.
     Base: `base`: another base of the family's kind, a .safetensors checkpoint or a diffusers folder. `lora`: FILE or
@@ -107,11 +113,11 @@ def generate(
         prompts=tuple(prompt.strip() for prompt in prompts if prompt.strip()), out=Path(out),
         profiles=() if profile is None else (profile,) if isinstance(profile, str | os.PathLike) else tuple(profile),
         reference=reference, new_person=new_person, adapter=adapter, face_scale=face_scale, body_scale=body_scale,
-        lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, few_steps=few_steps, steps=steps,
-        guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
-        best_of=best_of, batch_size=batch_size, grid=tuple(grid or ()), family_name=family, base=base, size=size,
-        upscale=upscale, refine_face=refine_face, dtype=dtype, offload=offload, device_name=device, seed=seed,
-        force=force,
+        lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, body_from=body_from, pose=pose,
+        shape_scale=shape_scale, few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
+        body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size,
+        grid=tuple(grid or ()), family_name=family, base=base, size=size, upscale=upscale, refine_face=refine_face,
+        dtype=dtype, offload=offload, device_name=device, seed=seed, force=force,
     )  # fmt: skip
     request.check()
     return _Generation(request, progress, warn).run()
@@ -125,6 +131,9 @@ class _Generation:
         family, device = request.family, request.device
         reader = functools.cache(lambda: PersonReader(family, device, force=request.force))
         self.people = find_people(request, reader, progress)
+        for person in self.people:
+            if request.profiles and not person.vectors and warn is not None:
+                warn(f"{person.name} is of another family: of it only the 3D body is used, and no face")
         self.branches = choose_branches(request, self.people)
         if warn is not None:
             for warning in unused_branches(request, self.people, self.branches):
@@ -132,9 +141,9 @@ class _Generation:
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         self.inputs = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(request.loras)}
         self.guidance = self._guidance(reader)
-        self.pose = self._pose()
+        self.maps = self._maps()
         self.pipe = self._load_pipe()
-        self.controls = self._controls()
+        self.control_network = self._control_network()
         self.upscaler, self.refiner = self._upscaler(), self._refiner()
         self.encoded = {prompt: self._encoded(prompt, warn) for prompt in (*request.prompts, request.negative)}
 
@@ -148,15 +157,29 @@ class _Generation:
             self.inputs |= used
         return makers
 
-    def _pose(self) -> np.ndarray | None:
-        """The pose map of --pose-from, uint8 [H,W,3]."""
-        if self.request.pose_from is None:
+    def _maps(self) -> list[np.ndarray] | None:
+        """What a ControlNet follows, uint8 [H,W,3], of each person: the 3D body's depth, or the pose of a photo."""
+        request, family = self.request, self.family
+        if not request.uses_shape and request.pose_from is None:
             return None
-        from bolid.generate import pose_map
+        family.require(self._control_part)
+        if request.pose_from is not None:
+            self.inputs["pose_from"] = sha256_file(request.pose_from)
+            if not request.uses_shape:
+                from bolid.generate import pose_map
 
-        self.family.require("controlnet")
-        self.inputs["pose_from"] = sha256_file(self.request.pose_from)
-        return pose_map.read_pose(self.request.pose_from, self.family, self.request.device)
+                return [pose_map.read_pose(request.pose_from, family, request.device)] * len(self.people)
+        from bolid.generate.shape_map import POSE, depth_picture
+        from bolid.views import person_in_photo
+
+        points, size = None, family.image_size
+        if request.pose_from is not None:
+            points = person_in_photo(request.pose_from, family, request.device)[1].keypoints
+        return [depth_picture(person.shape(), request.pose or POSE, size, points) for person in self.people]
+
+    @property
+    def _control_part(self) -> str:
+        return "depth_controlnet" if self.request.uses_shape else "controlnet"
 
     def _load_pipe(self) -> Any:
         """The base with its LoRAs and adapters, ready to sample."""
@@ -184,19 +207,29 @@ class _Generation:
             offload_networks(pipe, request.device)
         return pipe
 
-    def _controls(self) -> list[Control]:
-        """The ControlNet that follows the pose map, if there is one."""
-        if self.pose is None:
+    def _control_network(self) -> Any:
+        """The ControlNet, if there is something to follow."""
+        if self.maps is None:
+            return None
+        from bolid.backends.attention import cache_conditions
+        from bolid.backends.diffusion import load_controlnet
+
+        network = load_controlnet(self.pipe, self.family, self._control_part)
+        cache_conditions(network)
+        return network
+
+    def _controls(self, person: Identity) -> list[Control]:
+        """The ControlNet with the person's map."""
+        if self.maps is None:
             return []
         from PIL import Image
 
-        from bolid.backends.attention import cache_conditions
-        from bolid.backends.diffusion import load_controlnet
         from bolid.backends.sampling import Control
 
-        network = load_controlnet(self.pipe, self.family)
-        cache_conditions(network)
-        return [Control(network, Image.fromarray(self.pose), self.request.pose_weight)]
+        number = next(i for i, other in enumerate(self.people) if other is person)
+        picture = Image.fromarray(self.maps[number])
+        weight = self.request.shape_weight if self.request.uses_shape else self.request.pose_weight
+        return [Control(self.control_network, picture, weight)]
 
     def _upscaler(self) -> Upscaler | None:
         """What enlarges the pictures for --upscale."""
@@ -290,7 +323,7 @@ class _Generation:
         return self._pictures(
             person, cell, [self._text(index) for index, _ in jobs], seeds,
             scales=[scales.get(branch, Scale(0, 0, 0)) for branch in self.branches],
-            controls=self.controls, losses=self._losses(person, cell),
+            controls=self._controls(person), losses=self._losses(person, cell),
         )  # fmt: skip
 
     def _repaint(

@@ -1,6 +1,6 @@
 """Guidance towards a person's face and body: losses that `backends.loss_guidance` moves a picture down the gradient of.
 
-Shapes: N pictures, (h, w) latent positions, D body dimension, R sliders.
+Shapes: N pictures, (h, w) latent positions, D body dimension, R measurements.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from bolid.backends.face import DifferentiableFaces
 from bolid.backends.loss_guidance import GuidanceLoss
 from bolid.backends.pose import PoseModel, weights_file
 from bolid.errors import BolidError
-from bolid.formats.sliders import load_sliders
 from bolid.generate.identity import Identity, check_comparable
 from bolid.method import losses
-from bolid.method.sliders import reading_distance
 from bolid.run import sha256_file
 
 if TYPE_CHECKING:
@@ -54,7 +52,8 @@ class FaceGuidanceLoss:
 
 @dataclass(frozen=True)
 class BodyGuidanceLoss:
-    """The distance to a `body` [D] of what the body encoder reads, both in the sliders' `readout` [R, D].
+    """The mean squared difference of the body encoder's reading and a `body` [D], both through `readout` [R, D]:
+    measurements over the stature, in standard deviations (`bolid.body.body_vector.BodyVectors.readout`).
 
     It moves all of the picture, by the confidence of the pose.
     """
@@ -73,7 +72,7 @@ class BodyGuidanceLoss:
     def __call__(self, pixels: torch.Tensor, latent_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(the loss [N], the pose's confidence everywhere [N,1,h,w]) of pictures [N,3,H,W] in -1..1."""
         mean, _, confidence = self.encoder.read_pixels(pixels, self.pose, self.view_size)
-        loss = reading_distance(mean @ self.readout.T, self.body[None] @ self.readout.T)
+        loss = ((mean - self.body[None]) @ self.readout.T).square().mean(-1)
         return loss, confidence.detach()[:, None, None, None].expand(-1, 1, *latent_size)
 
 
@@ -112,11 +111,14 @@ def face_guidance(family: Family, device: str = "cpu") -> tuple[MakeLoss, dict[s
 
 
 def body_guidance(family: Family, encoder: BodyEncoder, device: str = "cpu") -> tuple[MakeLoss, dict[str, str]]:
-    """`guidance_for` bodies, with the family's body `encoder`, its sliders and its pose model.
+    """`guidance_for` bodies, with the family's body `encoder`, what it says of the shape, and the pose model.
 
     Raises BolidError when one is missing or passes no gradient.
     """
-    pose, sliders = PoseModel(family.require("pose"), device), family.require("body_sliders")
+    from bolid.body.body_vector import load_body_vectors
+    from bolid.body.shape import population
+
+    pose, file = PoseModel(family.require("pose"), device), family.require("body_shape")
     if not encoder.differentiable or not pose.differentiable:
         raise BolidError(
             f"--body-guidance needs a gradient, which the models of family '{family.name}' do not give",
@@ -125,9 +127,10 @@ def body_guidance(family: Family, encoder: BodyEncoder, device: str = "cpu") -> 
     used = {
         "guidance_body_encoder": encoder.sha256,
         "guidance_pose": sha256_file(weights_file(family.pose)),
-        "guidance_body_sliders": sha256_file(sliders),
+        "guidance_body_shape": sha256_file(file),
     }
-    readout = load_sliders(sliders, encoder.space).readout.to(device)
+    rows = load_body_vectors(file, encoder.space).readout(population().shape)
+    readout = torch.from_numpy(rows).float().to(device)
     return functools.partial(BodyGuidanceLoss, encoder, pose, readout, family.view_size), used
 
 

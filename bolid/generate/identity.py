@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
 from bolid.generate.request import PathLike, Request
+from bolid.generate.shape_map import shape_of_photo, shape_of_profile, shape_of_vector
 from bolid.models.families import Family, match_family
 from bolid.person import PersonReader
 from bolid.run import Progress, derive_seed, sha256_file
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 LARGEST = 1e4  # of a vector's numbers: bodies are in standard deviations of the prior, faces of unit length
+
+
+def _nobodys_shape() -> np.ndarray:
+    raise BolidError("nobody's body is to be shown", "add --profile, or leave out --body-from and --pose")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Identity:
     inputs: dict[str, str]  # for the run record
     name: str
     folder: str = ""  # of this person's pictures, where there are several people
+    shape: Callable[[], np.ndarray] = _nobodys_shape
+    """Makes the parameters [P] of the 3D body. BolidError where nothing is known of it."""
 
     def __post_init__(self) -> None:
         for branch, vector in self.vectors.items():
@@ -48,38 +57,45 @@ def find_people(
     Raises BolidError for files that are damaged, missing or of another family.
     """
     if request.profiles:
-        return _from_profiles(request.family, request.profiles)
+        return _from_profiles(request)
     if request.reference is not None:
         person = reader().read([request.reference], progress)
         vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
         name = f"the photo {Path(request.reference).name}"
-        return [Identity(vectors, reader().encoder.space, person.face_model, {"reference": person.sha256[0]}, name)]
+        shape = partial(shape_of_photo, reader(), person)
+        inputs = {"reference": person.sha256[0]}
+        return [Identity(vectors, reader().encoder.space, person.face_model, inputs, name, shape=shape)]
     if request.new_person is not None:
         return [_invented(request.family, request.require_adapter("body"), request.new_person)]
     return [Identity({}, "", "", {}, "nobody")]
 
 
-def _from_profiles(family: Family, paths: Sequence[PathLike]) -> list[Identity]:
+def _from_profiles(request: Request) -> list[Identity]:
+    paths = request.profiles
     folders = [Path(path).stem if len(paths) > 1 else "" for path in paths]
     if twice := [name for name in folders if name and folders.count(name) > 1]:
         raise BolidError(
             f"two profiles are called {twice[0]}: their pictures could not be told apart", "rename one of them"
         )
-    return [_from_profile(family, path, folder) for path, folder in zip(paths, folders, strict=True)]
+    return [_from_profile(request, path, folder) for path, folder in zip(paths, folders, strict=True)]
 
 
-def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
+def _from_profile(request: Request, path: PathLike, folder: str) -> Identity:
     from bolid.formats.profile import load_profile
 
-    profile = load_profile(path)
-    match_family(family.name, profile.record["family"], path)
+    profile, family = load_profile(path), request.family
+    recorded = profile.record["family"]
+    if not (request.shape_alone and recorded != family.name):  # a 3D body belongs to no family
+        match_family(family.name, recorded, path)
     vectors = {"body": profile.body_mean} | ({"face": profile.face} if profile.face is not None else {})
     made_with = profile.record["inputs"]
     # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
     photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
-    inputs = {"profile": sha256_file(path), **photos}
-    name = f"the profile {Path(path).name}"
-    return Identity(vectors, made_with.get("body_encoder", ""), made_with.get("face_model", ""), inputs, name, folder)
+    return Identity(
+        vectors if recorded == family.name else {}, made_with.get("body_encoder", ""), made_with.get("face_model", ""),
+        {"profile": sha256_file(path), **photos}, f"the profile {Path(path).name}", folder,
+        shape=partial(shape_of_profile, profile),
+    )  # fmt: skip
 
 
 def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:
@@ -102,7 +118,8 @@ def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:
         encoder = BodyEncoder(family.require("body_encoder"))
         if encoder.population is not None and encoder.space == space:
             body, inputs = draw_body(encoder.population, body), {"population": encoder.sha256}
-    return Identity({"body": body}, space, "", inputs, f"new person {seed}")
+    shape = partial(shape_of_vector, body, space, family)
+    return Identity({"body": body}, space, "", inputs, f"new person {seed}", shape=shape)
 
 
 def check_comparable(option: str, people: Sequence[Identity], model: str, sha256: str, family: Family) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.generate.shape_map import ADAPTER, BODY_FROM, BOTH, POSE, SHAPE, check_pose
 from bolid.models.families import Family, get_family, match_family
 from bolid.run import derive_seed, pick_device
 from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
 
 PathLike = str | os.PathLike[str]
 LARGEST_SEED = 2**63 - 1
+WITH_POSE = BOTH
+"""Where bodies come from where a --pose is given: what kept them better (docs/results/body-from.md)."""
 PICTURE_SEED = 2**32
 """A seed of this or more is one picture's own, from its record: the first picture is sampled with it as it stands."""
 
@@ -94,6 +97,9 @@ class Request:
     lora: tuple[str, ...]
     pose_from: PathLike | None
     pose_scale: float | str
+    body_from: str | None
+    pose: str | None
+    shape_scale: float | str
     few_steps: bool
     steps: int | None
     guidance: float | str | None
@@ -140,6 +146,7 @@ class Request:
             raise BolidError(
                 f"--pose-scale is {self.pose_scale}", "it has no parts: give a number, an interval or 1@0..0.5"
             )
+        self._check_body_from()
         _ = self.loras
         if self.offload and self.device == "cpu":
             raise BolidError("--offload spares the memory of an accelerator, and there is none", "leave it out")
@@ -151,6 +158,42 @@ class Request:
         if self.out.exists() and not self.out.is_dir():
             raise BolidError(f"--out {self.out} is a file", "give a folder for the pictures")
 
+    def _check_body_from(self) -> None:
+        """BolidError for settings of the 3D body that contradict each other."""
+        if self.body_from is not None and self.body_from not in BODY_FROM:
+            raise BolidError(f"--body-from is {self.body_from!r}", f"choose one of {', '.join(BODY_FROM)}")
+        if self.pose is not None:
+            check_pose(self.pose)
+            if self.pose_from is not None or self.body_from == ADAPTER:
+                other = "--pose-from" if self.pose_from is not None else "--body-from adapter"
+                raise BolidError(f"--pose is given with {other}", "leave one of the two out")
+        if not self.uses_shape:
+            return
+        if self.shape_alone and any("body" in cell.scales for cell in self.cells):
+            raise BolidError(
+                "--body-scale is given with --body-from shape, which does without the body branch",
+                "leave it out, or give --body-from both",
+            )
+        if not self.shape_weight.is_uniform:
+            raise BolidError(
+                f"--shape-scale is {self.shape_scale}", "it has no parts: give a number, an interval or 1@0..0.5"
+            )
+
+    @property
+    def uses_shape(self) -> bool:
+        """Whether pictures follow the depth map of the 3D body."""
+        return self.body_from in (SHAPE, BOTH) or (self.body_from is None and self.pose is not None)
+
+    @property
+    def shape_alone(self) -> bool:
+        """Whether the body branch stays out."""
+        return (self.body_from or (WITH_POSE if self.pose is not None else ADAPTER)) == SHAPE
+
+    @cached_property
+    def shape_weight(self) -> Scale:
+        """The scale of the depth ControlNet, with its interval."""
+        return parse_scale(self.shape_scale, "--shape-scale")
+
     @cached_property
     def family(self) -> Family:
         """The family that the profiles, or else the adapter, were made with; else the one given or chosen."""
@@ -160,6 +203,8 @@ class Request:
         if self.adapter is not None:
             made += [path for path in _files_in(self.adapter).values() if path.is_file()]
         name = self.family_name
+        if self.shape_alone and name is not None:  # a 3D body belongs to no family
+            made = made[len(self.profiles) :]
         family = match_family(name, read_record(made[0])["family"], made[0]) if made else get_family(name)
         return family.with_base(self.base).with_size(self.size)
 
@@ -250,6 +295,9 @@ class Request:
             settings["base"] = Path(self.base).name
         if self.pose_from is not None:
             settings |= {"pose_from": Path(self.pose_from).name, "pose_scale": self.pose_weight.plain()}
+        if self.uses_shape:
+            settings |= {"body_from": SHAPE if self.shape_alone else BOTH, "shape_scale": self.shape_weight.plain()}
+            settings |= {} if self.pose_from is not None else {"pose": self.pose or POSE}
         return settings
 
     def file_name(self, index: int, number: int) -> str:

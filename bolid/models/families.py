@@ -39,9 +39,9 @@ PARTS = tuple(_LAYOUT)
 _OPTIONAL = {
     "controlnet": ("controlnet", "an openpose ControlNet: config.json and diffusion_pytorch_model.safetensors"),
     "face_portrait": ("adapter/face-portrait.safetensors", "a published FaceID-Portrait adapter, converted"),
+    "depth_controlnet": ("controlnet-depth", "a depth ControlNet, in the same layout"),
     "few_steps_lora": ("few-steps.safetensors", "a LoRA with which the base samples in a few steps (LCM or Lightning)"),
     "upscaler": ("upscaler.safetensors", "a super-resolution network of RGB pictures that spandrel loads"),
-    "body_sliders": ("body-sliders.safetensors", "the sliders measured for this body encoder"),
     "body_shape": ("body-shape.safetensors", "what this body encoder's vectors say of the body's shape"),
     "segmentation": ("segmentation", "a segmentation model: config.json and model.safetensors"),
     "unet": ("unet.safetensors", "a UNet checkpoint, or a LoRA, that replaces the base's own UNet"),
@@ -60,8 +60,8 @@ def path_of(part: str, folder: Path) -> Path:
 _WORDS = {
     "controlnet": "ControlNet",
     "face_portrait": "FaceID-Portrait adapter",
+    "depth_controlnet": "depth ControlNet",
     "few_steps_lora": "few-step LoRA",
-    "body_sliders": "body sliders",
     "body_shape": "body shape",
     "unet": "UNet",
     "base_config": "base configs",
@@ -169,9 +169,9 @@ class Family:
     view_size: tuple[int, int]  # (height, width) of photos for the body encoder: image_size or finer
     controlnet: Path
     face_portrait: Path
+    depth_controlnet: Path
     few_steps_lora: Path
     upscaler: Path
-    body_sliders: Path
     body_shape: Path
     segmentation: Path
     unet: Path

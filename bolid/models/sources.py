@@ -111,6 +111,17 @@ def _base(name: str, repo: str, megabytes: int, license: str, files: tuple[str, 
     )
 
 
+_CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.fp16.safetensors")
+
+
+def _depth(name: str, repo: str, megabytes: int, license: str) -> PublishedPart:
+    return PublishedPart(
+        "depth_controlnet", name, megabytes, license, repo=repo, files=_CONTROLNET_FILES, notice=_OPENRAIL_NOTICE,
+        optional=True,
+    )  # fmt: skip
+
+
+_SDXL_DEPTH = _depth("ControlNet depth for SDXL", "diffusers/controlnet-depth-sdxl-1.0", 2502, "OpenRAIL++")
 _LIGHTNING_FILE = "sdxl_lightning_4step_{}.safetensors"
 SOURCES: dict[str, tuple[PublishedPart, ...]] = {
     "sd15": (
@@ -121,6 +132,7 @@ SOURCES: dict[str, tuple[PublishedPart, ...]] = {
             "few_steps_lora", "LCM-LoRA for SD 1.5", 135, "OpenRAIL++", repo="latent-consistency/lcm-lora-sdv1-5",
             file="pytorch_lora_weights.safetensors", notice=_OPENRAIL_NOTICE, optional=True,
         ),
+        _depth("ControlNet 1.1 depth for SD 1.5", "lllyasviel/control_v11f1p_sd15_depth", 723, "CreativeML OpenRAIL-M"),
     ),
     "sdxl": (
         *_base("SDXL 1.0", _SDXL, 6940, "CreativeML OpenRAIL++-M", _DIFFUSERS_FP16),
@@ -130,6 +142,7 @@ SOURCES: dict[str, tuple[PublishedPart, ...]] = {
             "few_steps_lora", "SDXL-Lightning LoRA, 4 steps", 394, "OpenRAIL++", repo="ByteDance/SDXL-Lightning",
             file=_LIGHTNING_FILE.format("lora"), notice=_OPENRAIL_NOTICE, optional=True,
         ),
+        _SDXL_DEPTH,
     ),
     "sdxl-lightning": (
         # Its own UNet comes below; SDXL's would be 5 GB for nothing.
@@ -140,6 +153,7 @@ SOURCES: dict[str, tuple[PublishedPart, ...]] = {
         ),
         *_common(),
         _portrait("sdxl", 749),
+        _SDXL_DEPTH,
     ),
 }  # fmt: skip
 

@@ -50,6 +50,7 @@ class _Mesh:
     faces: np.ndarray  # i32 [F, 3]
     values: np.ndarray  # f32 [N, 11]: what `shade` reads of a pixel
     part: np.ndarray  # f32 [N]: BODY, SKIRT or HAIR
+    bare: np.ndarray  # f64 [V, 3]: the body without clothes
     keypoints: np.ndarray  # [17, 3]
     corners: np.ndarray  # [2, 3] of the mouth, right and left
 
@@ -107,6 +108,11 @@ class Renderer:
         marks = keypoint_marks(camera.project(mesh.keypoints), depth, self.size, self.stature)
         return triangle >= 0, np.array(marks, np.float32)
 
+    def project_body(self, plan: PhotoPlan) -> np.ndarray:
+        """Where the body without clothes is in the photo: x and y in pixels, depth in metres of its vertices [V, 3]."""
+        mesh = self._mesh(plan)
+        return Camera.framing(plan, mesh.vertices, mesh.keypoints, self.size).project(mesh.bare)
+
     def _mesh(self, plan: PhotoPlan) -> _Mesh:
         body, style = self.body, self.person.hair_style
         vertices, transforms = body.pose(self.rest_model, joint_rotations(plan))
@@ -127,14 +133,14 @@ class Renderer:
         keypoints = body.keypoints_of(vertices[None])[0]
         corners = vertices[[body.mouth_corner_right, body.mouth_corner]]
         floor = mesh[:, 2].min()
-        mesh, keypoints, corners = ((p - [0, 0, floor]) @ turn.T for p in (mesh, keypoints, corners))
+        mesh, bare, keypoints, corners = ((p - [0, 0, floor]) @ turn.T for p in (mesh, vertices, keypoints, corners))
         normals = np.concatenate([body.normals(dressed), *[surface_normals(v, f) for _, v, f in parts[1:]]]) @ turn.T
         added = len(mesh) - len(dressed)
         canonical = np.concatenate([body.canonical, np.zeros((added, 3))])
         fields = np.stack([body.arm, body.along_arm, body.head, body.eye], 1)
         fields = np.concatenate([fields, np.zeros((added, 4))])
         values = np.concatenate([normals, canonical, fields, part[:, None]], 1).astype(np.float32)
-        return _Mesh(mesh, faces, values, part, keypoints, corners)
+        return _Mesh(mesh, faces, values, part, bare, keypoints, corners)
 
     def _truth(
         self, plan: PhotoPlan, camera: Camera, alpha: np.ndarray, depth: np.ndarray, mesh: _Mesh

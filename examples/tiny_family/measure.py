@@ -36,6 +36,7 @@ from bolid.backends.probe import BodyProbe
 from bolid.backends.sampling import sample
 from bolid.formats.images import read_photo
 from bolid.formats.tensors import read_record
+from bolid.generate import guidance as guidance_losses
 from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.run import derive_seed
@@ -85,10 +86,10 @@ class Pictures:
         self.family = get_family("tiny")
         self.losses: dict[str, Callable[[torch.Tensor], GuidanceLoss]] = {}  # branch -> its guidance to a vector
         if face_guidance:
-            loss, _ = face_guidance(self.family)
+            loss, _ = guidance_losses.face_guidance(self.family)
             self.losses["face"] = functools.partial(loss, weight=parse_person_guidance(face_guidance, "face"))
         if body_guidance:
-            loss, _ = body_guidance(self.family, BodyEncoder(self.family.require("body_encoder")))
+            loss, _ = guidance_losses.body_guidance(self.family, BodyEncoder(self.family.require("body_encoder")))
             self.losses["body"] = functools.partial(loss, weight=parse_person_guidance(body_guidance, "body"))
         self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
         if steps is not None:

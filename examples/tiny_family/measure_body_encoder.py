@@ -25,7 +25,6 @@ import torch
 from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.formats.images import read_photo
 from bolid.method.metrics import r2_scores
-from bolid.method.sliders import fit_readout
 from bolid.models.families import get_family
 from bolid.views import View, ViewReader, person_crop
 
@@ -103,8 +102,11 @@ def ratio_r2(
 
 
 def read(bodies: torch.Tensor, ratios: torch.Tensor, new: torch.Tensor, penalty: float) -> torch.Tensor:
-    """The ratios of the bodies `new` by a linear read-out learnt on (bodies, ratios)."""
-    return fit_readout(bodies, ratios, penalty)(new) * ratios.std(0) + ratios.mean(0)
+    """The ratios of the bodies `new` by a ridge regression learnt on (bodies, ratios)."""
+    x, y = (part.double() - part.double().mean(0) for part in (bodies, ratios))
+    y = y / ratios.double().std(0)
+    weight = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    return (new.double() - bodies.double().mean(0)) @ weight * ratios.double().std(0) + ratios.double().mean(0)
 
 
 def measure(val: Path, train: Path, encoder_path: Path | None = None) -> dict[str, float]:

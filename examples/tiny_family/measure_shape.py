@@ -26,7 +26,7 @@ from make_population import body_of
 from bolid.backends.body import BodyEncoder
 from bolid.body.body_vector import BodyVectors, load_body_vectors
 from bolid.body.measurements import MEASUREMENTS, NAMES
-from bolid.body.mesh import body_model
+from bolid.body.mesh import body_model, vertex_distances
 from bolid.body.shape import Known, Shape, condition, measure_body, measured, population, within_bounds
 from bolid.errors import BolidError
 from bolid.models.families import get_family
@@ -36,12 +36,6 @@ STATURE_SD, TAPE_SD = 0.005, 0.01
 TAPES = ("waist", "hip", "inseam")
 HEAD = 0.862
 """Canonical height above which vertices are of the head: they are more than a third of all."""
-
-
-def pve(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Distance of each vertex [V] in metres of two bodies [V, 3], centred and scaled to the second's size."""
-    a, b = found - found.mean(0), truth - truth.mean(0)
-    return np.linalg.norm(a * np.sqrt((b**2).sum() / (a**2).sum()) - b, axis=1)
 
 
 def cases(vectors: BodyVectors) -> dict[str, Callable[[Encoded, np.ndarray, np.random.Generator], Shape | None]]:
@@ -100,7 +94,7 @@ def measure(people: Sequence[Encoded], vectors: BodyVectors) -> dict[str, dict]:
                 continue
             found = measured(shape)
             off, sd = found.values - sizes, found.sd
-            distance = pve(model.rest(within_bounds(shape.mean)[None])[0], rest)
+            distance = vertex_distances(model.rest(within_bounds(shape.mean)[None])[0], rest)
             entry = results.setdefault(name, {"off": [], "sd": [], "pve": [], "below": []})
             entry["off"].append(off)
             entry["sd"].append(sd)

@@ -1,18 +1,23 @@
-"""Train the tiny family's openpose ControlNet: pictures that take their pose from a drawn skeleton.
+"""Train the tiny family's ControlNets: pictures that follow a drawn skeleton, or the depth map of a body.
 
     python examples/tiny_family/train_controlnet.py runs/body/train --out runs/controlnet
-    cp -r runs/controlnet/export bolid/tiny/controlnet          # when the sheet is good
+    cp -r runs/controlnet/export bolid/tiny/controlnet                # when the sheet is good
+    python examples/tiny_family/train_controlnet.py photos/train --kind depth --people 250 \\
+        --init bolid/tiny/controlnet --strength 1 --steps 600 --batch 16 --lr 1e-3 --out runs/controlnet-depth
+    cp -r runs/controlnet-depth/export bolid/tiny/controlnet-depth
 
-TRAIN: the shards that `bolid shard` writes. The frozen base denoises each photo, the ControlNet (a copy of the base's
-encoder behind zero convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model
-found them, drawn by bolid/method/openpose.py, as `bolid generate --pose-from` draws them. Half of the captions are
-dropped, so that the pose must come from the skeleton. The copy is without the attention, which costs more weights than
-the rest: a skeleton needs no text. bf16 where the hardware has it. About 0.6 of a second a step of 32 on one core;
-2,000 steps. Resumable: the same command goes on from OUT/.checkpoint.safetensors.
+TRAIN: for openpose the shards that `bolid shard` writes, for depth the photos of `bolid synth` with their truth
+(depth_photos.py). The frozen base denoises each photo; the ControlNet (a copy of the base's encoder behind zero
+convolutions, Zhang et al., arXiv:2302.05543) sees the photo's keypoints as the family's pose model found them, drawn as
+`bolid generate --pose-from` draws them, or the depth of the person's body without clothes, drawn as `--body-from shape`
+does. Half of the captions are dropped, so that the pose must come from the condition. The copy is without the
+attention, which costs more weights than the rest: the condition needs no text. bf16 where the hardware has it. About
+0.6 of a second a step of 32 on one core; 2,000 steps. Resumable: the same command goes on from
+OUT/.checkpoint.safetensors.
 
-At the end, and with `--measure-only`: the share of the drawn joints that the pose model finds again in generated
-pictures, nearer than a twentieth of the person's height, with the ControlNet (and the photo's caption, the same without
-words for the pose, and with those for another pose) and without it.
+At the end, and with `--measure-only`: the share of the joints that the pose model finds where they should be in
+generated pictures, nearer than a twentieth of the person's height, with the ControlNet (and the photo's caption, the
+same without words for the pose, and with those for another pose) and without it.
 """
 
 from __future__ import annotations
@@ -25,12 +30,14 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
 from course import Course
+from depth_photos import read_depth_photos
 from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from truth import store_float8, write_card
@@ -52,32 +59,48 @@ CHANNELS = (16, 32, 48, 64)
 
 POSE_WORDS = re.compile(rf"(\b(?:wo)?man) ({'|'.join(POSE_PHRASES.values())}),")
 
+USES = {
+    "openpose": "a skeleton as OpenPose draws it: `bolid generate --pose-from`",
+    "depth": "the depth map of a body without clothes, nearer is brighter: `bolid generate --body-from shape`",
+}
+PARTS = {"openpose": "controlnet", "depth": "depth_controlnet"}
 CARD = """
-A ControlNetModel for the base in `../base`, conditioned on a skeleton as OpenPose draws it: `bolid generate
---pose-from`. It has the convolutions of the UNet's encoder without its attention. Matrices are stored as 8-bit floats,
-which diffusers converts on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing
-else.
+A ControlNetModel for the base in `../base`, conditioned on {use}. It has the convolutions of the UNet's encoder
+without its attention. Matrices are stored as 8-bit floats, which diffusers converts on loading. Trained by
+`train_controlnet.py` on renders of synthetic adults; it knows nothing else.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
 
 
-def read_data(train: Path, family: Family) -> tuple[torch.Tensor, list[str], np.ndarray, np.ndarray]:
-    """Latents' moments f16 [N,2,C,h,w], captions, keypoints f32 [N,17,3] in pixels, skeletons uint8 [N,H,W,3]."""
+class Data(NamedTuple):
+    """N photos."""
+
+    latents: torch.Tensor  # f16 [N,2,C,h,w], the VAE's moments
+    captions: list[str]
+    keypoints: np.ndarray  # f32 [N,17,3] in pixels
+    conditions: np.ndarray  # uint8 [N,H,W,3]: skeletons or depth maps
+
+
+def read_data(source: Path, family: Family, args: argparse.Namespace, people: int | None = None) -> Data:
+    """The photos of `source`, for depth of so many `people`; kept in --out where it takes long to make them."""
+    if args.kind == "depth":
+        photos = read_depth_photos(source, family, args.out, people, args.seed)
+        return Data(torch.from_numpy(photos.latents), photos.captions.tolist(), photos.keypoints, photos.depth)
     latents, captions, keypoints, skeletons = [], [], [], []
-    for photo in read_shards(train):
+    for photo in read_shards(source):
         scale = family.image_size[0] / photo.meta["height"]
         points = photo.tensors["keypoints"] * np.array([scale, scale, 1], np.float32)
         latents.append(torch.from_numpy(photo.tensors["latents"]))
         captions.append(photo.caption)
         keypoints.append(points)
         skeletons.append(draw_openpose(points, family.image_size))
-    return torch.stack(latents), captions, np.stack(keypoints), np.stack(skeletons)
+    return Data(torch.stack(latents), captions, np.stack(keypoints), np.stack(skeletons))
 
 
-def as_condition(skeletons: np.ndarray) -> torch.Tensor:
+def as_condition(pictures: np.ndarray) -> torch.Tensor:
     """uint8 [B,H,W,3] -> f32 [B,3,H,W] in 0..1, as diffusers' pipelines hand it over."""
-    return torch.from_numpy(skeletons).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def build(unet: UNet2DConditionModel, shrink: int) -> ControlNetModel:
@@ -113,25 +136,27 @@ def other_pose(caption: str, draw: float) -> str:
     return with_pose(caption, phrases[int(draw * len(phrases))]) if phrases else caption
 
 
-def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, float]:
-    """Joints found where they were drawn, with and without out/export, in up to `count` pictures; writes a sheet."""
-    _, captions, keypoints, skeletons = read_data(shards, family)
+def measure(family: Family, data: Data, args: argparse.Namespace) -> dict[str, float]:
+    """Joints found where they belong, with and without OUT/export, in up to `--measure` pictures; writes a sheet."""
+    captions, keypoints, conditions = data.captions, data.keypoints, data.conditions
     pipe = load_base(family, sampler=family.defaults)
-    network = load_controlnet(pipe, dataclasses.replace(family, controlnet=out / "export"))
+    network = load_controlnet(
+        pipe, dataclasses.replace(family, **{PARTS[args.kind]: args.out / "export"}), PARTS[args.kind]
+    )
     pose = PoseModel(family.require("pose"))
-    rows = np.random.default_rng(7).permutation(len(captions))[:count]
+    rows = np.random.default_rng(7).permutation(len(captions))[: args.measure]
     ways = {
-        "with the skeleton": captions,
-        "with the skeleton, no words for the pose": [with_pose(caption) for caption in captions],
-        "with the skeleton, words for another pose": [other_pose(caption, 0.5) for caption in captions],
+        "with it": captions,
+        "with it, no words for the pose": [with_pose(caption) for caption in captions],
+        "with it, words for another pose": [other_pose(caption, 0.5) for caption in captions],
         "without": captions,
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
-    sheet = [np.concatenate(list(skeletons[rows[:8]]), 1)]
+    sheet = [np.concatenate(list(conditions[rows[:8]]), 1)]
     for start in range(0, len(rows), 16):
         part = rows[start : start + 16]
         for name, prompts in ways.items():
-            control = Control(network, as_condition(skeletons[part]))
+            control = Control(network, as_condition(conditions[part]))
             latents = sample(
                 pipe,
                 [prompts[row] for row in part],
@@ -152,15 +177,17 @@ def measure(family: Family, shards: Path, count: int, out: Path) -> dict[str, fl
                     size = np.ptp(asked[:, 1])
                     near = np.linalg.norm(people[0].keypoints[seen, :2] - asked, axis=1) < 0.05 * size
                 found[name].append(float(near.mean()))
-    Image.fromarray(np.concatenate(sheet)).save(out / "sheet.png")
-    return {f"joints where they were drawn, {name}": round(float(np.mean(v)), 4) for name, v in found.items()}
+    Image.fromarray(np.concatenate(sheet)).save(args.out / "sheet.png")
+    return {f"joints where they belong, {name}": round(float(np.mean(v)), 4) for name, v in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path)
+    parser.add_argument("--kind", choices=tuple(USES), default="openpose")
+    parser.add_argument("--people", type=int, help="of the photos for depth; by default all")
     parser.add_argument("--out", type=Path, default=Path("runs/controlnet"))
-    parser.add_argument("--val", type=Path, help="shards of other people for the figures; by default the training ones")
+    parser.add_argument("--val", type=Path, help="the same of other people, for the figures; by default TRAIN")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -183,80 +210,86 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     family = get_family(args.family)
-    device = torch.device(args.device)
-    if args.measure_only:
-        print(json.dumps(measure(family, args.val or args.train, args.measure, args.out)))
-        return
+    if not args.measure_only:
+        train(family, args)
+    if args.measure_only or args.measure:
+        data = read_data(args.val or args.train, family, args, max(args.measure // 4, 1))
+        figures = measure(family, data, args)
+        print(json.dumps(figures))
+        facts = json.loads((args.out / "facts.json").read_text())
+        write_card(
+            args.out / "export", f"Tiny {args.kind} ControlNet", CARD.format(use=USES[args.kind]), figures, facts
+        )
 
+
+def start(unet: UNet2DConditionModel, shrink: int, init: Path | None) -> ControlNetModel:
+    """The network at the beginning of the training."""
+    if init is None:
+        return build(unet, shrink)
+    return ControlNetModel.from_pretrained(init, torch_dtype=torch.float32)
+
+
+def train(family: Family, args: argparse.Namespace) -> None:
+    """Train, and write OUT/export and OUT/facts.json."""
+    device = torch.device(args.device)
     pipe = load_base(family, args.device)
-    latents, captions, _, skeletons = read_data(args.train, family)
-    texts = sorted({"", *captions})
+    data = read_data(args.train, family, args, args.people)
+    texts = sorted({"", *data.captions})
     states = torch.cat([encode_prompts(pipe, texts[i : i + 64])[0] for i in range(0, len(texts), 64)])
     row_of = {text: row for row, text in enumerate(texts)}
-
-    shrink = round(math.log2(family.image_size[0] / latents.shape[-2]))
-    if args.init:
-        network = ControlNetModel.from_pretrained(args.init, torch_dtype=torch.float32)
-    else:
-        network = build(pipe.unet, shrink)
+    network = start(pipe.unet, round(math.log2(family.image_size[0] / data.latents.shape[-2])), args.init)
     network.to(device).train().requires_grad_(True)
     average = copy.deepcopy(network).eval().requires_grad_(False)
-    parameters = dict(network.named_parameters())
-    settings = {
-        name: getattr(args, name) for name in ("steps", "batch", "lr", "strength", "caption_dropout", "precision")
-    }
-    inputs = {"train": directory_sha256(args.train)}
+    names = ("kind", "people", "steps", "batch", "lr", "strength", "caption_dropout", "precision")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    inputs = {} if args.kind == "depth" else {"train": directory_sha256(args.train)}
     if args.init:
         inputs["init"] = sha256_file(args.init / "diffusion_pytorch_model.safetensors")
     record = run_record("controlnet", family=family, config=settings, seed=args.seed, inputs=inputs)
     course = Course(
-        parameters, dict(average.named_parameters()), record, args.out / ".checkpoint.safetensors",
-        steps=args.steps, lr=args.lr, weight_decay=0.01, warmup=100, ema=0.999,
+        dict(network.named_parameters()), dict(average.named_parameters()), record,
+        args.out / ".checkpoint.safetensors", steps=args.steps, lr=args.lr, weight_decay=0.01, warmup=100, ema=0.999,
         checkpoint_minutes=args.checkpoint_minutes,
     )  # fmt: skip
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    prediction_type = schedule.config.prediction_type
     while course.step < args.steps:
         generator = torch.Generator().manual_seed(derive_seed(args.seed, "controlnet", course.step))
-        rows = torch.randint(0, len(latents), (args.batch,), generator=generator)
-        moments = latents[rows].float()
+        rows = torch.randint(0, len(data.latents), (args.batch,), generator=generator)
+        moments = data.latents[rows].float()
         clean = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 1].shape, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         # More noise than not: that is where the layout, and so the pose, is decided.
         t = torch.sigmoid(0.5 + 1.2 * torch.randn(args.batch, generator=generator))
         t = (t * schedule.config.num_train_timesteps).long().clamp(0, schedule.config.num_train_timesteps - 1)
         dropped = torch.rand(args.batch, generator=generator) < args.caption_dropout
-        texts_of = [row_of["" if drop else captions[row]] for row, drop in zip(rows.tolist(), dropped, strict=True)]
-        noisy = schedule.add_noise(clean, noise, t).to(device)
-        target = losses.diffusion_target(schedule, clean, noise, t).to(device)
-        hidden, t = states[texts_of].to(device), t.to(device)
-        condition = as_condition(skeletons[rows.numpy()]).to(device)
+        pairs = zip(rows.tolist(), dropped, strict=True)
+        hidden = states[[row_of["" if drop else data.captions[row]] for row, drop in pairs]].to(device)
+        noisy, target = (
+            part.to(device)
+            for part in (schedule.add_noise(clean, noise, t), losses.diffusion_target(schedule, clean, noise, t))
+        )
+        t, condition = t.to(device), as_condition(data.conditions[rows.numpy()]).to(device)
         with computing(device, args.precision):
             down, mid = network(noisy, t, hidden, condition, return_dict=False)
             prediction = pipe.unet(
                 noisy, t, hidden, down_block_additional_residuals=down, mid_block_additional_residual=mid
             ).sample
-        alphas = losses.alpha_bar(schedule, t)
-        loss = losses.loss_diffusion(prediction, target, alphas, prediction_type, 0.0)
-        course.update(loss)
+        kind = schedule.config.prediction_type
+        course.update(losses.loss_diffusion(prediction, target, losses.alpha_bar(schedule, t), kind, 0.0))
+    facts = {"photos": len(data.captions), "seed": args.seed, **settings}
+    export(average, args, facts | ({"from": "an earlier one of this script"} if args.init else {}))
+    course.finished()
 
+
+def export(network: ControlNetModel, args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """Write OUT/export, with the output layers times --strength, and OUT/facts.json."""
     with torch.no_grad():
-        for name, weight in average.named_parameters():
+        for name, weight in network.named_parameters():
             if name.startswith(("controlnet_down_blocks.", "controlnet_mid_block.")):
                 weight *= args.strength
-    average.half().save_pretrained(args.out / "export")
+    network.half().save_pretrained(args.out / "export")
     store_float8(args.out / "export")
-    figures = {"steps": course.step, "photos": len(captions)}
-    if args.measure:
-        figures |= measure(family, args.val or args.train, args.measure, args.out)
-    (args.out / "figures.json").write_text(json.dumps(figures) + "\n")
-    course.finished()
-    print(json.dumps(figures))
-    facts = {"photos": len(captions), "seed": args.seed, **settings}
-    if args.init:
-        facts["from"] = "an earlier one of this script"
-    shown = {name: value for name, value in figures.items() if name not in ("steps", "photos")}
-    write_card(args.out / "export", "Tiny openpose ControlNet", CARD, shown, facts)
+    (args.out / "facts.json").write_text(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":
