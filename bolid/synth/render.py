@@ -43,8 +43,8 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Mesh:
-    """Body, clothes and hair in the pose, in world coordinates: metres, floor at 0. N vertices, F triangles."""
+class _Mesh:
+    """Body, clothes and hair in the pose, in world coordinates: metres, floor at 0."""
 
     vertices: np.ndarray  # f64 [N, 3]
     faces: np.ndarray  # i32 [F, 3]
@@ -77,7 +77,7 @@ class Renderer:
         degrees; the last three are None for a face turned away or outside.
         """
         height, width = self.size
-        mesh = self.mesh(plan)
+        mesh = self._mesh(plan)
         camera = Camera.framing(plan, mesh.vertices, mesh.keypoints, self.size)
         scale = SUPERSAMPLING
         points = camera.project(mesh.vertices) * [scale, scale, 1]
@@ -96,8 +96,7 @@ class Renderer:
         image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
         return Photo(image, self._truth(plan, camera, layer[..., 3], depth, mesh), caption(self.person, plan))
 
-    def mesh(self, plan: PhotoPlan) -> Mesh:
-        """The person as the plan poses, dresses and turns them."""
+    def _mesh(self, plan: PhotoPlan) -> _Mesh:
         body, style = self.body, self.person.hair_style
         vertices, transforms = body.pose(self.rest_model, joint_rotations(plan))
         thickness = cloth_thickness(body, self.person, plan)
@@ -124,10 +123,14 @@ class Renderer:
         fields = np.stack([body.arm, body.along_arm, body.head, body.eye], 1)
         fields = np.concatenate([fields, np.zeros((added, 4))])
         values = np.concatenate([normals, canonical, fields, part[:, None]], 1).astype(np.float32)
-        return Mesh(mesh, faces, values, part, keypoints, corners)
+        return _Mesh(mesh, faces, values, part, keypoints, corners)
+
+    def mesh(self, plan: PhotoPlan) -> _Mesh:
+        """Body, clothes and hair as `render` draws them, for renderers of other looks."""
+        return self._mesh(plan)
 
     def _truth(
-        self, plan: PhotoPlan, camera: Camera, alpha: np.ndarray, depth: np.ndarray, mesh: Mesh
+        self, plan: PhotoPlan, camera: Camera, alpha: np.ndarray, depth: np.ndarray, mesh: _Mesh
     ) -> dict[str, Any]:
         projected = camera.project(mesh.keypoints)
         marks = keypoint_marks(projected, depth, self.size, self.stature)

@@ -18,7 +18,7 @@ from bolid.synth.body import AnnyBody
 from bolid.synth.camera import FOV, Camera
 from bolid.synth.geometry import rasterise
 from bolid.synth.people import COLORS, PhotoPlan, sample_plan
-from bolid.synth.render import Mesh, Renderer
+from bolid.synth.render import Renderer
 from bolid.synth.shading import BODY, HAIR, albedo
 from bolid.synth.truth import keypoint_marks
 
@@ -41,14 +41,14 @@ def photograph(renderer: Renderer, index: int) -> LookedAt:
     plan = look_plan(renderer, index, rng)
     height, width = renderer.size
     mesh = renderer.mesh(plan)
-    camera = through_lens(Camera.framing(plan, mesh.vertices, mesh.keypoints, renderer.size), mesh, rng)
+    camera = through_lens(Camera.framing(plan, mesh.vertices, mesh.keypoints, renderer.size), mesh.vertices, rng)
     depth, triangle, weights = rasterise(camera.project(mesh.vertices), mesh.faces, height, width)
     covered = triangle >= 0
     corners = mesh.faces[triangle[covered]]
     pixel = np.einsum("pk,pkc->pc", weights[covered], mesh.values[corners])
     part = mesh.part[corners[:, 0]]
     color = dressed(renderer.body, renderer, plan, pixel, part, rng) * lit(pixel, part, camera, rng)
-    picture = place(plan, camera, mesh, renderer.size, rng)
+    picture = place(plan, camera, mesh.vertices, mesh.faces, renderer.size, rng)
     picture[covered] = np.clip(color, 0, 1)
     marks = keypoint_marks(camera.project(mesh.keypoints), depth, renderer.size, renderer.stature)
     return LookedAt(developed(picture, rng), covered.astype(np.uint8) * 255, np.array(marks, np.float32))
@@ -65,11 +65,11 @@ def look_plan(renderer: Renderer, index: int, rng: np.random.Generator) -> Photo
     )  # fmt: skip
 
 
-def through_lens(camera: Camera, mesh: Mesh, rng: np.random.Generator) -> Camera:
+def through_lens(camera: Camera, vertices: np.ndarray, rng: np.random.Generator) -> Camera:
     """The camera with another lens, from further off or nearer: the person stays as large."""
     wider = np.tan(np.radians(rng.uniform(*FIELDS_OF_VIEW)) / 2) / np.tan(np.radians(FOV) / 2)
     forward = camera.rotation[2]
-    distance = (mesh.vertices.mean(0) - camera.position) @ forward
+    distance = (vertices.mean(0) - camera.position) @ forward
     return replace(camera, focal=camera.focal / wider, position=camera.position + forward * distance * (1 - 1 / wider))
 
 
@@ -132,7 +132,7 @@ def place(plan: PhotoPlan, camera: Camera, mesh: Mesh, size: tuple[int, int], rn
     one."""
     kind = int(rng.integers(3))
     if kind == 0:
-        known = background(plan, camera, mesh.vertices, mesh.faces, size)
+        known = background(plan, camera, vertices, faces, size)
         return np.clip(known @ (np.eye(3) + rng.normal(0, 0.15, (3, 3))), 0, 1)
     height, width = size
     grid = rng.uniform(0, 1, (int(rng.integers(2, 6)), int(rng.integers(2, 5)), 3)).astype(np.float32)
