@@ -18,7 +18,8 @@ from bolid.synth.people import sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import people
 import release
-from protocol import read_protocol
+
+from bolid.evaluate.protocol import read_protocol
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {".py", ".sh", ".json", ".toml", ".md"}
@@ -55,7 +56,7 @@ def test_the_sets_are_apart_and_large_enough():
 def test_nothing_that_is_shipped_names_a_sealed_person():
     texts = shipped_texts()
     assert sum(name.endswith(".safetensors") for name in texts) > 10  # records were read
-    assert {"bolid/tiny/base/training.json", "examples/experiment/protocol.json"} <= texts.keys()
+    assert {"bolid/tiny/base/training.json", "bolid/evaluate/protocol.json"} <= texts.keys()
     assert {name: found for name, text in texts.items() if (found := people.mentions(text, SEALED))} == {}
 
 

@@ -333,6 +333,28 @@ def expected_max(values: torch.Tensor, count: int) -> float:
     return float(ordered @ torch.tensor(ways, dtype=torch.float64))
 
 
+def copy_paste(generated: torch.Tensor, held_out: torch.Tensor, conditioning: torch.Tensor) -> float:
+    """How much nearer a face is to a photo that it was made from than to another photo of the person, -1..1.
+
+    (angle to the held-out photo - angle to the conditioning photo) / angle of these two: M_CP of MultiID-Bench
+    (WithAnyone, arXiv:2510.14975). Of several photos the nearest is taken on either side. 1: a copy of a conditioning
+    photo, -1: of a held-out one; where their numbers differ, real photos are not at 0.
+    `generated` [D], `held_out` [n, D], `conditioning` [m, D]: unit embeddings; photos without a face (nan) are left
+    out. nan where none remains, or where the two photos are equal.
+    """
+    sides = [rows[~rows.isnan().any(1)].double() for rows in (held_out, conditioning)]
+    if not all(len(rows) for rows in sides) or generated.isnan().any():
+        return math.nan
+
+    def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a @ b).clamp(-1, 1).arccos()
+
+    own = generated.double()
+    target, source = (rows[angle(rows, own).argmin()] for rows in sides)
+    between = float(angle(target, source))
+    return float(angle(target, own) - angle(source, own)) / between if between > 1e-6 else math.nan
+
+
 def accept_threshold(impostors: torch.Tensor, far: float = 0.01) -> float:
     """The similarity that a fraction `far` of the comparisons [N] between different people exceeds."""
     return float(impostors.double().quantile(1 - far))

@@ -25,11 +25,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from people import People, read_people
-from protocol import read_protocol
 from run import METHODS, WORDS, Bench, arguments, run
 
 from bolid.backends.probe import FILE, BodyProbe
 from bolid.errors import BolidError
+from bolid.evaluate.protocol import read_protocol
 from bolid.formats.images import read_photo
 from bolid.method.metrics import Interval, correlation_interval
 from bolid.run import sha256_file, write_atomic

@@ -30,7 +30,6 @@ from baselines import FILE, Baseline
 from baselines import METHODS as BASELINES
 from build_words import with_build, write_table
 from dreambooth import SETTINGS, DreamBooth, with_identifier
-from protocol import Protocol, read_protocol
 
 import bolid.generate
 import bolid.profile
@@ -38,6 +37,7 @@ from bolid.backends.body import BodyEncoder
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import weights_file
 from bolid.errors import BolidError
+from bolid.evaluate.protocol import Protocol, read_protocol
 from bolid.formats.images import read_photo
 from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.models.families import get_family

@@ -23,11 +23,11 @@ from typing import Any
 
 from baselines import METHODS as BASELINES
 from dreambooth import cost
-from protocol import Protocol, read_protocol
 from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, WORDS, Bench, arguments, run
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
+from bolid.evaluate.protocol import Protocol, read_protocol
 from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Comparison, Difference, Evaluation, Metric
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
@@ -112,7 +112,7 @@ def markdown(
         *([f"From an earlier run, by `--earlier`, are {', '.join(rest)}."] if rest else []),
         f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
         f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
-        "The protocol is `examples/experiment/protocol.json`.",
+        "The protocol is `bolid/evaluate/protocol.json`.",
         "",
         "| method | what it is | trained |",
         "|---|---|---|",

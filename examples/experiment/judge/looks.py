@@ -127,7 +127,10 @@ def lit(pixel: np.ndarray, part: np.ndarray, camera: Camera, rng: np.random.Gene
     return light + rng.uniform(-0.15, 0.25) * rim[:, None]
 
 
-def place(plan: PhotoPlan, camera: Camera, mesh: Mesh, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def place(
+    plan: PhotoPlan, camera: Camera, vertices: np.ndarray, faces: np.ndarray, size: tuple[int, int],
+    rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
     """What is behind the person [H, W, 3]: a third each a synthetic place in other colours, a soft one, a cluttered
     one."""
     kind = int(rng.integers(3))
