@@ -22,8 +22,8 @@ from bolid.method.metrics import (
     ENDS,
     MIN_GROUPS,
     Interval,
-    bone_confidence,
     bone_ratios,
+    bone_weights,
     bootstrap_mean,
     correlation_interval,
     resamples,
@@ -165,8 +165,8 @@ def body_metrics(
     errors = {
         "bone_ratio_error": _BodyError(
             bone_ratios(bodies.keypoints),
-            bone_confidence(bodies.keypoints),
-            person_means(bone_ratios(references.keypoints), bone_confidence(references.keypoints)),
+            bone_weights(bodies.keypoints),
+            person_means(bone_ratios(references.keypoints), bone_weights(references.keypoints)),
             pose,
             "no whole body on both sides",
         ),

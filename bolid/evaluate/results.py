@@ -26,7 +26,10 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
         f"share of pictures whose face passes for the person's at {FALSE_ACCEPT_RATE:.0%} false accepts",
     ),
     "person_found": (HIGHER, "share of pictures with a person, from the shoulders down"),
-    "bone_ratio_error": (LOWER, "mean difference of bone lengths over torso + thigh + shin, person by person"),
+    "bone_ratio_error": (
+        LOWER,
+        "mean difference of bone lengths over torso + thigh + shin, person by person; foreshortened legs count little",
+    ),
     "width_profile_distance": (LOWER, "mean difference of silhouette widths over torso + thigh + shin"),
     "body_ratio_error": (LOWER, "mean relative error of the 3D body ratios, person by person"),
     "body_ratio_correlation": (HIGHER, "correlation over people of 3D body ratios, read off the pictures and true"),

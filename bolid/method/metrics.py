@@ -29,6 +29,7 @@ from bolid.method.keypoints import (
 LEVEL = 0.95  # of every interval
 ENDS = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
 MIN_GROUPS = 5  # with fewer people than this, pictures are resampled and not people
+THIGH_OVER_SHIN = 0.85  # of a leg that is not foreshortened, at least
 WIDTHS = (("torso", 8), ("thigh", 4), ("shin", 4))  # a width profile: places on each, from the shoulders down
 
 
@@ -203,6 +204,18 @@ def bone_confidence(keypoints: torch.Tensor, min_confidence: float = MIN_BONE_CO
     ]
     found = torch.stack(sides, -1)
     return found * (found >= min_confidence)
+
+
+def bone_weights(keypoints: torch.Tensor, min_confidence: float = MIN_BONE_CONFIDENCE) -> torch.Tensor:
+    """How much a picture's `bone_ratios` count in a person's mean, [..., 7]: `bone_confidence`, less where legs point
+    at the camera.
+
+    A thigh that is short beside its shin is foreshortened: in a squat, or of a person who sits. The weight falls with
+    the fourth power below THIGH_OVER_SHIN, since the thigh is in the scale of all ratios.
+    """
+    ratios, names = bone_ratios(keypoints, min_confidence), list(BONES)
+    upright = (ratios[..., names.index("thigh")] / ratios[..., names.index("shin")] / THIGH_OVER_SHIN).clamp(max=1) ** 4
+    return bone_confidence(keypoints, min_confidence) * upright.nan_to_num()[..., None]
 
 
 def width_profile(mask: torch.Tensor, keypoints: torch.Tensor, min_confidence: float = MIN_CONFIDENCE) -> torch.Tensor:
