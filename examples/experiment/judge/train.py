@@ -53,9 +53,9 @@ TRUTH = len(RATIO_NAMES) + len(MEASURES) + len(PARAMETERS) - 1
 
 
 def render(work: Path, people: range) -> dict[str, np.ndarray]:
-    """The photos of `people` in work/<first>/*.npy, rendered where missing: images uint8 [N, *RENDERED, 3], masks
+    """The photos of `people` in work/<first>-<stop>/*.npy, rendered where missing: images uint8 [N, *RENDERED, 3], masks
     uint8 [N, *MASK], keypoints f32 [N, 17, 3] (x and y in -1..1), truth f32 [people, R + K + P - 1]."""
-    folder = work / str(people.start)
+    folder = work / f"{people.start}-{people.stop}"
     count = len(people) * PHOTOS
     shapes = {
         "images": ((count, *RENDERED, 3), np.uint8), "masks": ((count, *MASK), np.uint8),
@@ -63,13 +63,15 @@ def render(work: Path, people: range) -> dict[str, np.ndarray]:
     }  # fmt: skip
     if not (folder / "done").is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        mode = "r+" if (folder / "truth.npy").is_file() else "w+"
         arrays = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype, shape)
             for name, (shape, dtype) in shapes.items()
         }
         for row, seed in enumerate(people):
+            if arrays["truth"][row].any():  # by an earlier run
+                continue
             renderer = Renderer(sample_person(seed), RENDERED)
-            arrays["truth"][row] = truth_of(renderer)
             for k in range(PHOTOS):
                 photo, place = photograph(renderer, k), row * PHOTOS + k
                 arrays["images"][place] = photo.image
@@ -77,6 +79,7 @@ def render(work: Path, people: range) -> dict[str, np.ndarray]:
                 marks = photo.keypoints
                 marks[:, :2] = marks[:, :2] / RENDERED[::-1] * 2 - 1
                 arrays["keypoints"][place] = marks
+            arrays["truth"][row] = truth_of(renderer)  # last: it says that the photos are there
         for array in arrays.values():
             array.flush()
         (folder / "done").touch()
@@ -109,20 +112,36 @@ def mesh_metric(parameters: np.ndarray, vertices: int = 400) -> torch.Tensor:
     return torch.from_numpy(metric).float()
 
 
-def degraded(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """[B, 3, *SIZE] in -1..1 of uint8 [B, *RENDERED, 3]: blurred, noisy, in other light, and as coarse in places as
-    compressed and generated pictures are."""
+def augmented(
+    pixels: torch.Tensor, marks: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures [B, 3, *SIZE] in -1..1 of uint8 [B, *RENDERED, 3], marks [B, 17, 3] and mask f32 [B, *MASK] that fit.
+
+    Mirrored, moved and scaled; blurred, noisy, in other light, and as coarse in places as compressed and generated
+    pictures are.
+    """
     b = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return torch.rand(b, *shape, generator=generator) * (high - low) + low
 
     x = F.avg_pool2d(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, 2)
+    zoom, mirror, shift = uniform(0.85, 1.15), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0), uniform(-0.08, 0.08, 2)
+    affine = torch.zeros(b, 2, 3)
+    affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = mirror / zoom, 1 / zoom, shift
+    x = F.grid_sample(x, F.affine_grid(affine, list(x.shape), False), padding_mode="border", align_corners=False)
+    grid = F.affine_grid(affine, [b, 1, *MASK], False)
+    mask = F.grid_sample(mask[:, None], grid, align_corners=False)[:, 0]
+    marks = torch.where((mirror < 0)[:, None, None], marks[:, MIRRORED], marks)
+    places = (marks[..., :2] - shift[:, None]) * torch.stack([mirror * zoom, zoom], -1)[:, None]
+    inside = (places.abs() < 1).all(-1, keepdim=True)
+    marks = torch.cat([places, marks[..., 2:] * inside], -1)
     coarse = torch.randn(b, 3, SIZE[0] // 2, SIZE[1] // 2, generator=generator) * uniform(-0.05, 0.08, 1, 1, 1).clamp(0)
     soft = F.interpolate(F.avg_pool2d(x, 2) + coarse, SIZE, mode="bilinear")
     x = x + uniform(-0.6, 0.8, 1, 1, 1).clamp(0) * (soft - x)
     x = x * uniform(0.85, 1.15, 1, 1, 1) + uniform(-0.1, 0.1, 3, 1, 1)
-    return (x + torch.randn(x.shape, generator=generator) * uniform(0, 0.06, 1, 1, 1)).clamp(-1, 1)
+    x = (x + torch.randn(x.shape, generator=generator) * uniform(0, 0.06, 1, 1, 1)).clamp(-1, 1)
+    return x, marks, mask
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -168,10 +187,8 @@ def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[JudgeN
         generator = torch.Generator().manual_seed(derive_seed(args.seed, "judge", step))
         order = np.random.default_rng(derive_seed(args.seed, "judge", "epoch", step // each)).permutation(count)
         rows = np.sort(order[step % each * args.batch :][: args.batch])
-        x = degraded(torch.from_numpy(data["images"][rows]), generator)
-        marks, mask = torch.from_numpy(data["keypoints"][rows]), torch.from_numpy(data["masks"][rows]).float() / 255
-        if torch.rand(1, generator=generator) < 0.5:
-            x, mask, marks = x.flip(-1), mask.flip(-1), marks[:, MIRRORED] * torch.tensor([-1.0, 1.0, 1.0])
+        pixels, marks, masks = (torch.from_numpy(data[name][rows]) for name in ("images", "keypoints", "masks"))
+        x, marks, mask = augmented(pixels, marks, masks.float() / 255, generator)
         with computing("cpu"):
             out = network(x.contiguous(memory_format=torch.channels_last))
         parts = losses(out, targets[rows // PHOTOS], metric, marks, mask)
