@@ -53,8 +53,11 @@ TRUTH = len(RATIO_NAMES) + len(MEASURES) + len(PARAMETERS) - 1
 
 
 def render(work: Path, people: range) -> dict[str, np.ndarray]:
-    """The photos of `people` in work/<first>-<stop>/*.npy, rendered where missing: images uint8 [N, *RENDERED, 3], masks
-    uint8 [N, *MASK], keypoints f32 [N, 17, 3] (x and y in -1..1), truth f32 [people, R + K + P - 1]."""
+    """The photos of `people` in work/<first>-<stop>/*.npy, rendered where missing.
+
+    images uint8 [N, *RENDERED, 3], masks uint8 [N, *MASK], keypoints f32 [N, 17, 3] (x and y in -1..1), truth f32
+    [people, R + K + P - 1].
+    """
     folder = work / f"{people.start}-{people.stop}"
     count = len(people) * PHOTOS
     shapes = {
