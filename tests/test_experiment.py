@@ -12,6 +12,7 @@ import torch
 from small_base import make_family, make_training_shards
 
 from bolid.errors import BolidError
+from bolid.evaluate import protocol
 from bolid.evaluate.pictures import generated_pictures
 from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
 from bolid.formats.images import picture_record
@@ -24,9 +25,9 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import baselines
 import build_words
-import protocol
 import run
 import table
+import trainings
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +243,20 @@ def test_the_table_says_what_was_measured():
     assert "How much more than ip-adapter-attention" in more and more.count("| kid ↓") == text.count("| kid ↓")
     assert "| text score ↑ | +0.100 (-0.100 to +0.300) | **+0.200** (+0.100 to +0.300) |" in more
     assert "the tower (a note)" in text and "5 prompts each, 2 pictures of each" in text
+
+
+def test_trainings_are_a_source_of_variance():
+    def made(value):
+        return evaluation(value, value - 0.098)  # one standard error over people is 0.05
+
+    methods = {"ip-adapter": made(0.5), "ip-adapter-training-1": made(0.6), "ip-adapter-training-2": made(0.4)}
+    compared = Comparison("base", {"base": made(0.3), **methods}, {})
+    rest, groups = trainings.split(compared, ["ip-adapter", "bolid-8"])
+    assert list(rest.methods) == ["base", "ip-adapter"] and list(groups) == ["ip-adapter"]
+    found = trainings.over_trainings([one.metrics["text_score"] for one in groups["ip-adapter"]])
+    assert found.mean == pytest.approx(0.5) and found.sd_trainings == pytest.approx(0.1)
+    assert found.se_people == pytest.approx(0.05, rel=0.02)
+    assert found.high - found.mean == pytest.approx(1.96 * (0.05**2 + 0.1**2 / 3) ** 0.5, rel=0.02)
+    text = "\n".join(trainings.markdown(groups))
+    assert "| ip-adapter | text score ↑ | 0.500, 0.600, 0.400 | 0.500 |" in text and "kid" not in text
+    assert trainings.markdown({}) == []

@@ -231,20 +231,20 @@ def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> 
     )
 
 
-def run(method: str, protocol: Protocol, bench: Bench) -> Path:
-    """Generate a method's missing pictures; returns their folder.
+def run(method: str, protocol: Protocol, bench: Bench, name: str | None = None) -> Path:
+    """Generate a method's missing pictures; returns their folder, called `name` or as the method.
 
     A person for whom the method fails (no body found in the one photo) is reported and left out.
     """
     photos = protocol.photos(bench.work / "photos")
-    folder = bench.work / "pictures" / method
+    folder = bench.work / "pictures" / (name or method)
     stamp, models = folder / "models.json", canonical_json(bench.models(method))
     if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == models):
         shutil.rmtree(folder)
     write_atomic(stamp, models)
-    for person, (name, theirs) in zip(protocol.people, photos.items(), strict=True):
+    for person, (who, theirs) in zip(protocol.people, photos.items(), strict=True):
         prompts, seed = protocol.prompts_for(person), protocol.picture_seed(person)
-        task = Task(name, theirs, prompts, protocol.pictures, folder / name, seed)
+        task = Task(who, theirs, prompts, protocol.pictures, folder / who, seed)
         if len(list(task.out.glob("*.png"))) != len(task.prompts) * task.n:
             shutil.rmtree(task.out, ignore_errors=True)
             try:
@@ -252,7 +252,7 @@ def run(method: str, protocol: Protocol, bench: Bench) -> Path:
             except BolidError as error:
                 if not list(folder.glob("*/*.png")):
                     raise  # no person works
-                print(f"{method} leaves out {name}: {error.message}", file=sys.stderr, flush=True)
+                print(f"{method} leaves out {who}: {error.message}", file=sys.stderr, flush=True)
     return folder
 
 

@@ -9,7 +9,8 @@ functions, and writes docs/results/experiment.md and .json, and report.html besi
     python examples/experiment/table.py --methods base bolid-1 bolid-8 \\
         --earlier docs/results/experiment.json --out docs/results
 
-generates those alone and takes the others from that file, if both have equal figures of the first method.
+generates those alone and takes the others from that file, if both have equal figures of the first method. Methods that
+were trained again with other seeds: --trainings, folders like that of --baselines (trainings.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import Any
 from baselines import METHODS as BASELINES
 from dreambooth import cost
 from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, WORDS, Bench, arguments, run
+from trainings import markdown as trainings_table
+from trainings import name_of, split
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
@@ -95,10 +98,12 @@ def markdown(
     trained: dict[str, str],
     against: Sequence[Comparison] = (),
     made: Sequence[str] | None = None,
+    variance: Sequence[str] = (),
 ) -> str:
     """The tables: figures of `compared`, and of each of `against` the differences from its first method.
 
-    `made`: the methods whose pictures were generated now; the others are from an earlier run.
+    `made`: the methods whose pictures were generated now; the others are from an earlier run. `variance`: the lines of
+    the table of trainings.
     """
     methods = list(compared.methods)
     made = methods if made is None else made
@@ -131,6 +136,8 @@ def markdown(
         lines.append(f"| {_label(name)} | {' | '.join(cells)} | {counts} |")
     for other in against:
         lines += ["", *_differences(other)]
+    if variance:
+        lines += ["", *variance]
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
 
@@ -196,6 +203,7 @@ def main() -> None:
     parser.add_argument(
         "--earlier", type=Path, help="experiment.json of an earlier run, for the methods not in --methods"
     )
+    parser.add_argument("--trainings", type=Path, nargs="*", default=[], help="like --baselines, by other seeds")
     parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/results/, or WORK")
     args = parser.parse_args()
     protocol = read_protocol(args.people, args.prompts)
@@ -206,11 +214,19 @@ def main() -> None:
     for method in args.methods:
         print(f"pictures of {method}", file=sys.stderr, flush=True)
         folders.append(run(method, protocol, bench))
+    again = [method for method in args.methods if method in (*BASELINES, EQUAL)]
+    others = [
+        run(method, protocol, Bench(args.work, protocol, place, args.family), name_of(method, number))
+        for number, place in enumerate(args.trainings, 1)
+        for method in again
+    ]
     print("scoring", file=sys.stderr, flush=True)
+    base = bench.work / "pictures" / "base" if "base" in args.methods else None
     compared = compare(
-        folders, bench.work / "photos", base=bench.work / "pictures" / "base" if "base" in args.methods else None,
+        [*folders, *others], bench.work / "photos", base=base,
         html=bench.work / "report.html", family=bench.family.name,
     )  # fmt: skip
+    compared, trained_again = split(compared, again)
     made = dict(zip(args.methods, folders, strict=True))
     against = {}
     for peer, rivals in RIVALS.items():
@@ -240,7 +256,7 @@ def main() -> None:
             kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
             if peer not in against and kept:
                 against[peer] = Comparison(peer, {}, kept)
-    text = markdown(compared, protocol, trained, list(against.values()), args.methods)
+    text = markdown(compared, protocol, trained, list(against.values()), args.methods, trainings_table(trained_again))
     figures = {**json.loads(canonical_json(compared)), "trained": trained}
     figures["against"] = {peer: json.loads(canonical_json(other))["differences"] for peer, other in against.items()}
     write_atomic(out / "experiment.md", text)
