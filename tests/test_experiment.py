@@ -25,9 +25,12 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import baselines
 import build_words
+import mechanism
 import run
 import table
 import trainings
+
+SIMPLE = ("ip-adapter", "ip-adapter-attention")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("experiment")
     family = make_family(root)
     train = make_training_shards(root / "train", family)
-    for method in baselines.METHODS:
+    for method in SIMPLE:
         baselines.train_baseline(method, train, root / "baselines" / method, steps=3, batch_size=4)
     return train, family, root / "baselines"
 
@@ -63,11 +66,11 @@ def test_held_out_photos_are_others(tmp_path):
 
 
 def test_the_target_photo_is_never_its_own_condition(world):
-    found = baselines.Table(world[0])
+    found = mechanism.Table(world[0])
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         rows = np.random.default_rng(0).permutation(len(found.captions))[:6]
-        context, present = baselines.draw_context(found, rows, 3, generator)
+        context, present = mechanism.draw_context(found, rows, 3, generator)
         for i, row in enumerate(rows):
             used = context[i, present[i]].tolist()
             assert row not in used and len(set(used)) == len(used) >= 1
@@ -88,17 +91,18 @@ def test_attention_starts_as_the_average_and_ignores_the_order():
     assert torch.allclose(attention(other[:1], present[:1]), turned, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", baselines.METHODS)
+@pytest.mark.parametrize("method", SIMPLE)
 def test_a_trained_baseline_generates(world, method, tmp_path):
     train, family, folder = world
-    tensors, record = load_tensors(folder / method / baselines.FILE, baselines.KIND)
-    assert record["config"] == {"method": method, "steps": 3, "batch_size": 4}
+    tensors, record = load_tensors(folder / method / baselines.FILE, mechanism.KIND)
+    assert record["config"] == {"method": method, "steps": 3, "batch_size": 4, "embedding_size": 16}
     assert tensors["ip_adapter.1.to_v_ip.weight"].abs().max() > 0  # it learned something
-    baseline = baselines.Baseline(folder / method / baselines.FILE, get_family(family))
+    baseline = baselines.load_baseline(method, folder / method / baselines.FILE, get_family(family))
     embeds = torch.nn.functional.normalize(torch.randn(3, baseline.size), dim=1)
-    condition = baseline.condition(embeds)
+    person = mechanism.Person("p1", embeds, torch.zeros(3, 512))
+    (condition,) = baseline.mechanism.vectors(person)
     assert torch.equal(condition, embeds[0]) == (method == "ip-adapter")
-    paths = baseline.generate(["x", "y"], tmp_path, condition, n=2, seed=1, photos={"photo_000": "a"}, name="p1")
+    paths = baseline.generate(["x", "y"], tmp_path, person, n=2, seed=1, photos={"photo_000": "a"})
     assert [path.name for path in paths] == ["000-0.png", "000-1.png", "001-0.png", "001-1.png"]
     records = [picture_record(path.read_bytes()) for path in paths]
     assert [r["config"]["prompt"] for r in records] == ["x", "x", "y", "y"]
@@ -110,7 +114,7 @@ def test_a_trained_baseline_generates(world, method, tmp_path):
 
 def test_training_goes_on_to_the_bit(world, tmp_path, monkeypatch):
     train, _, folder = world
-    save = baselines.save_checkpoint
+    save = mechanism.save_checkpoint
     calls = []
 
     def stop_after_two(*arguments):
@@ -119,15 +123,15 @@ def test_training_goes_on_to_the_bit(world, tmp_path, monkeypatch):
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    settings = baselines.TrainAdapterConfig
-    monkeypatch.setattr(baselines, "TrainAdapterConfig", lambda **c: settings(**c, checkpoint_minutes=0.0))
-    monkeypatch.setattr(baselines, "save_checkpoint", stop_after_two)
+    settings = mechanism.TrainAdapterConfig
+    monkeypatch.setattr(mechanism, "TrainAdapterConfig", lambda **c: settings(**c, checkpoint_minutes=0.0))
+    monkeypatch.setattr(mechanism, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         baselines.train_baseline("ip-adapter-attention", train, tmp_path, steps=3, batch_size=4)
-    monkeypatch.setattr(baselines, "save_checkpoint", save)
+    monkeypatch.setattr(mechanism, "save_checkpoint", save)
     baselines.train_baseline("ip-adapter-attention", train, tmp_path, steps=3, batch_size=4)
-    whole, _ = load_tensors(folder / "ip-adapter-attention" / baselines.FILE, baselines.KIND)
-    resumed, _ = load_tensors(tmp_path / baselines.FILE, baselines.KIND)
+    whole, _ = load_tensors(folder / "ip-adapter-attention" / baselines.FILE, mechanism.KIND)
+    resumed, _ = load_tensors(tmp_path / baselines.FILE, mechanism.KIND)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

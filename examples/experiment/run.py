@@ -5,10 +5,11 @@
 
 Writes pictures/METHOD/<person>/*.png into a folder of WORK named after the size of the run, and renders the photos
 beside them. Existing pictures are kept, unless a model behind them has changed.
-Methods: base; build-words (the base, the true build in words); ip-adapter (one photo); ip-adapter-attention (all
-conditioning photos); bolid-1 and bolid-8 (the first photo, all photos); bolid-1-guided and bolid-8-guided (the same
-with guidance towards face and body); bolid-8-equal (all photos, adapters that were trained as long as the baselines);
-dreambooth-lora (a LoRA trained on all photos of each person).
+Methods: base; build-words (the base, the true build in words); ip-adapter, instantid, pulid (one photo);
+ip-adapter-attention, photomaker (all conditioning photos); upper-bound (the true body ratios); bolid-1 and bolid-8 (the
+first photo, all photos); bolid-1-guided and bolid-8-guided (the same with guidance towards face and body);
+bolid-8-equal (all photos, adapters that were trained as long as the baselines); dreambooth-lora (a LoRA trained on all
+photos of each person).
 To add a method, write a function that generates one person's pictures, and add it to METHODS.
 """
 
@@ -18,7 +19,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,16 +27,20 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from baselines import FILE, Baseline
+import numpy as np
+import torch
+from baselines import FILE, load_baseline
 from baselines import METHODS as BASELINES
 from build_words import with_build, write_table
 from dreambooth import SETTINGS, DreamBooth, with_identifier
+from mechanism import FACE, Person, Trained
 
 import bolid.generate
 import bolid.profile
 from bolid.backends.body import BodyEncoder
+from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
-from bolid.backends.pose import weights_file
+from bolid.backends.pose import PoseModel, weights_file
 from bolid.errors import BolidError
 from bolid.evaluate.protocol import Protocol, read_protocol
 from bolid.formats.images import read_photo
@@ -73,7 +78,7 @@ class Bench:
         self.work = work / f"{len(protocol.people)}-people-{len(protocol.prompts)}-prompts"
         self.protocol, self.baselines, self.adapter = protocol, baselines, adapter
         self.family = get_family(family)
-        self.loaded: dict[str, Baseline] = {}
+        self.loaded: dict[str, Trained] = {}
 
     def models(self, method: str) -> dict[str, str]:
         """Hashes of the models behind a method's pictures, and the protocol."""
@@ -119,9 +124,17 @@ class Bench:
         """Whether the base's text encoder reads the whole prompt."""
         return len(self.tokenizer(prompt).input_ids) <= self.tokenizer.model_max_length
 
-    def baseline(self, name: str) -> Baseline:
+    @cached_property
+    def faces(self) -> FaceModel:
+        return FaceModel(self.family.require("face"))
+
+    @cached_property
+    def pose(self) -> PoseModel:
+        return PoseModel(self.family.require("pose"))
+
+    def baseline(self, name: str) -> Trained:
         if name not in self.loaded:
-            self.loaded[name] = Baseline(self.baseline_file(name), self.family)
+            self.loaded[name] = load_baseline(name, self.baseline_file(name), self.family)
         return self.loaded[name]
 
     @cached_property
@@ -158,6 +171,30 @@ def ip_adapter(bench: Bench, task: Task) -> None:
 def ip_adapter_attention(bench: Bench, task: Task) -> None:
     """IP-Adapter with self-attention over the image embeddings of all photos."""
     _with_images(bench, task, "ip-adapter-attention", task.photos)
+
+
+def photomaker(bench: Bench, task: Task) -> None:
+    """PhotoMaker on all photos."""
+    _with_images(bench, task, "photomaker", task.photos)
+
+
+def instantid(bench: Bench, task: Task) -> None:
+    """InstantID on the first photo that shows a face, put where the base has it for the same prompt and noise."""
+    own = bench.work / "pictures" / "base" / task.person
+    if len(list(own.glob("*.png"))) != len(task.prompts) * task.n:
+        raise BolidError(f"InstantID needs the base's pictures of {task.person}", "run.py base, with the same options")
+    keypoints = [_head_keypoints(bench, path) for path in sorted(own.glob("*.png"))]
+    _with_images(bench, task, "instantid", task.photos, keypoints)
+
+
+def pulid(bench: Bench, task: Task) -> None:
+    """PuLID on the first photo that shows a face."""
+    _with_images(bench, task, "pulid", task.photos)
+
+
+def upper_bound(bench: Bench, task: Task) -> None:
+    """The true body ratios, which no photo gives."""
+    _with_images(bench, task, "upper-bound", task.photos[:1])
 
 
 def bolid_1(bench: Bench, task: Task) -> None:
@@ -202,6 +239,10 @@ METHODS: dict[str, Callable[[Bench, Task], None]] = {
     WORDS: base_with_words,
     "ip-adapter": ip_adapter,
     "ip-adapter-attention": ip_adapter_attention,
+    "photomaker": photomaker,
+    "instantid": instantid,
+    "pulid": pulid,
+    "upper-bound": upper_bound,
     "bolid-1": bolid_1,
     EQUAL: bolid_8_equal,
     "bolid-8": bolid_8,
@@ -211,13 +252,27 @@ METHODS: dict[str, Callable[[Bench, Task], None]] = {
 }
 
 
-def _with_images(bench: Bench, task: Task, name: str, photos: list[Path]) -> None:
-    baseline = bench.baseline(name)
-    embeds = bench.image_text.encode_images([read_photo(path) for path in photos]).float()
+def _with_images(
+    bench: Bench, task: Task, name: str, photos: list[Path], head_keypoints: Sequence[np.ndarray] = ()
+) -> None:
+    images = [read_photo(path) for path in photos]
+    faces = torch.zeros(len(images), FACE)
+    for row, image in enumerate(images):
+        if found := bench.faces.detect(image):
+            faces[row] = torch.from_numpy(found[0].embedding)
+    person = Person(task.person, bench.image_text.encode_images(images).float(), faces, list(head_keypoints))
     hashes = {f"photo_{i:03d}": sha256_file(path) for i, path in enumerate(photos)}
-    baseline.generate(
-        task.prompts, task.out, baseline.condition(embeds), n=task.n, seed=task.seed, photos=hashes, name=task.person
-    )
+    bench.baseline(name).generate(task.prompts, task.out, person, n=task.n, seed=task.seed, photos=hashes)
+
+
+def _head_keypoints(bench: Bench, picture: Path) -> np.ndarray:
+    """[17, 3] (0..1, 0..1, confidence) of the largest person in a picture; confidence 0 where nobody is found."""
+    image = read_photo(picture)
+    found = bench.pose.detect([image])[0]
+    if not found:
+        return np.zeros((17, 3), np.float32)
+    person = max(found, key=lambda one: (one.box[2] - one.box[0]) * (one.box[3] - one.box[1]))
+    return person.keypoints / np.array([image.shape[1], image.shape[0], 1], np.float32)
 
 
 def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> None:

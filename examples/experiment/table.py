@@ -42,6 +42,10 @@ WHAT = {
     WORDS: "the frozen base, the true build in words, no photo",
     "ip-adapter": "IP-Adapter, image embedding of 1 photo",
     "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
+    "photomaker": "PhotoMaker's mechanism, 8 photos (4 are stacked)",
+    "instantid": "InstantID's mechanism, 1 face, and where the base has it",
+    "pulid": "PuLID's mechanism, 1 face",
+    "upper-bound": "the true body ratios through IP-Adapter's layers, no photo",
     "bolid-1": "BoLID, 1 photo",
     EQUAL: "BoLID, 8 photos, trained as long as the baselines",
     "bolid-8": "BoLID, 8 photos",
@@ -54,6 +58,9 @@ WHAT = {
 RIVALS = {  # baseline -> methods that the table subtracts it from, in pairs
     WORDS: ("bolid-1", "bolid-8"),
     "ip-adapter-attention": (EQUAL, "bolid-8"),
+    "photomaker": (EQUAL, "bolid-8"),
+    "instantid": (EQUAL, "bolid-8"),
+    "pulid": (EQUAL, "bolid-8"),
 }
 
 
