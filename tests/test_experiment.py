@@ -25,6 +25,7 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import baselines
 import build_words
+import fusion
 import mechanism
 import run
 import table
@@ -144,6 +145,42 @@ def test_a_baseline_that_is_not_there_is_named(world, tmp_path):
     with pytest.raises(BolidError, match="looked for .*none/bolid/body.safetensors") as error:
         bench.adapter_of(run.EQUAL)
     assert error.value.hint.startswith("bolid train-adapter train/ --out")
+
+
+def test_every_method_has_a_row_and_says_what_it_lacks(world, tmp_path):
+    assert run.METHODS.keys() == table.WHAT.keys() and set(baselines.METHODS) <= run.METHODS.keys()
+    bench = run.Bench(tmp_path, protocol.read_protocol(1, 1), tmp_path / "none", world[1])
+    for method, flag in (("bolid-8-no-id", "--id-weight 0"), ("bolid-8-no-clip", "--clip-weight 0")):
+        with pytest.raises(BolidError, match=f"the adapters of {method} are not trained") as error:
+            bench.adapter_of(method)
+        assert flag in error.value.hint
+
+
+class _Encoder:
+    population = None
+
+
+def test_fusions_are_what_they_say():
+    reader = type("Reader", (), {"encoder": _Encoder()})()
+    mean, logvar = torch.randn(3, 4), torch.randn(3, 4)
+    plain = fusion.fused(reader, (mean, logvar, torch.tensor([1.0, 0.5, 0.1])), "mean")
+    assert torch.equal(plain[0], mean.mean(0)) and torch.equal(plain[1], logvar.mean(0))
+    surely = fusion.fused(reader, (mean, logvar, torch.tensor([1.0, 0.5, 0.1])), "no-confidence")
+    precision = torch.exp(-logvar)
+    assert torch.allclose(surely[0], (precision * mean).sum(0) / (1 + precision.sum(0)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_ablated_profile_has_another_body_and_the_same_face(rendered_people, tmp_path):
+    from bolid.formats.profile import load_profile
+    from bolid.profile import make_profile
+
+    photos = sorted((rendered_people / "p100000").glob("*.jpg"))
+    make_profile(photos, tmp_path / "own.safetensors", family="tiny")
+    fusion.ablated_profile(photos, tmp_path / "mean.safetensors", get_family("tiny"), "mean")
+    own, plain = (load_profile(tmp_path / f"{name}.safetensors") for name in ("own", "mean"))
+    assert not torch.allclose(own.body_mean, plain.body_mean) and torch.equal(own.face, plain.face)
+    assert plain.record["config"] == {"fusion": "mean"} and plain.record["inputs"] == own.record["inputs"]
 
 
 def shape(**deviations):

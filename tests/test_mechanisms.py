@@ -147,7 +147,7 @@ def test_pulid_aligns_with_the_picture_without_the_person(world):
             if "to_v_ip" in name:
                 parameter.normal_()
     again = one.without_person(noise, draw.text, person)
-    assert all(torch.equal(a, b) for one_of, other in zip(plain, again, strict=True) for a, b in zip(one_of, other))
+    assert all(torch.equal(a, b) for pair in zip(plain, again, strict=True) for a, b in zip(*pair, strict=True))
     _, own = one.few_steps(noise, draw.text, person)
     layout, semantics = pulid.alignment(own, plain)
     assert layout > 0 and semantics > 0

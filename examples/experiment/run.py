@@ -9,7 +9,8 @@ Methods: base; build-words (the base, the true build in words); ip-adapter, inst
 ip-adapter-attention, photomaker (all conditioning photos); upper-bound (the true body ratios); bolid-1 and bolid-8 (the
 first photo, all photos); bolid-1-guided and bolid-8-guided (the same with guidance towards face and body);
 bolid-8-equal (all photos, adapters that were trained as long as the baselines); dreambooth-lora (a LoRA trained on all
-photos of each person).
+photos of each person). Ablations: bolid-8-mean and bolid-8-no-confidence (fusion.py), bolid-8-no-id and bolid-8-no-clip
+(bolid-8-equal without a loss).
 To add a method, write a function that generates one person's pictures, and add it to METHODS.
 """
 
@@ -33,6 +34,7 @@ from baselines import FILE, load_baseline
 from baselines import METHODS as BASELINES
 from build_words import with_build, write_table
 from dreambooth import SETTINGS, DreamBooth, with_identifier
+from fusion import ablated_profile
 from mechanism import FACE, Person, Trained
 
 import bolid.generate
@@ -55,6 +57,13 @@ WORDS = "build-words"
 DREAMBOOTH = "dreambooth-lora"
 BASE_ALONE = ("base", WORDS)  # no photo, no adapter
 GUIDED = ("bolid-1-guided", "bolid-8-guided")
+# Methods with adapters of their own -> their folder beside the baselines', and what they are trained with.
+OWN_ADAPTERS = {
+    EQUAL: ("bolid", "with the baselines' --steps and --batch-size"),
+    "bolid-8-no-id": ("bolid-no-id", "with --id-weight 0, else as bolid-8-equal"),
+    "bolid-8-no-clip": ("bolid-no-clip", "with --clip-weight 0, else as bolid-8-equal"),
+}
+FUSED = {"bolid-8-mean": "mean", "bolid-8-no-confidence": "no-confidence"}
 
 
 @dataclass(frozen=True)
@@ -100,13 +109,14 @@ class Bench:
 
     def adapter_of(self, method: str) -> Path:
         """The folder of a BoLID method's adapters."""
-        if method != EQUAL:
+        if method not in OWN_ADAPTERS:
             return self.adapter or self.family.body_adapter.parent
-        folder = self.baselines / "bolid"
+        name, settings = OWN_ADAPTERS[method]
+        folder = self.baselines / name
         if not (folder / "body.safetensors").is_file():
             raise BolidError(
-                f"BoLID is not trained as long as the baselines: looked for {folder / 'body.safetensors'}",
-                f"bolid train-adapter train/ --out {folder}, with the baselines' --steps and --batch-size",
+                f"the adapters of {method} are not trained: looked for {folder / 'body.safetensors'}",
+                f"bolid train-adapter train/ --out {folder}, {settings}",
             )
         return folder
 
@@ -222,6 +232,26 @@ def bolid_8_equal(bench: Bench, task: Task) -> None:
     _with_profile(bench, task, task.photos, EQUAL)
 
 
+def bolid_8_no_id(bench: Bench, task: Task) -> None:
+    """bolid-8-equal trained without L_id (Eq. 14)."""
+    _with_profile(bench, task, task.photos, "bolid-8-no-id")
+
+
+def bolid_8_no_clip(bench: Bench, task: Task) -> None:
+    """bolid-8-equal trained without L_CLIP (Eq. 14)."""
+    _with_profile(bench, task, task.photos, "bolid-8-no-clip")
+
+
+def bolid_8_mean(bench: Bench, task: Task) -> None:
+    """bolid-8 with the plain mean of the views instead of the product of experts."""
+    _with_profile(bench, task, task.photos, "bolid-8-mean")
+
+
+def bolid_8_no_confidence(bench: Bench, task: Task) -> None:
+    """bolid-8 with every view of full confidence."""
+    _with_profile(bench, task, task.photos, "bolid-8-no-confidence")
+
+
 def dreambooth_lora(bench: Bench, task: Task) -> None:
     """DreamBooth: a LoRA for this person alone, trained on all photos."""
     noun = build_words(sample_person(int(task.person[1:])))["gender_word"]
@@ -248,6 +278,10 @@ METHODS: dict[str, Callable[[Bench, Task], None]] = {
     "bolid-8": bolid_8,
     "bolid-1-guided": bolid_1_guided,
     "bolid-8-guided": bolid_8_guided,
+    "bolid-8-mean": bolid_8_mean,
+    "bolid-8-no-confidence": bolid_8_no_confidence,
+    "bolid-8-no-id": bolid_8_no_id,
+    "bolid-8-no-clip": bolid_8_no_clip,
     DREAMBOOTH: dreambooth_lora,
 }
 
@@ -276,11 +310,14 @@ def _head_keypoints(bench: Bench, picture: Path) -> np.ndarray:
 
 
 def _with_profile(bench: Bench, task: Task, photos: list[Path], method: str) -> None:
-    profile = bench.work / "profiles" / str(len(photos)) / f"{task.person}.safetensors"
-    made = bolid.profile.make_profile(photos, profile, family=bench.family.name)
-    guidance = {}
-    if method in GUIDED:  # without a face in the photos, only the body guides
-        guidance = {"body_guidance": 1.0, "face_guidance": float(made.has_face)}
+    folder = bench.work / "profiles" / FUSED.get(method, "") / str(len(photos))
+    profile, guidance = folder / f"{task.person}.safetensors", {}
+    if method in FUSED:
+        ablated_profile(photos, profile, bench.family, FUSED[method])
+    else:
+        made = bolid.profile.make_profile(photos, profile, family=bench.family.name)
+        if method in GUIDED:  # without a face in the photos, only the body guides
+            guidance = {"body_guidance": 1.0, "face_guidance": float(made.has_face)}
     bolid.generate.generate(
         task.prompts, task.out, profile=profile, adapter=bench.adapter_of(method), n=task.n, seed=task.seed, **guidance
     )

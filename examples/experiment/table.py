@@ -24,7 +24,7 @@ from typing import Any
 
 from baselines import METHODS as BASELINES
 from dreambooth import cost
-from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, WORDS, Bench, arguments, run
+from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, OWN_ADAPTERS, WORDS, Bench, arguments, run
 from trainings import markdown as trainings_table
 from trainings import name_of, split
 
@@ -51,11 +51,17 @@ WHAT = {
     "bolid-8": "BoLID, 8 photos",
     "bolid-1-guided": f"bolid-1 with {GUIDED_BY}",
     "bolid-8-guided": f"bolid-8 with {GUIDED_BY}",
+    "bolid-8-mean": "bolid-8, the plain mean of the views instead of the product of experts",
+    "bolid-8-no-confidence": "bolid-8, every view of full confidence",
+    "bolid-8-no-id": f"{EQUAL} without L_id",
+    "bolid-8-no-clip": f"{EQUAL} without L_CLIP",
     DREAMBOOTH: "DreamBooth-LoRA with prior preservation, 8 photos",
 }
 
 
 RIVALS = {  # baseline -> methods that the table subtracts it from, in pairs
+    "bolid-8": ("bolid-8-mean", "bolid-8-no-confidence"),
+    EQUAL: ("bolid-8-no-id", "bolid-8-no-clip"),
     WORDS: ("bolid-1", "bolid-8"),
     "ip-adapter-attention": (EQUAL, "bolid-8"),
     "photomaker": (EQUAL, "bolid-8"),
@@ -221,7 +227,7 @@ def main() -> None:
     for method in args.methods:
         print(f"pictures of {method}", file=sys.stderr, flush=True)
         folders.append(run(method, protocol, bench))
-    again = [method for method in args.methods if method in (*BASELINES, EQUAL)]
+    again = [method for method in args.methods if method in (*BASELINES, *OWN_ADAPTERS)]
     others = [
         run(method, protocol, Bench(args.work, protocol, place, args.family), name_of(method, number))
         for number, place in enumerate(args.trainings, 1)
