@@ -24,7 +24,7 @@ from bolid.errors import BolidError
 from bolid.run import prepare_environment
 
 if TYPE_CHECKING:
-    from bolid.evaluate import compare, evaluate
+    from bolid.evaluate import bench, compare, evaluate
     from bolid.extract import extract
     from bolid.generate import generate
     from bolid.inspect import inspect
@@ -49,12 +49,14 @@ _HOMES = {
     "generate": "bolid.generate",
     "evaluate": "bolid.evaluate",
     "compare": "bolid.evaluate",
+    "bench": "bolid.evaluate",
     "inspect": "bolid.inspect",
 }
 
 __all__ = [
-    "BolidError", "TrainAdapterConfig", "TrainVaeConfig", "compare", "edit_profile", "evaluate", "extract", "generate",
-    "inspect", "make_profile", "mix_profiles", "scrape", "shard", "show_profile", "train_adapter", "train_vae",
+    "BolidError", "TrainAdapterConfig", "TrainVaeConfig", "bench", "compare", "edit_profile", "evaluate", "extract",
+    "generate", "inspect", "make_profile", "mix_profiles", "scrape", "shard", "show_profile", "train_adapter",
+    "train_vae",
 ]  # fmt: skip
 
 

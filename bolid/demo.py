@@ -108,8 +108,8 @@ def plan(
             commands.append((*common, "--profile", profile, *guided, "--out", str(place / name)))
     held_out = str(out / "held-out")
     commands.append(("synth", "--person-seed", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
-    for folder in ("base", *names):
-        commands.append(("evaluate", str(out / folder), "--reference", str(Path(held_out) / names[0]), "--json"))
+    shown = [str(out / name) for name in ("base", *names)]
+    commands.append(("evaluate", "--compare", *shown, "--reference", str(Path(held_out) / names[0]), "--json"))
     return Plan(out, names[0], names[1], prompts, portrait, tuple(commands))
 
 
@@ -161,11 +161,18 @@ def contact_sheet(plan: Plan) -> Path:
     return target
 
 
-def how_close(plan: Plan, evaluations: list[dict]) -> list[tuple[str, float | None, float | None, float | None]]:
-    """Rows of the table: what was shown, body-ratio error, bone-ratio error, text score, all against the person."""
-    names = (COLUMNS[0], COLUMNS[1], COLUMNS[2])
-    keys = ("body_ratio_error", "bone_ratio_error", "text_score")
-    return [(name, *(e["metrics"][key]["value"] for key in keys)) for name, e in zip(names, evaluations, strict=True)]
+def how_close(plan: Plan, compared: dict) -> list[tuple[str, float | None, float | None]]:
+    """Rows of the table from the comparison's JSON, all against the same photos of the person.
+
+    (what was shown, mean error of the body in percent, text score in percent of the base's)
+    """
+    methods = [compared["methods"][name] for name in ("base", plan.person, plan.other)]
+    text = [one["metrics"]["text_score"]["value"] for one in methods]
+    body = [one["metrics"]["body_ratio_error"]["value"] for one in methods]
+    return [
+        (name, None if error is None else 100 * error, None if not (score and text[0]) else 100 * score / text[0])
+        for name, error, score in zip((COLUMNS[0], COLUMNS[1], COLUMNS[2]), body, text, strict=True)
+    ]
 
 
 def prepare(plan: Plan) -> None:
@@ -184,7 +191,7 @@ def prepare(plan: Plan) -> None:
 def write_summary(plan: Plan, rows: list[tuple]) -> Path:
     """out/summary.json: the table and the commands, for scripts."""
     target = plan.out / "summary.json"
-    keys = ("shown", "body_ratio_error", "bone_ratio_error", "text_score")
+    keys = ("shown", "body_error_percent", "text_score_percent_of_base")
     data = {
         "person": plan.person,
         "other": plan.other,

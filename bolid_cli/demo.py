@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bolid_cli._console import JsonOption, QuietOption, SeedOption, emit_json, emit_paths, note, print_table
+from bolid_cli._console import JsonOption, QuietOption, SeedOption, emit_json, emit_paths, note
 
 
 def demo(
@@ -49,15 +49,17 @@ def demo(
     bolid.demo.prepare(plan)
     if not quiet:
         note(f"{len(plan.commands)} commands, on the embedded `tiny` models: they know rendered people only")
-    evaluations = []
+    compared = {}
     for command in plan.commands:
         note(f"\n$ {plan.shown(command)}", quiet)
         printed = _run(context, command, quiet)
         if command[0] == "evaluate":
-            evaluations.append(json.loads(printed))
-    rows = bolid.demo.how_close(plan, evaluations)
-    note("\nHow close the bodies came to this person (errors: less is better):", quiet)
-    print_table(("pictures", "body ratio error", "bone ratio error", "text score"), rows, quiet)
+            compared = json.loads(printed)
+    rows = bolid.demo.how_close(plan, compared)
+    note(f"\n{'pictures':32}body off by this person's  follows the text", quiet)
+    for name, body, text in rows:
+        shown = ["-" if value is None else f"{value:.{digits}f} %" for value, digits in ((body, 1), (text, 0))]
+        note(f"{name:32}{shown[0]:>25}{shown[1]:>18}", quiet)
     sheet = bolid.demo.contact_sheet(plan)
     summary = bolid.demo.write_summary(plan, rows)
     note("\nLook at this picture:", quiet)

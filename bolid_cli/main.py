@@ -12,6 +12,7 @@ import typer
 import bolid
 from bolid.run import prepare_environment
 from bolid_cli import (
+    bench,
     demo,
     doctor,
     evaluate,
@@ -49,6 +50,8 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("train-adapter", train_adapter.train_adapter),
     ("generate", generate.generate),
     ("evaluate", evaluate.evaluate),
+    ("bench", bench.bench),
+    ("bench make", bench.make),
     ("inspect", inspect.inspect),
     ("doctor", doctor.doctor),
     ("fieldtest", fieldtest.fieldtest),

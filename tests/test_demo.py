@@ -87,11 +87,22 @@ def test_contact_sheet_shows_photos_and_pictures(tmp_path):
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+def test_the_pictures_are_compared_over_equal_photos(tmp_path):
+    plan = bolid.demo.plan(tmp_path)
+    (command,) = [command for command in plan.commands if command[0] == "evaluate"]
+    assert command[1] == "--compare" and list(command[2:5]) == [str(folder) for folder in plan.folders[:3]]
+    assert command[command.index("--reference") + 1].endswith(f"held-out/{plan.person}")
+
+
 def test_summary_is_data(tmp_path):
     plan = bolid.demo.plan(tmp_path)
-    metric = {"value": 0.5}
-    metrics = {"metrics": {key: metric for key in ("body_ratio_error", "bone_ratio_error", "text_score")}}
-    rows = bolid.demo.how_close(plan, [metrics] * 3)
+    values = {"base": (0.08, 0.5), plan.person: (0.04, 0.45), plan.other: (0.1, None)}
+    methods = {
+        name: {"metrics": {"body_ratio_error": {"value": body}, "text_score": {"value": text}}}
+        for name, (body, text) in values.items()
+    }
+    rows = bolid.demo.how_close(plan, {"methods": methods})
+    assert rows == [(bolid.demo.COLUMNS[0], 8, 100), (bolid.demo.COLUMNS[1], 4, 90), (bolid.demo.COLUMNS[2], 10, None)]
     data = json.loads(bolid.demo.write_summary(plan, rows).read_text())
     assert [row["shown"] for row in data["table"]] == list(bolid.demo.COLUMNS)
-    assert data["table"][1]["body_ratio_error"] == 0.5 and data["commands"][0].startswith("bolid synth")
+    assert data["table"][1]["body_error_percent"] == 4 and data["commands"][0].startswith("bolid synth")

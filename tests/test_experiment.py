@@ -12,6 +12,7 @@ import torch
 from small_base import make_family, make_training_shards
 
 from bolid.errors import BolidError
+from bolid.evaluate import protocol
 from bolid.evaluate.pictures import generated_pictures
 from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
 from bolid.formats.images import picture_record
@@ -24,9 +25,13 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import baselines
 import build_words
-import protocol
+import fusion
+import mechanism
 import run
 import table
+import trainings
+
+SIMPLE = ("ip-adapter", "ip-adapter-attention")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("experiment")
     family = make_family(root)
     train = make_training_shards(root / "train", family)
-    for method in baselines.METHODS:
+    for method in SIMPLE:
         baselines.train_baseline(method, train, root / "baselines" / method, steps=3, batch_size=4)
     return train, family, root / "baselines"
 
@@ -62,11 +67,11 @@ def test_held_out_photos_are_others(tmp_path):
 
 
 def test_the_target_photo_is_never_its_own_condition(world):
-    found = baselines.Table(world[0])
+    found = mechanism.Table(world[0])
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         rows = np.random.default_rng(0).permutation(len(found.captions))[:6]
-        context, present = baselines.draw_context(found, rows, 3, generator)
+        context, present = mechanism.draw_context(found, rows, 3, generator)
         for i, row in enumerate(rows):
             used = context[i, present[i]].tolist()
             assert row not in used and len(set(used)) == len(used) >= 1
@@ -87,17 +92,18 @@ def test_attention_starts_as_the_average_and_ignores_the_order():
     assert torch.allclose(attention(other[:1], present[:1]), turned, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", baselines.METHODS)
+@pytest.mark.parametrize("method", SIMPLE)
 def test_a_trained_baseline_generates(world, method, tmp_path):
     train, family, folder = world
-    tensors, record = load_tensors(folder / method / baselines.FILE, baselines.KIND)
-    assert record["config"] == {"method": method, "steps": 3, "batch_size": 4}
+    tensors, record = load_tensors(folder / method / baselines.FILE, mechanism.KIND)
+    assert record["config"] == {"method": method, "steps": 3, "batch_size": 4, "embedding_size": 16}
     assert tensors["ip_adapter.1.to_v_ip.weight"].abs().max() > 0  # it learned something
-    baseline = baselines.Baseline(folder / method / baselines.FILE, get_family(family))
+    baseline = baselines.load_baseline(method, folder / method / baselines.FILE, get_family(family))
     embeds = torch.nn.functional.normalize(torch.randn(3, baseline.size), dim=1)
-    condition = baseline.condition(embeds)
+    person = mechanism.Person("p1", embeds, torch.zeros(3, 512))
+    (condition,) = baseline.mechanism.vectors(person)
     assert torch.equal(condition, embeds[0]) == (method == "ip-adapter")
-    paths = baseline.generate(["x", "y"], tmp_path, condition, n=2, seed=1, photos={"photo_000": "a"}, name="p1")
+    paths = baseline.generate(["x", "y"], tmp_path, person, n=2, seed=1, photos={"photo_000": "a"})
     assert [path.name for path in paths] == ["000-0.png", "000-1.png", "001-0.png", "001-1.png"]
     records = [picture_record(path.read_bytes()) for path in paths]
     assert [r["config"]["prompt"] for r in records] == ["x", "x", "y", "y"]
@@ -109,7 +115,7 @@ def test_a_trained_baseline_generates(world, method, tmp_path):
 
 def test_training_goes_on_to_the_bit(world, tmp_path, monkeypatch):
     train, _, folder = world
-    save = baselines.save_checkpoint
+    save = mechanism.save_checkpoint
     calls = []
 
     def stop_after_two(*arguments):
@@ -118,15 +124,15 @@ def test_training_goes_on_to_the_bit(world, tmp_path, monkeypatch):
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    settings = baselines.TrainAdapterConfig
-    monkeypatch.setattr(baselines, "TrainAdapterConfig", lambda **c: settings(**c, checkpoint_minutes=0.0))
-    monkeypatch.setattr(baselines, "save_checkpoint", stop_after_two)
+    settings = mechanism.TrainAdapterConfig
+    monkeypatch.setattr(mechanism, "TrainAdapterConfig", lambda **c: settings(**c, checkpoint_minutes=0.0))
+    monkeypatch.setattr(mechanism, "save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         baselines.train_baseline("ip-adapter-attention", train, tmp_path, steps=3, batch_size=4)
-    monkeypatch.setattr(baselines, "save_checkpoint", save)
+    monkeypatch.setattr(mechanism, "save_checkpoint", save)
     baselines.train_baseline("ip-adapter-attention", train, tmp_path, steps=3, batch_size=4)
-    whole, _ = load_tensors(folder / "ip-adapter-attention" / baselines.FILE, baselines.KIND)
-    resumed, _ = load_tensors(tmp_path / baselines.FILE, baselines.KIND)
+    whole, _ = load_tensors(folder / "ip-adapter-attention" / baselines.FILE, mechanism.KIND)
+    resumed, _ = load_tensors(tmp_path / baselines.FILE, mechanism.KIND)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -139,6 +145,42 @@ def test_a_baseline_that_is_not_there_is_named(world, tmp_path):
     with pytest.raises(BolidError, match="looked for .*none/bolid/body.safetensors") as error:
         bench.adapter_of(run.EQUAL)
     assert error.value.hint.startswith("bolid train-adapter train/ --out")
+
+
+def test_every_method_has_a_row_and_says_what_it_lacks(world, tmp_path):
+    assert run.METHODS.keys() == table.WHAT.keys() and set(baselines.METHODS) <= run.METHODS.keys()
+    bench = run.Bench(tmp_path, protocol.read_protocol(1, 1), tmp_path / "none", world[1])
+    for method, flag in (("bolid-8-no-id", "--id-weight 0"), ("bolid-8-no-clip", "--clip-weight 0")):
+        with pytest.raises(BolidError, match=f"the adapters of {method} are not trained") as error:
+            bench.adapter_of(method)
+        assert flag in error.value.hint
+
+
+class _Encoder:
+    population = None
+
+
+def test_fusions_are_what_they_say():
+    reader = type("Reader", (), {"encoder": _Encoder()})()
+    mean, logvar = torch.randn(3, 4), torch.randn(3, 4)
+    plain = fusion.fused(reader, (mean, logvar, torch.tensor([1.0, 0.5, 0.1])), "mean")
+    assert torch.equal(plain[0], mean.mean(0)) and torch.equal(plain[1], logvar.mean(0))
+    surely = fusion.fused(reader, (mean, logvar, torch.tensor([1.0, 0.5, 0.1])), "no-confidence")
+    precision = torch.exp(-logvar)
+    assert torch.allclose(surely[0], (precision * mean).sum(0) / (1 + precision.sum(0)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_ablated_profile_has_another_body_and_the_same_face(rendered_people, tmp_path):
+    from bolid.formats.profile import load_profile
+    from bolid.profile import make_profile
+
+    photos = sorted((rendered_people / "p100000").glob("*.jpg"))
+    make_profile(photos, tmp_path / "own.safetensors", family="tiny")
+    fusion.ablated_profile(photos, tmp_path / "mean.safetensors", get_family("tiny"), "mean")
+    own, plain = (load_profile(tmp_path / f"{name}.safetensors") for name in ("own", "mean"))
+    assert not torch.allclose(own.body_mean, plain.body_mean) and torch.equal(own.face, plain.face)
+    assert plain.record["config"] == {"fusion": "mean"} and plain.record["inputs"] == own.record["inputs"]
 
 
 def shape(**deviations):
@@ -242,3 +284,20 @@ def test_the_table_says_what_was_measured():
     assert "How much more than ip-adapter-attention" in more and more.count("| kid ↓") == text.count("| kid ↓")
     assert "| text score ↑ | +0.100 (-0.100 to +0.300) | **+0.200** (+0.100 to +0.300) |" in more
     assert "the tower (a note)" in text and "5 prompts each, 2 pictures of each" in text
+
+
+def test_trainings_are_a_source_of_variance():
+    def made(value):
+        return evaluation(value, value - 0.098)  # one standard error over people is 0.05
+
+    methods = {"ip-adapter": made(0.5), "ip-adapter-training-1": made(0.6), "ip-adapter-training-2": made(0.4)}
+    compared = Comparison("base", {"base": made(0.3), **methods}, {})
+    rest, groups = trainings.split(compared, ["ip-adapter", "bolid-8"])
+    assert list(rest.methods) == ["base", "ip-adapter"] and list(groups) == ["ip-adapter"]
+    found = trainings.over_trainings([one.metrics["text_score"] for one in groups["ip-adapter"]])
+    assert found.mean == pytest.approx(0.5) and found.sd_trainings == pytest.approx(0.1)
+    assert found.se_people == pytest.approx(0.05, rel=0.02)
+    assert found.high - found.mean == pytest.approx(1.96 * (0.05**2 + 0.1**2 / 3) ** 0.5, rel=0.02)
+    text = "\n".join(trainings.markdown(groups))
+    assert "| ip-adapter | text score ↑ | 0.500, 0.600, 0.400 | 0.500 |" in text and "kid" not in text
+    assert trainings.markdown({}) == []

@@ -10,6 +10,7 @@ from bolid.method.metrics import (
     accept_threshold,
     bone_confidence,
     bone_ratios,
+    bone_weights,
     bootstrap_mean,
     correlation_interval,
     expected_max,
@@ -68,6 +69,30 @@ def test_bone_confidence_is_0_where_a_ratio_is_missing():
     assert torch.equal(ratios.isnan(), confidence == 0)
     names = list(BONES)
     assert confidence[names.index("hips")] == 0.7 and confidence[names.index("thigh")] == 1  # the right side is sure
+
+
+def test_foreshortened_legs_count_little():
+    keypoints = torch.zeros(17, 3, dtype=torch.float64)
+    places = {
+        5: (40, 0),
+        6: (0, 0),
+        11: (35, 60),
+        12: (5, 60),
+        13: (35, 105),
+        14: (5, 105),
+        15: (35, 150),
+        16: (5, 150),
+    }
+    for number, place in places.items():
+        keypoints[number] = torch.tensor([*place, 1.0])
+    standing, squatting = keypoints.clone(), keypoints.clone()
+    squatting[[13, 14], 1] = 80  # the thigh is 20, the shin 70
+    names = list(BONES)
+    upright, squat = bone_weights(standing), bone_weights(squatting)
+    assert torch.equal(upright, bone_confidence(standing)) and upright[names.index("forearm")] == 0
+    assert squat[names.index("torso")] == pytest.approx((20 / 70 / 0.85) ** 4)
+    keypoints[15:, 2] = 0  # no shins: no ratios, no weight
+    assert float(bone_weights(keypoints).sum()) == 0
 
 
 def test_weighted_mean_leaves_out_nan():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import sys
@@ -18,7 +19,8 @@ from bolid.synth.people import sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import people
 import release
-from protocol import read_protocol
+
+from bolid.evaluate.protocol import read_protocol
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {".py", ".sh", ".json", ".toml", ".md"}
@@ -55,7 +57,7 @@ def test_the_sets_are_apart_and_large_enough():
 def test_nothing_that_is_shipped_names_a_sealed_person():
     texts = shipped_texts()
     assert sum(name.endswith(".safetensors") for name in texts) > 10  # records were read
-    assert {"bolid/tiny/base/training.json", "examples/experiment/protocol.json"} <= texts.keys()
+    assert {"bolid/tiny/base/training.json", "bolid/evaluate/protocol.json"} <= texts.keys()
     assert {name: found for name, text in texts.items() if (found := people.mentions(text, SEALED))} == {}
 
 
@@ -90,6 +92,86 @@ def test_an_unknown_or_damaged_set_is_refused(tmp_path):
         people.read_people("y", tmp_path)
 
 
+WEIGHTS = {".safetensors", ".onnx"}
+# Of these files no record names all people. A file that is made anew names them, and goes from this list.
+UNNAMED = {
+    "bolid/tiny/adapter/body.safetensors", "bolid/tiny/adapter/face.safetensors",
+    "bolid/tiny/base/text_encoder/model.safetensors", "bolid/tiny/base/unet/diffusion_pytorch_model.safetensors",
+    "bolid/tiny/base/vae/diffusion_pytorch_model.safetensors", "bolid/tiny/body-encoder.safetensors",
+    "bolid/tiny/probe/probe.safetensors",
+}  # fmt: skip
+JUDGE = "examples/experiment/judge/judge.safetensors"
+
+
+def test_every_shipped_file_names_its_people():
+    shipped = people.read_shipped()
+    weights = {
+        str(path.relative_to(ROOT))
+        for folder in ("bolid", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in WEIGHTS
+    }
+    assert weights <= shipped.keys() and shipped.keys() - weights <= {JUDGE}
+    assert {path for path, made in shipped.items() if made.unknown} == UNNAMED
+    assert sum(bool(made.seeds) for made in shipped.values()) >= len(shipped) - 1
+
+
+def test_no_shipped_file_was_made_with_people_that_figures_are_reported_on():
+    reported = {person for person in read_protocol().people}
+    for path, made in people.read_shipped().items():
+        for use, ranges in made.seeds.items():
+            for seeds in ranges:
+                assert not set(seeds) & (set(SEALED.seeds) | reported), f"{path}, {use}"
+                assert seeds.stop <= people.TRAINING.stop or use != "trained", path
+
+
+def test_the_list_agrees_with_the_records():
+    """A record that names seeds names those of the list."""
+    compared = 0
+    for path, made in people.read_shipped().items():
+        if not path.endswith(".safetensors") or not (ROOT / path).exists():
+            continue
+        header = (ROOT / path).read_bytes()
+        metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")]).get("__metadata__", {})
+        config = json.loads(metadata.get("bolid", "{}")).get("config", {})
+        named = [config["seeds"]] if "seeds" in config else []
+        named += [
+            [e["first"], e["first"] + e["count"]] for e in config.values() if isinstance(e, dict) and "first" in e
+        ]
+        for first, last in named:
+            everyone = set(itertools.chain(*itertools.chain(*made.seeds.values())))
+            assert {first, last - 1} <= everyone, path
+            compared += 1
+    assert compared >= 2
+
+
+def test_nobody_but_the_judge_has_its_people():
+    shipped = people.read_shipped()
+    theirs = {seed for ranges in shipped.pop(JUDGE).seeds.values() for seeds in ranges for seed in seeds}
+    for path, made in shipped.items():
+        assert not any(theirs & set(seeds) for ranges in made.seeds.values() for seeds in ranges), path
+
+
+def test_only_releases_use_the_judge():
+    """No package and no other script imports the judge or reads its file."""
+    folders = [ROOT / name for name in ("bolid", "bolid_cli", "examples")]
+    for path in itertools.chain(*(folder.rglob("*.py") for folder in folders)):
+        if "judge" in path.parts or path == ROOT / "examples/experiment/release.py":
+            continue
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any("judge" in name.split(".") for name in names), path
+        assert "judge.safetensors" not in text, path
+
+
+def test_a_damaged_list_of_people_is_refused(tmp_path):
+    (tmp_path / "shipped.json").write_text('{"a": {"trained": [[0, 5]]}}')
+    with pytest.raises(BolidError, match="is damaged"):
+        people.read_shipped(tmp_path / "shipped.json")
+
+
 class ReadsPixels:
     """Two ratios from the first two pixels, in 1/250."""
 
@@ -103,12 +185,14 @@ MADE_UP = people.People("made-up", "a test", range(400_000, 400_008))
 
 
 def make_pictures(root: Path, method: str) -> Path:
-    """Pictures that tell the truth by bolid-8, and noise by the others."""
+    """Pictures that tell the truth by bolid-8, half of it by bolid-1, and noise by the others."""
     rng = np.random.default_rng(len(method))
     for seed in MADE_UP.seeds:
         person = sample_person(seed)
         ratios = body_ratios(person)
-        values = [ratios["leg"], ratios["arm"]] if method == "bolid-8" else rng.uniform(0.3, 0.6, 2)
+        truth, noise = np.array([ratios["leg"], ratios["arm"]]), rng.uniform(0.3, 0.6, 2)
+        share = {"bolid-8": 0.0, "bolid-1": 0.1}.get(method, 1.0)
+        values = (1 - share) * truth + share * noise
         pixels = np.zeros((4, 4, 3), np.uint8)
         pixels[0, :2] = np.round(np.array(values) * 250)[:, None]
         path = root / method / person.name / "000.png"
@@ -124,9 +208,18 @@ def test_a_release_is_logged_before_and_after(tmp_path):
         assert json.loads(log.read_text().splitlines()[-1])["event"] == "opened"
         return make_pictures(tmp_path, method)
 
-    methods = ("base", "build-words", "bolid-8")
-    figures = release.release(MADE_UP, methods, make, ReadsPixels(), log, {"commit": "abc", "judge": "def"})
+    methods = ("base", "build-words", "bolid-1", "bolid-8")
+
+    def score(folders):
+        return release.body_figures(folders, MADE_UP.seeds, ReadsPixels())
+
+    figures = release.release(MADE_UP, methods, make, score, log, {"commit": "abc", "judge": "def"})
     assert figures["bolid-8"]["r"][0] > 0.95 and figures["bolid-8"]["people"] == 8
+    assert figures["bolid-8"]["R2"][0] > 0.95 > figures["base"]["R2"][0]
+    kept, low, high = figures["bolid-1"]["R2 over that of bolid-8"]
+    assert low < kept < high and kept == pytest.approx(
+        figures["bolid-1"]["R2"][0] / figures["bolid-8"]["R2"][0], abs=0.01
+    )
     value, low, high = figures["bolid-8"]["r minus build-words"]
     assert low < value < high and value == pytest.approx(
         figures["bolid-8"]["r"][0] - figures["build-words"]["r"][0], abs=0.002
@@ -140,16 +233,19 @@ def test_a_release_is_logged_before_and_after(tmp_path):
 
 def test_an_opening_that_fails_stays_in_the_log(tmp_path):
     log = tmp_path / "releases.jsonl"
+
+    def score(folders):
+        return release.body_figures(folders, MADE_UP.seeds, ReadsPixels())
+
     for _ in range(2):
         with pytest.raises(BolidError, match="only 0 people have pictures"):
-            release.release(MADE_UP, ["base"], lambda method: tmp_path / "nothing", ReadsPixels(), log, {})
+            release.release(MADE_UP, ["base"], lambda method: tmp_path / "nothing", score, log, {})
     assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["opened", "opened"]
 
 
 def test_the_probe_is_no_judge():
-    probe = ROOT / "bolid" / "tiny" / "probe"
-    with pytest.raises(BolidError, match="the judge is the probe that is used while working"):
-        release.open_judge(probe / "probe.safetensors", probe)
+    with pytest.raises(BolidError, match="body-probe"):
+        release.Judge(ROOT / "bolid" / "tiny" / "probe" / "probe.safetensors")
 
 
 def test_a_release_needs_a_commit(tmp_path):

@@ -114,6 +114,27 @@ class FaceModel:
         return sorted(faces, key=lambda face: -face.score)
 
 
+class Recogniser:
+    """The recogniser of another InsightFace pack, for faces that some detector has found. `name`: the pack's folder.
+
+    Raises BolidError as `FaceModel` does.
+    """
+
+    def __init__(self, path: Path | str, device: str = "cpu") -> None:
+        pack = FaceModel(path, device)
+        self.name, self.sha256 = Path(path).resolve().name, pack.sha256
+        self._network = pack.network.models["recognition"]
+
+    def embed(self, image: np.ndarray, face: Face) -> np.ndarray:
+        """f32 [512], L2-normed, of a face in a picture (uint8 [H,W,3] RGB)."""
+        from insightface.app.common import Face as InsightFace
+
+        found = InsightFace(bbox=face.box, kps=face.landmarks, det_score=face.score)
+        with _quiet_insightface():
+            self._network.get(np.ascontiguousarray(image[..., ::-1]), found)
+        return (found.embedding / max(np.linalg.norm(found.embedding), 1e-12)).astype(np.float32)
+
+
 class DifferentiableFaces:
     """The most confident face in each picture, its embedding and its score, with a gradient to the pixels.
 

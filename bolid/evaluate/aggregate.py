@@ -22,8 +22,8 @@ from bolid.method.metrics import (
     ENDS,
     MIN_GROUPS,
     Interval,
-    bone_confidence,
     bone_ratios,
+    bone_weights,
     bootstrap_mean,
     correlation_interval,
     resamples,
@@ -58,6 +58,8 @@ def mean_metrics(
     measured_by = _measured_by(evaluators, diversity)
     missing = _missing_notes(diversity, has_base, bool(reference_scores.conditioning))
     notes = {}
+    with_face = float(scored.scores["face_found"].nanmean())
+    notes["face_similarity"] = f"of the {with_face:.0%} of pictures in which a face is found"
     if reference_scores.threshold is not None:
         impostors = len(reference_scores.impostors)
         notes["face_tar"] = f"above {reference_scores.threshold:.3f}; of {impostors} comparisons of strangers"
@@ -80,11 +82,11 @@ def mean_metrics(
 
 def _measured_by(evaluators: Evaluators, diversity: str) -> dict[str, str]:
     family, tower, body = evaluators.family.name, evaluators.tower, evaluators.body_evaluator
-    pose, face = f"pose model of family {family}", f"face model of family {family}"
+    pose, face = f"pose model of family {family}", evaluators.face_evaluator
     return {
         "text_score": tower, "image_score": tower, "face_found": face, "face_similarity": face, "face_tar": face,
-        "person_found": pose, "body_rank1": body, "body_auc": body, "copy_paste": tower, "clothing_leak": tower,
-        "disturbance": tower, diversity: evaluators.lpips.name if evaluators.lpips else tower,
+        "person_found": pose, "body_rank1": body, "body_auc": body, "copy_paste": tower, "face_copy_paste": face,
+        "clothing_leak": tower, "disturbance": tower, diversity: evaluators.lpips.name if evaluators.lpips else tower,
     }  # fmt: skip
 
 
@@ -100,6 +102,7 @@ def _missing_notes(diversity: str, has_base: bool, has_conditioning: bool) -> di
         "body_rank1": several,
         "body_auc": several,
         "copy_paste": profile_photos,
+        "face_copy_paste": profile_photos,
         "clothing_leak": captions if has_conditioning else profile_photos,
         "disturbance": "no picture in --without-adapter has the same prompt and seed"
         if has_base
@@ -162,8 +165,8 @@ def body_metrics(
     errors = {
         "bone_ratio_error": _BodyError(
             bone_ratios(bodies.keypoints),
-            bone_confidence(bodies.keypoints),
-            person_means(bone_ratios(references.keypoints), bone_confidence(references.keypoints)),
+            bone_weights(bodies.keypoints),
+            person_means(bone_ratios(references.keypoints), bone_weights(references.keypoints)),
             pose,
             "no whole body on both sides",
         ),

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
+from bolid.evaluate.bounds import real_and_strangers
 from bolid.evaluate.pictures import Picture, PictureFolder, generated_pictures, reference_photos
 from bolid.evaluate.results import DESCRIPTIONS, Comparison, Difference, Evaluation, Scored
 from bolid.models.families import get_family
 from bolid.run import Progress, derive_seed, pick_device
 
 if TYPE_CHECKING:
-    import torch
-
-    from bolid.evaluate.evaluators import Evaluators
+    from bolid.evaluate.evaluators import BodyReader, Evaluators
+    from bolid.evaluate.picture_scores import Conditioning
 
 PathLike = str | os.PathLike[str]
 
@@ -67,8 +67,8 @@ def evaluate(
     Raises:
         BolidError: no picture can be read, or no reference photo remains.
     """
-    run = _Run(reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    return run.score([generated])[0][0].evaluation
+    run = Run(reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    return run.score({Path(generated).resolve().name: generated_pictures(generated, prompts)})[0][0].evaluation
 
 
 def compare(
@@ -93,18 +93,24 @@ def compare(
     """
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
-    run = _Run(reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    scored, differences = run.score(folders)
-    methods = {one.name: one.evaluation for one in scored}
-    return Comparison(scored[0].name, methods, differences)
+    run = Run(reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    methods = dict(zip(_names(folders), [generated_pictures(folder, prompts) for folder in folders], strict=True))
+    return comparison(*run.score(methods))
+
+
+def comparison(
+    scored: Sequence[Scored], differences: dict[str, dict[str, Difference]], bounds: Sequence[Scored]
+) -> Comparison:
+    """What `Run.score` returns, without the single pictures."""
+    methods, limits = ({one.name: one.evaluation for one in some} for some in (scored, bounds))
+    return Comparison(scored[0].name, methods, differences, limits)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """The arguments of `evaluate`, see there."""
+class Run:
+    """The arguments of `evaluate`, and those of `bench`; see there."""
 
     reference: PathLike
-    prompts: PathLike | None
     profiles: Sequence[PathLike]
     conditioning: PathLike | None
     base: PathLike | None
@@ -114,9 +120,14 @@ class _Run:
     device: str
     seed: int
     progress: Progress | None
+    recognisers: Sequence[PathLike] = ()
+    body_reader: tuple[str, BodyReader] | None = None
+    bounded: bool = False  # half of the held-out photos are scored themselves
 
-    def score(self, folders: Sequence[PathLike]) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
-        """Every folder's scores, and the differences of the others from the first."""
+    def score(
+        self, methods: Mapping[str, PictureFolder]
+    ) -> tuple[list[Scored], dict[str, dict[str, Difference]], list[Scored]]:
+        """Every method's scores, the differences of the others from the first, and the scores of real photos."""
         from bolid.evaluate.body_shape import known_bodies
         from bolid.evaluate.evaluators import FEATURES, Evaluators
         from bolid.evaluate.references import read_references
@@ -124,23 +135,27 @@ class _Run:
 
         if self.features not in FEATURES:
             raise BolidError(f"--features is {self.features!r}", f"choose one of {', '.join(FEATURES)}")
-        _refuse_equal(folders, self.reference, "the generated pictures and the reference photos")
+        _refuse_equal(methods.values(), self.reference, "the generated pictures and the reference photos")
         if self.html is not None and Path(self.html).is_dir():  # now, and not when everything has been measured
             raise BolidError(f"--html {self.html} is a folder", "give the name of a file, like report.html")
         family, device = get_family(self.family), pick_device(self.device)
         progress = self.progress or (lambda done, total, text: None)
-        generated = [generated_pictures(folder, self.prompts) for folder in folders]
-        held_out, used, checked = _hold_out(reference_photos(self.reference), generated, self.profiles)
+        held_out, used, checked = _hold_out(reference_photos(self.reference), list(methods.values()), self.profiles)
+        limits = real_and_strangers(held_out) if self.bounded else {}
         given = reference_photos(self.conditioning) if self.conditioning is not None else None
         base = generated_pictures(self.base) if self.base is not None else None
-        evaluators = Evaluators(family, device, self.features)
+        packs = [Path(path) for path in self.recognisers]
+        evaluators = Evaluators(family, device, self.features, packs, self.body_reader)
         references = read_references(held_out, evaluators, progress)
         references.bodies = known_bodies(held_out.pictures, self.profiles, references.people)
         conditioning = _conditioning(used, held_out, given, evaluators)
-        scored = [
-            score(name, folder, references, conditioning, base, evaluators, progress)
-            for name, folder in zip(_names(folders), generated, strict=True)
-        ]
+        scored, bounds = (
+            [
+                score(name, folder, references, conditioning, other, evaluators, progress)
+                for name, folder in some.items()
+            ]
+            for some, other in ((methods, base), (limits, None))
+        )
         for one in scored:  # only now is every rejection known
             rejected: dict[str, list[str]] = {}
             for source in filter(None, (one.folder, held_out, given, base)):
@@ -153,12 +168,12 @@ class _Run:
         if self.html is not None:
             from bolid.evaluate.report import write_report
 
-            write_report(self.html, scored, differences, held_out, family.name)
-        return scored, differences
+            write_report(self.html, scored, differences, held_out, family.name, bounds)
+        return scored, differences, bounds
 
 
-def _refuse_equal(folders: Sequence[PathLike], other: PathLike, what: str) -> None:
-    for folder in map(Path, folders):
+def _refuse_equal(folders: Iterable[PictureFolder], other: PathLike, what: str) -> None:
+    for folder in (one.place for one in folders):
         if folder.exists() and Path(other).exists() and folder.samefile(other):
             raise BolidError(f"{what} are the same folder: {folder}", "give two folders")
 
@@ -205,8 +220,12 @@ def _hold_out(
 
 def _conditioning(
     used: list[Picture], reference: PictureFolder, given: PictureFolder | None, evaluators: Evaluators
-) -> dict[str, tuple[torch.Tensor, list[str]]]:
-    """Person -> (embeddings [k, E], captions) of the photos that made the profile: the `used` and the `given` ones."""
+) -> dict[str, Conditioning]:
+    """Person -> the photos that made the profile: the `used` and the `given` ones."""
+    import torch
+
+    from bolid.evaluate.picture_scores import Conditioning
+
     photos = [(reference, photo) for photo in used] + [(given, photo) for photo in (given.pictures if given else [])]
     people: dict[str, list[tuple[PictureFolder, Picture]]] = {}
     known: set[tuple[str, str]] = set()
@@ -224,7 +243,9 @@ def _conditioning(
             except BolidError as error:
                 folder.reject(photo, error.message)
         if images:
-            found[person] = (evaluators.image_text.encode_images(images).float().cpu(), captions)
+            seen = evaluators.extract(images)
+            embeds, faces = (torch.stack([getattr(one, name) for one in seen]) for name in ("embed", "face"))
+            found[person] = Conditioning(embeds, faces, captions)
     return found
 
 

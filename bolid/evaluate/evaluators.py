@@ -1,6 +1,7 @@
 """The evaluators of `bolid evaluate`: a family's models, and what they extract from one picture.
 
-Shapes: E embedding, D features, C classes, W width profile, R body readings, V numbers of the shape reader.
+Shapes: E embedding, D features, C classes, F = 512 numbers of each face recogniser, W width profile, R body readings,
+V numbers of the shape reader.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,20 +31,38 @@ class PictureFeatures:
     embed: torch.Tensor  # f32 [E], of the image-text model
     features: torch.Tensor  # f32 [D], for FID and KID
     logits: torch.Tensor | None  # f32 [C], of InceptionV3
-    face: torch.Tensor  # f32 [512]
+    face: torch.Tensor  # f32 [F], unit length
     keypoints: torch.Tensor  # f32 [17, 3]; confidence 0 where no person is found
     widths: torch.Tensor  # f32 [W]
     reading: torch.Tensor  # f32 [R]
     view: torch.Tensor  # f32 [V], what the shape reader keeps
 
 
+class BodyReader(Protocol):
+    """Reads body ratios [N, R], named `ratio_names`, off pictures (uint8 [H, W, 3])."""
+
+    ratio_names: tuple[str, ...]
+
+    def predict(self, images: Sequence[np.ndarray]) -> np.ndarray: ...  # noqa: D102
+
+
 class Evaluators:
     """A family's models, and the features of FID, KID and IS.
 
+    `recognisers`: InsightFace packs that recognise faces instead of the family's own, whose detector finds them.
+    `body_reader`: (name, reader) instead of the family's body probe.
     Raises BolidError when the family lacks a model.
     """
 
-    def __init__(self, family: Family, device: str, features: str) -> None:
+    def __init__(
+        self,
+        family: Family,
+        device: str,
+        features: str,
+        recognisers: Sequence[Path] = (),
+        body_reader: tuple[str, BodyReader] | None = None,
+    ) -> None:
+        from bolid.backends.face import Recogniser
         from bolid.backends.features import InceptionFeatures, Lpips, alexnet_path, inception_path, tower_name
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.people import face_detector, pose_detector
@@ -51,6 +71,11 @@ class Evaluators:
         self.image_text = ImageTextModel(family.require("image_text"), device)
         self.pose = pose_detector(family.require("pose"), device)
         self.faces = face_detector(family.require("face"), device)
+        self.recognisers = [Recogniser(path, device) for path in recognisers]
+        self.face_evaluator = f"face model of family {family.name}"
+        if self.recognisers:
+            names = ", ".join(one.name for one in self.recognisers)
+            self.face_evaluator = f"mean of {names}; faces found by the {self.face_evaluator}"
         self.tower = tower_name(family.name, self.image_text)
         self.inception: InceptionFeatures | None = None
         self.notes: list[str] = []
@@ -67,18 +92,21 @@ class Evaluators:
         self.feature_name = self.inception.name if self.inception else self.tower
         self.feature_size = self.inception.size if self.inception else self.image_text.embedding_size
         self._texts: dict[str, torch.Tensor] = {}
-        self._open_body_evaluator()
+        self._open_body_evaluator(body_reader)
         self.shape_reader = open_reader(family, device)
 
-    def _open_body_evaluator(self) -> None:
-        """The body probe, which no training has used; the body encoder in a family without one."""
+    def _open_body_evaluator(self, given: tuple[str, BodyReader] | None) -> None:
+        """The reader that was given, else the family's body probe, else its body encoder."""
         from bolid.backends.body import BodyEncoder
         from bolid.backends.probe import BodyProbe
         from bolid.backends.segmentation import load_segmenter
 
-        self.probe: BodyProbe | None = None
+        self.probe: BodyReader | None = None
         self.encoder: BodyEncoder | None = None
-        if self.family.probe is not None and self.family.probe.exists():
+        if given is not None:
+            self.body_evaluator, self.probe = given
+            self.reading_size = len(self.probe.ratio_names)
+        elif self.family.probe is not None and self.family.probe.exists():
             self.probe = BodyProbe(self.family.probe, self.device)
             self.body_evaluator = f"body probe of family {self.family.name}"
             self.reading_size = len(self.probe.ratio_names)
@@ -101,6 +129,7 @@ class Evaluators:
             path = getattr(family, part)
             inside = sorted(path.rglob("*")) if path is not None and path.is_dir() else [path] if path else []
             files += [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in inside if f.is_file()]
+        files += [[one.name, one.sha256] for one in self.recognisers]
         return [family.name, self.feature_name, self.body_evaluator, files]
 
     def perceptual_view(self, image: np.ndarray) -> Any:
@@ -130,7 +159,8 @@ class Evaluators:
         found = []
         for i, (image, people) in enumerate(zip(images, self.pose.detect(images), strict=True)):
             one = PictureFeatures(
-                embeds[i], features[i], None if logits is None else logits[i], torch.full((512,), math.nan),
+                embeds[i], features[i], None if logits is None else logits[i],
+                torch.full((512 * max(1, len(self.recognisers)),), math.nan),
                 torch.zeros(17, 3), torch.full((16,), math.nan), torch.full((self.reading_size,), math.nan),
                 torch.full((self.shape_reader.size if self.shape_reader else 0,), math.nan),
             )  # fmt: skip
@@ -153,6 +183,9 @@ class Evaluators:
             face = face_of(person, self.faces.detect(image))
             if face is not None:
                 found.face = torch.from_numpy(face.embedding)
+                if self.recognisers:  # the cosine of joined unit vectors is the mean of their cosines
+                    each = [one.embed(image, face) for one in self.recognisers]
+                    found.face = torch.from_numpy(np.concatenate(each)) / len(each) ** 0.5
         if self.shape_reader is not None:
             features = self._pooled(image, keypoints) if self.shape_reader.needs_features else None
             found.view = self.shape_reader.view(image, person, features)

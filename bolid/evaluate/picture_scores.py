@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,20 @@ from bolid.evaluate.evaluators import Evaluators, PictureFeatures
 from bolid.evaluate.pictures import Picture, PictureFolder
 from bolid.evaluate.references import References
 from bolid.evaluate.results import FALSE_ACCEPT_RATE
-from bolid.method.metrics import accept_threshold, expected_max, rank_and_auc, weighted_mean
+from bolid.method.metrics import accept_threshold, copy_paste, expected_max, rank_and_auc, weighted_mean
 
 if TYPE_CHECKING:
     import numpy as np
 
 MIN_IMPOSTORS = 20  # comparisons of different people's faces, below which no threshold is set
+
+
+class Conditioning(NamedTuple):
+    """The k photos behind a person's profile: embeddings [k, E], faces [k, F] (nan where none is found), captions."""
+
+    embeds: torch.Tensor
+    faces: torch.Tensor
+    captions: list[str]
 
 
 class ReferenceScores:
@@ -32,15 +40,15 @@ class ReferenceScores:
     def __init__(
         self,
         references: References,
-        conditioning: dict[str, tuple[torch.Tensor, list[str]]],
+        conditioning: dict[str, Conditioning],
         evaluators: Evaluators,
     ) -> None:
         self.evaluators, self.conditioning, self.references = evaluators, conditioning, references
         owner, people = references.owner, range(len(references.people))
         self.embeds = [references.embeds[owner == p] for p in people]
-        self.faces = torch.stack(
-            [F.normalize(weighted_mean(references.faces[owner == p]), dim=0) for p in people]
-        )  # [P, 512], nan where no photo shows the face
+        self.own_faces = [references.faces[owner == p] for p in people]
+        # [P, F], nan where no photo shows the face
+        self.faces = torch.stack([unit_faces(weighted_mean(faces)) for faces in self.own_faces])
         bodies = torch.stack([weighted_mean(references.readings[owner == p]) for p in people])  # [P, R]
         self.people_with_body = (~bodies.isnan().any(1)).nonzero()[:, 0].tolist()
         self.spread: torch.Tensor | None = None  # [R], over people
@@ -76,11 +84,12 @@ class ReferenceScores:
             first, auc = rank_and_auc(distances[None], torch.tensor([self.people_with_body.index(number)]))
             values["body_rank1"], values["body_auc"] = float(first), float(auc)
         if person in self.conditioning:
-            embeds, captions = self.conditioning[person]
-            count = min(len(embeds), len(self.embeds[number]))
-            nearest = [expected_max(side @ found.embed, count) for side in (embeds, self.embeds[number])]
+            photos = self.conditioning[person]
+            count = min(len(photos.embeds), len(self.embeds[number]))
+            nearest = [expected_max(side @ found.embed, count) for side in (photos.embeds, self.embeds[number])]
             values["copy_paste"] = nearest[0] - nearest[1]
-            values["clothing_leak"] = self._clothing_leak(found.embed, prompt, captions)
+            values["face_copy_paste"] = copy_paste(found.face, self.own_faces[number], photos.faces)
+            values["clothing_leak"] = self._clothing_leak(found.embed, prompt, photos.captions)
         return values
 
     def _clothing_leak(self, embed: torch.Tensor, prompt: str, captions: Iterable[str]) -> float:
@@ -93,6 +102,12 @@ class ReferenceScores:
         own = float(embed @ self.evaluators.text(prompt))
         leaked = [float(embed @ self.evaluators.text(prompt.replace(wanted, worn))) for worn in sorted(others)]
         return sum(1 / (1 + math.exp(min(500.0, scale * (own - score)))) for score in leaked) / len(leaked)
+
+
+def unit_faces(faces: torch.Tensor) -> torch.Tensor:
+    """Faces [..., F], scaled so that each recogniser's 512 numbers count alike and the whole has unit length."""
+    each = F.normalize(faces.unflatten(-1, (-1, 512)), dim=-1)
+    return each.flatten(-2) / each.shape[-2] ** 0.5
 
 
 GARMENTS = (

@@ -128,6 +128,31 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
     return folder
 
 
+def read_methods(
+    place: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None
+) -> dict[str, PictureFolder]:
+    """Method -> its pictures: of a folder or shard directory, which is one method's, or of a manifest.
+
+    A manifest is a table (CSV or JSONL) of picture, person, prompt, seed and method; pictures are relative to it, and
+    without a method they are of one named as the file. Raises BolidError when no picture remains.
+    """
+    place = Path(place)
+    if place.suffix.lower() not in (".csv", ".jsonl") or place.is_dir():
+        return {place.resolve().name: generated_pictures(place, prompts)}
+    methods: dict[str, PictureFolder] = {}
+    for path, row in _table(place.parent, place).items():
+        folder = methods.setdefault(str(row.get("method") or place.stem), PictureFolder(place.parent))
+        try:
+            folder.pictures.append(_generated_picture(path, place.parent, row))
+        except BolidError as error:
+            folder.reject(str(path), error.message)
+    empty = [name for name, folder in methods.items() if not folder.pictures]
+    if empty or not methods:
+        reason = next(iter(methods[empty[0]].rejected), "") if empty else "it has no rows"
+        raise BolidError(f"the manifest {place} names no picture that can be read: {reason}", _TABLE_HINT)
+    return methods
+
+
 def _generated_picture(path: Path, folder: Path, row: dict[str, Any]) -> Picture:
     """A picture with what its `row` of the table and its run record know. Raises BolidError for what is none."""
     data = read_file(path)

@@ -1,6 +1,7 @@
 """The held-out reference photos of `bolid evaluate`, as the evaluators see them; cached between runs.
 
-Shapes: M photos, P people, E embedding, D features, W width profile, R body readings, V numbers of the shape reader.
+Shapes: M photos, P people, E embedding, D features, F face recognisers' numbers, W width profile, R body readings,
+V numbers of the shape reader.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class References:
     people: list[str]
     owner: torch.Tensor
     embeds: torch.Tensor  # f32 [M, E]
-    faces: torch.Tensor  # f32 [M, 512]
+    faces: torch.Tensor  # f32 [M, F]
     keypoints: torch.Tensor  # f32 [M, 17, 3]
     widths: torch.Tensor  # f32 [M, W]
     readings: torch.Tensor  # f32 [M, R]

@@ -29,8 +29,12 @@ def write_report(
     differences: Mapping[str, Mapping[str, Difference]],
     references: PictureFolder,
     family: str,
+    bounds: Sequence[Scored] = (),
 ) -> None:
-    """Write the page to `path`. `scored`: one method or several; `differences`: of the others from the first."""
+    """Write the page to `path`. `scored`: one method or several; `differences`: of the others from the first.
+
+    `bounds`: what real photos reach, further columns of the figures.
+    """
     title = " / ".join(one.name for one in scored)
     first = scored[0].evaluation
     pictures = sum(len(one.pictures) for one in scored)
@@ -38,7 +42,7 @@ def write_report(
     shown = f"{pictures} picture{'' if pictures == 1 else 's'}"
     facts = f"{shown} of {people}, {first.references} held-out photos, family {family}"
     sections = [
-        ("Figures", _figures(scored, differences)),
+        ("Figures", _figures(scored, differences, bounds)),
         ("Plots", plots(scored)),
         ("Pictures", _grid(scored, references) if len(scored) == 1 else _side_by_side(scored, references)),
         ("How it was measured", _how(scored)),
@@ -52,10 +56,11 @@ def write_report(
 def _figures(
     scored: Sequence[Scored],
     differences: Mapping[str, Mapping[str, Difference]],
+    bounds: Sequence[Scored],
 ) -> str:
     evaluations = [one.evaluation for one in scored]
-    several = len(scored) > 1
-    head = ["metric", *(one.name for one in scored)] if several else ["metric", "value", "95 % interval"]
+    several, columns = len(scored) + len(bounds) > 1, [*scored, *bounds]
+    head = ["metric", *(one.name for one in columns)] if several else ["metric", "value", "95 % interval"]
     rows = []
     missing = []
     for name, metric in evaluations[0].metrics.items():
@@ -64,7 +69,7 @@ def _figures(
             continue
         arrow = "↑" if DESCRIPTIONS[name][0] == HIGHER else "↓"
         cells = [f'<th scope="row">{words(name)} <span class="quiet">{arrow}</span></th>']
-        for one in scored:
+        for one in columns:
             figure = one.evaluation.metrics[name]
             mark = _mark(differences.get(one.name, {}).get(name))
             interval = "" if figure.low is None else f"{number(figure.low)} to {number(figure.high)}"
@@ -84,10 +89,15 @@ def _figures(
         f"<div class=scroll><table><thead><tr>{''.join(cells)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
     key = "<p class=quiet>↑ more is better, ↓ less is better. Intervals are 95 % intervals."
-    if several:
+    if len(scored) > 1:
         key += (
             f" * differs from {escape(scored[0].name)}: paired by person and prompt, p at most 0.05 with "
             "Holm's correction for all differences of this table."
+        )
+    if bounds:
+        key += (
+            " Real photos: half of each person's held-out photos, scored against the other half. Strangers: the same "
+            "photos, scored as if they showed the next person."
         )
     key += "</p>"
     if missing:

@@ -26,7 +26,10 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
         f"share of pictures whose face passes for the person's at {FALSE_ACCEPT_RATE:.0%} false accepts",
     ),
     "person_found": (HIGHER, "share of pictures with a person, from the shoulders down"),
-    "bone_ratio_error": (LOWER, "mean difference of bone lengths over torso + thigh + shin, person by person"),
+    "bone_ratio_error": (
+        LOWER,
+        "mean difference of bone lengths over torso + thigh + shin, person by person; foreshortened legs count little",
+    ),
     "width_profile_distance": (LOWER, "mean difference of silhouette widths over torso + thigh + shin"),
     "body_ratio_error": (LOWER, "mean relative error of the 3D body ratios, person by person"),
     "body_ratio_correlation": (HIGHER, "correlation over people of 3D body ratios, read off the pictures and true"),
@@ -38,6 +41,11 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
     "body_rank1": (HIGHER, "share of pictures whose body is nearest to the right person of all"),
     "body_auc": (HIGHER, "share of other people whose body is further off; 0.5 is chance"),
     "copy_paste": (LOWER, "nearest conditioning photo's cosine minus nearest held-out photo's, of equally many"),
+    "face_copy_paste": (
+        LOWER,
+        "angle of the face to the nearest held-out photo minus that to the nearest conditioning photo, over the angle "
+        "of these two (copy-paste of MultiID-Bench); 1: a copy",
+    ),
     "clothing_leak": (LOWER, "probability of the conditioning photos' outfit instead of the one asked for"),
     "disturbance": (LOWER, "1 - cosine of the pictures with and without adapter, same prompt and seed"),
     "lpips_diversity": (HIGHER, "LPIPS distance between pictures of one person and prompt"),
@@ -54,9 +62,21 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
 
 PER_PICTURE = (
     "text_score", "image_score", "face_found", "face_similarity", "face_tar", "person_found", "body_rank1", "body_auc",
-    "copy_paste", "clothing_leak", "disturbance", "diversity",
+    "copy_paste", "face_copy_paste", "clothing_leak", "disturbance", "diversity",
 )  # fmt: skip
 """The scores of single pictures; "diversity" is either of the two LPIPS rows above."""
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "body": ("body_ratio_correlation", "body_ratio_error", "body_auc", "body_rank1", "bone_ratio_error",
+             "width_profile_distance", "person_found"),
+    "face": ("face_similarity", "face_tar", "face_found"),
+    "copies": ("face_copy_paste", "copy_paste", "clothing_leak"),
+    "prompt": ("text_score", "image_score", "disturbance"),
+    "diversity": ("lpips_diversity", "tower_lpips_diversity"),
+    "quality": ("fid", "fid_extrapolated", "kid", "inception_score"),
+}  # fmt: skip
+"""The benchmark's headings, and the metrics under each."""
 
 
 @dataclass(frozen=True)
@@ -135,3 +155,5 @@ class Comparison:
     baseline: str
     methods: dict[str, Evaluation]
     differences: dict[str, dict[str, Difference]]  # method -> metric
+    bounds: dict[str, Evaluation] = field(default_factory=dict)
+    """Of a benchmark: what real photos of the person and of others reach (bounds.py)."""

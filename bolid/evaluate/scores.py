@@ -1,6 +1,6 @@
 """One folder of generated pictures: the scores of each (picture_scores.py) and the metrics of all (aggregate.py).
 
-Shapes: E embedding, C classes.
+Shapes: C classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bolid.errors import BolidError
 from bolid.evaluate.aggregate import Bodies, body_metrics, distribution_metrics, mean_metrics
 from bolid.evaluate.body_shape import shape_metrics
 from bolid.evaluate.evaluators import Evaluators, PictureFeatures, batches
-from bolid.evaluate.picture_scores import BasePictures, Diversity, ReferenceScores
+from bolid.evaluate.picture_scores import BasePictures, Conditioning, Diversity, ReferenceScores
 from bolid.evaluate.pictures import Picture, PictureFolder, assign_people
 from bolid.evaluate.references import References
 from bolid.evaluate.results import DESCRIPTIONS, PER_PICTURE, Evaluation, PictureScores, Scored
@@ -29,14 +29,14 @@ def score(
     name: str,
     folder: PictureFolder,
     references: References,
-    conditioning: dict[str, tuple[torch.Tensor, list[str]]],
+    conditioning: dict[str, Conditioning],
     base: PictureFolder | None,
     evaluators: Evaluators,
     progress: Progress,
 ) -> Scored:
     """Score every picture of a folder, and the folder as a whole.
 
-    `conditioning`: person -> (embeddings [k, E], captions) of the photos that made the profile. `base`: the same
+    `conditioning`: person -> the photos that made the profile. `base`: the same
     prompts and seeds without adapter. Raises BolidError when no picture can be read.
     """
     pictures, people = folder.pictures, assign_people(folder.pictures, set(references.people))

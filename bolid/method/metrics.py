@@ -29,6 +29,7 @@ from bolid.method.keypoints import (
 LEVEL = 0.95  # of every interval
 ENDS = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
 MIN_GROUPS = 5  # with fewer people than this, pictures are resampled and not people
+THIGH_OVER_SHIN = 0.85  # of a leg that is not foreshortened, at least
 WIDTHS = (("torso", 8), ("thigh", 4), ("shin", 4))  # a width profile: places on each, from the shoulders down
 
 
@@ -205,6 +206,18 @@ def bone_confidence(keypoints: torch.Tensor, min_confidence: float = MIN_BONE_CO
     return found * (found >= min_confidence)
 
 
+def bone_weights(keypoints: torch.Tensor, min_confidence: float = MIN_BONE_CONFIDENCE) -> torch.Tensor:
+    """How much a picture's `bone_ratios` count in a person's mean, [..., 7]: `bone_confidence`, less where legs point
+    at the camera.
+
+    A thigh that is short beside its shin is foreshortened: in a squat, or of a person who sits. The weight falls with
+    the fourth power below THIGH_OVER_SHIN, since the thigh is in the scale of all ratios.
+    """
+    ratios, names = bone_ratios(keypoints, min_confidence), list(BONES)
+    upright = (ratios[..., names.index("thigh")] / ratios[..., names.index("shin")] / THIGH_OVER_SHIN).clamp(max=1) ** 4
+    return bone_confidence(keypoints, min_confidence) * upright.nan_to_num()[..., None]
+
+
 def width_profile(mask: torch.Tensor, keypoints: torch.Tensor, min_confidence: float = MIN_CONFIDENCE) -> torch.Tensor:
     """Widths of the silhouette across torso, thighs and shins, over torso + thigh + shin, f32 [W].
 
@@ -331,6 +344,28 @@ def expected_max(values: torch.Tensor, count: int) -> float:
     # The i-th smallest is the largest of its draw if the other count - 1 come from the i smaller ones.
     ways = [math.comb(i, count - 1) / math.comb(n, count) for i in range(n)]
     return float(ordered @ torch.tensor(ways, dtype=torch.float64))
+
+
+def copy_paste(generated: torch.Tensor, held_out: torch.Tensor, conditioning: torch.Tensor) -> float:
+    """How much nearer a face is to a photo that it was made from than to another photo of the person, -1..1.
+
+    (angle to the held-out photo - angle to the conditioning photo) / angle of these two: M_CP of MultiID-Bench
+    (WithAnyone, arXiv:2510.14975). Of several photos the nearest is taken on either side. 1: a copy of a conditioning
+    photo, -1: of a held-out one; where their numbers differ, real photos are not at 0.
+    `generated` [D], `held_out` [n, D], `conditioning` [m, D]: unit embeddings; photos without a face (nan) are left
+    out. nan where none remains, or where the two photos are equal.
+    """
+    sides = [rows[~rows.isnan().any(1)].double() for rows in (held_out, conditioning)]
+    if not all(len(rows) for rows in sides) or generated.isnan().any():
+        return math.nan
+
+    def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a @ b).clamp(-1, 1).arccos()
+
+    own = generated.double()
+    target, source = (rows[angle(rows, own).argmin()] for rows in sides)
+    between = float(angle(target, source))
+    return float(angle(target, own) - angle(source, own)) / between if between > 1e-6 else math.nan
 
 
 def accept_threshold(impostors: torch.Tensor, far: float = 0.01) -> float:

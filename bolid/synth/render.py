@@ -142,6 +142,10 @@ class Renderer:
         values = np.concatenate([normals, canonical, fields, part[:, None]], 1).astype(np.float32)
         return _Mesh(mesh, faces, values, part, bare, keypoints, corners)
 
+    def mesh(self, plan: PhotoPlan) -> _Mesh:
+        """Body, clothes and hair as `render` draws them, for renderers of other looks."""
+        return self._mesh(plan)
+
     def _truth(
         self, plan: PhotoPlan, camera: Camera, alpha: np.ndarray, depth: np.ndarray, mesh: _Mesh
     ) -> dict[str, Any]:

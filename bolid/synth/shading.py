@@ -19,11 +19,7 @@ def shade(
 
     `pixel` [P, 11]: normal (3), canonical point (3), arm, along_arm, head, eye, part. `part` [P]: BODY, SKIRT or HAIR.
     """
-    color = np.repeat(np.array(who.skin, np.float32)[None], len(pixel), 0)
-    _color_face(color, body, who, pixel)
-    _color_clothes(color, body, plan, pixel)
-    color[part == SKIRT] = COLORS[plan.bottom_color]
-    color[part == HAIR] = np.array(who.hair_color, np.float32)
+    color = albedo(body, who, plan, pixel, part)
     normal = pixel[:, :3] / np.maximum(np.linalg.norm(pixel[:, :3], axis=1, keepdims=True), 1e-9)
     light = camera.light(plan)
     facing = normal @ light
@@ -31,6 +27,16 @@ def shade(
     sky = 0.5 + 0.5 * normal[:, 2]
     shade = 0.46 + 0.14 * sky + plan.light_strength * np.clip(facing * 0.82 + 0.18, 0, 1)
     return np.clip(color * shade[:, None], 0, 1).astype(np.float32)
+
+
+def albedo(body: AnnyBody, who: SyntheticPerson, plan: PhotoPlan, pixel: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Colours without light f32 [P, 3], 0..1, of P pixels as `shade` has them."""
+    color = np.repeat(np.array(who.skin, np.float32)[None], len(pixel), 0)
+    _color_face(color, body, who, pixel)
+    _color_clothes(color, body, plan, pixel)
+    color[part == SKIRT] = COLORS[plan.bottom_color]
+    color[part == HAIR] = np.array(who.hair_color, np.float32)
+    return color
 
 
 def _color_face(color: np.ndarray, body: AnnyBody, who: SyntheticPerson, pixel: np.ndarray) -> None:

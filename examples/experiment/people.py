@@ -1,7 +1,8 @@
-"""The three sets of people in people/*.json: dev, calibration and sealed.
+"""The three sets of people in people/*.json: dev, calibration and sealed; and who shipped files were made with.
 
 A person is a seed of `bolid synth`. Trainings take seeds below 100,000. `mentions` finds the seeds of a set in the text
-of records, cards and scripts; a test fails where one names the sealed set.
+of records, cards and scripts; a test fails where one names the sealed set. people/shipped.json lists the people of
+each shipped file, which a test asks for.
 """
 
 from __future__ import annotations
@@ -42,6 +43,35 @@ def read_people(name: str, folder: Path = FOLDER) -> People:
         raise BolidError(f"there is no set of people called {name!r}", f"look into {folder}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BolidError(f"{file} is damaged: {error}", "it needs name, purpose, first and count") from error
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """The people behind a shipped file: use (trained, fitted, calibrated, chosen) -> their seeds. `unknown`: the uses
+    of people of whom no record has the seeds. `source`: where the seeds are from."""
+
+    seeds: dict[str, tuple[range, ...]]
+    unknown: frozenset[str]
+    source: str
+
+
+USES = ("trained", "fitted", "calibrated", "chosen")
+
+
+def read_shipped(file: Path = FOLDER / "shipped.json") -> dict[str, MadeWith]:
+    """Path of a shipped file -> the people it was made with. Raises BolidError for a damaged list."""
+    found = {}
+    try:
+        for path, entry in json.loads(file.read_text(encoding="utf-8")).items():
+            lists = {use: [None] if entry[use] is None else entry[use] for use in USES if use in entry}
+            seeds = {use: tuple(range(*pair) for pair in pairs if pair is not None) for use, pairs in lists.items()}
+            unknown = frozenset(use for use, pairs in lists.items() if None in pairs)
+            found[path] = MadeWith(seeds, unknown, str(entry["from"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BolidError(
+            f"{file} is damaged: {error}", "an entry has from, and a list of seeds for each use"
+        ) from error
+    return found
 
 
 def mentions(text: str, people: People) -> list[str]:

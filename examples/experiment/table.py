@@ -9,7 +9,8 @@ functions, and writes docs/results/experiment.md and .json, and report.html besi
     python examples/experiment/table.py --methods base bolid-1 bolid-8 \\
         --earlier docs/results/experiment.json --out docs/results
 
-generates those alone and takes the others from that file, if both have equal figures of the first method.
+generates those alone and takes the others from that file, if both have equal figures of the first method. Methods that
+were trained again with other seeds: --trainings, folders like that of --baselines (trainings.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from typing import Any
 
 from baselines import METHODS as BASELINES
 from dreambooth import cost
-from protocol import Protocol, read_protocol
-from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, WORDS, Bench, arguments, run
+from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, OWN_ADAPTERS, WORDS, Bench, arguments, run
+from trainings import markdown as trainings_table
+from trainings import name_of, split
 
 from bolid.errors import BolidError
 from bolid.evaluate.command import compare
+from bolid.evaluate.protocol import Protocol, read_protocol
 from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Comparison, Difference, Evaluation, Metric
 from bolid.formats.tensors import read_record
 from bolid.run import canonical_json, write_atomic
@@ -39,18 +42,31 @@ WHAT = {
     WORDS: "the frozen base, the true build in words, no photo",
     "ip-adapter": "IP-Adapter, image embedding of 1 photo",
     "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
+    "photomaker": "PhotoMaker's mechanism, 8 photos (4 are stacked)",
+    "instantid": "InstantID's mechanism, 1 face, and where the base has it",
+    "pulid": "PuLID's mechanism, 1 face",
+    "upper-bound": "the true body ratios through IP-Adapter's layers, no photo",
     "bolid-1": "BoLID, 1 photo",
     EQUAL: "BoLID, 8 photos, trained as long as the baselines",
     "bolid-8": "BoLID, 8 photos",
     "bolid-1-guided": f"bolid-1 with {GUIDED_BY}",
     "bolid-8-guided": f"bolid-8 with {GUIDED_BY}",
+    "bolid-8-mean": "bolid-8, the plain mean of the views instead of the product of experts",
+    "bolid-8-no-confidence": "bolid-8, every view of full confidence",
+    "bolid-8-no-id": f"{EQUAL} without L_id",
+    "bolid-8-no-clip": f"{EQUAL} without L_CLIP",
     DREAMBOOTH: "DreamBooth-LoRA with prior preservation, 8 photos",
 }
 
 
 RIVALS = {  # baseline -> methods that the table subtracts it from, in pairs
+    "bolid-8": ("bolid-8-mean", "bolid-8-no-confidence"),
+    EQUAL: ("bolid-8-no-id", "bolid-8-no-clip"),
     WORDS: ("bolid-1", "bolid-8"),
     "ip-adapter-attention": (EQUAL, "bolid-8"),
+    "photomaker": (EQUAL, "bolid-8"),
+    "instantid": (EQUAL, "bolid-8"),
+    "pulid": (EQUAL, "bolid-8"),
 }
 
 
@@ -95,10 +111,12 @@ def markdown(
     trained: dict[str, str],
     against: Sequence[Comparison] = (),
     made: Sequence[str] | None = None,
+    variance: Sequence[str] = (),
 ) -> str:
     """The tables: figures of `compared`, and of each of `against` the differences from its first method.
 
-    `made`: the methods whose pictures were generated now; the others are from an earlier run.
+    `made`: the methods whose pictures were generated now; the others are from an earlier run. `variance`: the lines of
+    the table of trainings.
     """
     methods = list(compared.methods)
     made = methods if made is None else made
@@ -112,7 +130,7 @@ def markdown(
         *([f"From an earlier run, by `--earlier`, are {', '.join(rest)}."] if rest else []),
         f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
         f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
-        "The protocol is `examples/experiment/protocol.json`.",
+        "The protocol is `bolid/evaluate/protocol.json`.",
         "",
         "| method | what it is | trained |",
         "|---|---|---|",
@@ -131,6 +149,8 @@ def markdown(
         lines.append(f"| {_label(name)} | {' | '.join(cells)} | {counts} |")
     for other in against:
         lines += ["", *_differences(other)]
+    if variance:
+        lines += ["", *variance]
     lines += ["", *_notes(compared)]
     return "\n".join(lines) + "\n"
 
@@ -196,6 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--earlier", type=Path, help="experiment.json of an earlier run, for the methods not in --methods"
     )
+    parser.add_argument("--trainings", type=Path, nargs="*", default=[], help="like --baselines, by other seeds")
     parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/results/, or WORK")
     args = parser.parse_args()
     protocol = read_protocol(args.people, args.prompts)
@@ -206,11 +227,19 @@ def main() -> None:
     for method in args.methods:
         print(f"pictures of {method}", file=sys.stderr, flush=True)
         folders.append(run(method, protocol, bench))
+    again = [method for method in args.methods if method in (*BASELINES, *OWN_ADAPTERS)]
+    others = [
+        run(method, protocol, Bench(args.work, protocol, place, args.family), name_of(method, number))
+        for number, place in enumerate(args.trainings, 1)
+        for method in again
+    ]
     print("scoring", file=sys.stderr, flush=True)
+    base = bench.work / "pictures" / "base" if "base" in args.methods else None
     compared = compare(
-        folders, bench.work / "photos", base=bench.work / "pictures" / "base" if "base" in args.methods else None,
+        [*folders, *others], bench.work / "photos", base=base,
         html=bench.work / "report.html", family=bench.family.name,
     )  # fmt: skip
+    compared, trained_again = split(compared, again)
     made = dict(zip(args.methods, folders, strict=True))
     against = {}
     for peer, rivals in RIVALS.items():
@@ -240,7 +269,7 @@ def main() -> None:
             kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
             if peer not in against and kept:
                 against[peer] = Comparison(peer, {}, kept)
-    text = markdown(compared, protocol, trained, list(against.values()), args.methods)
+    text = markdown(compared, protocol, trained, list(against.values()), args.methods, trainings_table(trained_again))
     figures = {**json.loads(canonical_json(compared)), "trained": trained}
     figures["against"] = {peer: json.loads(canonical_json(other))["differences"] for peer, other in against.items()}
     write_atomic(out / "experiment.md", text)

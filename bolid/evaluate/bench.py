@@ -1,0 +1,81 @@
+"""`bolid bench`: does a personalised picture keep its person? `evaluate --compare`, beside what real photos reach.
+
+Any method on any base takes part: the benchmark reads pictures, and a table says who they should show. The protocol
+(protocol.py) is made from seeds, so that figures can be compared without exchanging photos or weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bolid.errors import BolidError
+from bolid.evaluate.command import PathLike, Run, comparison
+from bolid.evaluate.pictures import PictureFolder, read_methods
+from bolid.evaluate.protocol import CONDITIONING, REFERENCE, REQUESTS
+from bolid.evaluate.results import Comparison
+from bolid.run import Progress
+
+if TYPE_CHECKING:
+    from bolid.evaluate.evaluators import BodyReader
+
+
+def bench(
+    pictures: Sequence[PathLike],
+    benchmark: PathLike | None = None,
+    *,
+    reference: PathLike | None = None,
+    conditioning: PathLike | None = None,
+    recognisers: Sequence[PathLike] = (),
+    body_reader: tuple[str, BodyReader] | None = None,
+    features: str = "auto",
+    html: PathLike | None = None,
+    family: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Score methods as `evaluate` does, and half of the held-out photos as if a method had made them.
+
+    Args:
+        pictures: folders of pictures, one a method, or manifests (`pictures.read_methods`). The first is compared with.
+        benchmark: what `make_benchmark` wrote: photos and requests. Pictures are named as there, or carry their prompt.
+        reference: photos of the people, `<person>/*.jpg`, instead of the benchmark's.
+        conditioning: the photos that the methods were given, instead of the benchmark's.
+        recognisers: InsightFace packs, whose similarities are averaged. Take some that had no part in the methods.
+        body_reader: (name, reader) of body ratios instead of the family's probe.
+        features, html, family, device, seed, progress: as of `evaluate`.
+
+    Returns:
+        The metrics of each method, the differences from the first, and what real photos of the person and of others
+        reach.
+
+    Raises:
+        BolidError: no picture can be read, or no reference photo remains.
+    """
+    prompts = None
+    if benchmark is not None:
+        place = Path(benchmark)
+        if not (place / REQUESTS).is_file():
+            raise BolidError(f"{place} is no benchmark: it has no {REQUESTS}", f"make one: bolid bench make {place}")
+        prompts, reference = place / REQUESTS, reference or place / REFERENCE
+        conditioning = conditioning or place / CONDITIONING
+    if reference is None:
+        raise BolidError("no photos of the people are given", "give --benchmark, or --reference")
+    methods: dict[str, PictureFolder] = {}
+    for place in map(Path, pictures):
+        for name, folder in read_methods(place, prompts).items():
+            if name in methods:
+                name = os.fspath(place)
+            if name in methods:
+                raise BolidError(f"the method {name} is given twice", "give different folders, or other names")
+            methods[name] = folder
+    if not methods:
+        raise BolidError("no pictures are given", "give folders of pictures, one a method, or manifests")
+    run = Run(
+        reference, (), conditioning, None, features, html, family, device, seed, progress, tuple(recognisers),
+        body_reader, bounded=True,
+    )  # fmt: skip
+    return comparison(*run.score(methods))
