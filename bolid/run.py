@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -244,6 +245,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of a file beside ``path``, with its ending, to be written and renamed or linked; gone afterwards."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path.with_stem(f"{path.stem}-{threading.get_ident()}"), path.suffix)
+        try:
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 

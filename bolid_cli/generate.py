@@ -16,13 +16,21 @@ from bolid_cli._console import (  # fmt: skip
     FamilyOption,
     JsonOption,
     QuietOption,
-    SeedOption,
     emit_json,
     emit_paths,
     note,
     progress_bar,
 )
 from bolid_cli._options import configurable
+from bolid_cli._settings import COMMON
+
+
+class Format(StrEnum):
+    """Choices of --format."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
 
 
 class Precision(StrEnum):
@@ -62,6 +70,14 @@ def generate(
     pose_from: Annotated[
         Path | None, typer.Option(metavar="PHOTO", help="Give the pictures the pose of the person in this photo.")
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Take what is not given here from this picture of generate's: prompt, person, sampling, seed. "
+            "It is made again; with --seed or other options, varied.",
+        ),
+    ] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", metavar="N", help="Pictures of each prompt.")] = 1,
     size: Annotated[
@@ -76,6 +92,9 @@ def generate(
             "face-guidance, body-guidance, steps, seed. May be repeated.",
         ),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Of the picture files. jpg and webp are smaller and lose a little.")
+    ] = Format.png,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures. Those of other commands there are kept.")
     ] = Path("generated"),
@@ -188,7 +207,16 @@ def generate(
         typer.Option(metavar="FILE[:WEIGHT]", help="Add a LoRA to the base. May be repeated.", rich_help_panel=_MODELS),
     ] = None,
     family: FamilyOption = None,
-    seed: SeedOption = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=LARGEST_SEED,
+            metavar="N",
+            rich_help_panel=COMMON,
+            help="Same seed, same pictures. Default: 0, or the seed of --like.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -196,8 +224,8 @@ def generate(
     """Make pictures of a person from text alone.
 
     Without --profile, --reference and --new-person the pictures show nobody in particular: they are the plain base's.
-    The paths go to standard output, one a line (with --grid: the contact sheet's). Each PNG carries the settings that
-    made it; bolid inspect shows them.
+    The paths go to standard output, one a line (with --grid: the contact sheet's). Each picture carries the settings
+    that made it: bolid inspect shows them, --like uses them, and other programs read them.
     """
     import bolid.generate
 
@@ -212,12 +240,12 @@ def generate(
         wanted[at : at + 1] = bolid.generate.read_prompts(sys.stdin.read().splitlines())
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
-            wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
+            wanted, out, like=like, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
             family=family, base=base, size=size, dtype=dtype.value, offload=offload, device=device, seed=seed,
-            progress=progress, warn=lambda text: note(f"warning: {text}"),
+            format=format.value, progress=progress, warn=lambda text: note(f"warning: {text}"),
         )  # fmt: skip
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:

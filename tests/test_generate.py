@@ -188,7 +188,7 @@ def test_a_picture_of_another_command_is_kept(world, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(bolid.generate.saving, "save_picture", full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(BolidError, match="no space left"):
             names(seed=3)
     assert len(list(tmp_path.iterdir())) == 4, "nothing half-written"
 

@@ -16,6 +16,8 @@ from bolid.errors import BolidError
 from bolid.generate.adapters import choose_branches, load_adapters
 from bolid.generate.grid import Place, grid_sheet
 from bolid.generate.identity import Identity, check_comparable, find_people
+from bolid.generate.like import request_like
+from bolid.generate.parameters import parameters_text
 from bolid.generate.prompts import split_at_limit, unsupported_syntax
 from bolid.generate.request import Cell, PathLike, Request, picture_seed
 from bolid.generate.saving import save_beside
@@ -37,9 +39,10 @@ GRID_FILE = "grid.png"
 
 
 def generate(
-    prompts: Sequence[str],
+    prompts: Sequence[str] = (),
     out: PathLike = "generated",
     *,
+    like: PathLike | None = None,
     profile: PathLike | Sequence[PathLike] | None = None,
     reference: PathLike | None = None,
     new_person: int | None = None,
@@ -59,18 +62,21 @@ def generate(
     best_of: int = 1,
     batch_size: int = 8,
     grid: Sequence[str] | None = None,
+    format: str = "png",
     family: str | None = None,
     base: PathLike | None = None,
     size: str | None = None,
     dtype: str = "auto",
     offload: bool = False,
     device: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
+    `like`: a picture of `generate` whose settings are used where none are given here: prompt, person, sampling, and the
+    seed. Without a `seed` that picture is made again, with one it is varied.
     Person: at most one of `profile`, `reference` (a photo) and `new_person` (a seed). With several profiles each
     person's pictures go to a folder of the profile's name. `adapter`: a directory with face.safetensors,
     body.safetensors or both, by default the family's.
@@ -88,11 +94,13 @@ def generate(
     to the person's by the family's own models.
     Grid: `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the
     last path returned is a contact sheet of all.
-    A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the
-    grid; its record is in the PNG's text chunk `bolid`, and the record's seed makes that picture again where it is the
-    first prompt's. Pictures of other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where
-    a prompt names no clothes the family may add some (`Family.dressed`), and the text encoder may read less of it than
-    was written: the record has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
+    `format`: "png", "jpg" or "webp".
+    A picture depends on the seed (0 where none is given) and its place in the list of prompts, not on `batch_size`, the
+    other people or the grid. The file carries its record, and settings that other programs read
+    (`bolid.formats.pictures`); the record's seed makes that picture again where it is the first prompt's. Pictures of
+    other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where a prompt names no clothes
+    the family may add some (`Family.dressed`), and the text encoder may read less of it than was written: the record
+    has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """
@@ -103,10 +111,17 @@ def generate(
         lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, few_steps=few_steps, steps=steps,
         guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
         best_of=best_of, batch_size=batch_size, grid=tuple(grid or ()), family_name=family, base=base, size=size,
-        dtype=dtype, offload=offload, device_name=device, seed=seed,
+        dtype=dtype, offload=offload, device_name=device, seed=seed, format=format,
     )  # fmt: skip
+    recorded: dict[str, str] = {}
+    if like is not None:
+        request, recorded = request_like(like, request)
     request.check()
-    return _Generation(request, progress, warn).run()
+    generation = _Generation(request, progress, warn)
+    for name in sorted(recorded.keys() & generation.inputs.keys()):
+        if warn is not None and generation.inputs[name] != recorded[name]:
+            warn(f"the {name.replace('_', ' ')} is another than that of {like}: the picture will differ")
+    return generation.run()
 
 
 class _Generation:
@@ -120,6 +135,8 @@ class _Generation:
         self.branches = choose_branches(request, self.people)
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         self.inputs = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(request.loras)}
+        if request.base is not None and Path(request.base).is_file():
+            self.inputs["base"] = sha256_file(request.base)
         self.guidance = self._guidance(reader)
         self.pose = self._pose()
         self.pipe = self._load_pipe()
@@ -208,7 +225,8 @@ class _Generation:
                     jobs = request.jobs[start : start + request.batch_size]
                     for job, (picture, seed) in zip(jobs, self._best(person, cell, jobs), strict=True):
                         record = self._record(person, cell, job[0], seed)
-                        path = save_beside(folder / request.file_name(*job), picture, record)
+                        text = parameters_text(record, type(self.pipe.scheduler).__name__)
+                        path = save_beside(folder / request.file_name(*job), picture, record, text)
                         made[who, where, *job] = path
                     if self.progress is not None:
                         self.progress(len(made), total, "pictures")
@@ -311,7 +329,7 @@ class _Generation:
             for name, sha in person.inputs.items()
         }
         inputs = {**everybody, **self.inputs}
-        record = run_record(GRID_KIND, family=self.family, config=config, seed=request.seed, inputs=inputs)
+        record = run_record(GRID_KIND, family=self.family, config=config, seed=request.seed or 0, inputs=inputs)
         return save_beside(request.out / GRID_FILE, sheet, record)
 
 

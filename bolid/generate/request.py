@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.pictures import FORMATS
 from bolid.models.families import Family, get_family, match_family
 from bolid.run import derive_seed, pick_device
 from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
@@ -107,7 +108,8 @@ class Request:
     dtype: str
     offload: bool
     device_name: str
-    seed: int
+    seed: int | None
+    format: str = "png"
 
     def check(self) -> None:
         """Everything that can be known without a model. BolidError names the first thing that is wrong."""
@@ -133,6 +135,8 @@ class Request:
                 f"--pose-scale is {self.pose_scale}", "it has no parts: give a number, an interval or 1@0..0.5"
             )
         _ = self.loras
+        if self.format not in FORMATS:
+            raise BolidError(f"--format is {self.format!r}", f"choose {', '.join(FORMATS)}")
         if self.offload and self.device == "cpu":
             raise BolidError("--offload spares the memory of an accelerator, and there is none", "leave it out")
         if self.offload and self.guided_parts:
@@ -189,7 +193,7 @@ class Request:
                 "face": parse_person_guidance(self.face_guidance, "face"),
                 "body": parse_person_guidance(self.body_guidance, "body"),
             },
-            seed=self.seed,
+            seed=self.seed or 0,
             values={},
         )
         return [cell.at(values) for values in parse_grid(self.grid)]
@@ -225,7 +229,10 @@ class Request:
         """The part of the request that is the same in every picture's record."""
         settings: dict[str, Any] = {
             "negative": self.negative, "lora": list(self.lora), "few_steps": self.few_steps, "best_of": self.best_of,
+            "size": "{1}x{0}".format(*self.family.image_size),
         }  # fmt: skip
+        if self.dtype != "auto":
+            settings["dtype"] = self.dtype
         if self.base is not None:
             settings["base"] = Path(self.base).name
         if self.pose_from is not None:
@@ -236,7 +243,7 @@ class Request:
         """Of a picture: its place in the list, and the prompt's first words."""
         words = re.sub(r"[^a-z0-9]+", "-", self.prompts[index].lower()).strip("-")[:48].strip("-") or "picture"
         digits = max(3, len(str(len(self.prompts) - 1)))
-        return f"{index:0{digits}d}-{words}{f'-{number}' if self.n > 1 else ''}.png"
+        return f"{index:0{digits}d}-{words}{f'-{number}' if self.n > 1 else ''}.{self.format}"
 
 
 def picture_seed(seed: int, index: int, number: int, candidate: int = 0) -> int:
