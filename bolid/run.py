@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -93,12 +94,6 @@ def run_record(
     ``kind``: "profile", "adapter", ...; ``family``: a Family or its name; ``config``: a dataclass or a dict;
     ``inputs``: name -> sha256 of what went in. The result holds plain JSON values only.
     """
-    import importlib.metadata
-
-    packages = {}
-    for name in _RECORDED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
     record = {
         "kind": kind,
         "version": FORMAT_VERSION,
@@ -106,9 +101,20 @@ def run_record(
         "config": {} if config is None else config,
         "seed": seed,
         "inputs": inputs or {},
-        "packages": packages,
+        "packages": _versions(),
     }
     return json.loads(canonical_json(record))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    packages = {}
+    for name in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return packages
 
 
 def run_differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:

@@ -13,16 +13,19 @@ from bolid.errors import BolidError
 from bolid_cli._command import LARGEST_SEED
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
+    Engine,
+    EngineOption,
     FamilyOption,
     JsonOption,
     QuietOption,
+    WorkersOption,
     emit_json,
-    emit_paths,
     note,
     progress_bar,
 )
 from bolid_cli._options import configurable
 from bolid_cli._settings import COMMON
+from bolid_cli._streams import emit
 
 
 class Format(StrEnum):
@@ -206,6 +209,8 @@ def generate(
         list[str] | None,
         typer.Option(metavar="FILE[:WEIGHT]", help="Add a LoRA to the base. May be repeated.", rich_help_panel=_MODELS),
     ] = None,
+    workers: WorkersOption = 1,
+    engine: EngineOption = Engine.local,
     family: FamilyOption = None,
     seed: Annotated[
         int | None,
@@ -225,9 +230,11 @@ def generate(
 
     Without --profile, --reference and --new-person the pictures show nobody in particular: they are the plain base's.
     The paths go to standard output, one a line (with --grid: the contact sheet's). Each picture carries the settings
-    that made it: bolid inspect shows them, --like uses them, and other programs read them.
+    that made it: bolid inspect shows them, --like uses them, and other programs read them. After an interruption the
+    same command goes on where it stopped. Started by torchrun or srun, several processes share the pictures.
     """
     import bolid.generate
+    from bolid.workers import this_rank
 
     wanted = list(prompts or [])
     if prompts_file is not None:
@@ -238,6 +245,8 @@ def generate(
     if "-" in wanted:
         at = wanted.index("-")
         wanted[at : at + 1] = bolid.generate.read_prompts(sys.stdin.read().splitlines())
+    printed = not (as_json or grid)
+    quiet = quiet or not this_rank().leads
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
             wanted, out, like=like, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
@@ -245,10 +254,13 @@ def generate(
             few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
             body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size, grid=grid,
             family=family, base=base, size=size, dtype=dtype.value, offload=offload, device=device, seed=seed,
-            format=format.value, progress=progress, warn=lambda text: note(f"warning: {text}"),
+            format=format.value, workers=workers, engine=engine.value, progress=progress,
+            warn=lambda text: note(f"warning: {text}"), made=(lambda path: emit(str(path))) if printed else None,
         )  # fmt: skip
+    if not paths:  # rank 0 reports
+        return
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:
         emit_json({"pictures": pictures} | ({"sheet": sheet} if sheet else {}))
-    else:
-        emit_paths([sheet] if sheet else pictures)
+    elif sheet:
+        emit(str(sheet))

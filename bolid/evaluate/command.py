@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bolid import workers as sharing
 from bolid.errors import BolidError
 from bolid.evaluate.pictures import Picture, PictureFolder, generated_pictures, reference_photos
 from bolid.evaluate.results import DESCRIPTIONS, Comparison, Difference, Evaluation, Scored
 from bolid.models.families import get_family
 from bolid.run import Progress, derive_seed, pick_device
+from bolid.workers import EngineName
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +42,10 @@ def evaluate(
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Score the pictures in `generated` against photos of the same people in `reference`.
 
     Both are folders or shard directories. With several people, `reference` holds a folder of each; a picture's person
@@ -59,16 +63,20 @@ def evaluate(
         family: the evaluators' family; None: the chosen one.
         device: "auto", "cpu", "cuda", ...
         seed: of the bootstrap.
+        workers, engine: processes that share the pictures, as in `extract`: of this machine, or actors of Ray ("ray").
+            So do the ranks of torchrun or a SLURM step.
         progress: called with (done, total, text).
 
     Returns:
-        The metrics. Pictures that cannot be read are listed, and the others are scored.
+        The metrics; None in a rank other than the first. Pictures that cannot be read are listed, and the others are
+        scored.
 
     Raises:
         BolidError: no picture can be read, or no reference photo remains.
     """
-    run = _Run(reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    return run.score([generated])[0][0].evaluation
+    arguments = (reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    with sharing.start(engine, workers) as run:
+        return None if run is None else _Run(*arguments, run).score([generated])[0][0].evaluation
 
 
 def compare(
@@ -84,8 +92,10 @@ def compare(
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
-) -> Comparison:
+) -> Comparison | None:
     """Score several methods' folders as `evaluate` does, and compare each with the first.
 
     All are scored against the same photos: those that any method used are left out for all. Differences are paired by
@@ -93,8 +103,11 @@ def compare(
     """
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
-    run = _Run(reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    scored, differences = run.score(folders)
+    arguments = (reference, prompts, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    with sharing.start(engine, workers) as run:
+        if run is None:
+            return None
+        scored, differences = _Run(*arguments, run).score(folders)
     methods = {one.name: one.evaluation for one in scored}
     return Comparison(scored[0].name, methods, differences)
 
@@ -114,10 +127,12 @@ class _Run:
     device: str
     seed: int
     progress: Progress | None
+    run: sharing.Run
 
     def score(self, folders: Sequence[PathLike]) -> tuple[list[Scored], dict[str, dict[str, Difference]]]:
         """Every folder's scores, and the differences of the others from the first."""
         from bolid.evaluate.evaluators import FEATURES, Evaluators
+        from bolid.evaluate.extraction import Extractor
         from bolid.evaluate.references import read_references
         from bolid.evaluate.scores import score
 
@@ -133,10 +148,11 @@ class _Run:
         given = reference_photos(self.conditioning) if self.conditioning is not None else None
         base = generated_pictures(self.base) if self.base is not None else None
         evaluators = Evaluators(family, device, self.features)
-        references = read_references(held_out, evaluators, progress)
+        extractor = Extractor(evaluators, self.features, self.run)
+        references = read_references(held_out, extractor, progress)
         conditioning = _conditioning(used, held_out, given, evaluators)
         scored = [
-            score(name, folder, references, conditioning, base, evaluators, progress)
+            score(name, folder, references, conditioning, base, extractor, progress)
             for name, folder in zip(_names(folders), generated, strict=True)
         ]
         for one in scored:  # only now is every rejection known

@@ -6,15 +6,13 @@ Shapes: E embedding, D features, C classes, W width profile, R body readings.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from bolid.errors import BolidError
-from bolid.evaluate.pictures import Picture, PictureFolder
 from bolid.models.families import Family
 
 BATCH = 8
@@ -162,17 +160,3 @@ class Evaluators:
             cut, _, inside = person_crop(image, box, keypoints, self.family.view_size)
             features = [pooled * (keypoints[:, 2:] >= MIN_CONFIDENCE)] if self.encoder.needs_features else None
             found.reading = self.encoder.encode([cut], [inside], features)[0][0]
-
-
-def batches(folder: PictureFolder, pictures: Sequence[Picture]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Batches of (places in `pictures`, images); pictures that cannot be read are rejected."""
-    for start in range(0, len(pictures), BATCH):
-        places, images = [], []
-        for place in range(start, min(start + BATCH, len(pictures))):
-            try:
-                images.append(folder.load(pictures[place]))
-                places.append(place)
-            except BolidError as error:
-                folder.reject(pictures[place], error.message)
-        if images:
-            yield places, images

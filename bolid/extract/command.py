@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid import workers as work
 from bolid.errors import BolidError
-from bolid.extract import workers as work
 from bolid.formats.images import decode_image, encode_jpeg, list_photos
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
 from bolid.formats.storage import place
@@ -77,6 +77,8 @@ class Extraction:
     person: PersonRule
     max_side: int
     captioner: str = ""
+    threads: int | None = 1
+    round: int = 4
 
     def load(self) -> work.Process:
         """Load the models, in the process that will run them."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid import workers as sharing
 from bolid.errors import BolidError
 from bolid.generate.adapters import choose_branches, load_adapters
 from bolid.generate.grid import Place, grid_sheet
@@ -20,10 +22,11 @@ from bolid.generate.like import request_like
 from bolid.generate.parameters import parameters_text
 from bolid.generate.prompts import split_at_limit, unsupported_syntax
 from bolid.generate.request import Cell, PathLike, Request, picture_seed
-from bolid.generate.saving import save_beside
+from bolid.generate.saving import find_finished, save_beside
 from bolid.person import PersonReader
 from bolid.run import Progress, run_record, sha256_file
 from bolid.scales import Scale, parse_scale
+from bolid.workers import EngineName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +73,11 @@ def generate(
     offload: bool = False,
     device: str = "auto",
     seed: int | None = None,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    made: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
@@ -101,6 +107,10 @@ def generate(
     other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where a prompt names no clothes
     the family may add some (`Family.dressed`), and the text encoder may read less of it than was written: the record
     has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
+    Processes: `workers` of this machine, or with `engine` "ray" as many actors of Ray; the processes that torchrun or a
+    SLURM step has started share the pictures too: the first one writes, the others return []. The files are the same
+    for any number of processes of as many CPU threads. A finished picture is not made again. `made` is called with each
+    path as it comes.
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """
@@ -117,17 +127,43 @@ def generate(
     if like is not None:
         request, recorded = request_like(like, request)
     request.check()
-    generation = _Generation(request, progress, warn)
-    for name in sorted(recorded.keys() & generation.inputs.keys()):
-        if warn is not None and generation.inputs[name] != recorded[name]:
-            warn(f"the {name.replace('_', ' ')} is another than that of {like}: the picture will differ")
-    return generation.run()
+    warn = warn or (lambda text: None)
+    with sharing.start(engine, workers) as run:
+        if run is None:
+            return []
+        # The actors of Ray compute; here the models only say what belongs together.
+        here = replace(request, device_name="cpu", offload=False) if engine == "ray" else request
+        generation = _Generation(here, progress)
+        generation.read_prompts(warn)
+        for name in sorted(recorded.keys() & generation.inputs.keys()):
+            if generation.inputs[name] != recorded[name]:
+                warn(f"the {name.replace('_', ' ')} is another than that of {like}: the picture will differ")
+        return generation.run(run, made or (lambda path: None))
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """The sampling of a batch, as `bolid.workers` takes it to other processes, which load the models themselves."""
+
+    request: Request
+    device: str
+    generation: _Generation | None = None  # in the process that has loaded it
+    threads: int | None = None
+    round: int = 1
+
+    def load(self) -> sharing.Process:
+        """The function that samples a batch of places."""
+        generation = self.generation or _Generation(replace(self.request, device_name=self.device))
+        return generation.sample
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Sampling, (self.request, self.device)
 
 
 class _Generation:
     """The people and models of a request, loaded and checked to belong together; `run` makes its pictures."""
 
-    def __init__(self, request: Request, progress: Progress | None, warn: Callable[[str], None] | None) -> None:
+    def __init__(self, request: Request, progress: Progress | None = None) -> None:
         self.request, self.family, self.progress = request, request.family, progress
         family, device = request.family, request.device
         reader = functools.cache(lambda: PersonReader(family, device))
@@ -141,7 +177,7 @@ class _Generation:
         self.pose = self._pose()
         self.pipe = self._load_pipe()
         self.controls = self._controls()
-        self.encoded = {prompt: self._encoded(prompt, warn) for prompt in (*request.prompts, request.negative)}
+        self.encoded: dict[str, str] = {}
 
     def _guidance(self, reader: Callable[[], PersonReader]) -> dict[str, MakeLoss]:
         """Of "face" and "body", those that some cell has guidance for."""
@@ -203,34 +239,71 @@ class _Generation:
         cache_conditions(network)
         return [Control(network, Image.fromarray(self.pose), self.request.pose_weight)]
 
-    def _encoded(self, prompt: str, warn: Callable[[str], None] | None) -> str:
-        """The text that the encoder reads for a prompt: with the family's clothes where it names none, and cut."""
-        text = self.family.dressed(prompt) if prompt in self.request.prompts else prompt
-        read, lost = split_at_limit(self.pipe, text)
-        if warn is not None:
+    def read_prompts(self, warn: Callable[[str], None]) -> None:
+        """Find what the text encoder reads of each prompt: with the family's clothes where it names none, and cut."""
+        texts = {self.request.negative: self.request.negative}
+        texts |= {prompt: self.family.dressed(prompt) for prompt in self.request.prompts}
+        for prompt, text in texts.items():
+            self.encoded[prompt], lost = split_at_limit(self.pipe, text)
             for warning in unsupported_syntax(prompt):
                 warn(warning)
             if lost:
-                warn(f"the text encoder reads no more than {read!r}; it does not read {lost!r}")
-        return read
+                warn(f"the text encoder reads no more than {self.encoded[prompt]!r}; it does not read {lost!r}")
 
-    def run(self) -> list[Path]:
-        """Each person in each cell, in batches; the paths in that order, and the grid's contact sheet last."""
-        request, made = self.request, dict[Place, Path]()
-        total = len(self.people) * len(request.cells) * len(request.jobs)
-        for who, person in enumerate(self.people):
-            for where, cell in enumerate(request.cells):
-                folder = request.out.joinpath(person.folder, *(f"{axis}={v}" for axis, v in cell.values.items()))
-                for start in range(0, len(request.jobs), request.batch_size):
-                    jobs = request.jobs[start : start + request.batch_size]
-                    for job, (picture, seed) in zip(jobs, self._best(person, cell, jobs), strict=True):
-                        record = self._record(person, cell, job[0], seed)
-                        text = parameters_text(record, type(self.pipe.scheduler).__name__)
-                        path = save_beside(folder / request.file_name(*job), picture, record, text)
-                        made[who, where, *job] = path
-                    if self.progress is not None:
-                        self.progress(len(made), total, "pictures")
-        return list(made.values()) + ([self._save_grid(made)] if request.grid else [])
+    def run(self, run: sharing.Run, made: Callable[[Path], None]) -> list[Path]:
+        """Each person in each cell, in batches, by one process or several; the paths in that order, and the grid's
+        contact sheet last. `made` is called with each path as soon as its batch is there.
+
+        A batch of which a part is done is sampled again as a whole, since rounding depends on what is in it; what is
+        done stays as it is.
+        """
+        paths: dict[Place, Path] = {}
+        done = {place: path for batch in self.batches for place in batch if (path := self._finished(place))}
+        left = [batch for batch in self.batches if not all(place in done for place in batch)]
+        results, total = run(_Sampling(self.request, self.request.device, self), left), sum(map(len, self.batches))
+        for batch in self.batches:
+            finished = all(place in done for place in batch)
+            for place, sampled in zip(batch, [None] * len(batch) if finished else next(results), strict=True):
+                paths[place] = done.get(place) or self._save(place, *sampled)
+                made(paths[place])
+            if self.progress is not None:
+                self.progress(len(paths), total, "pictures")
+        return list(paths.values()) + ([self._save_grid(paths)] if self.request.grid else [])
+
+    @functools.cached_property
+    def batches(self) -> list[list[Place]]:
+        """The pictures that are sampled together, of one person and cell each."""
+        jobs, size = self.request.jobs, self.request.batch_size
+        return [
+            [(who, where, *job) for job in jobs[start : start + size]]
+            for who in range(len(self.people))
+            for where in range(len(self.request.cells))
+            for start in range(0, len(jobs), size)
+        ]
+
+    def sample(self, batch: Sequence[Place]) -> list[tuple[np.ndarray, int]]:
+        """(the picture, its seed) of each place of a batch."""
+        who, where = batch[0][:2]
+        return self._best(self.people[who], self.request.cells[where], [place[2:] for place in batch])
+
+    def _path(self, place: Place) -> Path:
+        who, where, *job = place
+        folders = (f"{axis}={value}" for axis, value in self.request.cells[where].values.items())
+        return self.request.out.joinpath(self.people[who].folder, *folders, self.request.file_name(*job))
+
+    def _finished(self, place: Place) -> Path | None:
+        """The picture where this very command has made it before."""
+        cell, job = self.request.cells[place[1]], place[2:]
+        if not (path := self._path(place)).exists():
+            return None
+        seeds = [picture_seed(cell.seed, *job, candidate) for candidate in range(self.request.best_of)]
+        return find_finished(path, [self._record(place, seed) for seed in seeds])
+
+    def _save(self, place: Place, picture: np.ndarray, seed: int) -> Path:
+        record = self._record(place, seed)
+        return save_beside(
+            self._path(place), picture, record, parameters_text(record, type(self.pipe.scheduler).__name__)
+        )
 
     def _best(self, person: Identity, cell: Cell, jobs: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, int]]:
         """(the picture, its seed) of each job: of `best_of` candidates the nearest to the person."""
@@ -300,9 +373,9 @@ class _Generation:
             for part, weight in weights.items()
         ]
 
-    def _record(self, person: Identity, cell: Cell, index: int, seed: int) -> dict[str, Any]:
-        """The run record of a picture of the prompt `index`."""
-        prompt = self.request.prompts[index]
+    def _record(self, place: Place, seed: int) -> dict[str, Any]:
+        """The run record of a picture."""
+        person, cell, prompt = self.people[place[0]], self.request.cells[place[1]], self.request.prompts[place[2]]
         config: dict[str, Any] = {
             "prompt": prompt, "steps": cell.steps, "guidance": cell.guidance.plain(), "person": person.name,
             "scales": {branch: scale.plain() for branch, scale in self._scales(person, cell).items()},

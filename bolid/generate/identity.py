@@ -69,17 +69,24 @@ def _from_profiles(family: Family, paths: Sequence[PathLike]) -> list[Identity]:
 
 
 def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
+    person, recorded = identity_of(path, folder)
+    match_family(family.name, recorded, path)
+    return person
+
+
+def identity_of(path: PathLike, folder: str = "") -> tuple[Identity, str]:
+    """(the person of a profile, the name of the family that it was made with)."""
     from bolid.formats.profile import load_profile
 
     profile = load_profile(path)
-    match_family(family.name, profile.record["family"], path)
     vectors = {"body": profile.body_mean} | ({"face": profile.face} if profile.face is not None else {})
     made_with = profile.record["inputs"]
     # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
     photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
     inputs = {"profile": sha256_file(path), **photos}
     name = f"the profile {Path(path).name}"
-    return Identity(vectors, made_with.get("body_encoder", ""), made_with.get("face_model", ""), inputs, name, folder)
+    models = made_with.get("body_encoder", ""), made_with.get("face_model", "")
+    return Identity(vectors, *models, inputs, name, folder), profile.record["family"]
 
 
 def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:

@@ -219,7 +219,7 @@ class Request:
         weights = [item for cell in self.cells for item in cell.person_guidance.items()]
         return sorted({part for part, weight in weights if not weight.is_zero})
 
-    @property
+    @cached_property
     def jobs(self) -> list[tuple[int, int]]:
         """(prompt, number) of each picture of a person and a cell."""
         return [(index, number) for index in range(len(self.prompts)) for number in range(self.n)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,10 @@ def save_beside(path: Path, picture: Any, record: dict[str, Any], parameters: st
     raise RuntimeError("unreachable: there is always another name")
 
 
-def find_finished(path: Path, record: dict[str, Any], *, ignore: tuple[str, ...] = ()) -> tuple[Path, dict] | None:
-    """(path, record) of the picture that `save_beside` would replace: this run's own; None where there is none.
-
-    `ignore`: fields of the record's config that are not compared.
-    """
-    for place in itertools.takewhile(Path.exists, _places(path)):
-        if (found := _own(place, record, ignore)) is not None:
-            return place, found
-    return None
+def find_finished(path: Path, records: Sequence[dict[str, Any]]) -> Path | None:
+    """The picture that `save_beside` would replace, which has one of the `records`; None where there is none."""
+    there = itertools.takewhile(Path.exists, _places(path))
+    return next((place for place in there if any(_is_of_run(place, record) for record in records)), None)
 
 
 def _places(path: Path) -> Iterator[Path]:
@@ -72,15 +67,8 @@ def _link(temporary: Path, place: Path) -> bool:
 
 
 def _is_of_run(path: Path, record: dict[str, Any]) -> bool:
-    return _own(path, record) is not None
-
-
-def _own(path: Path, record: dict[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """The record of the picture at `path` where the same command has made it, whole."""
+    """Whether the picture at `path` is whole and the same command has made it."""
     from bolid.formats.pictures import record_of_whole
 
     found = record_of_whole(path)
-    if found is None or not isinstance(found.get("config"), dict):
-        return None
-    plain = [{**one, "config": {k: v for k, v in one["config"].items() if k not in ignore}} for one in (found, record)]
-    return None if run_differences(*plain) else found
+    return found is not None and not run_differences(found, record)
