@@ -242,11 +242,12 @@ def generate(
             wanted += bolid.generate.read_prompts(prompts_file.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise BolidError(f"cannot read the prompts in {prompts_file}: {error}", "give a text file") from error
-    if "-" in wanted:
+    leads = this_rank().leads  # the other ranks get their share from it
+    if "-" in wanted and leads:
         at = wanted.index("-")
         wanted[at : at + 1] = bolid.generate.read_prompts(sys.stdin.read().splitlines())
     printed = not (as_json or grid)
-    quiet = quiet or not this_rank().leads
+    quiet = quiet or not leads
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
             wanted, out, like=like, profile=profile, reference=reference, new_person=new_person, adapter=adapter,

@@ -33,9 +33,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def sampled(monkeypatch):
     """The numbers of the prompts that were sampled, batch by batch."""
     found: list[list[int]] = []
-    whole = _Generation.sample
+    whole = _Generation.sample_batch
     monkeypatch.setattr(
-        _Generation, "sample", lambda self, batch: found.append([place[2] for place in batch]) or whole(self, batch)
+        _Generation,
+        "sample_batch",
+        lambda self, batch: found.append([place[2] for place in batch]) or whole(self, batch),
     )
     return found
 

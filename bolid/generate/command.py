@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ GRID_FILE = "grid.png"
 
 
 def generate(
-    prompts: Sequence[str] = (),
+    prompts: Sequence[str] | None = None,
     out: PathLike = "generated",
     *,
     like: PathLike | None = None,
@@ -115,7 +115,7 @@ def generate(
     no pictures (not finite, or of one colour).
     """
     request = Request(
-        prompts=tuple(prompt.strip() for prompt in prompts if prompt.strip()), out=Path(out),
+        prompts=tuple(prompt.strip() for prompt in prompts or () if prompt.strip()), out=Path(out),
         profiles=() if profile is None else (profile,) if isinstance(profile, str | os.PathLike) else tuple(profile),
         reference=reference, new_person=new_person, adapter=adapter, face_scale=face_scale, body_scale=body_scale,
         lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, few_steps=few_steps, steps=steps,
@@ -123,22 +123,23 @@ def generate(
         best_of=best_of, batch_size=batch_size, grid=tuple(grid or ()), family_name=family, base=base, size=size,
         dtype=dtype, offload=offload, device_name=device, seed=seed, format=format,
     )  # fmt: skip
-    recorded: dict[str, str] = {}
-    if like is not None:
-        request, recorded = request_like(like, request)
-    request.check()
-    warn = warn or (lambda text: None)
     with sharing.start(engine, workers) as run:
         if run is None:
             return []
+        recorded: dict[str, str] = {}
+        if like is not None:
+            request, recorded = request_like(like, request)
+        request.check()
         # The actors of Ray compute; here the models only say what belongs together.
-        here = replace(request, device_name="cpu", offload=False) if engine == "ray" else request
-        generation = _Generation(here, progress)
+        away = engine == "ray"
+        generation = _Generation(replace(request, device_name="cpu", offload=False) if away else request, progress)
+        warn = warn or (lambda text: None)
         generation.read_prompts(warn)
         for name in sorted(recorded.keys() & generation.inputs.keys()):
             if generation.inputs[name] != recorded[name]:
                 warn(f"the {name.replace('_', ' ')} is another than that of {like}: the picture will differ")
-        return generation.run(run, made or (lambda path: None))
+        work = _Sampling(request, request.device, None if away else generation)
+        return generation.run(functools.partial(run, work), made or (lambda path: None))
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class _Sampling:
     def load(self) -> sharing.Process:
         """The function that samples a batch of places."""
         generation = self.generation or _Generation(replace(self.request, device_name=self.device))
-        return generation.sample
+        return generation.sample_batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Sampling, (self.request, self.device)
@@ -250,9 +251,11 @@ class _Generation:
             if lost:
                 warn(f"the text encoder reads no more than {self.encoded[prompt]!r}; it does not read {lost!r}")
 
-    def run(self, run: sharing.Run, made: Callable[[Path], None]) -> list[Path]:
-        """Each person in each cell, in batches, by one process or several; the paths in that order, and the grid's
-        contact sheet last. `made` is called with each path as soon as its batch is there.
+    def run(self, sample: Callable[[list[list[Place]]], Iterator[Any]], made: Callable[[Path], None]) -> list[Path]:
+        """Each person in each cell, in batches; the paths in that order, and the grid's contact sheet last.
+
+        `sample` gives what `sample_batch` does for each of several batches, by one process or several. `made` is called
+        with each path as soon as its batch is there.
 
         A batch of which a part is done is sampled again as a whole, since rounding depends on what is in it; what is
         done stays as it is.
@@ -260,7 +263,7 @@ class _Generation:
         paths: dict[Place, Path] = {}
         done = {place: path for batch in self.batches for place in batch if (path := self._finished(place))}
         left = [batch for batch in self.batches if not all(place in done for place in batch)]
-        results, total = run(_Sampling(self.request, self.request.device, self), left), sum(map(len, self.batches))
+        results, total = sample(left), sum(map(len, self.batches))
         for batch in self.batches:
             finished = all(place in done for place in batch)
             for place, sampled in zip(batch, [None] * len(batch) if finished else next(results), strict=True):
@@ -281,7 +284,7 @@ class _Generation:
             for start in range(0, len(jobs), size)
         ]
 
-    def sample(self, batch: Sequence[Place]) -> list[tuple[np.ndarray, int]]:
+    def sample_batch(self, batch: Sequence[Place]) -> list[tuple[np.ndarray, int]]:
         """(the picture, its seed) of each place of a batch."""
         who, where = batch[0][:2]
         return self._best(self.people[who], self.request.cells[where], [place[2:] for place in batch])
