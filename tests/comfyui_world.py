@@ -69,7 +69,7 @@ def make_world() -> None:
         raise ValueError("not every tensor of the UNet has a name in ComfyUI")
     tensors |= {f"cond_stage_model.transformer.text_model.{name}": value for name, value in text_encoder().items()}
     autoencoder = comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()
-    tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
+    tensors |= {f"first_stage_model.{name}": started(value) for name, value in autoencoder.items()}
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, FOLDER / "models/checkpoints/small.safetensors")
     for branch, dim in (("face", 512), ("body", BODY_DIM)):
         nested = initial_state(unet, branch, dim, **({"tokens": FACE_TOKENS} if branch == "face" else {}))
@@ -82,6 +82,13 @@ def make_world() -> None:
     save_profile(
         FOLDER / "input/me.safetensors", torch.randn(BODY_DIM), torch.zeros(BODY_DIM), face, torch.ones(1), record
     )
+
+
+def started(tensor: torch.Tensor) -> torch.Tensor:
+    """A layer's weights: ComfyUI leaves them as the memory was."""
+    if tensor.ndim < 2:
+        return torch.ones_like(tensor) if tensor.ndim == 0 else torch.zeros_like(tensor)
+    return torch.randn(tensor.shape) / tensor[0].numel() ** 0.5
 
 
 def text_encoder() -> dict[str, torch.Tensor]:
