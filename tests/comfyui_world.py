@@ -8,6 +8,7 @@ autoencoder, an adapter with both branches, a profile.
     python comfyui_world.py FOLDER compare
 
 prints, as JSON, how far ComfyUI's predictions with the nodes are from those of diffusers with the adapter files.
+`orders` instead of `compare` lists the cross-attentions of the full-size architectures.
 """
 
 # ruff: noqa: E402 (ComfyUI reads the command line when it is imported)
@@ -28,15 +29,18 @@ import comfy.options
 comfy.options.enable_args_parsing()
 
 import comfy.model_management
+import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.taesd.taesd
 import comfy.utils
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from bolid.comfyui.branches import cross_attentions
 from bolid.comfyui.nodes import ApplyProfile
 from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.formats.profile import save_profile
@@ -183,8 +187,58 @@ def compare() -> dict[str, float]:
     return found
 
 
+FULL_SIZE: dict[str, tuple[dict, dict]] = {
+    "sd15": (
+        {"cross_attention_dim": 768, "attention_head_dim": 8},
+        {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2,
+         "transformer_depth_middle": 1, "transformer_depth_output": [1] * 9 + [0] * 3, "context_dim": 768,
+         "num_heads": 8},
+    ),
+    "sdxl": (
+        {"cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "block_out_channels": (320, 640, 1280),
+         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+         "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+         "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+         "projection_class_embeddings_input_dim": 2816},
+        {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+         "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+         "context_dim": 2048, "num_head_channels": 64, "use_linear_in_transformer": True,
+         "num_classes": "sequential", "adm_in_channels": 2816},
+    ),
+}  # fmt: skip
+"""Architecture -> its arguments in diffusers and in ComfyUI."""
+
+
+def orders() -> dict[str, list]:
+    """Of each full-size architecture, without weights: [the cross-attentions in an adapter's order, as ComfyUI's own
+    table of names has them; the same by `cross_attentions`]."""
+    found = {}
+    for name, (theirs, ours) in FULL_SIZE.items():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**theirs)
+        names = comfy.utils.unet_to_diffusers(ours)
+        wanted = []
+        for processor in unet.attn_processors:
+            if processor.endswith("attn2.processor"):
+                block, *rest = names[processor.replace(".processor", ".to_q.weight")].split(".")
+                number = 0 if block == "middle_block" else int(rest[0])
+                place = int(rest[rest.index("transformer_blocks") + 1])
+                width = unet.get_submodule(processor.removesuffix(".processor")).to_q.weight.shape[0]
+                wanted.append([[block.split("_")[0], number, place], width])
+        model = UNetModel(
+            image_size=32, in_channels=4, model_channels=320, out_channels=4, use_spatial_transformer=True,
+            device="meta", operations=comfy.ops.disable_weight_init, **{k: list(v) if isinstance(v, list) else v
+                                                                        for k, v in ours.items()},
+        )  # fmt: skip
+        found[name] = [wanted, cross_attentions(model)]
+    return found
+
+
 if __name__ == "__main__":
     if ARGUMENTS[1:] == ["compare"]:
         print(json.dumps(compare()))
+    elif ARGUMENTS[1:] == ["orders"]:
+        print(json.dumps(orders()))
     else:
         make_world()

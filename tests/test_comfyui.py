@@ -139,6 +139,16 @@ def test_the_patched_model_predicts_what_diffusers_predicts(comfy):
     assert max(value for name, value in found.items() if name not in effects) < 1e-4
 
 
+@needs_comfyui
+@pytest.mark.slow
+def test_the_numbers_of_an_adapter_name_the_same_layers_in_comfyui(tmp_path):
+    """Of full-size SD 1.5 and SDXL, by ComfyUI's own table from diffusers' names to its own."""
+    found = json.loads(run(tmp_path, "orders").splitlines()[-1])
+    assert [len(wanted) for wanted, _ in found.values()] == [16, 70]
+    for wanted, ours in found.values():
+        assert ours == wanted
+
+
 class Server:
     """ComfyUI itself, with our folder linked into its custom nodes."""
 
