@@ -12,7 +12,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from bolid.errors import BolidError
@@ -69,6 +69,8 @@ def picture_record(data: bytes, name: str = "the picture") -> dict[str, Any] | N
         if png:
             with open_image(data) as image:
                 image.verify()
+    except UnidentifiedImageError:  # its own message names an address in memory
+        raise BolidError(f"{name} is damaged: its header cannot be read", "make or copy it again") from None
     except Exception as error:  # decoders raise almost any
         raise BolidError(f"{name} is damaged: {error or type(error).__name__}", "make or copy it again") from error
     return record
