@@ -54,7 +54,9 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
     ] = None,
-    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", help="File of prompts, one a line.", hidden=True)
+    ] = None,
     profile: Annotated[
         list[Path] | None,
         typer.Option(
@@ -96,7 +98,7 @@ def generate(
         ),
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="Of the picture files. jpg and webp are smaller and lose a little.")
+        Format, typer.Option(help="Of the picture files. jpg and webp are smaller and lose a little.", hidden=True)
     ] = Format.png,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures. Those of other commands there are kept.")

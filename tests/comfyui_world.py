@@ -143,8 +143,8 @@ def compare() -> dict[str, float]:
     )[0]
     theirs, profile = Diffusers(), FOLDER / "input/me.safetensors"
 
-    def applied(face: float, body: float, start: float = 0.0, end: float = 1.0, base=model):
-        return ApplyProfile().apply(base, profile, "test", face, body, start, end)[0]
+    def applied(face: float, body: float, start: float = 0.0, end: float = 1.0, base=model, mask=None):
+        return ApplyProfile().apply(base, profile, "test", face, body, start, end, mask)[0]
 
     generator = torch.Generator().manual_seed(1)
     noise, text = torch.randn(2, 4, 8, 6, generator=generator), torch.randn(2, 77, 768, generator=generator)
@@ -164,6 +164,21 @@ def compare() -> dict[str, float]:
             plain = theirs.predict(z, sampling.timestep(sigmas)[0], text, [0.0, 0.0])
             found[f"{face} {body} at {sigma}"] = float((ours - wanted).abs().max())
             found[f"effect of {face} {body} at {sigma}"] = float((plain - wanted).abs().max())
+
+    # A mask of nothing is the bare model; two halves of one person are the person.
+    half = torch.zeros(1, 64, 48)
+    half[:, :32] = 1
+    sigmas, z = torch.full((2,), 1.0), sampling.calculate_input(torch.full((2,), 1.0), noise)
+    for name, patched, scales in (
+        ("mask of nothing", applied(0.7, 1.2, mask=torch.zeros(1, 64, 48)), [0.0, 0.0]),
+        ("two halves", applied(0.7, 1.2, mask=1 - half, base=applied(0.7, 1.2, mask=half)), [0.7, 1.2]),
+    ):
+        comfy.model_management.load_models_gpu([patched])
+        options = {**patched.model_options["transformer_options"], "cond_or_uncond": [1, 0], "sigmas": sigmas}
+        with torch.no_grad():
+            x0 = patched.model.apply_model(noise, sigmas, c_crossattn=text, transformer_options=options)
+        wanted = theirs.predict(z, sampling.timestep(sigmas)[0], text, scales)
+        found[name] = float((noise - x0 - wanted).abs().max())
 
     # A whole sampling with guidance, the branches in the first half of the steps; by both, and twice in a row.
     steps, cfg = 4, 5.0

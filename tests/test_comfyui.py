@@ -23,7 +23,7 @@ from generate_world import BODY, FACE, make_world, with_adapters
 from PIL import Image
 
 import bolid.comfyui
-from bolid.comfyui.branches import make_branch, project, weight_now
+from bolid.comfyui.branches import at_positions, make_branch, project, weight_now
 from bolid.comfyui.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from bolid.formats.adapter import load_adapter
 from bolid.scales import Scale, parse_scale
@@ -69,6 +69,17 @@ def test_the_interval_counts_the_samplers_steps_as_generate_does():
     assert weights([10.0, 4.0, 2.0, 0.5]) == [0.0, 0.7, 0.7, 0.0]  # between two levels: a sampler of second order
     parts = parse_scale("down=0.5,up=1", "scale")
     assert [weight_now(parts, part, {}) for part in ("down", "mid", "up")] == [0.5, 0.0, 1.0]
+
+
+def test_a_mask_is_spread_over_the_positions_of_every_level():
+    mask = torch.zeros(1, 64, 48)
+    mask[:, :, :24] = 1
+    for count, width in ((8 * 6, 6), (2 * 2, 2)):
+        rows = at_positions(mask, count, (8, 6)).view(-1, width)
+        assert torch.equal(rows[:, : width // 2], torch.ones(len(rows), width // 2)) and rows[:, -1].max() == 0
+        assert rows.mean() == 0.5 and rows.numel() == count
+    assert at_positions(mask, 4 * 3, (8, 6)).view(4, 3)[0].tolist() == [1, 0.5, 0]
+    assert at_positions(mask, 5 * 3, (9, 5)).shape == (1, 15, 1)  # odd sizes are rounded up
 
 
 def test_every_node_is_named_and_described():
@@ -135,7 +146,7 @@ def comfy(tmp_path_factory):
 def test_the_patched_model_predicts_what_diffusers_predicts(comfy):
     found = json.loads(run(comfy, "compare").splitlines()[-1])
     effects = {name: value for name, value in found.items() if name.startswith("effect")}
-    assert len(found) == 20 and min(effects.values()) > 1e-2
+    assert len(found) == 22 and min(effects.values()) > 1e-2
     assert max(value for name, value in found.items() if name not in effects) < 1e-4
 
 

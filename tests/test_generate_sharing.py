@@ -94,7 +94,8 @@ def test_the_best_of_several_is_found_whichever_candidate_it_is(world, tmp_path,
     assert generate(MANY, tmp_path, best_of=3, **options_of(world)) == paths and sampled == []
 
 
-def test_worker_processes_and_their_errors(world, tmp_path):
+@pytest.mark.slow
+def test_worker_processes_write_the_same_bytes(world, tmp_path):
     generate(MANY, tmp_path / "one", **options_of(world))
     generate(MANY, tmp_path / "two", workers=2, **options_of(world))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

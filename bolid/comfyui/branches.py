@@ -34,9 +34,12 @@ class Branch:
 
     keys_values: Sequence[tuple[torch.Tensor, torch.Tensor]]
     scale: Scale
+    mask: torch.Tensor | None = None  # f32 [1, height, width] in 0..1: where the person is shown
 
 
-def make_branch(tensors: Mapping[str, torch.Tensor], vector: torch.Tensor, scale: Scale) -> Branch:
+def make_branch(
+    tensors: Mapping[str, torch.Tensor], vector: torch.Tensor, scale: Scale, mask: torch.Tensor | None = None
+) -> Branch:
     """The branch of an adapter file (`bolid.formats.adapter`) for a person's vector [D]."""
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     tokens = project(weights, torch.stack([torch.zeros_like(vector), vector]).float())
@@ -47,6 +50,7 @@ def make_branch(tensors: Mapping[str, torch.Tensor], vector: torch.Tensor, scale
             for i in numbers
         ],
         scale,
+        mask,
     )
 
 
@@ -95,7 +99,7 @@ def apply_branches(model: Any, branches: Sequence[Branch]) -> Any:
     replaced = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for i, (layer, _) in enumerate(layers):
         before = replaced.get(layer, replaced.get(layer[:2]))
-        own = [(branch.scale, *branch.keys_values[i]) for branch in branches]
+        own = [(branch.scale, branch.mask, *branch.keys_values[i]) for branch in branches]
         patched.set_model_attn2_replace(BranchAttention(PARTS[layer[0]], own, before), *layer)
     return patched
 
@@ -110,7 +114,7 @@ class BranchAttention:
     def __init__(
         self,
         part: str,
-        branches: Sequence[tuple[Scale, torch.Tensor, torch.Tensor]],
+        branches: Sequence[tuple[Scale, torch.Tensor | None, torch.Tensor, torch.Tensor]],
         before: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         self.part, self.branches, self.before = part, branches, before
@@ -126,17 +130,28 @@ class BranchAttention:
         else:
             z = optimized_attention(q, k, v, heads, attn_precision=precision)
         rows = _rows(len(q), options.get("cond_or_uncond") or [0])
-        for (scale, _, _), (key, value) in zip(self.branches, self._on(q), strict=True):
+        for (scale, mask, _, _), (key, value) in zip(self.branches, self._on(q), strict=True):
             if weight := weight_now(scale, self.part, options):
-                z = z + weight * optimized_attention(q, key[rows], value[rows], heads, attn_precision=precision)
+                shown = optimized_attention(q, key[rows], value[rows], heads, attn_precision=precision)
+                if mask is not None:
+                    shown = shown * at_positions(mask, q.shape[1], options["original_shape"][-2:]).to(q)
+                z = z + weight * shown
         return z
 
     def _on(self, q: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values where q is, in its precision."""
         place = q.device, q.dtype
         if self._cached[0] != place:
-            self._cached = place, [(key.to(*place), value.to(*place)) for _, key, value in self.branches]
+            self._cached = place, [(key.to(*place), value.to(*place)) for _, _, key, value in self.branches]
         return self._cached[1]
+
+
+def at_positions(mask: torch.Tensor, count: int, size: Sequence[int]) -> torch.Tensor:
+    """A mask [1, height, width] at the `count` positions of an attention, [1, P, 1]; `size`: (h, w) of the latents."""
+    height, width = size
+    while height * width > count:  # every level of the UNet halves both, rounding up
+        height, width = -(-height // 2), -(-width // 2)
+    return F.interpolate(mask[:1, None].float(), (height, width), mode="area").reshape(1, -1, 1)
 
 
 def _rows(count: int, kinds: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bolid.errors import BolidError
-from bolid.models.families import FAMILY_NAMES, get_family
+from bolid.models.families import FAMILY_NAMES, get_family, match_family
 from bolid.run import sha256_file
 
 CATEGORY = "BoLID"
@@ -147,17 +147,38 @@ class ApplyProfile:
                 "body_scale": scale,
                 "start": ("FLOAT", {"default": 0.0, **at, "tooltip": "Of the sampler's steps: 0 is pure noise."}),
                 "end": ("FLOAT", {"default": 1.0, **at, "tooltip": "Of the sampler's steps: 1 is the picture."}),
-            }
+            },
+            "optional": {"mask": ("MASK", {"tooltip": "Where in the picture the person is shown."})},
         }
 
     @_with_hint
     def apply(
-        self, model: Any, profile: Path, adapter: str, face_scale: float, body_scale: float, start: float, end: float
+        self,
+        model: Any,
+        profile: Path,
+        adapter: str,
+        face_scale: float,
+        body_scale: float,
+        start: float,
+        end: float,
+        mask: torch.Tensor | None = None,
     ) -> tuple[Any]:
         """The patched clone. Raises BolidError for files that do not belong together."""
-        from bolid.comfyui.branches import apply_branches
+        from bolid.comfyui.branches import apply_branches, make_branch
+        from bolid.scales import Scale
 
-        return (apply_branches(model, _branches(profile, adapter, face_scale, body_scale, start, end)),)
+        if not start < end:
+            raise BolidError(f"the interval {start:g} to {end:g} is empty", "give a start below the end")
+        weights = {"face": face_scale, "body": body_scale}
+        found = _adapter_branches(profile, adapter, [branch for branch, weight in weights.items() if weight])
+        if not found and any(weights.values()):
+            raise BolidError(
+                f"no adapter for {profile.name}: {adapter!r} has none for its face and body",
+                "put face.safetensors and body.safetensors into a folder of models/bolid, and choose that",
+            )
+        scales = {branch: Scale(weight, weight, weight, start, end) for branch, weight in weights.items()}
+        branches = [make_branch(tensors, vector, scales[branch], mask) for branch, tensors, vector in found]
+        return (apply_branches(model, branches),)
 
 
 class ShapeMaps:
@@ -338,33 +359,25 @@ def _measurements(path: Path) -> str:
     return "\n".join(f"{row.title}: {row.value:.1f} ± {row.sd:.1f} {row.unit}" for row in rows)
 
 
-def _branches(profile: Path, adapter: str, face_scale: float, body_scale: float, start: float, end: float) -> list[Any]:
-    """The branches that the person has and whose scale is not 0."""
-    from bolid.comfyui.branches import make_branch
+def _adapter_branches(
+    profile: Path, adapter: str, wanted: Sequence[str]
+) -> list[tuple[str, dict[str, torch.Tensor], torch.Tensor]]:
+    """(branch, tensors of its file, the person's vector) of the wanted branches that both have."""
     from bolid.formats.adapter import load_adapter
     from bolid.generate.adapters import check_belongs
     from bolid.generate.identity import identity_of
-    from bolid.models.families import match_family
-    from bolid.scales import Scale
 
-    if not start < end:
-        raise BolidError(f"the interval {start:g} to {end:g} is empty", "give a start below the end")
     person, family = identity_of(profile)
-    branches = []
-    for branch, weight in (("face", face_scale), ("body", body_scale)):
+    found = []
+    for branch in wanted:
         path = Path(getattr(get_family(family), f"{branch}_adapter"))
         if adapter != OWN_ADAPTER:
             path = _adapter_root() / adapter / f"{branch}.safetensors"
-        if not weight or branch not in person.vectors or not path.is_file():
+        if branch not in person.vectors or not path.is_file():
             continue
         tensors, record = load_adapter(path, branch)
         match_family(family, record["family"], path)
         dim = tensors["image_proj.proj.weight" if branch == "body" else "image_proj.proj.0.weight"].shape[1]
         check_belongs(person, branch, path, record, dim)
-        branches.append(make_branch(tensors, person.vectors[branch], Scale(weight, weight, weight, start, end)))
-    if not branches and (face_scale or body_scale):
-        raise BolidError(
-            f"no adapter for {profile.name}: its family {family!r} has none, and {adapter!r} is chosen",
-            "put face.safetensors and body.safetensors into a folder of models/bolid, and choose that",
-        )
-    return branches
+        found.append((branch, tensors, person.vectors[branch]))
+    return found

@@ -271,6 +271,7 @@ class _Generation:
                 made(paths[place])
             if self.progress is not None:
                 self.progress(len(paths), total, "pictures")
+        next(results, None)  # there is none: the processes are let go
         return list(paths.values()) + ([self._save_grid(paths)] if self.request.grid else [])
 
     @functools.cached_property
