@@ -178,7 +178,7 @@ def how_close(plan: Plan, compared: dict) -> list[tuple[str, float | None, float
 def prepare(plan: Plan) -> None:
     """Make the folder and write the prompts. Pictures of an earlier demo go: `generate` would keep those of other
     settings, and they would be scored with the new ones."""
-    from bolid.formats.images import picture_record
+    from bolid.formats.pictures import picture_record
 
     plan.out.mkdir(parents=True, exist_ok=True)
     for path in (path for folder in plan.folders for path in folder.glob("*.png")):

@@ -11,7 +11,7 @@ from bolid.formats.shards import INDEX, JOURNAL, read_index, read_shards
 from bolid.formats.storage import is_remote, place
 from bolid.formats.tensors import load_tensors, read_header, read_record
 
-_NOT_OURS = "give a shard directory, a .safetensors file, an adapter directory or a PNG that `bolid` has written"
+_NOT_OURS = "give a shard directory, a .safetensors file, an adapter directory or a picture that `bolid` has written"
 
 
 def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     if path.is_dir():
         return _directory(path, verify)
     with open(path, "rb") as file:
-        start = file.read(8)
-    if start == b"\x89PNG\r\n\x1a\n":
+        start = file.read(12)
+    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (start[:4] == b"RIFF" and start[8:] == b"WEBP"):
         return _picture(path)
     return _tensors(path, verify)
 
@@ -81,12 +81,13 @@ def _tensors(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from bolid.formats.images import open_image, picture_record
+    from bolid.formats.images import open_image
+    from bolid.formats.pictures import picture_record
 
     data = path.read_bytes()
     record = picture_record(data, str(path))
     if record is None or "kind" not in record:
-        raise BolidError(f"{path} is a PNG, but not one that BoLID has made: it carries no run", _NOT_OURS)
+        raise BolidError(f"{path} is a picture, but not one that BoLID has made: it carries no run", _NOT_OURS)
     with open_image(data) as image:
         width, height = image.size
     return {"path": path, "kind": record["kind"], "record": record, "width": width, "height": height}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,12 +90,6 @@ def run_record(
     ``kind``: "profile", "adapter", ...; ``family``: a Family or its name; ``config``: a dataclass or a dict;
     ``inputs``: name -> sha256 of what went in. The result holds plain JSON values only.
     """
-    import importlib.metadata
-
-    packages = {}
-    for name in _RECORDED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            packages[name] = importlib.metadata.version(name)
     record = {
         "kind": kind,
         "version": FORMAT_VERSION,
@@ -101,9 +97,20 @@ def run_record(
         "config": {} if config is None else config,
         "seed": seed,
         "inputs": inputs or {},
-        "packages": packages,
+        "packages": _versions(),
     }
     return json.loads(canonical_json(record))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    packages = {}
+    for name in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return packages
 
 
 def run_differences(found: dict[str, Any], record: dict[str, Any]) -> list[str]:
@@ -217,6 +224,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of a file beside ``path``, with its ending, to be written and renamed or linked; gone afterwards."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path.with_stem(f"{path.stem}-{threading.get_ident()}"), path.suffix)
+        try:
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 

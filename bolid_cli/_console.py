@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,22 @@ SeedOption = Annotated[
     typer.Option(
         "--seed", help="Same seed, same result.", min=0, max=LARGEST_SEED, metavar="N", rich_help_panel=COMMON
     ),
+]
+
+
+class Engine(StrEnum):
+    """Choices of --engine."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineOption = Annotated[
+    Engine,
+    typer.Option(help="Where the workers run: processes of this machine, or actors of a Ray cluster.", hidden=True),
+]
+WorkersOption = Annotated[
+    int, typer.Option(help="Processes. The result is the same for any number.", min=1, max=4096, hidden=True)
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output.", rich_help_panel=COMMON)
@@ -124,7 +141,9 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:  # rich respects NO_COLOR
+    console = Console(stderr=True)  # rich respects NO_COLOR
+    # Lines on stdout while the bar is there: above it on a terminal, untouched in a file or a pipe.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int, text: str) -> None:

@@ -13,10 +13,13 @@ import typer
 from bolid.errors import BolidError
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
+    Engine,
+    EngineOption,
     FamilyOption,
     JsonOption,
     QuietOption,
     SeedOption,
+    WorkersOption,
     choose_family,
     emit_json,
     note,
@@ -72,6 +75,8 @@ def evaluate(
         Features, typer.Option(help="Network for FID, KID and IS; tower is the family's image encoder.", hidden=True)
     ] = Features.auto,
     html: Annotated[Path | None, typer.Option(help="Write a report: one page that needs no other file.")] = None,
+    workers: WorkersOption = 1,
+    engine: EngineOption = Engine.local,
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -87,26 +92,32 @@ def evaluate(
     folders = generated or [Path("generated")]
     if len(folders) > 1 and not compare:
         raise BolidError(f"{len(folders)} folders given", "add --compare to compare them")
-    chosen = choose_family(family, quiet)
     import bolid.evaluate
+    from bolid.workers import this_rank
+
+    quiet = quiet or not this_rank().leads
+    chosen = choose_family(family, quiet)
 
     options: dict[str, Any] = {
         "prompts": prompts, "profiles": profiles, "conditioning": conditioning, "base": base,
         "features": features.value, "html": html, "family": chosen.name, "device": device, "seed": seed,
+        "workers": workers, "engine": engine.value,
     }  # fmt: skip
     with progress_bar(quiet) as progress:
         if compare:
-            compared = bolid.evaluate.compare(folders, reference, progress=progress, **options)
+            found = bolid.evaluate.compare(folders, reference, progress=progress, **options)
         else:
-            result = bolid.evaluate.evaluate(folders[0], reference, progress=progress, **options)
+            found = bolid.evaluate.evaluate(folders[0], reference, progress=progress, **options)
+    if found is None:  # rank 0 reports
+        return
     if compare:
-        _print_comparison(compared, quiet)
+        _print_comparison(found, quiet)
     else:
-        _print_evaluation(result, quiet)
+        _print_evaluation(found, quiet)
     if html is not None:
         note(f"report: {html}", quiet)
     if as_json or not sys.stdout.isatty():
-        emit_json(compared if compare else result)
+        emit_json(found)
 
 
 def _print_evaluation(result: Evaluation, quiet: bool) -> None:

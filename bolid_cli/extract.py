@@ -10,6 +10,8 @@ import typer
 
 from bolid_cli._console import (
     DeviceOption,
+    Engine,
+    EngineOption,
     FamilyOption,
     ForceOption,
     JsonOption,
@@ -23,13 +25,6 @@ from bolid_cli._console import (
     progress_bar,
 )
 from bolid_cli._options import configurable
-
-
-class Engine(StrEnum):
-    """Choices of --engine."""
-
-    local = "local"
-    ray = "ray"
 
 
 class PersonRule(StrEnum):
@@ -60,10 +55,7 @@ def extract(
     workers: Annotated[
         int, typer.Option(help="Processes. The result is the same for any number.", min=1, max=4096)
     ] = 1,
-    engine: Annotated[
-        Engine,
-        typer.Option(help="Where the workers run: processes of this machine, or actors of a Ray cluster.", hidden=True),
-    ] = Engine.local,
+    engine: EngineOption = Engine.local,
     max_side: Annotated[
         int, typer.Option(help="Reduce larger photos to this many pixels.", min=64, hidden=True)
     ] = 1536,
@@ -87,9 +79,9 @@ def extract(
     photos and the first one writes. The result is the same in all cases.
     """
     import bolid.extract
-    import bolid.extract.workers
+    import bolid.workers
 
-    quiet = quiet or not bolid.extract.workers.this_rank().leads
+    quiet = quiet or not bolid.workers.this_rank().leads
     chosen = choose_family(family, quiet)
 
     try:

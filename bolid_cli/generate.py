@@ -13,17 +13,28 @@ from bolid.errors import BolidError
 from bolid_cli._command import LARGEST_SEED
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
+    Engine,
+    EngineOption,
     FamilyOption,
     ForceOption,
     JsonOption,
     QuietOption,
-    SeedOption,
+    WorkersOption,
     emit_json,
-    emit_paths,
     note,
     progress_bar,
 )
 from bolid_cli._options import configurable
+from bolid_cli._settings import COMMON
+from bolid_cli._streams import emit
+
+
+class Format(StrEnum):
+    """Choices of --format."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
 
 
 class Precision(StrEnum):
@@ -44,7 +55,9 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
     ] = None,
-    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="File of prompts, one a line.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", help="File of prompts, one a line.", hidden=True)
+    ] = None,
     profile: Annotated[
         list[Path] | None,
         typer.Option(
@@ -75,6 +88,14 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="Pose of the 3D body: standing, walking, waving, ... Default: standing."),
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Take what is not given here from this picture of generate's: prompt, person, sampling, seed. "
+            "It is made again; with --seed or other options, varied.",
+        ),
+    ] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to show.")] = "",
     n: Annotated[int, typer.Option("-n", metavar="N", help="Pictures of each prompt.")] = 1,
     size: Annotated[
@@ -93,6 +114,9 @@ def generate(
             "face-guidance, body-guidance, steps, seed. May be repeated.",
         ),
     ] = None,
+    format: Annotated[
+        Format, typer.Option(help="Of the picture files. jpg and webp are smaller and lose a little.", hidden=True)
+    ] = Format.png,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures. Those of other commands there are kept.")
     ] = Path("generated"),
@@ -209,8 +233,19 @@ def generate(
         typer.Option(metavar="FILE[:WEIGHT]", help="Add a LoRA to the base. May be repeated.", rich_help_panel=_MODELS),
     ] = None,
     force: ForceOption = False,
+    workers: WorkersOption = 1,
+    engine: EngineOption = Engine.local,
     family: FamilyOption = None,
-    seed: SeedOption = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=LARGEST_SEED,
+            metavar="N",
+            rich_help_panel=COMMON,
+            help="Same seed, same pictures. Default: 0, or the seed of --like.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -218,10 +253,12 @@ def generate(
     """Make pictures of a person from text alone.
 
     Without --profile, --reference and --new-person the pictures show nobody in particular: they are the plain base's.
-    The paths go to standard output, one a line (with --grid: the contact sheet's). Each PNG carries the settings that
-    made it; bolid inspect shows them.
+    The paths go to standard output, one a line (with --grid: the contact sheet's). Each picture carries the settings
+    that made it: bolid inspect shows them, --like uses them, and other programs read them. After an interruption the
+    same command goes on where it stopped. Started by torchrun or srun, several processes share the pictures.
     """
     import bolid.generate
+    from bolid.workers import this_rank
 
     wanted = list(prompts or [])
     if prompts_file is not None:
@@ -229,21 +266,27 @@ def generate(
             wanted += bolid.generate.read_prompts(prompts_file.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise BolidError(f"cannot read the prompts in {prompts_file}: {error}", "give a text file") from error
-    if "-" in wanted:
+    leads = this_rank().leads  # the other ranks get their share from it
+    if "-" in wanted and leads:
         at = wanted.index("-")
         wanted[at : at + 1] = bolid.generate.read_prompts(sys.stdin.read().splitlines())
+    printed = not (as_json or grid)
+    quiet = quiet or not leads
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
-            wanted, out, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
+            wanted, out, like=like, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             body_from=body_from, pose=pose, shape_scale=shape_scale, few_steps=few_steps, steps=steps,
             guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
             best_of=best_of, batch_size=batch_size, grid=grid, family=family, base=base, size=size, upscale=upscale,
             refine_face=refine_face, dtype=dtype.value, offload=offload, device=device, seed=seed, force=force,
-            progress=progress, warn=lambda text: note(f"warning: {text}"),
+            format=format.value, workers=workers, engine=engine.value, progress=progress,
+            warn=lambda text: note(f"warning: {text}"), made=(lambda path: emit(str(path))) if printed else None,
         )  # fmt: skip
+    if not paths:  # rank 0 reports
+        return
     pictures, sheet = (paths[:-1], paths[-1]) if grid else (paths, None)
     if as_json:
         emit_json({"pictures": pictures} | ({"sheet": sheet} if sheet else {}))
-    else:
-        emit_paths([sheet] if sheet else pictures)
+    elif sheet:
+        emit(str(sheet))

@@ -12,7 +12,7 @@ from bolid_cli._streams import emit
 
 def inspect(
     path: Annotated[
-        str, typer.Argument(help="Profile, adapter, body encoder, shard directory (or its URL), or generated PNG.")
+        str, typer.Argument(help="Profile, adapter, body encoder, shard directory (or its URL), or generated picture.")
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare the checksums.")] = False,
     as_json: JsonOption = False,

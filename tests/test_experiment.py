@@ -15,7 +15,7 @@ from bolid.errors import BolidError
 from bolid.evaluate import protocol
 from bolid.evaluate.pictures import generated_pictures
 from bolid.evaluate.results import Comparison, Difference, Evaluation, Metric
-from bolid.formats.images import picture_record
+from bolid.formats.pictures import picture_record
 from bolid.formats.tensors import load_tensors
 from bolid.generate.saving import save_picture
 from bolid.models.families import get_family

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bolid import workers
 from bolid.errors import BolidError
-from bolid.extract import workers
 from bolid.extract.command import extract
 
 BATCHES = [[number, number + 0.5] for number in range(21)]  # more than two rounds of two ranks, the last not full
@@ -24,6 +24,8 @@ class Doubling:
 
     device: str = "cpu"
     fails_at: int = -1
+    threads: int | None = 1
+    round: int = 4
 
     def load(self):
         if self.fails_at == 0:
@@ -41,7 +43,7 @@ EXPECTED = [[2 * number for number in batch] for batch in BATCHES]
 RANK_SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from bolid.extract import workers
+from bolid import workers
 from bolid.errors import BolidError
 from test_workers import BATCHES, Doubling
 
@@ -137,7 +139,7 @@ def test_ranks_that_do_not_meet_say_so(monkeypatch):
 RAY_SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from bolid.extract import workers
+from bolid import workers
 from bolid.errors import BolidError
 from test_workers import BATCHES, Doubling
 

@@ -130,7 +130,7 @@ class Recogniser:
         from insightface.app.common import Face as InsightFace
 
         found = InsightFace(bbox=face.box, kps=face.landmarks, det_score=face.score)
-        with _quiet_insightface():
+        with quiet_insightface():
             self._network.get(np.ascontiguousarray(image[..., ::-1]), found)
         return (found.embedding / max(np.linalg.norm(found.embedding), 1e-12)).astype(np.float32)
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bolid import workers as sharing
 from bolid.errors import BolidError
 from bolid.evaluate.bounds import real_and_strangers
 from bolid.evaluate.pictures import Picture, PictureFolder, generated_pictures, reference_photos
 from bolid.evaluate.results import DESCRIPTIONS, Comparison, Difference, Evaluation, Scored
 from bolid.models.families import get_family
 from bolid.run import Progress, derive_seed, pick_device
+from bolid.workers import EngineName
 
 if TYPE_CHECKING:
     from bolid.evaluate.evaluators import BodyReader, Evaluators
@@ -40,8 +42,10 @@ def evaluate(
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Score the pictures in `generated` against photos of the same people in `reference`.
 
     Both are folders or shard directories. With several people, `reference` holds a folder of each; a picture's person
@@ -59,16 +63,23 @@ def evaluate(
         family: the evaluators' family; None: the chosen one.
         device: "auto", "cpu", "cuda", ...
         seed: of the bootstrap.
+        workers, engine: processes that share the pictures, as in `extract`: of this machine, or actors of Ray ("ray").
+            So do the ranks of torchrun or a SLURM step.
         progress: called with (done, total, text).
 
     Returns:
-        The metrics. Pictures that cannot be read are listed, and the others are scored.
+        The metrics; None in a rank other than the first. Pictures that cannot be read are listed, and the others are
+        scored.
 
     Raises:
         BolidError: no picture can be read, or no reference photo remains.
     """
-    run = Run(reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    return run.score({Path(generated).resolve().name: generated_pictures(generated, prompts)})[0][0].evaluation
+    arguments = (reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    with sharing.start(engine, workers) as run:
+        if run is None:
+            return None
+        pictures = {Path(generated).resolve().name: generated_pictures(generated, prompts)}
+        return Run(*arguments, run).score(pictures)[0][0].evaluation
 
 
 def compare(
@@ -84,8 +95,10 @@ def compare(
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
-) -> Comparison:
+) -> Comparison | None:
     """Score several methods' folders as `evaluate` does, and compare each with the first.
 
     All are scored against the same photos: those that any method used are left out for all. Differences are paired by
@@ -93,9 +106,12 @@ def compare(
     """
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
-    run = Run(reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    methods = dict(zip(_names(folders), [generated_pictures(folder, prompts) for folder in folders], strict=True))
-    return comparison(*run.score(methods))
+    arguments = (reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
+    with sharing.start(engine, workers) as run:
+        if run is None:
+            return None
+        methods = dict(zip(_names(folders), [generated_pictures(folder, prompts) for folder in folders], strict=True))
+        return comparison(*Run(*arguments, run).score(methods))
 
 
 def comparison(
@@ -120,6 +136,7 @@ class Run:
     device: str
     seed: int
     progress: Progress | None
+    run: sharing.Run
     recognisers: Sequence[PathLike] = ()
     body_reader: tuple[str, BodyReader] | None = None
     bounded: bool = False  # half of the held-out photos are scored themselves
@@ -130,6 +147,7 @@ class Run:
         """Every method's scores, the differences of the others from the first, and the scores of real photos."""
         from bolid.evaluate.body_shape import known_bodies
         from bolid.evaluate.evaluators import FEATURES, Evaluators
+        from bolid.evaluate.extraction import Extractor
         from bolid.evaluate.references import read_references
         from bolid.evaluate.scores import score
 
@@ -146,14 +164,12 @@ class Run:
         base = generated_pictures(self.base) if self.base is not None else None
         packs = [Path(path) for path in self.recognisers]
         evaluators = Evaluators(family, device, self.features, packs, self.body_reader)
-        references = read_references(held_out, evaluators, progress)
+        extractor = Extractor(evaluators, self.features, self.run)
+        references = read_references(held_out, extractor, progress)
         references.bodies = known_bodies(held_out.pictures, self.profiles, references.people)
         conditioning = _conditioning(used, held_out, given, evaluators)
         scored, bounds = (
-            [
-                score(name, folder, references, conditioning, other, evaluators, progress)
-                for name, folder in some.items()
-            ]
+            [score(name, folder, references, conditioning, other, extractor, progress) for name, folder in some.items()]
             for some, other in ((methods, base), (limits, None))
         )
         for one in scored:  # only now is every rejection known

@@ -7,7 +7,7 @@ V numbers of the shape reader.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bolid.errors import BolidError
-from bolid.evaluate.pictures import Picture, PictureFolder
 from bolid.evaluate.shape_reader import open_reader
 from bolid.models.families import Family
 
@@ -214,17 +212,3 @@ class Evaluators:
 
         pooled = self.image_text.views([image], keypoints[None])[1].float().cpu().numpy()[0]
         return pooled * (keypoints[:, 2:] >= MIN_CONFIDENCE)
-
-
-def batches(folder: PictureFolder, pictures: Sequence[Picture]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Batches of (places in `pictures`, images); pictures that cannot be read are rejected."""
-    for start in range(0, len(pictures), BATCH):
-        places, images = [], []
-        for place in range(start, min(start + BATCH, len(pictures))):
-            try:
-                images.append(folder.load(pictures[place]))
-                places.append(place)
-            except BolidError as error:
-                folder.reject(pictures[place], error.message)
-        if images:
-            yield places, images

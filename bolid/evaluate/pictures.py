@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, picture_record, read_file, unread_files
+from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, read_file, unread_files
 from bolid.formats.parsing import parse_json
+from bolid.formats.pictures import picture_record
 from bolid.formats.shards import INDEX, JOURNAL, ShardReader
 
 TABLES = ("prompts.csv", "prompts.jsonl", "metadata.jsonl", "metadata.csv")

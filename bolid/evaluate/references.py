@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from bolid.errors import BolidError
-from bolid.evaluate.evaluators import Evaluators, PictureFeatures, batches
+from bolid.evaluate.evaluators import PictureFeatures
+from bolid.evaluate.extraction import Extractor
 from bolid.evaluate.pictures import PictureFolder
 from bolid.method.feature_statistics import FeatureStatistics
 from bolid.run import Progress, canonical_json, home, run_record
@@ -38,20 +39,21 @@ class References:
     bodies: dict[str, np.ndarray] = field(default_factory=dict)  # person -> parameters [P] of the known body
 
 
-def read_references(folder: PictureFolder, evaluators: Evaluators, progress: Progress) -> References:
+def read_references(folder: PictureFolder, extractor: Extractor, progress: Progress) -> References:
     """The features of all photos in `folder`, extracted now or by an earlier run with the same evaluators.
 
     The cache is a safetensors file under BOLID_HOME, keyed by the photos' hashes and the evaluators.
     """
     from bolid.formats.tensors import load_tensors, save_tensors
 
+    evaluators = extractor.evaluators
     key = canonical_json([CACHE_KIND, 2, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
     path = home() / "evaluate" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
         tensors, record = load_tensors(path, CACHE_KIND)
         rejected = record["config"]["rejected"]
     except (BolidError, KeyError):  # missing or unusable
-        tensors, rejected = _extract_all(folder, evaluators, progress), folder.rejected
+        tensors, rejected = _extract_all(folder, extractor, progress), folder.rejected
         save_tensors(path, tensors, run_record(CACHE_KIND, family=evaluators.family, config={"rejected": rejected}))
     folder.rejected = rejected
     folder.pictures = [folder.pictures[row] for row in tensors["rows"].tolist()]
@@ -68,13 +70,12 @@ def read_references(folder: PictureFolder, evaluators: Evaluators, progress: Pro
     )  # fmt: skip
 
 
-def _extract_all(folder: PictureFolder, evaluators: Evaluators, progress: Progress) -> dict[str, torch.Tensor]:
+def _extract_all(folder: PictureFolder, extractor: Extractor, progress: Progress) -> dict[str, torch.Tensor]:
     """Features of all readable photos, their `rows` in `folder.pictures`, and the tensors of their statistics."""
-    statistics = FeatureStatistics(evaluators.feature_size)
+    statistics = FeatureStatistics(extractor.evaluators.feature_size)
     photos: list[PictureFeatures] = []
     rows: list[int] = []
-    for places, images in batches(folder, folder.pictures):
-        found = evaluators.extract(images)
+    for places, _, found in extractor.batches(folder, folder.pictures):
         statistics.update(torch.stack([one.features for one in found]))
         photos += [replace(one, features=one.features[:0], logits=None) for one in found]
         rows += places

@@ -13,7 +13,8 @@ import torch
 from bolid.errors import BolidError
 from bolid.evaluate.aggregate import Bodies, body_metrics, distribution_metrics, mean_metrics
 from bolid.evaluate.body_shape import shape_metrics
-from bolid.evaluate.evaluators import Evaluators, PictureFeatures, batches
+from bolid.evaluate.evaluators import Evaluators, PictureFeatures
+from bolid.evaluate.extraction import Extractor
 from bolid.evaluate.picture_scores import BasePictures, Conditioning, Diversity, ReferenceScores
 from bolid.evaluate.pictures import Picture, PictureFolder, assign_people
 from bolid.evaluate.references import References
@@ -31,7 +32,7 @@ def score(
     references: References,
     conditioning: dict[str, Conditioning],
     base: PictureFolder | None,
-    evaluators: Evaluators,
+    extractor: Extractor,
     progress: Progress,
 ) -> Scored:
     """Score every picture of a folder, and the folder as a whole.
@@ -40,6 +41,7 @@ def score(
     prompts and seeds without adapter. Raises BolidError when no picture can be read.
     """
     pictures, people = folder.pictures, assign_people(folder.pictures, set(references.people))
+    evaluators = extractor.evaluators
     reference_scores = ReferenceScores(references, conditioning, evaluators)
     whole = _WholeSet(evaluators, pictures)
     diversity = Diversity(evaluators)
@@ -49,9 +51,8 @@ def score(
     views: list[torch.Tensor] = []
     scored_places: list[int] = []
     sizes: set[tuple[int, ...]] = set()
-    for places, images in batches(folder, pictures):
+    for places, images, batch in extractor.batches(folder, pictures):
         progress(places[-1] + 1, len(pictures), f"scoring {name}")
-        batch = evaluators.extract(images)
         whole.update(batch)
         for place, image, found in zip(places, images, batch, strict=True):
             picture, person = pictures[place], people[place]

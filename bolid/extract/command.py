@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid import workers as work
 from bolid.errors import BolidError
-from bolid.extract import workers as work
 from bolid.extract.tars import NO_PICTURE, find_tars, read_members
 from bolid.formats.images import (
     decode_image,
@@ -106,6 +106,8 @@ class Extraction:
     max_side: int
     captioner: str = ""
     force: bool = False
+    threads: int | None = 1
+    round: int = 4
 
     def load(self) -> work.Process:
         """Load the models, in the process that will run them."""

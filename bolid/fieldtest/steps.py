@@ -282,6 +282,10 @@ def run_evaluate(bench: Bench) -> dict[str, Any]:
         bench.out / "pictures" / "person", bench.work / "photos" / "person-1", base=bench.out / "pictures" / "base",
         family=bench.family.name, device=bench.device, seed=bench.seed, progress=bench.progress,
     )  # fmt: skip
+    if result is None:
+        raise BolidError(
+            "fieldtest runs in one process, and this is one of several", "start it without torchrun or srun"
+        )
     shown = {name: metric.value for name, metric in result.metrics.items() if metric.value is not None}
     return {
         "photos": result.references,

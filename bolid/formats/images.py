@@ -1,4 +1,4 @@
-"""Picture files -> upright 8-bit RGB, and back to JPEG; and the run record in a generated PNG.
+"""Picture files -> upright 8-bit RGB, and back to JPEG.
 
 Every picture of anybody's is decoded here. Whatever its decoder raises becomes a BolidError, so that one damaged file
 never ends a run.
@@ -19,14 +19,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from bolid.errors import BolidError
-from bolid.formats.parsing import parse_json
-from bolid.formats.tensors import METADATA_KEY
 
 PHOTO_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif")
@@ -222,11 +220,11 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes | BinaryIO) -> Image.Image:
     """Pillow's own ``Image.open``; the one that ultralytics puts in its place installs a package for unknown files."""
     _read_heic_too()
     patched = sys.modules.get("ultralytics.utils.patches")
-    return getattr(patched, "_image_open", Image.open)(io.BytesIO(data))
+    return getattr(patched, "_image_open", Image.open)(io.BytesIO(data) if isinstance(data, bytes) else data)
 
 
 @functools.cache
@@ -235,26 +233,6 @@ def _read_heic_too() -> None:
     import pi_heif
 
     pi_heif.register_heif_opener()
-
-
-def picture_record(data: bytes, name: str = "the picture") -> dict[str, Any] | None:
-    """The run record in a PNG's text chunk ``bolid``; None for a picture without one.
-
-    Other programs may move text behind the pixels, so the whole file is read, and every chunk's checksum compared.
-    Raises BolidError, with ``name`` in its text, for a damaged PNG.
-    """
-    if not data.startswith(b"\x89PNG"):
-        return None
-    try:
-        with open_image(data) as image:
-            image.load()  # reads the text behind the pixels
-            text = getattr(image, "text", {}).get(METADATA_KEY)
-        with open_image(data) as image:
-            image.verify()
-        record = None if text is None else parse_json(text)
-    except Exception as error:
-        raise BolidError(f"{name} is damaged: {_reason(error)}", "make or copy it again") from error
-    return record if isinstance(record, dict) else None
 
 
 _TRANSPOSITIONS = {

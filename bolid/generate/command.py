@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid import workers as sharing
 from bolid.errors import BolidError
 from bolid.generate.adapters import choose_branches, load_adapters, unused_branches
 from bolid.generate.grid import Place, grid_sheet
 from bolid.generate.identity import Identity, check_comparable, find_people
+from bolid.generate.like import request_like
+from bolid.generate.parameters import parameters_text
 from bolid.generate.prompts import split_at_limit, unsupported_syntax
 from bolid.generate.request import Cell, PathLike, Request, picture_seed
-from bolid.generate.saving import save_beside
+from bolid.generate.saving import find_finished, save_beside
 from bolid.person import PersonReader
 from bolid.run import Progress, run_record, sha256_file
 from bolid.scales import Scale, parse_scale
+from bolid.workers import EngineName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,9 +44,10 @@ GRID_FILE = "grid.png"
 
 
 def generate(
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None = None,
     out: PathLike = "generated",
     *,
+    like: PathLike | None = None,
     profile: PathLike | Sequence[PathLike] | None = None,
     reference: PathLike | None = None,
     new_person: int | None = None,
@@ -64,6 +70,7 @@ def generate(
     best_of: int = 1,
     batch_size: int = 8,
     grid: Sequence[str] | None = None,
+    format: str = "png",
     family: str | None = None,
     base: PathLike | None = None,
     size: str | None = None,
@@ -72,13 +79,18 @@ def generate(
     dtype: str = "auto",
     offload: bool = False,
     device: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     force: bool = False,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    made: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
+    `like`: a picture of `generate` whose settings are used where none are given here: prompt, person, sampling, and the
+    seed. Without a `seed` that picture is made again, with one it is varied.
     Person: at most one of `profile`, `reference` (a photo; with `force` also a photograph for `tiny`) and `new_person`
     (a seed). With several profiles each person's pictures go to a folder of the profile's name. `adapter`: a directory
     with face.safetensors, body.safetensors or both, by default the family's.
@@ -101,51 +113,95 @@ def generate(
     to the person's by the family's own models.
     Grid: `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the
     last path returned is a contact sheet of all.
-    A picture depends on the seed and its place in the list of prompts, not on `batch_size`, the other people or the
-    grid; its record is in the PNG's text chunk `bolid`, and the record's seed makes that picture again where it is the
-    first prompt's. Pictures of other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where
-    a prompt names no clothes the family may add some (`Family.dressed`), and the text encoder may read less of it than
-    was written: the record has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
+    `format`: "png", "jpg" or "webp".
+    A picture depends on the seed (0 where none is given) and its place in the list of prompts, not on `batch_size`, the
+    other people or the grid. The file carries its record, and settings that other programs read
+    (`bolid.formats.pictures`); the record's seed makes that picture again where it is the first prompt's. Pictures of
+    other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where a prompt names no clothes
+    the family may add some (`Family.dressed`), and the text encoder may read less of it than was written: the record
+    has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
+    Processes: `workers` of this machine, or with `engine` "ray" as many actors of Ray; the processes that torchrun or a
+    SLURM step has started share the pictures too: the first one writes, the others return []. The files are the same
+    for any number of processes of as many CPU threads. A finished picture is not made again. `made` is called with each
+    path as it comes.
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """
     request = Request(
-        prompts=tuple(prompt.strip() for prompt in prompts if prompt.strip()), out=Path(out),
+        prompts=tuple(prompt.strip() for prompt in prompts or () if prompt.strip()), out=Path(out),
         profiles=() if profile is None else (profile,) if isinstance(profile, str | os.PathLike) else tuple(profile),
         reference=reference, new_person=new_person, adapter=adapter, face_scale=face_scale, body_scale=body_scale,
         lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, body_from=body_from, pose=pose,
         shape_scale=shape_scale, few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
         body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size,
         grid=tuple(grid or ()), family_name=family, base=base, size=size, upscale=upscale, refine_face=refine_face,
-        dtype=dtype, offload=offload, device_name=device, seed=seed, force=force,
+        dtype=dtype, offload=offload, device_name=device, seed=seed, force=force, format=format,
     )  # fmt: skip
-    request.check()
-    return _Generation(request, progress, warn).run()
+    with sharing.start(engine, workers) as run:
+        if run is None:
+            return []
+        recorded: dict[str, str] = {}
+        if like is not None:
+            request, recorded = request_like(like, request)
+        request.check()
+        # The actors of Ray compute; here the models only say what belongs together.
+        away = engine == "ray"
+        warn = warn or (lambda text: None)
+        here = replace(request, device_name="cpu", offload=False) if away else request
+        generation = _Generation(here, progress, warn)
+        generation.read_prompts(warn)
+        for name in sorted(recorded.keys() & generation.inputs.keys()):
+            if generation.inputs[name] != recorded[name]:
+                warn(f"the {name.replace('_', ' ')} is another than that of {like}: the picture will differ")
+        work = _Sampling(request, request.device, None if away else generation)
+        return generation.run(functools.partial(run, work), made or (lambda path: None))
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """The sampling of a batch, as `bolid.workers` takes it to other processes, which load the models themselves."""
+
+    request: Request
+    device: str
+    generation: _Generation | None = None  # in the process that has loaded it
+    threads: int | None = None
+    round: int = 1
+
+    def load(self) -> sharing.Process:
+        """The function that samples a batch of places."""
+        generation = self.generation or _Generation(replace(self.request, device_name=self.device))
+        return generation.sample_batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Sampling, (self.request, self.device)
 
 
 class _Generation:
     """The people and models of a request, loaded and checked to belong together; `run` makes its pictures."""
 
-    def __init__(self, request: Request, progress: Progress | None, warn: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, request: Request, progress: Progress | None = None, warn: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.request, self.family, self.progress = request, request.family, progress
         family, device = request.family, request.device
         reader = functools.cache(lambda: PersonReader(family, device, force=request.force))
         self.people = find_people(request, reader, progress)
         for person in self.people:
-            if request.profiles and not person.vectors and warn is not None:
+            if request.profiles and not person.vectors:
                 warn(f"{person.name} is of another family: of it only the 3D body is used, and no face")
         self.branches = choose_branches(request, self.people)
-        if warn is not None:
-            for warning in unused_branches(request, self.people, self.branches):
-                warn(warning)
+        for warning in unused_branches(request, self.people, self.branches):
+            warn(warning)
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         self.inputs = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(request.loras)}
+        if request.base is not None and Path(request.base).is_file():
+            self.inputs["base"] = sha256_file(request.base)
         self.guidance = self._guidance(reader)
         self.maps = self._maps()
         self.pipe = self._load_pipe()
         self.control_network = self._control_network()
         self.upscaler, self.refiner = self._upscaler(), self._refiner()
-        self.encoded = {prompt: self._encoded(prompt, warn) for prompt in (*request.prompts, request.negative)}
+        self.encoded: dict[str, str] = {}
 
     def _guidance(self, reader: Callable[[], PersonReader]) -> dict[str, MakeLoss]:
         """Of "face" and "body", those that some cell has guidance for."""
@@ -253,34 +309,75 @@ class _Generation:
         self.inputs["refine_face"] = faces.sha256
         return FaceRefiner(faces, pose, self.family.image_size)
 
-    def _encoded(self, prompt: str, warn: Callable[[str], None] | None) -> str:
-        """The text that the encoder reads for a prompt: with the family's clothes where it names none, and cut."""
-        text = self.family.dressed(prompt) if prompt in self.request.prompts else prompt
-        read, lost = split_at_limit(self.pipe, text)
-        if warn is not None:
+    def read_prompts(self, warn: Callable[[str], None]) -> None:
+        """Find what the text encoder reads of each prompt: with the family's clothes where it names none, and cut."""
+        texts = {self.request.negative: self.request.negative}
+        texts |= {prompt: self.family.dressed(prompt) for prompt in self.request.prompts}
+        for prompt, text in texts.items():
+            self.encoded[prompt], lost = split_at_limit(self.pipe, text)
             for warning in unsupported_syntax(prompt):
                 warn(warning)
             if lost:
-                warn(f"the text encoder reads no more than {read!r}; it does not read {lost!r}")
-        return read
+                warn(f"the text encoder reads no more than {self.encoded[prompt]!r}; it does not read {lost!r}")
 
-    def run(self) -> list[Path]:
-        """Each person in each cell, in batches; the paths in that order, and the grid's contact sheet last."""
-        request, made = self.request, dict[Place, Path]()
-        total = len(self.people) * len(request.cells) * len(request.jobs)
-        for who, person in enumerate(self.people):
-            for where, cell in enumerate(request.cells):
-                folder = request.out.joinpath(person.folder, *(f"{axis}={v}" for axis, v in cell.values.items()))
-                for start in range(0, len(request.jobs), request.batch_size):
-                    jobs = request.jobs[start : start + request.batch_size]
-                    found = self._finished(person, cell, jobs, self._best(person, cell, jobs))
-                    for job, (picture, seed) in zip(jobs, found, strict=True):
-                        record = self._record(person, cell, job[0], seed)
-                        path = save_beside(folder / request.file_name(*job), picture, record)
-                        made[who, where, *job] = path
-                    if self.progress is not None:
-                        self.progress(len(made), total, "pictures")
-        return list(made.values()) + ([self._save_grid(made)] if request.grid else [])
+    def run(self, sample: Callable[[list[list[Place]]], Iterator[Any]], made: Callable[[Path], None]) -> list[Path]:
+        """Each person in each cell, in batches; the paths in that order, and the grid's contact sheet last.
+
+        `sample` gives what `sample_batch` does for each of several batches, by one process or several. `made` is called
+        with each path as soon as its batch is there.
+
+        A batch of which a part is done is sampled again as a whole, since rounding depends on what is in it; what is
+        done stays as it is.
+        """
+        paths: dict[Place, Path] = {}
+        done = {place: path for batch in self.batches for place in batch if (path := self._finished(place))}
+        left = [batch for batch in self.batches if not all(place in done for place in batch)]
+        results, total = sample(left), sum(map(len, self.batches))
+        for batch in self.batches:
+            finished = all(place in done for place in batch)
+            for place, sampled in zip(batch, [None] * len(batch) if finished else next(results), strict=True):
+                paths[place] = done.get(place) or self._save(place, *sampled)
+                made(paths[place])
+            if self.progress is not None:
+                self.progress(len(paths), total, "pictures")
+        next(results, None)  # there is none: the processes are let go
+        return list(paths.values()) + ([self._save_grid(paths)] if self.request.grid else [])
+
+    @functools.cached_property
+    def batches(self) -> list[list[Place]]:
+        """The pictures that are sampled together, of one person and cell each."""
+        jobs, size = self.request.jobs, self.request.batch_size
+        return [
+            [(who, where, *job) for job in jobs[start : start + size]]
+            for who in range(len(self.people))
+            for where in range(len(self.request.cells))
+            for start in range(0, len(jobs), size)
+        ]
+
+    def sample_batch(self, batch: Sequence[Place]) -> list[tuple[np.ndarray, int]]:
+        """(the picture, its seed) of each place of a batch."""
+        who, where = batch[0][:2]
+        person, cell, jobs = self.people[who], self.request.cells[where], [place[2:] for place in batch]
+        return self._enlarged(person, cell, jobs, self._best(person, cell, jobs))
+
+    def _path(self, place: Place) -> Path:
+        who, where, *job = place
+        folders = (f"{axis}={value}" for axis, value in self.request.cells[where].values.items())
+        return self.request.out.joinpath(self.people[who].folder, *folders, self.request.file_name(*job))
+
+    def _finished(self, place: Place) -> Path | None:
+        """The picture where this very command has made it before."""
+        cell, job = self.request.cells[place[1]], place[2:]
+        if not (path := self._path(place)).exists():
+            return None
+        seeds = [picture_seed(cell.seed, *job, candidate) for candidate in range(self.request.best_of)]
+        return find_finished(path, [self._record(place, seed) for seed in seeds])
+
+    def _save(self, place: Place, picture: np.ndarray, seed: int) -> Path:
+        record = self._record(place, seed)
+        return save_beside(
+            self._path(place), picture, record, parameters_text(record, type(self.pipe.scheduler).__name__)
+        )
 
     def _best(self, person: Identity, cell: Cell, jobs: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, int]]:
         """(the picture, its seed) of each job: of `best_of` candidates the nearest to the person."""
@@ -299,7 +396,7 @@ class _Generation:
             best = [min(pair, key=lambda each: each[0]) for pair in zip(best or found, found, strict=True)]
         return [(picture, seed) for _, picture, seed in best]
 
-    def _finished(
+    def _enlarged(
         self, person: Identity, cell: Cell, jobs: Sequence[tuple[int, int]], found: list[tuple[np.ndarray, int]]
     ) -> list[tuple[np.ndarray, int]]:
         """The pictures enlarged, with their faces looked at again."""
@@ -395,9 +492,9 @@ class _Generation:
             for part, weight in weights.items()
         ]
 
-    def _record(self, person: Identity, cell: Cell, index: int, seed: int) -> dict[str, Any]:
-        """The run record of a picture of the prompt `index`."""
-        prompt = self.request.prompts[index]
+    def _record(self, place: Place, seed: int) -> dict[str, Any]:
+        """The run record of a picture."""
+        person, cell, prompt = self.people[place[0]], self.request.cells[place[1]], self.request.prompts[place[2]]
         config: dict[str, Any] = {
             "prompt": prompt, "steps": cell.steps, "guidance": cell.guidance.plain(), "person": person.name,
             "scales": {branch: scale.plain() for branch, scale in self._scales(person, cell).items()},
@@ -424,7 +521,7 @@ class _Generation:
             for name, sha in person.inputs.items()
         }
         inputs = {**everybody, **self.inputs}
-        record = run_record(GRID_KIND, family=self.family, config=config, seed=request.seed, inputs=inputs)
+        record = run_record(GRID_KIND, family=self.family, config=config, seed=request.seed or 0, inputs=inputs)
         return save_beside(request.out / GRID_FILE, sheet, record)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,21 +81,28 @@ def _from_profiles(request: Request) -> list[Identity]:
 
 
 def _from_profile(request: Request, path: PathLike, folder: str) -> Identity:
+    person, recorded = identity_of(path, folder)
+    if recorded == request.family.name:
+        return person
+    if not request.shape_alone:  # a 3D body belongs to no family
+        match_family(request.family.name, recorded, path)
+    return replace(person, vectors={})
+
+
+def identity_of(path: PathLike, folder: str = "") -> tuple[Identity, str]:
+    """(the person of a profile, the name of the family that it was made with)."""
     from bolid.formats.profile import load_profile
 
-    profile, family = load_profile(path), request.family
-    recorded = profile.record["family"]
-    if not (request.shape_alone and recorded != family.name):  # a 3D body belongs to no family
-        match_family(family.name, recorded, path)
+    profile = load_profile(path)
     vectors = {"body": profile.body_mean} | ({"face": profile.face} if profile.face is not None else {})
     made_with = profile.record["inputs"]
     # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
     photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
-    return Identity(
-        vectors if recorded == family.name else {}, made_with.get("body_encoder", ""), made_with.get("face_model", ""),
-        {"profile": sha256_file(path), **photos}, f"the profile {Path(path).name}", folder,
-        shape=partial(shape_of_profile, profile),
-    )  # fmt: skip
+    inputs = {"profile": sha256_file(path), **photos}
+    name = f"the profile {Path(path).name}"
+    models = made_with.get("body_encoder", ""), made_with.get("face_model", "")
+    shape = partial(shape_of_profile, profile)
+    return Identity(vectors, *models, inputs, name, folder, shape=shape), profile.record["family"]
 
 
 def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.pictures import FORMATS
 from bolid.generate.shape_map import ADAPTER, BODY_FROM, BOTH, POSE, SHAPE, check_pose
 from bolid.models.families import Family, get_family, match_family
 from bolid.run import derive_seed, pick_device
@@ -118,8 +119,9 @@ class Request:
     dtype: str
     offload: bool
     device_name: str
-    seed: int
+    seed: int | None
     force: bool
+    format: str = "png"
 
     def check(self) -> None:
         """Everything that can be known without a model. BolidError names the first thing that is wrong."""
@@ -148,6 +150,8 @@ class Request:
             )
         self._check_body_from()
         _ = self.loras
+        if self.format not in FORMATS:
+            raise BolidError(f"--format is {self.format!r}", f"choose {', '.join(FORMATS)}")
         if self.offload and self.device == "cpu":
             raise BolidError("--offload spares the memory of an accelerator, and there is none", "leave it out")
         if self.offload and self.guided_parts:
@@ -244,13 +248,13 @@ class Request:
         cell = Cell(
             scales={b: parse_scale(value, f"--{b}-scale") for b, value in scales.items() if value is not None},
             steps=len(timesteps) or int(self.sampler.get("steps", 30)) if self.steps is None else self.steps,
-            timesteps=timesteps if self.steps is None else (),
+            timesteps=timesteps if self.steps in (None, len(timesteps)) else (),
             guidance=parse_guidance(guidance),
             person_guidance={
                 "face": parse_person_guidance(self.face_guidance, "face"),
                 "body": parse_person_guidance(self.body_guidance, "body"),
             },
-            seed=self.seed,
+            seed=self.seed or 0,
             values={},
         )
         return [cell.at(values) for values in parse_grid(self.grid)]
@@ -276,7 +280,7 @@ class Request:
         weights = [item for cell in self.cells for item in cell.person_guidance.items()]
         return sorted({part for part, weight in weights if not weight.is_zero})
 
-    @property
+    @cached_property
     def jobs(self) -> list[tuple[int, int]]:
         """(prompt, number) of each picture of a person and a cell."""
         return [(index, number) for index in range(len(self.prompts)) for number in range(self.n)]
@@ -286,11 +290,14 @@ class Request:
         """The part of the request that is the same in every picture's record."""
         settings: dict[str, Any] = {
             "negative": self.negative, "lora": list(self.lora), "few_steps": self.few_steps, "best_of": self.best_of,
+            "size": "{1}x{0}".format(*self.family.image_size),
         }  # fmt: skip
         if self.upscale != 1:
             settings["upscale"] = self.upscale
         if self.refine_face:
             settings["refine_face"] = True
+        if self.dtype != "auto":
+            settings["dtype"] = self.dtype
         if self.base is not None:
             settings["base"] = Path(self.base).name
         if self.pose_from is not None:
@@ -304,7 +311,7 @@ class Request:
         """Of a picture: its place in the list, and the prompt's first words."""
         words = re.sub(r"[^a-z0-9]+", "-", self.prompts[index].lower()).strip("-")[:48].strip("-") or "picture"
         digits = max(3, len(str(len(self.prompts) - 1)))
-        return f"{index:0{digits}d}-{words}{f'-{number}' if self.n > 1 else ''}.png"
+        return f"{index:0{digits}d}-{words}{f'-{number}' if self.n > 1 else ''}.{self.format}"
 
 
 def picture_seed(seed: int, index: int, number: int, candidate: int = 0) -> int:

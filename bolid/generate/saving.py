@@ -1,58 +1,74 @@
-"""Pictures as PNG files that carry their run record, beside those of other commands."""
+"""Pictures as files that carry their run record, beside those of other commands."""
 
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bolid.errors import BolidError
-from bolid.run import atomic_path, canonical_json, disk_errors, run_differences
+from bolid.run import atomic_path, disk_errors, run_differences, sync_directory, unfinished
 
 
-def save_picture(path: Path, picture: Any, record: dict[str, Any]) -> None:
-    """Write a PNG (of a PIL picture or uint8 [H,W,3]) that carries its run record in the text chunk `bolid`."""
+def save_picture(path: Path, picture: Any, record: dict[str, Any], parameters: str = "") -> None:
+    """Write a PIL picture or uint8 [H,W,3] with its run record, in the format of the path's ending.
+
+    `parameters`: the settings as other programs read them, see `bolid.generate.parameters`.
+    """
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    info = PngInfo()
-    info.add_itxt("bolid", canonical_json(record))
+    from bolid.formats.pictures import write_picture
+
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     with atomic_path(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=info)
+        write_picture(temporary, image, record, parameters)
 
 
-def save_beside(path: Path, picture: Any, record: dict[str, Any]) -> Path:
+def save_beside(path: Path, picture: Any, record: dict[str, Any], parameters: str = "") -> Path:
     """Write to `path`, or, where a picture of another command lies there, to the same with _2, _3, ...: nothing is
     lost, and the same command writes the same files. Returns where."""
-    numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
-    place = next(place for place in itertools.chain([path], numbered) if _claim(place) or _is_of_run(place, record))
+    with unfinished(path) as temporary:
+        save_picture(temporary, picture, record, parameters)
+        for place in _places(path):
+            if _is_of_run(place, record):
+                os.replace(temporary, place)
+                return place
+            if _link(temporary, place):
+                return place
+    raise RuntimeError("unreachable: there is always another name")
+
+
+def find_finished(path: Path, records: Sequence[dict[str, Any]]) -> Path | None:
+    """The picture that `save_beside` would replace, which has one of the `records`; None where there is none."""
+    there = itertools.takewhile(Path.exists, _places(path))
+    return next((place for place in there if any(_is_of_run(place, record) for record in records)), None)
+
+
+def _places(path: Path) -> Iterator[Path]:
+    return itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
+
+
+def _link(temporary: Path, place: Path) -> bool:
+    """Give a whole file its name, unless that is taken: True where it was free."""
     try:
-        save_picture(place, picture, record)
-    except BaseException:
-        if not place.stat().st_size:
-            place.unlink()
-        raise
-    return place
-
-
-def _claim(path: Path) -> bool:
-    """Whether `path` was free. It is an empty file now, and no other process takes it."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            return False
+        os.link(temporary, place)
+        sync_directory(place.parent)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        with disk_errors(place):
+            try:
+                place.touch(exist_ok=False)
+            except FileExistsError:
+                return False
+            os.replace(temporary, place)
     return True
 
 
 def _is_of_run(path: Path, record: dict[str, Any]) -> bool:
-    """Whether the same command has made the picture at `path`."""
-    from bolid.formats.images import picture_record
+    """Whether the picture at `path` is whole and the same command has made it."""
+    from bolid.formats.pictures import record_of_whole
 
-    try:
-        found = picture_record(path.read_bytes(), str(path))
-    except BolidError:  # unreadable, so not ours
-        return False
+    found = record_of_whole(path)
     return found is not None and not run_differences(found, record)

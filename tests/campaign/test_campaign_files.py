@@ -24,12 +24,12 @@ from bolid.backends.caption import caption_for
 from bolid.evaluate.pictures import generated_pictures, reference_photos
 from bolid.formats.adapter import load_adapter
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
-from bolid.formats.images import decode_image, glance, own_jpeg, picture_record
+from bolid.formats.images import decode_image, glance, own_jpeg
 from bolid.formats.photos import PhotoFolder
+from bolid.formats.pictures import picture_record
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.shards import ShardWriter, read_shards
 from bolid.formats.sites import SITES, read_site
-from bolid.formats.sliders import load_sliders
 from bolid.formats.tensors import save_tensors
 from bolid.inspect import inspect
 from bolid.models.checksums import read_manifest
@@ -151,13 +151,9 @@ def test_tensor_files(tmp_path):
         "profile": (path.read_bytes(), lambda p: list(vars(load_profile(p)).values())),
         "checkpoint": ((tmp_path / "c").read_bytes(), checkpoint),
         "body encoder": (TINY.body_encoder.read_bytes(), read_body_encoder),
-        "sliders": (
-            TINY.body_sliders.read_bytes(),
-            lambda p: list(vars(load_sliders(p, load_sliders(TINY.body_sliders, "").body_encoder)).values()),
-        ),
+        "body shape": (TINY.body_shape.read_bytes(), lambda p: inspect(p, verify=True)["record"]),
         "adapter": (TINY.body_adapter.read_bytes(), lambda p: load_adapter(p, "body")),
     }
-    cases["sliders"] = (TINY.body_sliders.read_bytes(), lambda p: inspect(p, verify=True)["record"])
     for name, (data, load) in cases.items():
         read = reader(load)
         truth = read(data)

@@ -1,7 +1,7 @@
-"""Where the photos of ``extract`` are processed: here, in worker processes, on ranks of several machines, or by Ray.
+"""Where batches of photos or pictures are processed: here, in worker processes, on ranks of several machines, by Ray.
 
 Every engine takes the same batches and gives their results in the same order, so the bytes written are the same. One
-process alone, rank 0, writes; it alone needs to see ``--out``. All of them need to see the photos under the same path.
+process alone, rank 0, writes; it alone needs to see ``--out``. All of them need to see the inputs under the same path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from bolid.errors import BolidError
 Batch = list[Any]
 Results = list[Any]
 Process = Callable[[Batch], Results]
-ROUND = 4  # batches a rank processes before its results are gathered
 TIMEOUT_HOURS = 24  # rank 0 lists and hashes all photos while the others wait; a rank that dies ends the others at once
 
 
@@ -36,6 +35,16 @@ class Work(Protocol):
     @property
     def device(self) -> str:
         """Where it computes, a torch device name."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """Of the CPU, in each process; None: as many as there are, and one in worker processes."""
+        ...
+
+    @property
+    def round(self) -> int:
+        """Batches that a rank processes before its results are gathered."""
         ...
 
     def load(self) -> Process:
@@ -77,7 +86,8 @@ def _alone(work: Work, batches: list[Batch]) -> Iterator[Results]:
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in every worker process; the caller's number again afterwards
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)  # as in every worker process; the caller's number again afterwards
     try:
         process = work.load()
         for batch in batches:
@@ -128,7 +138,7 @@ def _start_worker(work: Work) -> None:
     # Ctrl-C reaches every process of the terminal; the main one alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
+    torch.set_num_threads(work.threads or 1)
     try:
         _worker = work.load()
     except BolidError as error:  # raised here it would only break the pool
@@ -217,7 +227,7 @@ def _find_leader() -> None:
 
 
 class _Leader:
-    """Rank 0, which the others wait for in ``_follow``: it calls ``run``, or else ``release``."""
+    """Rank 0, which the others wait for in ``_follow``: it calls ``run`` as often as it likes, then ``release``."""
 
     def __init__(self, rank: Rank, workers: int) -> None:
         self.rank, self.workers, self.waiting = rank, workers, True
@@ -225,44 +235,48 @@ class _Leader:
     def run(self, work: Work, batches: list[Batch]) -> Iterator[Results]:
         """The results of all ranks. Batch i goes to rank i modulo their number."""
         self._send((work, batches, self.workers))
-        own = _by_rank(self.rank, work, batches, self.workers)
-        for _ in range(_rounds(batches, self.rank)):
+        own, left = _by_rank(self.rank, work, batches, self.workers), len(batches)
+        self.waiting = not left
+        for _ in range(_rounds(work, batches, self.rank)):
             gathered = _gather(self.rank, next(own))
             for error in gathered:
                 if isinstance(error, BolidError):
                     raise error
-            for turn in range(ROUND):
+            for turn in range(work.round):
                 for results in gathered:
                     if turn < len(results):
+                        left -= 1
+                        self.waiting = not left
                         yield results[turn]
 
     def release(self) -> None:
-        """Let the others end if they still wait for work."""
+        """Let the others end if they wait for work."""
         if self.waiting:
             self._send(None)
 
     def _send(self, what: Any) -> None:
         from torch import distributed
 
-        self.waiting = False
         distributed.broadcast_object_list([what], src=0)
 
 
 def _follow(rank: Rank) -> None:
-    """Process this rank's batches for rank 0."""
+    """Process this rank's batches for rank 0, until that has no more work."""
     from torch import distributed
 
     received: list[Any] = [None]
-    distributed.broadcast_object_list(received, src=0)
-    if received[0] is not None:
+    while True:
+        distributed.broadcast_object_list(received, src=0)
+        if received[0] is None:
+            return
         work, batches, workers = received[0]
         own = _by_rank(rank, work, batches, workers)
-        for _ in range(_rounds(batches, rank)):
+        for _ in range(_rounds(work, batches, rank)):
             _gather(rank, next(own))
 
 
-def _rounds(batches: list[Batch], rank: Rank) -> int:
-    return -(-len(batches) // (rank.size * ROUND))
+def _rounds(work: Work, batches: list[Batch], rank: Rank) -> int:
+    return -(-len(batches) // (rank.size * work.round))
 
 
 def _gather(rank: Rank, results: Any) -> list[Any]:
@@ -281,7 +295,7 @@ def _gather(rank: Rank, results: Any) -> list[Any]:
 
 
 def _by_rank(rank: Rank, work: Work, batches: list[Batch], workers: int) -> Iterator[list[Results] | BolidError]:
-    """This rank's results, ROUND batches at a time; an error once, and for every round left."""
+    """This rank's results, a round of batches at a time; an error once, and for every round left."""
     import torch
 
     if work.device.startswith("cuda") and torch.cuda.device_count() > 1:
@@ -290,7 +304,7 @@ def _by_rank(rank: Rank, work: Work, batches: list[Batch], workers: int) -> Iter
     results = run(work, batches[rank.number :: rank.size], workers)
     while True:
         try:
-            yield list(islice(results, ROUND))
+            yield list(islice(results, work.round))
         except BolidError as error:
             while True:
                 yield error
@@ -330,7 +344,7 @@ class _RayWorker:
     def __init__(self, work: Work) -> None:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(work.threads or 1)
         try:
             self.process: Process | BolidError = work.load()
         except BolidError as error:  # raised here, Ray would start the actor again and again

@@ -1,0 +1,57 @@
+"""`evaluate` by several processes: the same figures, to the last digit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+from PIL import Image
+from test_workers import run_ranks, run_with_ray
+
+from bolid.evaluate import compare, evaluate
+from bolid.run import canonical_json
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pictures(rendered_people, tmp_path_factory):
+    """Two people's photos as PNG, in folders of their names; one file is damaged, and there are several batches."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for path in sorted([*rendered_people.glob("p100000/*.jpg"), *rendered_people.glob("p100001/*.jpg")]):
+        target = folder / path.parent.name / f"{path.stem}.png"
+        target.parent.mkdir(exist_ok=True)
+        Image.open(path).save(target)
+    (folder / "p100000" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (folder / "p100001" / "cut.png").write_bytes((folder / "p100001" / "000.png").read_bytes()[:3000])
+    return folder
+
+
+def figures(result) -> dict:
+    """What is printed with --json."""
+    return json.loads(canonical_json(result))
+
+
+def test_worker_processes_give_the_same_figures(pictures, rendered_people, tmp_path, monkeypatch):
+    options = {"family": "tiny", "device": "cpu"}
+    alone = figures(evaluate(pictures, rendered_people, **options))
+    assert alone["pictures"] == 10 and sum(map(len, alone["rejected"].values())) == 2
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))  # the reference photos are extracted anew, and shared too
+    assert figures(evaluate(pictures, rendered_people, workers=2, **options)) == alone
+    shutil.copytree(pictures / "p100000", tmp_path / "other" / "p100000")
+    folders = [pictures, tmp_path / "other"]
+    compared = [figures(compare(folders, rendered_people, workers=workers, **options)) for workers in (1, 2)]
+    assert compared[0] == compared[1]
+
+
+def test_ranks_and_ray_give_the_same_figures(pictures, rendered_people, tmp_path, monkeypatch):
+    alone = figures(evaluate(pictures, rendered_people, family="tiny", device="cpu"))
+    command = [sys.executable, "-m", "bolid_cli.main", "evaluate", str(pictures), "--reference", str(rendered_people)]
+    command += ["--family", "tiny", "--device", "cpu", "--json", "--quiet"]
+    first, second = run_ranks(command, BOLID_HOME=str(tmp_path / "home"))
+    assert json.loads(first) == alone and second == ""
+    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
+    told = run_with_ray([*command, "--engine", "ray", "--workers", "2"])
+    assert json.loads(told[told.index("{") :]) == alone

@@ -1,0 +1,133 @@
+"""`generate` with many pictures: processes that share them, going on after an interruption, paths as they come."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from generate_world import PROMPTS, make_world
+from test_workers import run_ranks, run_with_ray
+
+from bolid.errors import BolidError
+from bolid.generate import generate
+from bolid.generate.command import _Generation
+
+MANY = [f"{prompt} {word}" for prompt in PROMPTS for word in ("one", "two", "three")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("generate"))
+
+
+def options_of(world):
+    return {"profile": world.me, "adapter": world.adapter, "device": "cpu", "batch_size": 2, "steps": 1, "seed": 4}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The numbers of the prompts that were sampled, batch by batch."""
+    found: list[list[int]] = []
+    whole = _Generation.sample_batch
+    monkeypatch.setattr(
+        _Generation,
+        "sample_batch",
+        lambda self, batch: found.append([place[2] for place in batch]) or whole(self, batch),
+    )
+    return found
+
+
+def test_a_stopped_run_goes_on_and_samples_nothing_finished_again(world, tmp_path, sampled):
+    def stop(path):
+        stopped.append(path)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    stopped: list[Path] = []
+    generate(MANY, tmp_path / "whole", **options_of(world))
+    assert sampled == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(KeyboardInterrupt):
+        generate(MANY, tmp_path / "out", made=stop, **options_of(world))
+    assert sorted(stopped) == sorted((tmp_path / "out").iterdir()), "each path is told as soon as it is there"
+    times = {path: path.stat().st_mtime_ns for path in stopped}
+    sampled.clear()
+    told: list[Path] = []
+    paths = generate(MANY, tmp_path / "out", made=told.append, **options_of(world))
+    assert sampled == [[2, 3], [4, 5]]  # of the second batch one picture was there: its bytes depend on the batch
+    assert told == paths and len(paths) == 6
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in stopped} == times, "what was finished is left alone"
+    sampled.clear()
+    assert generate(MANY, tmp_path / "out", **options_of(world)) == paths and sampled == []
+
+
+def test_pictures_of_other_settings_are_not_taken_for_finished(world, tmp_path, sampled):
+    [first] = generate(MANY[:1], tmp_path, **options_of(world))
+    for changed in ({"seed": 5}, {"steps": 2}, {"body_scale": 0.5}, {"dtype": "bf16"}, {"negative": "a hat"}):
+        sampled.clear()
+        [path] = generate(MANY[:1], tmp_path, **{**options_of(world), **changed})
+        assert sampled == [[0]] and path != first
+    data = first.read_bytes()
+    first.write_bytes(data[:-40])  # cut off by another program
+    sampled.clear()
+    [again] = generate(MANY[:1], tmp_path, **options_of(world))
+    assert sampled == [[0]] and again.read_bytes() == data
+
+
+def test_the_best_of_several_is_found_whichever_candidate_it_is(world, tmp_path, sampled, monkeypatch):
+    class Ranker:
+        class view_reader:
+            class faces:
+                sha256 = ""
+
+        def distances(self, pictures, body, face):
+            return [float(picture.mean()) for picture in pictures]
+
+    monkeypatch.setattr("bolid.generate.command._ranker", lambda *_: Ranker())
+    paths = generate(MANY, tmp_path, best_of=3, **options_of(world))
+    sampled.clear()
+    assert generate(MANY, tmp_path, best_of=3, **options_of(world)) == paths and sampled == []
+
+
+@pytest.mark.slow
+def test_worker_processes_write_the_same_bytes(world, tmp_path):
+    generate(MANY, tmp_path / "one", **options_of(world))
+    generate(MANY, tmp_path / "two", workers=2, **options_of(world))
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def command(world, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "bolid_cli.main", "generate", *MANY, "--profile", str(world.me), "--adapter",
+        str(world.adapter), "--device", "cpu", "--batch-size", "2", "--steps", "1", "--seed", "4", "--out", str(out),
+        *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+                                   ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")])  # fmt: skip
+def test_ranks_share_the_pictures(world, tmp_path, names):
+    paths = generate(MANY, tmp_path / "one", **options_of(world))
+    first, second = run_ranks(command(world, tmp_path / "ranks"), names)
+    assert first.splitlines() == [str(tmp_path / "ranks" / path.name) for path in paths] and second == ""
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_ray_shares_the_pictures(world, tmp_path):
+    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
+    generate(MANY, tmp_path / "one", **options_of(world))
+    told = run_with_ray(command(world, tmp_path / "ray", "--engine", "ray", "--workers", "2"))
+    assert len([line for line in told.splitlines() if line.endswith(".png")]) == 6
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_an_error_of_the_sampling_stops_all(world, tmp_path):
+    with pytest.raises(BolidError, match="--steps 0|--steps is 0"):
+        generate(MANY, tmp_path, **{**options_of(world), "steps": 0, "workers": 2})
