@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +68,7 @@ class PersonReader:
         from bolid.backends.body import BodyEncoder
 
         self.family, self.device = family, device
+        self.on_view: Callable[[Path, View | str], None] | None = None  # called with each photo's view, or reason
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
 
     @functools.cached_property
@@ -99,6 +100,8 @@ class PersonReader:
         views: dict[str, View] = {}
         for number, digest in enumerate(sorted(contents), 1):
             view = self._view(contents[digest], digest)
+            if self.on_view is not None:
+                self.on_view(contents[digest], view)
             if isinstance(view, str):
                 rejected[contents[digest]] = view
             else:

@@ -51,11 +51,13 @@ def make_profile(
     family: str | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    reader: PersonReader | None = None,
 ) -> ProfileResult:
     """Make a profile of one person. `photos`: files, or folders of them; one photo is enough, more are better.
 
     `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
     the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
+    `reader`: one that is loaded already; it decides on family, device and body encoder.
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
@@ -63,12 +65,12 @@ def make_profile(
 
     if not photos and not known:
         raise BolidError("no photo and no measurement given", "name photos, or measurements like --height 172")
-    device = pick_device(device)
-    if body_encoder is None:
-        chosen = get_family(family)
-    else:
-        chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
-    reader = PersonReader(chosen, device, body_encoder)
+    if reader is None:
+        if body_encoder is None:
+            chosen = get_family(family)
+        else:
+            chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
+        reader = PersonReader(chosen, pick_device(device), body_encoder)
     if photos:
         person, shape = _with_shape(reader, reader.read(_files(photos), progress), known, sex)
     else:
@@ -77,7 +79,7 @@ def make_profile(
     if person.face is not None:
         inputs["face_model"] = person.face_model
     config = {"known": dict(known or {}), "sex": sex} if known or sex else None
-    record = run_record(KIND, family=chosen, config=config, inputs=inputs)
+    record = run_record(KIND, family=reader.family, config=config, inputs=inputs)
     body, rows = _body_and_rows(shape)
     save_profile(out, person.body_mean, person.body_logvar, person.face, person.view_weights, record, body)
     uncertainty = float((0.5 * person.body_logvar).exp().mean())

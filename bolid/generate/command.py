@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.generate.adapters import choose_branches, load_adapters
+from bolid.generate.adapters import LoadedAdapter, check_belongs, choose_branches, load_adapters
 from bolid.generate.grid import Place, grid_sheet
 from bolid.generate.identity import Identity, check_comparable, find_people
+from bolid.generate.models import Models
 from bolid.generate.prompts import split_at_limit, unsupported_syntax
 from bolid.generate.request import Cell, PathLike, Request, picture_seed
 from bolid.generate.saving import save_beside
 from bolid.person import PersonReader
-from bolid.run import Progress, run_record, sha256_file
+from bolid.run import Progress, canonical_json, run_record, sha256_file
 from bolid.scales import Scale, parse_scale
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.backends.loss_guidance import GuidanceLoss
-    from bolid.backends.sampling import Control
+    from bolid.backends.sampling import Control, OnStep
     from bolid.generate.guidance import MakeLoss
 
 KIND = "picture"
@@ -68,6 +69,8 @@ def generate(
     seed: int = 0,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    models: Models | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
@@ -93,6 +96,7 @@ def generate(
     first prompt's. Pictures of other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where
     a prompt names no clothes the family may add some (`Family.dressed`), and the text encoder may read less of it than
     was written: the record has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
+    `models`: networks that stay loaded from call to call. `on_step`: see `bolid.backends.sampling.OnStep`.
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """
@@ -106,23 +110,36 @@ def generate(
         dtype=dtype, offload=offload, device_name=device, seed=seed,
     )  # fmt: skip
     request.check()
-    return _Generation(request, progress, warn).run()
+    return _Generation(request, models or Models(), progress, warn, on_step).run()
 
 
 class _Generation:
     """The people and models of a request, loaded and checked to belong together; `run` makes its pictures."""
 
-    def __init__(self, request: Request, progress: Progress | None, warn: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        models: Models,
+        progress: Progress | None,
+        warn: Callable[[str], None] | None,
+        on_step: OnStep | None,
+    ) -> None:
         self.request, self.family, self.progress = request, request.family, progress
-        family, device = request.family, request.device
-        reader = functools.cache(lambda: PersonReader(family, device))
+        self.models, self.on_step = models, on_step
+        reader = functools.partial(models.reader, request.family, request.device)
         self.people = find_people(request, reader, progress)
         self.branches = choose_branches(request, self.people)
         self.ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         self.inputs = {f"lora_{i}": sha256_file(path) for i, (path, _) in enumerate(request.loras)}
         self.guidance = self._guidance(reader)
         self.pose = self._pose()
-        self.pipe = self._load_pipe()
+        self.pipe, adapters = models.pipe(self._networks(), self._load_pipe)
+        self._check_steps(self.pipe)
+        for branch, adapter in adapters.items():
+            self._check_people(branch, adapter)
+            self.inputs[f"{branch}_adapter"] = adapter.sha256
+        if request.few_steps:
+            self.inputs["few_steps_lora"] = sha256_file(self.family.require("few_steps_lora"))
         self.controls = self._controls()
         self.encoded = {prompt: self._encoded(prompt, warn) for prompt in (*request.prompts, request.negative)}
 
@@ -146,31 +163,45 @@ class _Generation:
         self.inputs["pose_from"] = sha256_file(self.request.pose_from)
         return pose_map.read_pose(self.request.pose_from, self.family, self.request.device)
 
-    def _load_pipe(self) -> Any:
-        """The base with its LoRAs and adapters, ready to sample."""
+    def _networks(self) -> Hashable:
+        """What a pipeline is known by: the files in it, as they are now, and how they are loaded."""
+        request, family = self.request, self.family
+        files = [family.base, family.unet, *(path for path, _ in request.loras)]
+        files += [request.adapter_files[branch] for branch in self.branches]
+        states = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists())
+        weights = tuple(weight for _, weight in request.loras)
+        how = (request.device, request.dtype, request.offload, request.few_steps, canonical_json(request.sampler))
+        return (family.name, str(family.root), states, weights, tuple(self.branches), *how)
+
+    def _load_pipe(self) -> tuple[Any, dict[str, LoadedAdapter]]:
+        """The base with its LoRAs and adapters, ready to sample; and the adapters."""
         from bolid.backends.attention import cache_conditions
         from bolid.backends.diffusion import choose_dtype, load_base, load_loras
         from bolid.backends.diffusion import offload as offload_networks
 
         request, loras = self.request, list(self.request.loras)
         if request.few_steps:
-            few_steps_lora = self.family.require("few_steps_lora")
-            loras.insert(0, (few_steps_lora, 1.0))
-            self.inputs["few_steps_lora"] = sha256_file(few_steps_lora)
+            loras.insert(0, (self.family.require("few_steps_lora"), 1.0))
         dtype = choose_dtype(request.dtype, request.device)
         pipe = load_base(self.family, "cpu" if request.offload else request.device, dtype, request.sampler)
-        for steps in {cell.steps for cell in request.cells}:
+        load_loras(pipe, loras, self.family)
+        adapters = load_adapters(pipe, request, self.branches) if self.branches else {}
+        cache_conditions(pipe.unet)
+        if request.offload:
+            offload_networks(pipe, request.device)
+        return pipe, adapters
+
+    def _check_steps(self, pipe: Any) -> None:
+        for steps in {cell.steps for cell in self.request.cells}:
             try:
                 pipe.scheduler.set_timesteps(steps)
             except ValueError as error:
                 raise BolidError(f"--steps {steps} does not suit the sampler: {error}", "give fewer") from error
-        load_loras(pipe, loras, self.family)
-        if self.branches:
-            self.inputs |= load_adapters(pipe, request, self.branches, self.people)
-        cache_conditions(pipe.unet)
-        if request.offload:
-            offload_networks(pipe, request.device)
-        return pipe
+
+    def _check_people(self, branch: str, adapter: LoadedAdapter) -> None:
+        for person in self.people:
+            if branch in person.vectors:
+                check_belongs(person, branch, adapter)
 
     def _controls(self) -> list[Control]:
         """The ControlNet that follows the pose map, if there is one."""
@@ -182,8 +213,12 @@ class _Generation:
         from bolid.backends.diffusion import load_controlnet
         from bolid.backends.sampling import Control
 
-        network = load_controlnet(self.pipe, self.family)
-        cache_conditions(network)
+        def load() -> Any:
+            network = load_controlnet(self.pipe, self.family)
+            cache_conditions(network)
+            return network
+
+        network = self.models.controlnet(self._networks(), load)
         return [Control(network, Image.fromarray(self.pose), self.request.pose_weight)]
 
     def _encoded(self, prompt: str, warn: Callable[[str], None] | None) -> str:
@@ -247,7 +282,7 @@ class _Generation:
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: the same on every device
             vectors=[self._vector(person, branch) for branch in self.branches],
             scales=[scales.get(branch, Scale(0, 0, 0)) for branch in self.branches],
-            controls=self.controls, losses=self._losses(person, cell),
+            controls=self.controls, losses=self._losses(person, cell), on_step=self.on_step,
         )  # fmt: skip
         finite = latents.isfinite().flatten(1).all(1).tolist()
         pictures = decode_latents(pipe, latents)

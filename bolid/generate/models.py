@@ -1,0 +1,50 @@
+"""Networks that stay loaded between calls of `generate`, so that a second picture does not wait for them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from bolid.generate.adapters import LoadedAdapter
+from bolid.models.families import Family
+from bolid.person import PersonReader
+
+Pipe = tuple[Any, dict[str, LoadedAdapter]]
+"""A base ready to sample, and the adapters in it."""
+
+
+class Models:
+    """The `most` pipelines that were used last, their ControlNets, and the models that read photos.
+
+    One call at a time: the networks' state is that of the picture that is being sampled.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        self.most = most
+        self._pipes: OrderedDict[Hashable, Pipe] = OrderedDict()
+        self._controlnets: dict[Hashable, Any] = {}
+        self._readers: dict[Hashable, PersonReader] = {}
+
+    def pipe(self, networks: Hashable, load: Callable[[], Pipe]) -> Pipe:
+        """The pipeline of these `networks`, by `load` where it is not here yet."""
+        if networks not in self._pipes:
+            while len(self._pipes) >= self.most:  # before the next one is loaded
+                oldest, _ = self._pipes.popitem(last=False)
+                self._controlnets.pop(oldest, None)
+            self._pipes[networks] = load()
+        self._pipes.move_to_end(networks)
+        return self._pipes[networks]
+
+    def controlnet(self, networks: Hashable, load: Callable[[], Any]) -> Any:
+        """The ControlNet of the pipeline of these `networks`."""
+        if networks not in self._controlnets:
+            self._controlnets[networks] = load()
+        return self._controlnets[networks]
+
+    def reader(self, family: Family, device: str) -> PersonReader:
+        """What reads photos of people with the family's models."""
+        key = (family.name, family.root, device)
+        if key not in self._readers:
+            self._readers[key] = PersonReader(family, device)
+        return self._readers[key]
