@@ -27,6 +27,7 @@ from bolid_cli import (
     synth,
     train_adapter,
     train_vae,
+    ui,
 )
 from bolid_cli._command import Command
 from bolid_cli._console import show_error, show_usage_error
@@ -49,6 +50,7 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("train-adapter", train_adapter.train_adapter),
     ("generate", generate.generate),
     ("evaluate", evaluate.evaluate),
+    ("ui", ui.ui),
     ("inspect", inspect.inspect),
     ("doctor", doctor.doctor),
     ("fieldtest", fieldtest.fieldtest),

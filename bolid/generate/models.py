@@ -36,6 +36,11 @@ class Models:
         self._pipes.move_to_end(networks)
         return self._pipes[networks]
 
+    @property
+    def current(self) -> Any:
+        """The base that was used last, or None."""
+        return next(reversed(self._pipes.values()))[0] if self._pipes else None
+
     def controlnet(self, networks: Hashable, load: Callable[[], Any]) -> Any:
         """The ControlNet of the pipeline of these `networks`."""
         if networks not in self._controlnets:
