@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bolid.ui.pictures import Stopped
-from bolid.ui.telling import progress_html, told
+from bolid.ui.telling import stage_html, told
 from bolid.ui.workshop import Workshop
 
 _AXES = {
@@ -81,13 +81,13 @@ class CompareTab:
             axes[_AXES[down]] = down_values or ""
         try:
             for event in self.workshop.grid(_job(request), prompt or "", who or [], axes):
-                yield [progress_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
+                yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
         except Stopped:
-            yield [progress_html(None, "stopped"), gr.skip()]
+            yield [stage_html(words="stopped"), gr.skip()]
 
     def _stop(self, request: gr.Request) -> str:
         self.workshop.stop(_job(request))
-        return progress_html(None, "stopped")
+        return stage_html(words="stopped")
 
     def _report(self, name: str | None, photos: list[str] | None) -> str:
         page = self.workshop.report(name or "", photos or [])

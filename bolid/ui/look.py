@@ -5,25 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: 12px 20px 40px !important; }
+.gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important;
+  padding: 12px 20px 40px !important; }
 #head { padding: 6px 2px 0; }
 #head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 #head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 #head .by { font-size: .8rem; }
 .small-pixels img { image-rendering: pixelated; }
-#progress { min-height: 2.4rem; }
-.progress { display: flex; gap: 14px; align-items: center; color: var(--body-text-color-subdued); }
-.progress img { height: 168px; border-radius: 6px; image-rendering: pixelated; }
-.progress .bar { flex: 1; height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
-.progress .bar i { display: block; height: 100%; background: var(--color-accent); transition: width .2s; }
-.progress .words { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.stage { display: flex; flex-direction: column; gap: 8px; color: var(--body-text-color-subdued); font-size: .9rem; }
+.stage img { width: 100%; max-height: 560px; object-fit: contain; border-radius: 8px; }
+.stage .empty { aspect-ratio: 3 / 4; max-height: 560px; border: 1px dashed var(--border-color-primary);
+  border-radius: 8px; }
+.stage .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
+.stage .bar i { display: block; height: 100%; background: var(--color-accent); transition: width .2s; }
+.stage .words { font-variant-numeric: tabular-nums; min-height: 1.3em; }
+.sharp { image-rendering: pixelated; }
+#gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important; }
+#save-body, #back { align-self: flex-end; flex-grow: 1; }
+.measures label span { font-size: .85rem !important; }
 .settings dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; font-size: .9rem; }
 .settings dt { color: var(--body-text-color-subdued); }
 .settings dd { margin: 0; overflow-wrap: anywhere; }
 .quiet { color: var(--body-text-color-subdued); font-size: .9rem; }
 .report iframe { width: 100%; height: 76vh; border: 1px solid var(--border-color-primary); border-radius: 8px;
   background: white; }
-.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 10px; }
+.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; }
 .seen figure { margin: 0; }
 .seen img { width: 100%; aspect-ratio: 3 / 4; object-fit: cover; object-position: top; border-radius: 6px; }
 .seen figcaption { font-size: .78rem; line-height: 1.3; color: var(--body-text-color-subdued); }
@@ -33,8 +39,7 @@ button.lg, button.sm, label.lg, label.sm { font-weight: 500 !important; }
 button.lg, label.lg { font-size: .95rem !important; padding: 8px 14px !important; }
 footer { display: none !important; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 8px 10px 32px !important; }
-  .progress img { height: 128px; }
+  .gradio-container, .gradio-container > main { padding: 8px 6px 32px !important; }
 }
 """
 

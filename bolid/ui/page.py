@@ -44,10 +44,8 @@ def make_page(workshop: Workshop) -> Any:
             names = workshop.people.names()
             now = now if now in names else (names[0] if names else None)
             several = [[name for name in one or [] if name in names] for one in chosen[:2]]
-            if not any(several) and now:
-                several = [[now], [now]]
-            whom = chosen[2] if chosen[2] in names else now
-            return [gr.Dropdown(names, value=value) for value in (now, *several, whom)]
+            several = [one if len(one) > 1 or not now else [now] for one in several]
+            return [gr.Dropdown(names, value=value) for value in (now, *several, now)]
 
         quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         page.load(people, everywhere, everywhere, **quick)

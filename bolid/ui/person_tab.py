@@ -63,7 +63,7 @@ class PersonTab:
     def _body(self) -> None:
         self.mannequin = gr.Model3D(
             label="Mannequin: drag to turn it", height=460, clear_color=(0.0, 0.0, 0.0, 0.0), elem_id="mannequin",
-            camera_position=(90, 84, 3.2), zoom_speed=0.6, interactive=False,
+            camera_position=(90, 84, None), zoom_speed=0.6, interactive=False,
         )  # fmt: skip
         with gr.Row(elem_classes="measures"):
             self.measures = [
@@ -71,7 +71,7 @@ class PersonTab:
                           min_width=230, elem_id=f"slider-{s.name}") for s in self.sliders
             ]  # fmt: skip
         self.hold = gr.Checkbox(True, label="Hold the other measurements while one moves", container=False)
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=False):
             self.new_name = gr.Textbox(label="Save the moved body as", placeholder="Anna slimmer", max_length=40,
                                        min_width=180, scale=3)  # fmt: skip
             self.save = gr.Button("Save", elem_id="save-body", min_width=80)
@@ -149,7 +149,11 @@ class PersonTab:
             gr.Warning(html.escape(error.message))
             return [None, {}, saved, "", *(gr.Slider(interactive=False) for _ in self.sliders)]
         moved = [
-            gr.Slider(value=round(row.value, 1), label=f"{_label(slider)}  ± {row.sd:.1f}", interactive=True)
+            gr.Slider(
+                value=round(row.value, 1),
+                label=f"{slider.title.capitalize()} ± {row.sd:.1f} {slider.unit}",
+                interactive=True,
+            )
             for slider, row in zip(self.sliders, rows, strict=True)
         ]
         return [str(self.workshop.mannequin(shape)), {}, saved, "", *moved]
@@ -177,5 +181,6 @@ class PersonTab:
         return self._people()
 
 
-def _label(slider: Slider) -> str:
-    return f"{slider.title.capitalize()}, {slider.unit}"
+def _label(slider: Slider, sd: float | None = None) -> str:
+    known = "" if sd is None else f" ± {sd:.1f}"
+    return f"{slider.title.capitalize()}{known} {slider.unit}"

@@ -13,7 +13,7 @@ from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
 from bolid.ui.photos import enlarged
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, Made, Stopped, Wish
-from bolid.ui.telling import progress_html, settings_html, told
+from bolid.ui.telling import settings_html, stage_html, told
 from bolid.ui.workshop import Workshop
 
 _SIDE = 768  # pixels: pictures before and after are shown so large
@@ -23,11 +23,11 @@ class PictureTab:
     """The components of the tab, and what they do."""
 
     def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+        self.workshop, self.small = workshop, max(workshop.family.image_size) < 512
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
                 self._form()
-            with gr.Column(scale=6, min_width=330):
+            with gr.Column(scale=7, min_width=330):
                 self._results()
         self.made = gr.State([])  # Made, the newest first
         self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
@@ -66,27 +66,25 @@ class PictureTab:
             self.halt = gr.Button("Stop", elem_id="stop", min_width=80)
 
     def _results(self) -> None:
-        self.progress = gr.HTML("", elem_id="progress")
-        small = max(self.workshop.family.image_size) < 512
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=250):
+                self.stage = gr.HTML(stage_html(), elem_id="stage")
+            with gr.Column(scale=5, min_width=300, visible=False) as self.details:
+                self.settings = gr.HTML(elem_id="settings")
+                self.command = gr.Textbox(label="As a command", lines=2, interactive=False, buttons=["copy"],
+                                          elem_id="command")  # fmt: skip
+                with gr.Row():
+                    self.again = gr.Button("Repeat", elem_id="repeat", min_width=90)
+                    self.mark = gr.Button("Mark", elem_id="mark", min_width=90)
+                self.before = gr.Button("Compare with the base", elem_id="compare-base")
+                self.beside = gr.Button("Compare with the marked one", interactive=False, elem_id="compare-marked")
+        self.slider = gr.ImageSlider(label="Before and after", visible=False, max_height=_SIDE, interactive=False,
+                                     elem_id="before-after", buttons=["fullscreen"])  # fmt: skip
         self.gallery = gr.Gallery(
-            label="Pictures, the newest first", columns=4, height="auto", object_fit="contain", format="png",
-            interactive=False, elem_id="gallery", elem_classes="small-pixels" if small else "", preview=False,
-            buttons=["download", "fullscreen"],
+            label="Pictures, the newest first", columns=5, height="auto", object_fit="contain", format="png",
+            interactive=False, elem_id="gallery", elem_classes="small-pixels" if self.small else "", preview=False,
+            allow_preview=False, visible=False,
         )  # fmt: skip
-        with gr.Column(visible=False) as self.details:
-            self.settings = gr.HTML(elem_id="settings")
-            self.command = gr.Textbox(
-                label="As a command", lines=2, interactive=False, buttons=["copy"], elem_id="command"
-            )
-            with gr.Row():
-                self.again = gr.Button("Repeat", elem_id="repeat", min_width=90)
-                self.before = gr.Button("Compare with the base", elem_id="compare-base", min_width=150)
-                self.mark = gr.Button("Mark", elem_id="mark", min_width=80)
-                self.beside = gr.Button(
-                    "Compare with the marked one", interactive=False, elem_id="compare-marked", min_width=180
-                )
-            self.slider = gr.ImageSlider(label="Before and after", visible=False, max_height=_SIDE, interactive=False,
-                                         elem_id="before-after", buttons=["fullscreen"])  # fmt: skip
 
     # ---- events
 
@@ -95,24 +93,22 @@ class PictureTab:
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         form = [self.prompt, self.who, self.face, self.body, self.number, self.seed, self.steps, self.guidance,
                 self.negative, self.few, self.pose]  # fmt: skip
-        shown = [self.details, self.settings, self.command, self.chosen, self.slider]
-        out = [self.progress, self.gallery, self.made, *shown]
-        runs = [trigger(told(self._generate), [self.made, *form], out, show_progress_on=[self.progress], **models)
+        shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
+        out = [*shown, self.gallery, self.made]
+        runs = [trigger(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models)
                 for trigger in (self.go.click, self.prompt.submit)]  # fmt: skip
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
-        runs.append(
-            refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.progress], **models)
-        )
+        runs.append(refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models))
         runs.append(
             self.before.click(
                 told(self._with_base),
                 self.chosen,
-                [self.progress, self.slider],
-                show_progress_on=[self.progress],
+                [self.stage, self.slider],
+                show_progress_on=[self.stage],
                 **models,
             )
         )
-        self.halt.click(self._stop, None, self.progress, cancels=runs, **quick)
+        self.halt.click(self._stop, None, self.stage, cancels=runs, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
         self.mark.click(
             lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
@@ -132,28 +128,28 @@ class PictureTab:
     def _generate(
         self, request: gr.Request, made: list[Made], prompt: str, who: list[str], *form: Any
     ) -> Iterator[Any]:
-        wish, nothing = self._wish(prompt, *form), [gr.skip()] * 5
-        yield [progress_html(None, "the models are getting ready"), gr.skip(), gr.skip(), *nothing]
+        wish, nothing = self._wish(prompt, *form), [gr.skip()] * 7
+        yield [stage_html(words="the models are getting ready"), *nothing]
         try:
-            for event in self.workshop.pictures(_job(request), wish, who):
+            for event in self.workshop.pictures(_job(request), wish, who or []):
                 if isinstance(event, Made):
                     made = [event, *made]
-                    yield [gr.skip(), _gallery(made), made, *self._details(event)]
+                    yield [*self._details(event), _gallery(made), made]
                 else:
-                    yield [progress_html(event), gr.skip(), gr.skip(), *nothing]
-            yield ["", gr.skip(), gr.skip(), *nothing]
+                    yield [stage_html(event), *nothing]
         except Stopped:
-            yield [progress_html(None, "stopped"), gr.skip(), gr.skip(), *nothing]
+            yield [stage_html(words="stopped"), *nothing]
         except Exception:
-            yield ["", gr.skip(), gr.skip(), *nothing]
+            yield [stage_html(), *nothing]
             raise
 
     def _stop(self, request: gr.Request) -> str:
         self.workshop.stop(_job(request))
-        return progress_html(None, "stopped")
+        return stage_html(words="stopped")
 
     def _details(self, made: Made) -> list[Any]:
-        return [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
+        shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
+        return [stage_html(made, small=self.small), *shown]
 
     def _choose(self, made: list[Made], event: gr.SelectData) -> list[Any]:
         return self._details(made[event.index])
@@ -170,9 +166,9 @@ class PictureTab:
         wish = replace(made.wish, face_scale=None, body_scale=None)
         for event in self.workshop.pictures(_job(request), wish, []):
             if isinstance(event, Made):
-                yield ["", self._side_by_side(event, made)]
+                yield [stage_html(made, small=self.small), self._side_by_side(event, made)]
             else:
-                yield [progress_html(event), gr.skip()]
+                yield [stage_html(event), gr.skip()]
 
     def _side_by_side(self, left: Made, right: Made) -> Any:
         from PIL import Image
@@ -182,8 +178,8 @@ class PictureTab:
         return gr.ImageSlider(tuple(pair), visible=True, label=label)
 
 
-def _gallery(made: list[Made]) -> list[tuple[str, str]]:
-    return [(str(one.path), _named(one)) for one in made]
+def _gallery(made: list[Made]) -> Any:
+    return gr.Gallery([(str(one.path), _named(one)) for one in made], visible=len(made) > 1)
 
 
 def _named(made: Made) -> str:

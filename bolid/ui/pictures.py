@@ -238,16 +238,16 @@ class Watch:
 
     def __init__(self, job: Job, models: Models, tell: Any) -> None:
         self.job, self.models, self.tell = job, models, tell
-        self._next = 0.0  # when the next preview is due
+        self._next, self._preview = 0.0, None  # when the next preview is due, and the last one
 
     def __call__(self, step: int, steps: int, x0: torch.Tensor) -> None:
         """As `bolid.backends.sampling.OnStep`. Raises Stopped."""
         self.job.check()
-        began, preview = time.monotonic(), None
+        began = time.monotonic()
         if began >= self._next and step < steps and (pipe := self.models.current) is not None:
             from bolid.backends.diffusion import decode_latents
 
-            preview = decode_latents(pipe, x0[:1])[0]
+            self._preview = decode_latents(pipe, x0[:1])[0]
             ended = time.monotonic()
             self._next = ended + (ended - began) * (1 / _PREVIEWS - 1)
-        self.tell(step, steps, preview)
+        self.tell(step, steps, self._preview)

@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -64,19 +65,20 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def progress_html(progress: Progress | None, words: str = "") -> str:
-    """A preview, a bar and words."""
-    if progress is None:
-        return f"<div class='progress' role='status'><span class='words'>{html.escape(words)}</span></div>"
-    share = (progress.done + progress.step / max(progress.steps, 1)) / max(progress.total, 1)
-    words = f"picture {progress.done + 1} of {progress.total}, step {progress.step} of {progress.steps}"
-    image = (
-        ""
-        if progress.preview is None
-        else f"<img alt='preview of step {progress.step}' src='{_uri(progress.preview)}'>"
-    )
-    bar = f"<span class='bar'><i style='width:{100 * share:.0f}%'></i></span>"
-    return f"<div class='progress' role='status'>{image}<span class='words'>{words}</span>{bar}</div>"
+def stage_html(picture: Made | Progress | None = None, words: str = "", small: bool = False) -> str:
+    """A picture that is finished, or as far as it is, with a bar and words. `small`: enlarged with sharp pixels."""
+    kind, bar, image = " class='sharp'" if small else "", "", "<div class='empty'></div>"
+    if isinstance(picture, Made):
+        where = quote(str(picture.path.resolve()))
+        image = f"<img{kind} alt='{html.escape(picture.wish.prompt)}' src='/gradio_api/file={where}'>"
+    elif picture is not None:
+        share = (picture.done + picture.step / max(picture.steps, 1)) / max(picture.total, 1)
+        words = f"picture {picture.done + 1} of {picture.total}, step {picture.step} of {picture.steps}"
+        bar = f"<div class='bar'><i style='width:{100 * share:.0f}%'></i></div>"
+        if picture.preview is not None:
+            image = f"<img alt='preview' src='{_uri(picture.preview)}'>"
+    said = f"<div class='words' role='status'>{html.escape(words)}</div>"
+    return f"<div class='stage'>{image}{bar}{said}</div>"
 
 
 def _uri(pixels: np.ndarray) -> str:
@@ -100,6 +102,10 @@ def seen_html(words: str, seen: Sequence[Seen]) -> str:
     return f"<p class='quiet'>{html.escape(words)}</p>{grid}"
 
 
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def settings_html(made: Made) -> str:
     """What made a picture, as a list."""
     record = made.record
@@ -107,7 +113,7 @@ def settings_html(made: Made) -> str:
     scales = config.get("scales", {})
     rows = {
         "prompt": config.get("prompt"), "read as": config.get("encoded_prompt"), "who": made.who,
-        "strength": ", ".join(f"{branch} {scale}" for branch, scale in scales.items()) or "the base alone",
+        "strength": ", ".join(f"{branch} {_short(scale)}" for branch, scale in scales.items()) or "the base alone",
         "steps": config.get("steps"), "guidance": config.get("guidance"), "not to show": config.get("negative"),
         "few steps": "yes" if config.get("few_steps") else None, "pose of": config.get("pose_from"),
         "seed": record.get("seed"), "file": made.path,
