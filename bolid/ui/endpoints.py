@@ -5,7 +5,7 @@ A job's id is the `event_id` that starting it returns. Files are dicts as Gradio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Endpoints:
 
     def synthetic(self, name: str, seed: int) -> tuple[dict, dict]:
         """Make a profile of a synthetic person; `seed` from 200000 to 599999. Returns as `profile`."""
-        return self._made(self.workshop.synthesise(name, int(seed)))
+        return self._made(self.workshop.synthesise(name, _number("seed", seed, int)))
 
     def measurements(self, name: str) -> list[dict]:
         """What a person's body measures: name, title, unit, value, sd, percentile."""
@@ -72,7 +72,13 @@ class Endpoints:
     ) -> Iterator[tuple[dict, list[dict]]]:  # fmt: skip
         """Make pictures. Yields how far it is, and the files so far: PNGs that carry their record."""
         job = LocalContext.event_id.get(None) or ""
-        wish = Wish(prompt, face_scale, body_scale, number, seed, steps, guidance, negative, few_steps)
+        wish = Wish(
+            str(prompt).strip(), _number("face_scale", face_scale), _number("body_scale", body_scale),
+            _number("number", number, int), _number("seed", seed, int), _number("steps", steps, int),
+            _number("guidance", guidance), str(negative or ""), bool(few_steps),
+        )  # fmt: skip
+        if not isinstance(people, list):
+            raise BolidError(f"people is {people!r}", 'give a list of names, like ["Anna"]')
         state: dict[str, Any] = {"job": job, "state": "waiting for the models"}
         files: list[dict] = []
         commands: list[str] = []
@@ -132,6 +138,13 @@ def _row(row: Any) -> dict:
         "name": row.name, "title": row.title, "unit": row.unit, "value": round(row.value, 2), "sd": round(row.sd, 2),
         "percentile": round(row.percentile, 1), "known": row.known,
     }  # fmt: skip
+
+
+def _number(name: str, value: Any, kind: Callable[[Any], Any] = float) -> Any:
+    try:
+        return None if value is None else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BolidError(f"{name} is {str(value)[:80]!r}", "give a number") from None
 
 
 def _numbers(wanted: Any) -> dict[str, float]:

@@ -57,6 +57,9 @@ class Wish:
             raise BolidError(f"the prompt is longer than {MAX_PROMPT} characters", "make it shorter")
         if not 1 <= self.number <= MAX_PICTURES:
             raise BolidError(f"{self.number} pictures are asked for", f"ask for 1 to {MAX_PICTURES}")
+        for name, value in (("face strength", self.face_scale), ("body strength", self.body_scale)):
+            if value is not None and not 0 <= value <= 3:
+                raise BolidError(f"the {name} is {value}", "give a number from 0 to 3")
         if self.steps is not None and not 1 <= self.steps <= 200:
             raise BolidError(f"{self.steps} steps are asked for", "ask for 1 to 200")
 
