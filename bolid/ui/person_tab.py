@@ -73,7 +73,7 @@ class PersonTab:
         self.hold = gr.Checkbox(True, label="Hold the other measurements while one moves", container=False)
         with gr.Row(equal_height=False):
             self.new_name = gr.Textbox(label="Save the moved body as", placeholder="Anna slimmer", max_length=40,
-                                       min_width=180, scale=3)  # fmt: skip
+                                       min_width=180, scale=3, elem_id="new-name")  # fmt: skip
             self.save = gr.Button("Save", elem_id="save-body", min_width=80)
             self.back = gr.Button("Undo", elem_id="back", min_width=80)
 
