@@ -26,7 +26,7 @@ pytest.importorskip("gradio", reason="pip install 'bolid[ui]' to run these tests
 pytestmark = pytest.mark.slow
 
 PROMPT = "a full body photo of a woman, in a red top and blue trousers, on a beach"
-PATIENCE = 240  # seconds; of a busy machine
+PATIENCE = 600  # seconds; of a busy machine
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

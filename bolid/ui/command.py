@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
 import secrets
+import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from bolid.ui.workshop import Workshop
 
 
 def ui(
@@ -38,6 +47,7 @@ def ui(
     workshop = Workshop(folder, family, device)
     for part in ("base", "pose", "face", "image_text", "body_encoder"):
         workshop.family.require(part)
+    threading.Thread(target=_warm_up, args=(workshop,), daemon=True).start()  # while gradio is loaded
     import uvicorn
 
     from bolid.ui.page import make_app
@@ -45,12 +55,15 @@ def ui(
     address = f"http://{socket.gethostname() if listen else '127.0.0.1'}:{bound.getsockname()[1]}/"
     config = uvicorn.Config(make_app(workshop, token), log_level="warning", timeout_graceful_shutdown=2, ws="none")
     server = uvicorn.Server(config)
-    threading.Thread(target=_warm_up, args=(workshop,), daemon=True).start()
     if ready is not None:
         threading.Thread(
             target=_when_started, args=(server, ready, address + (f"?token={token}" if token else ""))
         ).start()
-    server.run(sockets=[bound])
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            server.run(sockets=[bound])
+    finally:
+        shutil.rmtree(workshop.uploads, ignore_errors=True)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -65,17 +78,15 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _warm_up(workshop: object) -> None:
+def _warm_up(workshop: Workshop) -> None:
     try:
-        workshop.warm_up()  # type: ignore[attr-defined]
+        workshop.warm_up()
     except Exception as error:  # the first picture will say it
         logging.getLogger("bolid.ui").warning("the models could not be loaded yet: %s", error)
 
 
-def _when_started(server: object, ready: Callable[[str], None], address: str) -> None:
-    import time
-
-    while not server.started and not server.should_exit:  # type: ignore[attr-defined]
+def _when_started(server: uvicorn.Server, ready: Callable[[str], None], address: str) -> None:
+    while not server.started and not server.should_exit:
         time.sleep(0.05)
-    if server.started:  # type: ignore[attr-defined]
+    if server.started:
         ready(address)

@@ -45,6 +45,8 @@ class Endpoints:
 
         Returns what was seen and measured, and the file.
         """
+        if not isinstance(photos, list) or not isinstance(known, dict | None):
+            raise BolidError("photos is no list, or known no dict", 'give [{"path": ...}, ...] and {"height": "172"}')
         return self._made(self.workshop.portray(name, [_path(photo) for photo in photos], known, sex))
 
     def synthetic(self, name: str, seed: int) -> tuple[dict, dict]:

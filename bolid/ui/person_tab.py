@@ -85,11 +85,8 @@ class PersonTab:
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
         body: dict[str, Any] = {"concurrency_id": "body", "concurrency_limit": 1, "api_visibility": "private"}
         new = [self.name, self.photos, self.sex, *self.known.values()]
-        for button, work in (
-            (self.make, self._from_photos),
-            (self.synthetic, self._synthetic),
-            (self.invent, self._invented),
-        ):
+        works = {self.make: self._from_photos, self.synthetic: self._synthetic, self.invent: self._invented}
+        for button, work in works.items():
             button.click(told(work), new, made, show_progress_on=[self.seen], **models)
         self.folder.upload(lambda files: files, self.folder, self.photos, api_visibility="private")
         self.open.upload(told(self._opened), self.open, self.person, api_visibility="private")
@@ -101,13 +98,8 @@ class PersonTab:
                 [self.mannequin, self.wanted, *self.measures], trigger_mode="always_last", show_progress="hidden",
                 **body,
             )  # fmt: skip
-        self.save.click(
-            told(self._save),
-            [self.person, self.wanted, self.hold, self.new_name],
-            self.person,
-            show_progress="hidden",
-            **body,
-        )
+        moved = [self.person, self.wanted, self.hold, self.new_name]
+        self.save.click(told(self._save), moved, self.person, show_progress="hidden", **body)
         self.delete.click(told(self._delete), self.person, self.person, js=_QUESTION, show_progress="hidden", **body)
 
     def _from_photos(self, name: str, photos: list[str] | None, sex: str, *known: str) -> Any:
@@ -149,11 +141,7 @@ class PersonTab:
             gr.Warning(html.escape(error.message))
             return [None, {}, saved, "", *(gr.Slider(interactive=False) for _ in self.sliders)]
         moved = [
-            gr.Slider(
-                value=round(row.value, 1),
-                label=f"{slider.title.capitalize()} ± {row.sd:.1f} {slider.unit}",
-                interactive=True,
-            )
+            gr.Slider(value=round(row.value, 1), label=_label(slider, row.sd), interactive=True)
             for slider, row in zip(self.sliders, rows, strict=True)
         ]
         return [str(self.workshop.mannequin(shape)), {}, saved, "", *moved]
@@ -182,5 +170,5 @@ class PersonTab:
 
 
 def _label(slider: Slider, sd: float | None = None) -> str:
-    known = "" if sd is None else f" ± {sd:.1f}"
+    known = "," if sd is None else f" ± {sd:.1f}"
     return f"{slider.title.capitalize()}{known} {slider.unit}"

@@ -141,8 +141,7 @@ class Job:
             except BaseException as error:  # goes on in the thread that reads
                 waiting.put(("error", error))
 
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
+        threading.Thread(target=run, daemon=True).start()
         try:
             while True:
                 kind, value = waiting.get()
@@ -153,7 +152,6 @@ class Job:
                 yield value
         finally:  # nobody listens any more, or it is done
             self.stop()
-            thread.join()
 
 
 class Studio:

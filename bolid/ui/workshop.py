@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SYNTHETIC = range(200_000, 600_000)
 """Seeds of synthetic people that no model was trained on."""
 MAX_CELLS = 48  # pictures of a grid
+_SHOWN = 200  # files for clients that are kept
 _PHOTOS = 8  # of a synthetic person
 _INVENTED = ("height", "inseam", "shoulders", "chest", "waist", "hip")  # measurements that make a body
 
@@ -87,7 +88,7 @@ class Workshop:
         from bolid.body.profiles import read_known
 
         out, files = self.people.free(name), uploaded(photos, self.uploads)
-        wanted = read_known({key: text for key, text in (known or {}).items() if text and text.strip()})
+        wanted = read_known({key: str(text) for key, text in (known or {}).items() if str(text or "").strip()})
         views: dict[Path, View | str] = {}
         with self.studio.lock:
             reader = self.studio.models.reader(self.family, self.studio.device)
@@ -256,12 +257,13 @@ class Workshop:
         return job is not None
 
     def scratch(self, name: str) -> Path:
-        """A new file for a client, which is gone when the page ends."""
+        """A new file for a client, which is gone when the page ends or many others were made."""
         with self._counting:
             number = next(self._count)
-        folder = self.uploads / "shown" / f"{number:06d}"
-        folder.mkdir(parents=True)
-        return folder / name
+        shown = self.uploads / "shown"
+        shutil.rmtree(shown / str(number - _SHOWN), ignore_errors=True)
+        (shown / str(number)).mkdir(parents=True)
+        return shown / str(number) / name
 
     def warm_up(self) -> None:
         """Load the models, so that the first picture does not wait for them."""
