@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -85,7 +86,7 @@ class Client:
         return [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
 
     def fetch(self, file):
-        return self.open(f"/gradio_api/file={file['path']}")
+        return self.open(f"/gradio_api/file={urllib.parse.quote(file['path'])}")
 
 
 def serve(folder, *options, **variables):
@@ -112,7 +113,7 @@ def serve(folder, *options, **variables):
 def end(process):
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(30)
+        process.wait(120)
     finally:
         process.kill()
 

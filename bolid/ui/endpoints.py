@@ -104,7 +104,7 @@ class Endpoints:
 
     def delete(self, name: str) -> dict:
         """Delete a person and the pictures of this person."""
-        return {"pictures": self.workshop.people.delete(name), "people": self.workshop.people.names()}
+        return {"pictures": self.workshop.delete(name), "people": self.workshop.people.names()}
 
     def _made(self, made: Portrayed) -> tuple[dict, dict]:
         photos = [

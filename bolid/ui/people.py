@@ -46,15 +46,17 @@ class People:
         """Where the seed of a synthetic person is written."""
         return self.profiles / f"{_checked(name)}.seed"
 
-    def delete(self, name: str) -> int:
-        """Delete a profile and the pictures that were made with it; how many pictures."""
+    def delete(self, name: str, copies: Path | None = None) -> int:
+        """Delete a profile and the pictures made with it, and copies of both in the folder `copies`; how many pictures."""
         path = self.path(name)
-        digest, gone = sha256_file(path), 0
-        for picture in self.pictures.rglob("*.png"):
-            if _profile_of(picture) == digest:
-                picture.unlink()
-                gone += 1
-        path.unlink()
+        digest = sha256_file(path)
+        pictures = [picture for picture in self.pictures.rglob("*.png") if _profile_of(picture) == digest]
+        gone = len(pictures)
+        if copies is not None:
+            pictures += [picture for picture in copies.rglob("*.png") if _profile_of(picture) == digest]
+            pictures += [copy for copy in copies.rglob(f"*{SUFFIX}") if sha256_file(copy) == digest]
+        for picture in (*pictures, path):
+            picture.unlink()
         self.seed_file(name).unlink(missing_ok=True)
         return gone
 

@@ -164,7 +164,7 @@ class PersonTab:
     def _delete(self, name: str) -> Any:
         if not name:
             return gr.skip()
-        pictures = self.workshop.people.delete(name)
+        pictures = self.workshop.delete(name)
         gr.Info(f"{html.escape(name)} is deleted, and {pictures} pictures")
         return self._people()
 

@@ -143,6 +143,10 @@ class Workshop:
         write_atomic(out, file.read_bytes())
         return out.stem
 
+    def delete(self, name: str) -> int:
+        """Delete a person and the pictures of this person; how many pictures."""
+        return self.people.delete(name, self.uploads)
+
     def sitters(self, names: Sequence[str]) -> list[Sitter]:
         """The people of these names; without any, nobody in particular."""
         if not names:
