@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +72,8 @@ class Person:
 class PersonReader:
     """Encodes photos of people with the family's models and a body encoder (by default the family's).
 
-    `person`: of several people in a photo the main one, the N-th from the left, or "only": none. With `keep` the views
-    of the photos that were read are in `views`, by photo. `force`: read photographs with `tiny`, too. Raises BolidError
-    when the family lacks one of them.
+    `person`: of several people in a photo the main one, the N-th from the left, or "only": none. `force`: read
+    photographs with `tiny`, too. Raises BolidError when the family lacks one of the models.
     """
 
     def __init__(
@@ -84,16 +83,19 @@ class PersonReader:
         body_encoder: str | os.PathLike[str] | None = None,
         *,
         person: PersonRule = "main",
-        keep: bool = False,
         force: bool = False,
     ) -> None:
         from bolid.backends.body import BodyEncoder
 
         self.family, self.device, self.rule, self.force = family, device, person, force
-        self.views: dict[Path, View] | None = {} if keep else None
+        self.on_view: Callable[[Path, View | str], None] | None = None  # called with each photo's view, or reason
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
         if self.encoder.needs_masks:
             family.require("segmentation")
+
+    def of_outlines(self) -> PersonReader:
+        """The same with the body encoder of masks, which knows photographs too."""
+        return PersonReader(self.family.with_mask_encoder(), self.device, person=self.rule, force=True)
 
     @functools.cached_property
     def view_reader(self) -> ViewReader:
@@ -124,12 +126,12 @@ class PersonReader:
         views: dict[str, View] = {}
         for number, digest in enumerate(sorted(contents), 1):
             view = self._view(contents[digest], digest)
+            if self.on_view is not None:
+                self.on_view(contents[digest], view)
             if isinstance(view, str):
                 rejected[contents[digest]] = view.replace("--select-person", "--person")
             else:
                 views[digest] = view
-                if self.views is not None:
-                    self.views[contents[digest]] = view
             if progress is not None:
                 progress(number, len(contents), "reading photos")
         return views

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bolid.formats.profile import Profile, ProfileBody
     from bolid.models.families import Family
     from bolid.person import Person
-    from bolid.views import PersonRule
+    from bolid.views import PersonRule, View
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,15 @@ def make_profile(
     device: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
+    reader: PersonReader | None = None,
 ) -> ProfileResult:
     """Make a profile of one person. `photos`: files, or folders of them; one photo is enough, more are better.
 
     `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
     the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
     `person`: of several people in a photo the "main" one, the N-th from the left, or "only": such photos are left out.
-    `preview`: a PNG that shows what was taken of each photo. `force`: read photographs with `tiny`, too.
+    `preview`: a PNG that shows what was taken of each photo. `force`: read photographs with `tiny`, too. `reader`: one
+    that is loaded already; it decides on family, device, body encoder and `person`.
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
@@ -73,31 +75,32 @@ def make_profile(
         raise BolidError("no photo and no measurement given", "name photos, or measurements like --height 172")
     if preview is not None:
         check_preview(Path(preview))
-    device = pick_device(device)
-    if body_encoder is None:
+    if reader is None:
         chosen = get_family(family)
-    else:
-        chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
+        if body_encoder is not None:
+            chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
+        reader = PersonReader(chosen, pick_device(device), body_encoder, person=person, force=force)
     files, unread = _files(photos)
-    outlines = body_encoder is None and not force and all_photographs(files, chosen)
-    options: dict[str, Any] = {"person": person, "keep": preview is not None}
-    reader = PersonReader(chosen, device, body_encoder, force=force, **options)
-    seen = PersonReader(chosen.with_mask_encoder(), device, force=True, **options) if outlines else reader
+    outlines = body_encoder is None and not force and all_photographs(files, reader.family)
+    seen = reader.of_outlines() if outlines else reader
+    views: dict[Path, View] = {}
+    if preview is not None:
+        seen.on_view = lambda path, view: None if isinstance(view, str) else views.update({path: view})
     if files:
         who, shape = _with_shape(seen, seen.read(files, progress), known, sex)
     else:
         who, shape = _measured_person(reader, known or {}, sex)
     if outlines:
         who = _in_own_space(reader, who, shape)
-    if preview is not None and seen.views is not None:
-        save_preview(Path(preview), who.reports, seen.views)
+    if preview is not None:
+        save_preview(Path(preview), who.reports, views)
     inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(who.sha256)}
     if who.face is not None:
         inputs["face_model"] = who.face_model
     config: dict[str, Any] | None = {"known": dict(known or {}), "sex": sex} if known or sex else None
     if outlines:
         inputs["outline_encoder"] = seen.encoder.sha256
-    record = run_record(KIND, family=chosen, config=config, inputs=inputs)
+    record = run_record(KIND, family=reader.family, config=config, inputs=inputs)
     body, rows = _body_and_rows(shape)
     save_profile(out, who.body_mean, who.body_logvar, who.face, who.view_weights, record, body)
     uncertainty = float((0.5 * who.body_logvar).exp().mean())

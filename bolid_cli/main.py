@@ -28,6 +28,7 @@ from bolid_cli import (
     synth,
     train_adapter,
     train_vae,
+    ui,
 )
 from bolid_cli._command import Command
 from bolid_cli._console import show_error, show_usage_error
@@ -52,6 +53,7 @@ COMMANDS: list[tuple[str, Callable[..., None]]] = [
     ("evaluate", evaluate.evaluate),
     ("bench", bench.bench),
     ("bench make", bench.make),
+    ("ui", ui.ui),
     ("inspect", inspect.inspect),
     ("doctor", doctor.doctor),
     ("fieldtest", fieldtest.fieldtest),

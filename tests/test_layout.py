@@ -68,7 +68,7 @@ def test_who_may_import_whom(path):
             below = allowed if layer == "bolid.method" else (*allowed, *FOUNDATION)
             assert all(other in FOUNDATION or within(other, below) for other in imported - {"bolid"}), layer
     command = ".".join(name.split(".")[:2])
-    if command.removeprefix("bolid.") in COMMANDS - {"demo", "fieldtest", "models", "synth"}:
+    if command.removeprefix("bolid.") in COMMANDS - {"demo", "fieldtest", "models", "synth", "ui"}:
         others = {f"bolid.{other}" for other in COMMANDS - {"models", "synth"}} - {command}
         assert not {other for other in imported if within(other, others)}, "no command imports another"
 

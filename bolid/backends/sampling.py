@@ -6,7 +6,7 @@ Shapes: N pictures, C latent channels, (h, w) latent positions, L tokens, E chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from bolid.backends.attention import conditions_cached
 from bolid.backends.diffusion import encode_prompts, quiet_diffusers
 from bolid.backends.loss_guidance import GuidanceLoss, LossGuidance, keep_noise
 from bolid.errors import BolidError
+from bolid.method import losses as formulas
 from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.scales import Scale
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 Text = Sequence[str] | tuple[torch.Tensor, torch.Tensor | None]
 """Prompts, or what `encode_prompts` makes of them."""
+
+OnStep = Callable[[int, int, torch.Tensor], None]
+"""Called after each step with (steps done, of how many, x0-hat [N,C,h,w]). What it raises ends the sampling."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def denoise(
     losses: Sequence[GuidanceLoss] = (),
     generators: Sequence[torch.Generator] = (),
     first: int = 0,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """z_T -> z_0, [N,C,h,w], by the timesteps that `pipe.scheduler` is set to, from number `first` on.
 
@@ -117,11 +122,13 @@ def denoise(
 
         stepped = scheduler.step(prediction, t, latents, **options, return_dict=False)
         latents = stepped[0] if kept is None else keep_noise(scheduler, t, latents, stepped, kept)
+        if on_step is not None:
+            on_step(step + 1, steps, _predicted_x0(scheduler, prediction, z_t, t))
     return latents
 
 
 @torch.no_grad()
-def sample(
+def sample(  # noqa: PLR0913
     pipe: Any,
     prompts: Text,
     *,
@@ -135,6 +142,7 @@ def sample(
     controls: Sequence[Control] = (),
     losses: Sequence[GuidanceLoss] = (),
     latents: torch.Tensor | Start | None = None,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Latents [N,C,h,w] of one picture a prompt, all of one person; `decode_latents` makes pictures of them.
 
@@ -170,7 +178,7 @@ def sample(
     with quiet_diffusers(), conditions_cached(pipe.unet, *(control.network for control in controls)):
         return denoise(
             pipe, latents, condition, null, guidance=guidance, scales=scales, controls=controls, losses=losses,
-            generators=generators, first=first,
+            generators=generators, first=first, on_step=on_step,
         )  # fmt: skip
 
 
@@ -181,6 +189,12 @@ def _first_step(scheduler: Any, strength: float) -> int:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return first
+
+
+def _predicted_x0(scheduler: Any, prediction: torch.Tensor, z_t: torch.Tensor, t: Any) -> torch.Tensor:
+    """x0-hat [N,C,h,w]: the latents that a prediction at `t` amounts to."""
+    alphas = formulas.alpha_bar(scheduler, torch.as_tensor(t).long()).to(z_t.device).expand(len(z_t))
+    return formulas.x0_from_prediction(prediction.float(), z_t.float(), alphas, scheduler.config.prediction_type)
 
 
 def _condition(pipe: Any, text: Text, count: int, size: tuple[int, int], embeds: Sequence[torch.Tensor]) -> Condition:

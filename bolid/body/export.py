@@ -20,8 +20,12 @@ SUFFIXES = (".glb", ".obj", ".ply")
 _CLAY = (0.72, 0.70, 0.68, 1.0)
 
 
-def export_mesh(path: str | os.PathLike[str], vertices: np.ndarray, faces: np.ndarray) -> Path:
+def export_mesh(
+    path: str | os.PathLike[str], vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None = None
+) -> Path:
     """Write a mesh, vertices [V, 3] in metres and triangles [F, 3], all or nothing; the suffix says the format.
+
+    `colors` [V, 3], 0..1: of the vertices; by default all are of clay.
 
     Raises BolidError for another suffix, or none.
     """
@@ -35,9 +39,13 @@ def export_mesh(path: str | os.PathLike[str], vertices: np.ndarray, faces: np.nd
         name="clay", baseColorFactor=_CLAY, metallicFactor=0.0, roughnessFactor=0.9
     )
     mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False)
-    if path.suffix.lower() == ".glb":
+    if colors is not None:
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=(colors * 255).round().astype(np.uint8))
+    elif path.suffix.lower() == ".glb":
         mesh.visual = trimesh.visual.TextureVisuals(uv=np.zeros((len(vertices), 2)), material=clay)
     options: dict[str, Any] = {} if path.suffix.lower() == ".ply" else {"include_normals": True}
+    if colors is not None and path.suffix.lower() == ".glb":
+        options["tree_postprocessor"] = _matt
     data: Any = mesh.export(file_type=path.suffix.lower()[1:], **options)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -51,6 +59,14 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
         what = f"has the suffix {path.suffix!r}" if path.suffix else "has no suffix"
         raise BolidError(f"{path} {what}: the format is not clear", f"end the name in {', '.join(SUFFIXES)}")
     return path
+
+
+def _matt(tree: dict[str, Any]) -> None:
+    """Give vertex colours a matt material: glTF's default one is metal."""
+    tree["materials"] = [{"name": "clay", "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}]
+    for mesh in tree["meshes"]:
+        for primitive in mesh["primitives"]:
+            primitive["material"] = 0
 
 
 def _y_up(points: np.ndarray) -> np.ndarray:

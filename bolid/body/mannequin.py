@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def mannequin(
     body = tape.model.rest(within_bounds(parameters)[None])[0]
     scale = (_FLOOR - _TOP) / max(float(np.ptp(body[:, 2])), 1.55)
     paper = np.full((_FINE * _SIZE[0], _FINE * _SIZE[1], 3), _PAPER, np.uint8)
-    shown = _smoothed(tape, body)
+    shown = smoothed(tape, body)
     places = np.concatenate([tape.model.canonical, tape.model.arm[:, None]], 1)
     views = {}
     for name, (turn, middle) in _COLUMNS.items():
@@ -99,8 +100,18 @@ def suit(canonical: np.ndarray, arm: np.ndarray) -> np.ndarray:
     return np.clip(inside / 0.001 + 0.5, 0, 1)
 
 
-def _smoothed(tape: Tape, body: np.ndarray) -> np.ndarray:
-    """The body [V, 3] with the pelvis' surface between the legs smoothed, for the picture alone."""
+def smoothed(tape: Tape, body: np.ndarray) -> np.ndarray:
+    """The body [V, 3] with the pelvis' surface between the legs smoothed, for pictures alone."""
+    part, moved, neighbours = _smoothing(tape)
+    smooth = body.copy()
+    for _ in range(30):
+        smooth[moved] += part * (neighbours @ smooth - smooth[moved])
+    return smooth
+
+
+@functools.cache
+def _smoothing(tape: Tape) -> tuple[np.ndarray, np.ndarray, Any]:
+    """How far [M, 1] which vertices [M] move to the mean of their neighbours, a sparse matrix [M, V]."""
     import scipy.sparse
 
     edges = edges_of(tape.model.faces)
@@ -108,11 +119,9 @@ def _smoothed(tape: Tape, body: np.ndarray) -> np.ndarray:
     neighbours = scipy.sparse.csr_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])))
     neighbours = scipy.sparse.diags(1 / np.asarray(neighbours.sum(1)).ravel()) @ neighbours
     x, _, z = tape.model.canonical.T
-    part = np.exp(-(((z - 0.487) / 0.022) ** 4) - (x / 0.018) ** 4)[:, None]
-    smooth = body
-    for _ in range(30):
-        smooth = smooth + part * (neighbours @ smooth - smooth)
-    return smooth
+    part = np.exp(-(((z - 0.487) / 0.022) ** 4) - (x / 0.018) ** 4)
+    moved = np.flatnonzero(part)
+    return part[moved, None], moved, neighbours.tocsr()[moved]
 
 
 # ---- lines and labels ---------------------------------------------------------------------------------------------

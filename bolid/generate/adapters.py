@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,29 @@ def _nothing_to_scale(branch: str, scale: float | str, person: Identity) -> Boli
     )
 
 
-def load_adapters(pipe: Any, request: Request, branches: Sequence[str], people: Sequence[Identity]) -> dict[str, str]:
-    """Load the branches into the pipeline; name -> sha256 of the files. BolidError where something does not fit."""
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter that is in a pipeline: its file and sha256, its run record, and the `dim` of the vectors it takes."""
+
+    path: Path
+    sha256: str
+    record: dict[str, Any]
+    dim: int
+
+
+def load_adapters(pipe: Any, request: Request, branches: Sequence[str]) -> dict[str, LoadedAdapter]:
+    """Load the branches into the pipeline. BolidError where one does not fit the base."""
     from bolid.backends.diffusion import quiet_diffusers
     from bolid.formats.adapter import load_adapter, nested_state_dict
 
-    family, states, inputs = request.family, [], {}
+    family, states, loaded = request.family, [], {}
     for branch in branches:
         path = request.require_adapter(branch)
         tensors, record = load_adapter(path, branch)
         match_family(family.name, record["family"], path)
         first = "image_proj.proj.weight" if branch == "body" else "image_proj.proj.0.weight"
-        dim = tensors[first].shape[1]
-        for person in people:
-            if branch in person.vectors:
-                check_belongs(person, branch, path, record, dim)
         states.append(nested_state_dict({name: value.to(pipe.unet.dtype) for name, value in tensors.items()}))
-        inputs[f"{branch}_adapter"] = sha256_file(path)
+        loaded[branch] = LoadedAdapter(path, sha256_file(path), record, tensors[first].shape[1])
     with quiet_diffusers():
         try:  # all in one call: a second one would replace the first
             pipe.load_ip_adapter(
@@ -88,11 +95,12 @@ def load_adapters(pipe: Any, request: Request, branches: Sequence[str], people: 
                 f"the adapter does not fit the base of family '{family.name}'",
                 "train it again with: bolid train-adapter",
             ) from error
-    return inputs
+    return loaded
 
 
-def check_belongs(person: Identity, branch: str, path: Path, record: dict[str, Any], dim: int) -> None:
-    """BolidError unless the person's vector means to the adapter at `path` what such vectors meant in its training."""
+def check_belongs(person: Identity, branch: str, adapter: LoadedAdapter) -> None:
+    """BolidError unless the person's vector means to the adapter what such vectors meant in its training."""
+    path, record, dim = adapter.path, adapter.record, adapter.dim
     if branch == "body" and record["inputs"].get("body_encoder") != person.body_encoder:
         raise BolidError(
             f"{person.name} and the body adapter {path} were made with different body encoders",

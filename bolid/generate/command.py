@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid import workers as sharing
 from bolid.errors import BolidError
-from bolid.generate.adapters import choose_branches, load_adapters, unused_branches
+from bolid.generate.adapters import (
+    LoadedAdapter,
+    check_belongs,
+    choose_branches,
+    load_adapters,
+    unused_branches,
+)
 from bolid.generate.grid import Place, grid_sheet
 from bolid.generate.identity import Identity, check_comparable, find_people
 from bolid.generate.like import request_like
+from bolid.generate.models import Models
 from bolid.generate.parameters import parameters_text
 from bolid.generate.prompts import split_at_limit, unsupported_syntax
 from bolid.generate.request import Cell, PathLike, Request, picture_seed
 from bolid.generate.saving import find_finished, save_beside
 from bolid.person import PersonReader
-from bolid.run import Progress, run_record, sha256_file
+from bolid.run import Progress, canonical_json, run_record, sha256_file
 from bolid.scales import Scale, parse_scale
 from bolid.workers import EngineName
 
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from bolid.backends.loss_guidance import GuidanceLoss
-    from bolid.backends.sampling import Control
+    from bolid.backends.sampling import Control, OnStep
     from bolid.backends.upscale import Upscaler
     from bolid.generate.guidance import MakeLoss
     from bolid.generate.refine import FaceRefiner
@@ -86,6 +93,8 @@ def generate(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     made: Callable[[Path], None] | None = None,
+    models: Models | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
@@ -123,7 +132,8 @@ def generate(
     Processes: `workers` of this machine, or with `engine` "ray" as many actors of Ray; the processes that torchrun or a
     SLURM step has started share the pictures too: the first one writes, the others return []. The files are the same
     for any number of processes of as many CPU threads. A finished picture is not made again. `made` is called with each
-    path as it comes.
+    path as it comes. `models`: networks that stay loaded from call to call. `on_step`: see
+    `bolid.backends.sampling.OnStep`.
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """
@@ -148,7 +158,7 @@ def generate(
         away = engine == "ray"
         warn = warn or (lambda text: None)
         here = replace(request, device_name="cpu", offload=False) if away else request
-        generation = _Generation(here, progress, warn)
+        generation = _Generation(here, models, progress, warn, on_step)
         generation.read_prompts(warn)
         for name in sorted(recorded.keys() & generation.inputs.keys()):
             if generation.inputs[name] != recorded[name]:
@@ -180,11 +190,16 @@ class _Generation:
     """The people and models of a request, loaded and checked to belong together; `run` makes its pictures."""
 
     def __init__(
-        self, request: Request, progress: Progress | None = None, warn: Callable[[str], None] = lambda text: None
+        self,
+        request: Request,
+        models: Models | None = None,
+        progress: Progress | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+        on_step: OnStep | None = None,
     ) -> None:
         self.request, self.family, self.progress = request, request.family, progress
-        family, device = request.family, request.device
-        reader = functools.cache(lambda: PersonReader(family, device, force=request.force))
+        self.models, self.on_step = models or Models(), on_step
+        reader = functools.partial(self.models.reader, request.family, request.device, request.force)
         self.people = find_people(request, reader, progress)
         for person in self.people:
             if request.profiles and not person.vectors:
@@ -198,7 +213,13 @@ class _Generation:
             self.inputs["base"] = sha256_file(request.base)
         self.guidance = self._guidance(reader)
         self.maps = self._maps()
-        self.pipe = self._load_pipe()
+        self.pipe, adapters = self.models.pipe(self._networks(), self._load_pipe)
+        self._check_steps(self.pipe)
+        for branch, adapter in adapters.items():
+            self._check_people(branch, adapter)
+            self.inputs[f"{branch}_adapter"] = adapter.sha256
+        if request.few_steps:
+            self.inputs["few_steps_lora"] = sha256_file(self.family.require("few_steps_lora"))
         self.control_network = self._control_network()
         self.upscaler, self.refiner = self._upscaler(), self._refiner()
         self.encoded: dict[str, str] = {}
@@ -237,31 +258,45 @@ class _Generation:
     def _control_part(self) -> str:
         return "depth_controlnet" if self.request.uses_shape else "controlnet"
 
-    def _load_pipe(self) -> Any:
-        """The base with its LoRAs and adapters, ready to sample."""
+    def _networks(self) -> Hashable:
+        """What a pipeline is known by: the files in it, as they are now, and how they are loaded."""
+        request, family = self.request, self.family
+        files = [family.base, family.unet, *(path for path, _ in request.loras)]
+        files += [request.adapter_files[branch] for branch in self.branches]
+        states = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files if path.exists())
+        weights = tuple(weight for _, weight in request.loras)
+        how = (request.device, request.dtype, request.offload, request.few_steps, canonical_json(request.sampler))
+        return (family.name, str(family.root), states, weights, tuple(self.branches), *how)
+
+    def _load_pipe(self) -> tuple[Any, dict[str, LoadedAdapter]]:
+        """The base with its LoRAs and adapters, ready to sample; and the adapters."""
         from bolid.backends.attention import cache_conditions
         from bolid.backends.diffusion import choose_dtype, load_base, load_loras
         from bolid.backends.diffusion import offload as offload_networks
 
         request, loras = self.request, list(self.request.loras)
         if request.few_steps:
-            few_steps_lora = self.family.require("few_steps_lora")
-            loras.insert(0, (few_steps_lora, 1.0))
-            self.inputs["few_steps_lora"] = sha256_file(few_steps_lora)
+            loras.insert(0, (self.family.require("few_steps_lora"), 1.0))
         dtype = choose_dtype(request.dtype, request.device)
         pipe = load_base(self.family, "cpu" if request.offload else request.device, dtype, request.sampler)
-        for steps in {cell.steps for cell in request.cells}:
+        load_loras(pipe, loras, self.family)
+        adapters = load_adapters(pipe, request, self.branches) if self.branches else {}
+        cache_conditions(pipe.unet)
+        if request.offload:
+            offload_networks(pipe, request.device)
+        return pipe, adapters
+
+    def _check_steps(self, pipe: Any) -> None:
+        for steps in {cell.steps for cell in self.request.cells}:
             try:
                 pipe.scheduler.set_timesteps(steps)
             except ValueError as error:
                 raise BolidError(f"--steps {steps} does not suit the sampler: {error}", "give fewer") from error
-        load_loras(pipe, loras, self.family)
-        if self.branches:
-            self.inputs |= load_adapters(pipe, request, self.branches, self.people)
-        cache_conditions(pipe.unet)
-        if request.offload:
-            offload_networks(pipe, request.device)
-        return pipe
+
+    def _check_people(self, branch: str, adapter: LoadedAdapter) -> None:
+        for person in self.people:
+            if branch in person.vectors:
+                check_belongs(person, branch, adapter)
 
     def _control_network(self) -> Any:
         """The ControlNet, if there is something to follow."""
@@ -270,9 +305,12 @@ class _Generation:
         from bolid.backends.attention import cache_conditions
         from bolid.backends.diffusion import load_controlnet
 
-        network = load_controlnet(self.pipe, self.family, self._control_part)
-        cache_conditions(network)
-        return network
+        def load() -> Any:
+            network = load_controlnet(self.pipe, self.family, self._control_part)
+            cache_conditions(network)
+            return network
+
+        return self.models.controlnet(self._networks(), self._control_part, load)
 
     def _controls(self, person: Identity) -> list[Control]:
         """The ControlNet with the person's map."""
@@ -457,7 +495,7 @@ class _Generation:
             pipe, prompts, size=self.family.image_size, steps=cell.timesteps or cell.steps, guidance=cell.guidance,
             negative=self.request.negative,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: the same on every device
-            vectors=[self._vector(person, branch) for branch in self.branches], **options,
+            vectors=[self._vector(person, branch) for branch in self.branches], on_step=self.on_step, **options,
         )  # fmt: skip
         finite = latents.isfinite().flatten(1).all(1).tolist()
         pictures = decode_latents(pipe, latents)

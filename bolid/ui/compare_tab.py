@@ -1,0 +1,98 @@
+"""The page's tab Compare: a grid over two settings, and the report of `bolid evaluate`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from bolid.ui.pictures import Stopped
+from bolid.ui.telling import stage_html, told
+from bolid.ui.workshop import Workshop
+
+_AXES = {
+    "body strength": "body-scale", "face strength": "face-scale", "guidance": "guidance", "steps": "steps",
+    "seed": "seed",
+}  # fmt: skip
+
+_REPORT = """### Report
+How near the pictures of the tab Picture come to a person, by photos that did not make the profile. Of a synthetic
+person such photos are rendered."""
+
+
+class CompareTab:
+    """The components of the tab, and what they do."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=330):
+                self.prompt = gr.Textbox("a full body photo of a woman, in a red top and blue trousers, on a beach",
+                                         label="Prompt", lines=2)  # fmt: skip
+                self.who = gr.Dropdown([], label="Who", multiselect=True, elem_id="compare-who")
+                with gr.Row():
+                    self.across = gr.Dropdown(list(_AXES), value="body strength", label="Across", min_width=130)
+                    self.across_values = gr.Textbox("0, 0.5, 1", label="Its values", min_width=130)
+                with gr.Row():
+                    self.down = gr.Dropdown(["nothing", *_AXES], value="seed", label="Down", min_width=130)
+                    self.down_values = gr.Textbox("1, 2", label="Its values", min_width=130)
+                with gr.Row():
+                    self.go = gr.Button("Make the grid", variant="primary", elem_id="make-grid", min_width=140)
+                    self.halt = gr.Button("Stop", min_width=80)
+            with gr.Column(scale=6, min_width=330):
+                self.progress = gr.HTML("")
+                self.sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False, elem_id="sheet",
+                                      buttons=["download", "fullscreen"])  # fmt: skip
+        gr.Markdown(_REPORT)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=330):
+                self.whom = gr.Dropdown([], label="Person", elem_id="report-person")
+                self.photos = gr.File(
+                    label="Other photos of this person", file_count="multiple", file_types=["image"], height=110
+                )
+                self.judge = gr.Button("Make the report", elem_id="make-report")
+            with gr.Column(scale=6, min_width=330):
+                self.report = gr.HTML("", elem_id="report", elem_classes="report")
+        self._wire()
+
+    def _wire(self) -> None:
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        form = [self.prompt, self.who, self.across, self.across_values, self.down, self.down_values]
+        run = self.go.click(
+            told(self._grid), form, [self.progress, self.sheet], show_progress_on=[self.progress], **models
+        )
+        self.halt.click(self._stop, None, self.progress, cancels=[run], queue=False, api_visibility="private")
+        self.judge.click(told(self._report), [self.whom, self.photos], self.report, **models)
+
+    def _grid(
+        self,
+        request: gr.Request,
+        prompt: str,
+        who: list[str],
+        across: str,
+        across_values: str,
+        down: str,
+        down_values: str,
+    ) -> Iterator[Any]:
+        axes = {_AXES[across]: across_values or ""}
+        if down in _AXES:
+            axes[_AXES[down]] = down_values or ""
+        try:
+            for event in self.workshop.grid(_job(request), prompt or "", who or [], axes):
+                yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
+        except Stopped:
+            yield [stage_html(words="stopped"), gr.skip()]
+
+    def _stop(self, request: gr.Request) -> str:
+        self.workshop.stop(_job(request))
+        return stage_html(words="stopped")
+
+    def _report(self, name: str | None, photos: list[str] | None) -> str:
+        page = self.workshop.report(name or "", photos or [])
+        return f"<iframe title='report' sandbox='' srcdoc='{html.escape(page)}'></iframe>"
+
+
+def _job(request: gr.Request) -> str:
+    return f"grid {request.session_hash}"

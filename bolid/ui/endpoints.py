@@ -1,0 +1,158 @@
+"""The page's HTTP API: functions by name, under /gradio_api/call/NAME. docs/guides/page.md has examples.
+
+A job's id is the `event_id` that starting it returns. Files are dicts as Gradio's clients send and take them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import LocalContext
+
+from bolid.errors import BolidError
+from bolid.ui.pictures import Made, Stopped, Wish
+from bolid.ui.telling import told
+from bolid.ui.workshop import Portrayed, Workshop
+
+
+class Endpoints:
+    """The functions; Gradio reads their names, types and docstrings."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
+        body: dict[str, Any] = {"concurrency_id": "body", "concurrency_limit": 1}
+        free: dict[str, Any] = {"concurrency_limit": None}
+        functions = (
+            (self.people, free), (self.profile, models), (self.synthetic, models), (self.measurements, body),
+            (self.edit, body), (self.mannequin, body), (self.generate, models), (self.cancel, free),
+            (self.delete, free),
+        )  # fmt: skip
+        for function, limits in functions:
+            gr.api(told(function), api_name=function.__name__, **limits)
+
+    def people(self) -> list[str]:
+        """The names of the people."""
+        return self.workshop.people.names()
+
+    def profile(
+        self, name: str, photos: list[dict], known: dict[str, str] | None = None, sex: str = ""
+    ) -> tuple[dict, dict]:
+        """Make a profile of uploaded photos and known measurements ({"height": "172"}).
+
+        Returns what was seen and measured, and the file.
+        """
+        if not isinstance(photos, list) or not isinstance(known, dict | None):
+            raise BolidError("photos is no list, or known no dict", 'give [{"path": ...}, ...] and {"height": "172"}')
+        return self._made(self.workshop.portray(name, [_path(photo) for photo in photos], known, sex))
+
+    def synthetic(self, name: str, seed: int) -> tuple[dict, dict]:
+        """Make a profile of a synthetic person; `seed` from 200000 to 599999. Returns as `profile`."""
+        return self._made(self.workshop.synthesise(name, _number("seed", seed, int)))
+
+    def measurements(self, name: str) -> list[dict]:
+        """What a person's body measures: name, title, unit, value, sd, percentile."""
+        return [_row(row) for row in self.workshop.shape(name, {})[1]]
+
+    def edit(self, name: str, wanted: dict[str, float], new_name: str, hold: bool = True) -> tuple[dict, dict]:
+        """Save a person with other measurements ({"waist": 70}, in centimetres) under a new name."""
+        got = self.workshop.reshape(name, _numbers(wanted), hold, new_name)
+        rows = self.workshop.shape(got, {})[1]
+        return {"name": got, "measurements": [_row(row) for row in rows]}, _file(self.workshop.people.path(got))
+
+    def mannequin(self, name: str, wanted: dict[str, float] | None = None) -> dict:
+        """The body as a GLB file, with other measurements where some are wanted."""
+        return _file(self.workshop.mannequin(self.workshop.shape(name, _numbers(wanted or {}))[0]))
+
+    def generate(
+        self, prompt: str, people: list[str], number: int = 1, seed: int = 0, face_scale: float | None = None,
+        body_scale: float | None = None, steps: int | None = None, guidance: float | None = None, negative: str = "",
+        few_steps: bool = False,
+    ) -> Iterator[tuple[dict, list[dict]]]:  # fmt: skip
+        """Make pictures. Yields how far it is, and the files so far: PNGs that carry their record."""
+        job = LocalContext.event_id.get(None) or ""
+        wish = Wish(
+            str(prompt).strip(), _number("face_scale", face_scale), _number("body_scale", body_scale),
+            _number("number", number, int), _number("seed", seed, int), _number("steps", steps, int),
+            _number("guidance", guidance), str(negative or ""), bool(few_steps),
+        )  # fmt: skip
+        if not isinstance(people, list):
+            raise BolidError(f"people is {people!r}", 'give a list of names, like ["Anna"]')
+        state: dict[str, Any] = {"job": job, "state": "waiting for the models"}
+        files: list[dict] = []
+        commands: list[str] = []
+        yield state, files
+        try:
+            for event in self.workshop.pictures(job, wish, people):
+                if isinstance(event, Made):
+                    files, commands = [*files, _file(event.path)], [*commands, event.command]
+                    state = {**state, "commands": commands}
+                else:
+                    state = {**state, "state": "sampling", "done": event.done, "total": event.total, "step": event.step,
+                             "steps": event.steps}  # fmt: skip
+                yield state, files
+            yield {**state, "state": "finished", "done": len(files)}, files
+        except Stopped:
+            yield {**state, "state": "cancelled", "done": len(files)}, files
+
+    def cancel(self, job: str) -> bool:
+        """End a job of `generate` within a step, or before it begins. Returns whether it was under way."""
+        return self.workshop.stop(job, ahead=True)
+
+    def delete(self, name: str) -> dict:
+        """Delete a person and the pictures of this person."""
+        return {"pictures": self.workshop.delete(name), "people": self.workshop.people.names()}
+
+    def _made(self, made: Portrayed) -> tuple[dict, dict]:
+        photos = [
+            {"photo": seen.name, "weight": seen.report.weight, "face": seen.report.face, "rejected": seen.reason}
+            for seen in made.seen
+        ]
+        said = {
+            "name": made.name, "photos": photos, "face": made.result.has_face, "uncertainty": made.result.uncertainty,
+            "measurements": [_row(row) for row in made.result.measurements],
+        }  # fmt: skip
+        return said, _file(self.workshop.people.path(made.name))
+
+
+def _path(file: Any) -> str:
+    if not isinstance(file, dict) or not isinstance(file.get("path"), str):
+        raise BolidError(f"{str(file)[:80]} is no uploaded file", "upload it first, and give its path as {'path': ...}")
+    return file["path"]
+
+
+def _file(path: Path) -> dict:
+    """A file as Gradio's clients fetch it."""
+    where = str(path.resolve())
+    return {
+        "path": where,
+        "url": f"/gradio_api/file={where}",
+        "orig_name": path.name,
+        "meta": {"_type": "gradio.FileData"},
+    }
+
+
+def _row(row: Any) -> dict:
+    return {
+        "name": row.name, "title": row.title, "unit": row.unit, "value": round(row.value, 2), "sd": round(row.sd, 2),
+        "percentile": round(row.percentile, 1), "known": row.known,
+    }  # fmt: skip
+
+
+def _number(name: str, value: Any, kind: Callable[[Any], Any] = float) -> Any:
+    try:
+        return None if value is None else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BolidError(f"{name} is {str(value)[:80]!r}", "give a number") from None
+
+
+def _numbers(wanted: Any) -> dict[str, float]:
+    try:
+        return {str(name): float(value) for name, value in wanted.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise BolidError(
+            f"{str(wanted)[:80]} are no measurements", 'give numbers by name, like {"waist": 70}'
+        ) from None

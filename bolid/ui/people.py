@@ -1,0 +1,79 @@
+"""The people of a work folder: a profile each, `people/NAME.safetensors`. A name is a word or two, never a path."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+from bolid.errors import BolidError
+from bolid.formats.images import picture_record
+from bolid.run import sha256_file
+
+SUFFIX = ".safetensors"
+_NAME = re.compile(r"\w[\w .-]{0,39}")
+
+
+class People:
+    """Profiles in `folder`/people, and the pictures of each person in `folder`/pictures/NAME."""
+
+    def __init__(self, folder: Path) -> None:
+        self.profiles, self.pictures = folder / "people", folder / "pictures"
+        self.profiles.mkdir(parents=True, exist_ok=True)
+        self.pictures.mkdir(exist_ok=True)
+
+    def names(self) -> list[str]:
+        """In the order of the alphabet."""
+        return sorted(
+            (path.stem for path in self.profiles.glob(f"*{SUFFIX}") if _NAME.fullmatch(path.stem)), key=str.lower
+        )
+
+    def path(self, name: str) -> Path:
+        """The profile of somebody who is there. Raises BolidError else."""
+        path = self.profiles / f"{_checked(name)}{SUFFIX}"
+        if not path.is_file():
+            raise BolidError(f"there is no person {name!r}", f"the people are: {', '.join(self.names()) or 'none yet'}")
+        return path
+
+    def free(self, name: str) -> Path:
+        """Where a profile of somebody new goes: NAME, or NAME 2, NAME 3, ... where that is taken."""
+        name = _checked(name)
+        numbered = (f"{name} {number}" for number in itertools.count(2))
+        free = next(n for n in itertools.chain([name], numbered) if not (self.profiles / f"{n}{SUFFIX}").exists())
+        return self.profiles / f"{free}{SUFFIX}"
+
+    def seed_file(self, name: str) -> Path:
+        """Where the seed of a synthetic person is written."""
+        return self.profiles / f"{_checked(name)}.seed"
+
+    def delete(self, name: str, copies: Path | None = None) -> int:
+        """Delete a profile, the pictures made with it, and copies of both in the folder `copies`; how many pictures."""
+        path = self.path(name)
+        digest = sha256_file(path)
+        pictures = [picture for picture in self.pictures.rglob("*.png") if _profile_of(picture) == digest]
+        gone = len(pictures)
+        if copies is not None:
+            pictures += [picture for picture in copies.rglob("*.png") if _profile_of(picture) == digest]
+            pictures += [copy for copy in copies.rglob(f"*{SUFFIX}") if sha256_file(copy) == digest]
+        for picture in (*pictures, path):
+            picture.unlink()
+        self.seed_file(name).unlink(missing_ok=True)
+        return gone
+
+
+def _checked(name: str) -> str:
+    name = name.strip() if isinstance(name, str) else ""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise BolidError(
+            f"{name!r} is no name for a person", "use up to 40 letters, digits, spaces, dots and hyphens, like Anna"
+        )
+    return name
+
+
+def _profile_of(picture: Path) -> str | None:
+    """The sha256 of the profile that a picture was made with."""
+    try:
+        record = picture_record(picture.read_bytes(), str(picture))
+    except (BolidError, OSError):  # damaged, or gone meanwhile
+        return None
+    return None if record is None else record.get("inputs", {}).get("profile")

@@ -1,0 +1,174 @@
+"""The page's tab Person: photos in, what was seen in them, the mannequin, and sliders that move it."""
+
+from __future__ import annotations
+
+import html
+import random
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from bolid.errors import BolidError
+from bolid.ui.figure import Slider, sliders
+from bolid.ui.telling import seen_html, told
+from bolid.ui.workshop import SYNTHETIC, Portrayed, Workshop
+
+_NONE_SEEN = "<p class='quiet'>What the models see in each photo appears here.</p>"
+_KNOWN = (("height", "cm", "172"), ("waist", "cm", "80±2"), ("weight", "kg", "65"))
+_QUESTION = "(name) => name && confirm(`Delete ${name}, and the pictures of this person?`) ? name : ''"
+
+
+class PersonTab:
+    """The components of the tab, and what they do."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop, self.sliders = workshop, sliders()
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=330):
+                self._new_person()
+            with gr.Column(scale=6, min_width=330):
+                self._body()
+        self.wanted = gr.State({})  # measurement -> cm (kg), of the sliders that were moved
+        self._wire()
+
+    # ---- layout
+
+    def _new_person(self) -> None:
+        self.person = gr.Dropdown([], label="Person", elem_id="person")
+        with gr.Row():
+            self.open = gr.UploadButton("Open a profile", file_types=[".safetensors"], size="sm", min_width=90)
+            self.download = gr.DownloadButton("Download", size="sm", interactive=False, min_width=80)
+            self.delete = gr.Button("Delete", size="sm", elem_id="delete", min_width=60)
+        gr.Markdown("### Somebody new")
+        self.name = gr.Textbox(label="Name", placeholder="Anna", max_length=40, elem_id="name")
+        self.photos = gr.File(
+            label="Photos of one person", file_count="multiple", file_types=["image"], height=150, elem_id="photos"
+        )
+        with gr.Accordion("Known measurements", open=False):
+            with gr.Row():
+                self.known = {
+                    name: gr.Textbox(label=f"{name.capitalize()}, {unit}", placeholder=example, min_width=90)
+                    for name, unit, example in _KNOWN
+                }
+            self.sex = gr.Radio([("not said", ""), "woman", "man"], value="", label="Sex")
+        with gr.Row():
+            self.make = gr.Button("Make profile", variant="primary", elem_id="make", min_width=140)
+            self.folder = gr.UploadButton("A folder of photos", file_count="directory", min_width=120)
+        with gr.Row():
+            self.synthetic = gr.Button("A synthetic one", elem_id="synthetic", min_width=120)
+            self.invent = gr.Button("Invent somebody", elem_id="invent", min_width=120)
+        self.seen = gr.HTML(_NONE_SEEN, elem_id="seen")
+
+    def _body(self) -> None:
+        self.mannequin = gr.Model3D(
+            label="Mannequin: drag to turn it", height=460, clear_color=(0.0, 0.0, 0.0, 0.0), elem_id="mannequin",
+            camera_position=(90, 84, None), zoom_speed=0.6, interactive=False,
+        )  # fmt: skip
+        with gr.Row(elem_classes="measures"):
+            self.measures = [
+                gr.Slider(s.low, s.high, step=0.1, value=s.low, label=_label(s), interactive=False, buttons=[],
+                          min_width=230, elem_id=f"slider-{s.name}") for s in self.sliders
+            ]  # fmt: skip
+        self.hold = gr.Checkbox(True, label="Hold the other measurements while one moves", container=False)
+        with gr.Row(equal_height=False):
+            self.new_name = gr.Textbox(label="Save the moved body as", placeholder="Anna slimmer", max_length=40,
+                                       min_width=180, scale=3, elem_id="new-name")  # fmt: skip
+            self.save = gr.Button("Save", elem_id="save-body", min_width=80)
+            self.back = gr.Button("Undo", elem_id="back", min_width=80)
+
+    # ---- events
+
+    def _wire(self) -> None:
+        shown = [self.mannequin, self.wanted, self.download, self.new_name, *self.measures]
+        made = [self.person, self.name, self.photos, self.seen]
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        body: dict[str, Any] = {"concurrency_id": "body", "concurrency_limit": 1, "api_visibility": "private"}
+        new = [self.name, self.photos, self.sex, *self.known.values()]
+        works = {self.make: self._from_photos, self.synthetic: self._synthetic, self.invent: self._invented}
+        for button, work in works.items():
+            button.click(told(work), new, made, show_progress_on=[self.seen], **models)
+        self.folder.upload(lambda files: files, self.folder, self.photos, api_visibility="private")
+        self.open.upload(told(self._opened), self.open, self.person, api_visibility="private")
+        self.person.change(told(self._show), self.person, shown, show_progress="hidden", **body)
+        self.back.click(told(self._show), self.person, shown, show_progress="hidden", **body)
+        for number, slider in enumerate(self.measures):
+            slider.input(
+                told(self._mover(number)), [self.person, self.wanted, self.hold, slider],
+                [self.mannequin, self.wanted, *self.measures], trigger_mode="always_last", show_progress="hidden",
+                **body,
+            )  # fmt: skip
+        moved = [self.person, self.wanted, self.hold, self.new_name]
+        self.save.click(told(self._save), moved, self.person, show_progress="hidden", **body)
+        self.delete.click(told(self._delete), self.person, self.person, js=_QUESTION, show_progress="hidden", **body)
+
+    def _from_photos(self, name: str, photos: list[str] | None, sex: str, *known: str) -> Any:
+        texts = dict(zip(self.known, known, strict=True))
+        if not photos and not any(texts.values()):
+            raise BolidError("no photo and no measurement given", "drop photos, or open the known measurements")
+        return self._made(self.workshop.portray(name or "Somebody", photos or [], texts, sex))
+
+    def _synthetic(self, name: str, *_: Any) -> Any:
+        return self._made(self.workshop.synthesise(name or "Synthetic", random.choice(SYNTHETIC)))
+
+    def _invented(self, name: str, *_: Any) -> Any:
+        return self._made(self.workshop.invent(name or "Invented", random.randrange(2**31)))
+
+    def _made(self, made: Portrayed) -> Any:
+        result = made.result
+        words = f"{made.name} is made of measurements alone: there is no face."
+        if made.seen:
+            words = f"{result.photos} of {len(made.seen)} photos of {made.name} count; uncertainty "
+            words += f"{result.uncertainty:.2f} (1: nothing known). The photos are not needed any more."
+        return self._people(made.name), "", None, seen_html(words, made.seen)
+
+    def _opened(self, file: str) -> Any:
+        return self._people(self.workshop.open_profile(Path(file)))
+
+    def _people(self, name: str | None = None) -> Any:
+        names = self.workshop.people.names()
+        return gr.Dropdown(names, value=name if name in names else (names[0] if names else None))
+
+    def _show(self, name: str | None) -> Any:
+        if not name:
+            none = [gr.Slider(interactive=False) for _ in self.sliders]
+            return [None, {}, gr.DownloadButton(interactive=False), "", *none]
+        path = self.workshop.people.path(name)
+        saved = gr.DownloadButton(value=str(path), interactive=True)
+        try:
+            shape, rows = self.workshop.shape(name, {})
+        except BolidError as error:  # of an encoder that knows no shape
+            gr.Warning(html.escape(error.message))
+            return [None, {}, saved, "", *(gr.Slider(interactive=False) for _ in self.sliders)]
+        moved = [
+            gr.Slider(value=round(row.value, 1), label=_label(slider, row.sd), interactive=True)
+            for slider, row in zip(self.sliders, rows, strict=True)
+        ]
+        return [str(self.workshop.mannequin(shape)), {}, saved, "", *moved]
+
+    def _mover(self, number: int) -> Any:
+        """What a slider does: the body follows, and so do the other sliders."""
+        name = self.sliders[number].name
+
+        def move(person: str, wanted: dict[str, float], hold: bool, value: float) -> Any:
+            wanted = {**wanted, name: float(value)}
+            shape, rows = self.workshop.shape(person, wanted, hold)
+            sliders = [gr.skip() if i == number else gr.Slider(value=round(r.value, 1)) for i, r in enumerate(rows)]
+            return [str(self.workshop.mannequin(shape)), wanted, *sliders]
+
+        return move
+
+    def _save(self, person: str, wanted: dict[str, float], hold: bool, new_name: str) -> Any:
+        return self._people(self.workshop.reshape(person, wanted, hold, new_name or f"{person} moved"))
+
+    def _delete(self, name: str) -> Any:
+        if not name:
+            return gr.skip()
+        pictures = self.workshop.delete(name)
+        gr.Info(f"{html.escape(name)} is deleted, and {pictures} pictures")
+        return self._people()
+
+
+def _label(slider: Slider, sd: float | None = None) -> str:
+    known = "," if sd is None else f" ± {sd:.1f}"
+    return f"{slider.title.capitalize()}{known} {slider.unit}"

@@ -1,0 +1,192 @@
+"""The page's tab Picture: a prompt and people in, pictures out, to repeat, compare and copy as a command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from bolid.errors import BolidError
+from bolid.generate.request import LARGEST_SEED
+from bolid.ui.photos import enlarged
+from bolid.ui.pictures import MAX_PICTURES, NOBODY, Made, Stopped, Wish
+from bolid.ui.telling import settings_html, stage_html, told
+from bolid.ui.workshop import Workshop
+
+_SIDE = 768  # pixels: pictures before and after are shown so large
+
+
+class PictureTab:
+    """The components of the tab, and what they do."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop, self.small = workshop, max(workshop.family.image_size) < 512
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=330):
+                self._form()
+            with gr.Column(scale=7, min_width=330):
+                self._results()
+        self.made = gr.State([])  # Made, the newest first
+        self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
+        self._wire()
+
+    # ---- layout
+
+    def _form(self) -> None:
+        family = self.workshop.family
+        self.prompt = gr.Textbox(
+            label="Prompt", lines=3, elem_id="prompt", autofocus=True,
+            value="a full body photo of a woman waving, in a red top and blue trousers, on a beach",
+        )  # fmt: skip
+        self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; nobody: the base alone",
+                               multiselect=True, elem_id="who")  # fmt: skip
+        with gr.Row():
+            usual = {branch: float(family.defaults.get(f"{branch}_scale", 1.0)) for branch in ("face", "body")}
+            self.face, self.body = (
+                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()} strength", min_width=200,
+                          buttons=[], elem_id=f"{b}-scale") for b in ("face", "body")
+            )  # fmt: skip
+        with gr.Row():
+            self.number = gr.Slider(1, MAX_PICTURES, value=1, step=1, label="Pictures", min_width=200, buttons=[])
+            self.seed = gr.Textbox("0", label="Seed", max_length=19, min_width=200, elem_id="seed")
+        with gr.Accordion("Pose and sampling", open=False):
+            self.pose = gr.File(label="Pose of the person in this photo", file_types=["image"], height=110)
+            with gr.Row():
+                self.steps = gr.Number(None, label="Steps", info=f"usual: {family.defaults.get('steps', 30)}",
+                                       precision=0, min_width=110)  # fmt: skip
+                self.guidance = gr.Number(None, label="Guidance", info=f"usual: {family.defaults.get('guidance', 5)}",
+                                          min_width=110)  # fmt: skip
+            self.negative = gr.Textbox(label="What not to show")
+            self.few = gr.Checkbox(False, label="Few steps: faster, without guidance", visible=bool(family.few_steps))
+        with gr.Row():
+            self.go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
+            self.halt = gr.Button("Stop", elem_id="stop", min_width=80)
+
+    def _results(self) -> None:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=250):
+                self.stage = gr.HTML(stage_html(), elem_id="stage")
+            with gr.Column(scale=5, min_width=300, visible=False) as self.details:
+                self.settings = gr.HTML(elem_id="settings")
+                self.command = gr.Textbox(label="As a command", lines=2, interactive=False, buttons=["copy"],
+                                          elem_id="command")  # fmt: skip
+                with gr.Row():
+                    self.again = gr.Button("Repeat", elem_id="repeat", min_width=90)
+                    self.mark = gr.Button("Mark", elem_id="mark", min_width=90)
+                self.before = gr.Button("Compare with the base", elem_id="compare-base")
+                self.beside = gr.Button("Compare with the marked one", interactive=False, elem_id="compare-marked")
+        self.slider = gr.ImageSlider(label="Before and after", visible=False, max_height=_SIDE, interactive=False,
+                                     elem_id="before-after", buttons=["fullscreen"])  # fmt: skip
+        self.gallery = gr.Gallery(
+            label="Pictures, the newest first", columns=5, height="auto", object_fit="contain", format="png",
+            interactive=False, elem_id="gallery", elem_classes="small-pixels" if self.small else "", preview=False,
+            allow_preview=False, visible=False,
+        )  # fmt: skip
+
+    # ---- events
+
+    def _wire(self) -> None:
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        form = [self.prompt, self.who, self.face, self.body, self.number, self.seed, self.steps, self.guidance,
+                self.negative, self.few, self.pose]  # fmt: skip
+        shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
+        out = [*shown, self.gallery, self.made]
+        runs = [trigger(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models)
+                for trigger in (self.go.click, self.prompt.submit)]  # fmt: skip
+        refill = self.again.click(told(self._refill), self.chosen, form, **quick)
+        runs.append(refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models))
+        runs.append(
+            self.before.click(
+                told(self._with_base),
+                self.chosen,
+                [self.stage, self.slider],
+                show_progress_on=[self.stage],
+                **models,
+            )
+        )
+        self.halt.click(self._stop, None, self.stage, cancels=runs, **quick)
+        self.gallery.select(told(self._choose), self.made, shown, **quick)
+        self.mark.click(
+            lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
+        )
+        self.beside.click(told(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
+
+    def _wish(self, prompt: str | None, face: float, body: float, number: int, seed: str | None, steps: float | None,
+              guidance: float | None, negative: str | None, few: bool, pose: str | None) -> Wish:  # fmt: skip
+        seed = (seed or "").strip()
+        if not seed.isdecimal() or int(seed) > LARGEST_SEED:
+            raise BolidError(f"the seed is {seed!r}", f"give a whole number from 0 to {LARGEST_SEED}")
+        return Wish(
+            (prompt or "").strip(), face, body, int(number), int(seed), None if steps is None else int(steps), guidance,
+            (negative or "").strip(), few, None if pose is None else self.workshop.keep_pose(Path(pose)),
+        )  # fmt: skip
+
+    def _generate(
+        self, request: gr.Request, made: list[Made], prompt: str, who: list[str], *form: Any
+    ) -> Iterator[Any]:
+        wish, nothing = self._wish(prompt, *form), [gr.skip()] * 7
+        yield [stage_html(words="the models are getting ready"), *nothing]
+        try:
+            for event in self.workshop.pictures(_job(request), wish, who or []):
+                if isinstance(event, Made):
+                    made = [event, *made]
+                    yield [*self._details(event), _gallery(made), made]
+                else:
+                    yield [stage_html(event), *nothing]
+        except Stopped:
+            yield [stage_html(words="stopped"), *nothing]
+        except Exception:
+            yield [stage_html(), *nothing]
+            raise
+
+    def _stop(self, request: gr.Request) -> str:
+        self.workshop.stop(_job(request))
+        return stage_html(words="stopped")
+
+    def _details(self, made: Made) -> list[Any]:
+        shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
+        return [stage_html(made, small=self.small), *shown]
+
+    def _choose(self, made: list[Made], event: gr.SelectData) -> list[Any]:
+        return self._details(made[event.index])
+
+    def _refill(self, made: Made) -> list[Any]:
+        """The form with the settings of a picture."""
+        wish = made.wish
+        names = [] if made.who == NOBODY else [self.workshop.people.path(made.who).stem]
+        return [wish.prompt, names, wish.face_scale, wish.body_scale, 1, str(wish.seed), wish.steps, wish.guidance,
+                wish.negative, wish.few_steps, gr.skip()]  # fmt: skip
+
+    def _with_base(self, request: gr.Request, made: Made) -> Iterator[Any]:
+        """The same prompt and seed without anybody, beside the picture."""
+        wish = replace(made.wish, face_scale=None, body_scale=None)
+        for event in self.workshop.pictures(_job(request), wish, []):
+            if isinstance(event, Made):
+                yield [stage_html(made, small=self.small), self._side_by_side(event, made)]
+            else:
+                yield [stage_html(event), gr.skip()]
+
+    def _side_by_side(self, left: Made, right: Made) -> Any:
+        from PIL import Image
+
+        pair = [enlarged(Image.open(made.path).convert("RGB"), _SIDE)[0] for made in (left, right)]
+        label = f"{_named(left)} | {_named(right)}"
+        return gr.ImageSlider(tuple(pair), visible=True, label=label)
+
+
+def _gallery(made: list[Made]) -> Any:
+    return gr.Gallery([(str(one.path), _named(one)) for one in made], visible=len(made) > 1)
+
+
+def _named(made: Made) -> str:
+    scales = made.record.get("config", {}).get("scales", {})
+    words = ", ".join(f"{branch} {scale}" for branch, scale in scales.items() if scale != 1.0)
+    return ("the base" if made.who == NOBODY else made.who) + (f" ({words})" if words else "")
+
+
+def _job(request: gr.Request) -> str:
+    return f"page {request.session_hash}"

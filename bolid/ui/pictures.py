@@ -1,0 +1,254 @@
+"""Pictures for a page: what is wanted, how far it is, the pictures, and the command line that makes each again."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bolid.errors import BolidError
+from bolid.formats.images import picture_record
+from bolid.generate import generate
+from bolid.generate.models import Models
+from bolid.generate.request import picture_seed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from bolid.models.families import Family
+
+MAX_PICTURES = 16
+MAX_PROMPT = 2000  # characters
+NOBODY = "nobody"
+_PREVIEWS = 0.2  # of the time, at most, goes to previews
+
+
+class Stopped(Exception):
+    """Somebody asked the sampling to end."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be shown. None: the family's default. Scales of branches that a person does not have are left out."""
+
+    prompt: str
+    face_scale: float | None = None
+    body_scale: float | None = None
+    number: int = 1
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    negative: str = ""
+    few_steps: bool = False
+    pose_from: Path | None = None
+
+    def check(self) -> None:
+        """Raises BolidError for a wish that nobody can fulfil, or that takes too long."""
+        if not any(letter.isalnum() for letter in self.prompt):
+            raise BolidError("no prompt given", "say what to show, like: a full body photo of a woman on a beach")
+        if len(self.prompt) + len(self.negative) > MAX_PROMPT:
+            raise BolidError(f"the prompt is longer than {MAX_PROMPT} characters", "make it shorter")
+        if not 1 <= self.number <= MAX_PICTURES:
+            raise BolidError(f"{self.number} pictures are asked for", f"ask for 1 to {MAX_PICTURES}")
+        for name, value in (("face strength", self.face_scale), ("body strength", self.body_scale)):
+            if value is not None and not 0 <= value <= 3:
+                raise BolidError(f"the {name} is {value}", "give a number from 0 to 3")
+        if self.steps is not None and not 1 <= self.steps <= 200:
+            raise BolidError(f"{self.steps} steps are asked for", "ask for 1 to 200")
+
+    def options(self, family: Family, branches: set[str]) -> dict[str, Any]:
+        """The arguments of `generate` that are not the defaults, for a person who has these `branches`."""
+        sampler = family.few_steps if self.few_steps else family.defaults
+        options: dict[str, Any] = {}
+        for branch, scale in (("face", self.face_scale), ("body", self.body_scale)):
+            if branch in branches and scale is not None and scale != float(sampler.get(f"{branch}_scale", 1.0)):
+                options[f"{branch}_scale"] = scale
+        for name in ("steps", "guidance", "pose_from"):
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
+        if self.negative:
+            options["negative"] = self.negative
+        if self.few_steps:
+            options["few_steps"] = True
+        return options
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the pictures are. `preview`: uint8 [H, W, 3], now and then."""
+
+    done: int
+    total: int
+    step: int
+    steps: int
+    preview: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished picture, whose person is `who`; the wish and the command line that make it again."""
+
+    path: Path
+    who: str
+    wish: Wish
+    command: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The run record in the PNG."""
+        return picture_record(self.path.read_bytes(), self.path.name) or {}
+
+
+@dataclass(frozen=True)
+class Sitter:
+    """Somebody to be shown: a name, a profile (none: nobody in particular), and the branches that it has."""
+
+    name: str = NOBODY
+    profile: Path | None = None
+    branches: frozenset[str] = frozenset()
+
+
+class Job:
+    """Work on the models in a thread of its own, which ends within a step after `stop`."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End it. Finished pictures stay."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raises Stopped after `stop`."""
+        if self._stop.is_set():
+            raise Stopped
+
+    def events(self, work: Any) -> Iterator[Any]:
+        """What `work(emit)` emits, as it comes; then what it raised is raised here."""
+        waiting: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+        def run() -> None:
+            try:
+                work(lambda event: waiting.put(("event", event)))
+                waiting.put(("end", None))
+            except BaseException as error:  # goes on in the thread that reads
+                waiting.put(("error", error))
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while True:
+                kind, value = waiting.get()
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                yield value
+        finally:  # nobody listens any more, or it is done
+            self.stop()
+
+
+class Studio:
+    """Makes pictures with models that stay loaded, for one client at a time."""
+
+    def __init__(self, family: Family, family_name: str, device: str, models: Models, pictures: Path) -> None:
+        """`family_name`: as `--family` takes it."""
+        self.family, self.family_name, self.device = family, family_name, device
+        self.models, self.pictures = models, pictures
+        self.lock = threading.Lock()  # of the models
+
+    def paint(self, job: Job, wish: Wish, sitters: list[Sitter], out: Path | None = None) -> Iterator[Progress | Made]:
+        """Each sitter's pictures, one at a time, to pictures/NAME; with how far it is."""
+        wish.check()
+        total = len(sitters) * wish.number
+
+        def work(emit: Any) -> None:
+            done = 0
+            with self.lock:
+                for sitter in sitters:
+                    for number in range(wish.number):
+                        job.check()
+                        seed = picture_seed(wish.seed, 0, number)
+                        watch = Watch(job, self.models, lambda s, of, p: emit(Progress(done, total, s, of, p)))  # noqa: B023
+                        options = wish.options(self.family, set(sitter.branches))
+                        path = self._one(wish.prompt, sitter, seed, options, out, watch)
+                        done += 1
+                        command = self.command(wish.prompt, sitter, seed, options)
+                        emit(Made(path, sitter.name, replace(wish, number=1, seed=seed), command))
+
+        yield from job.events(work)
+
+    def sheet(
+        self, job: Job, wish: Wish, sitters: list[Sitter], grid: list[str], total: int
+    ) -> Iterator[Progress | str]:
+        """A contact sheet of the `grid`, as `generate` has it, of so many pictures in `total`; its path comes last."""
+        profiles = [sitter.profile for sitter in sitters if sitter.profile is not None]
+
+        def work(emit: Any) -> None:
+            done = itertools.count(-1)
+            began = [next(done)]  # the first step of a picture counts it
+
+            def tell(step: int, steps: int, preview: np.ndarray | None) -> None:
+                if step == 1:
+                    began[0] = next(done)
+                emit(Progress(began[0], total, step, steps, preview))
+
+            with self.lock:
+                job.check()
+                paths = generate(
+                    [wish.prompt], self.pictures / "grids", profile=profiles or None, grid=grid, device=self.device,
+                    family=None if profiles else self.family_name, models=self.models,
+                    on_step=Watch(job, self.models, tell),
+                )  # fmt: skip
+            emit(str(paths[-1]))
+
+        yield from job.events(work)
+
+    def _one(
+        self, prompt: str, sitter: Sitter, seed: int, options: dict[str, Any], out: Path | None, watch: Watch
+    ) -> Path:
+        folder = (self.pictures if out is None else out) / sitter.name
+        family = None if sitter.profile is not None else self.family_name
+        (path,) = generate(
+            [prompt], folder, profile=sitter.profile, family=family, device=self.device, seed=seed,
+            models=self.models, on_step=watch, **options,
+        )  # fmt: skip
+        return path
+
+    def command(self, prompt: str, sitter: Sitter, seed: int, options: dict[str, Any]) -> str:
+        """The line that makes a picture again."""
+        words = ["bolid", "generate", prompt]
+        words += ["--profile", str(sitter.profile)] if sitter.profile is not None else ["--family", self.family_name]
+        for name, value in options.items():
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        words += ["--seed", str(seed)]
+        if prompt.startswith("-"):
+            words = [*words[:2], *words[3:], "--", prompt]
+        return shlex.join(words)
+
+
+class Watch:
+    """The callback of each step: stops a job, and tells how far it is, with a preview now and then."""
+
+    def __init__(self, job: Job, models: Models, tell: Any) -> None:
+        self.job, self.models, self.tell = job, models, tell
+        self._next, self._preview = 0.0, None  # when the next preview is due, and the last one
+
+    def __call__(self, step: int, steps: int, x0: torch.Tensor) -> None:
+        """As `bolid.backends.sampling.OnStep`. Raises Stopped."""
+        self.job.check()
+        began = time.monotonic()
+        if began >= self._next and step < steps and (pipe := self.models.current) is not None:
+            from bolid.backends.diffusion import decode_latents
+
+            self._preview = decode_latents(pipe, x0[:1])[0]
+            ended = time.monotonic()
+            self._next = ended + (ended - began) * (1 / _PREVIEWS - 1)
+        self.tell(step, steps, self._preview)

@@ -1,0 +1,122 @@
+"""What clients are told: errors as messages, how far it is, and the settings of a picture."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import inspect
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+
+from bolid.errors import BolidError
+from bolid.ui.photos import enlarged
+from bolid.ui.pictures import Made, Progress
+
+if TYPE_CHECKING:
+    from bolid.ui.workshop import Seen
+
+_PREVIEW = 320  # pixels
+
+
+def _said(error: Exception) -> Any:
+    """The error as Gradio shows it: a message and a hint, never a stack trace."""
+    import gradio as gr
+
+    if isinstance(error, BolidError):
+        text = f"{error.message}. {error.hint[:1].upper()}{error.hint[1:]}." if error.hint else error.message
+    else:
+        logging.getLogger("bolid.ui").error("a fault in bolid", exc_info=error)
+        text = f"unexpected {type(error).__name__}: this is a fault in bolid; its terminal shows where"
+    return gr.Error(html.escape(text[:1200], quote=False), title="bolid", duration=20, print_exception=False)
+
+
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or generator, whose errors clients can read."""
+    import gradio as gr
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generator(*args: Any, **kwargs: Any) -> Any:
+            try:
+                yield from function(*args, **kwargs)
+            except gr.Error:
+                raise
+            except Exception as error:
+                raise _said(error) from None
+
+        return generator
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise _said(error) from None
+
+    return call
+
+
+def stage_html(picture: Made | Progress | None = None, words: str = "", small: bool = False) -> str:
+    """A picture that is finished, or as far as it is, with a bar and words. `small`: enlarged with sharp pixels."""
+    kind, bar, image = " class='sharp'" if small else "", "", "<div class='empty'></div>"
+    if isinstance(picture, Made):
+        where = quote(str(picture.path.resolve()))
+        image = f"<img{kind} alt='{html.escape(picture.wish.prompt)}' src='/gradio_api/file={where}'>"
+    elif picture is not None:
+        share = (picture.done + picture.step / max(picture.steps, 1)) / max(picture.total, 1)
+        words = f"picture {picture.done + 1} of {picture.total}, step {picture.step} of {picture.steps}"
+        bar = f"<div class='bar'><i style='width:{100 * share:.0f}%'></i></div>"
+        if picture.preview is not None:
+            image = f"<img alt='preview' src='{_uri(picture.preview)}'>"
+    said = f"<div class='words' role='status'>{html.escape(words)}</div>"
+    return f"<div class='stage'>{image}{bar}{said}</div>"
+
+
+def _uri(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    enlarged(Image.fromarray(pixels), _PREVIEW)[0].save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def seen_html(words: str, seen: Sequence[Seen]) -> str:
+    """Words, and the photos as the models saw them."""
+    figures = []
+    for one in seen:
+        report, text = one.report, f"left out: {one.reason}"
+        if not one.reason:
+            text = f"weight {report.weight:.2f}, {'face' if report.face else 'no face'}, to the {report.down_to}"
+        image = f"<img alt='{html.escape(one.name)} as the models saw it' src='{_uri(np.asarray(one.picture))}'>"
+        figures.append(f"<figure>{image}<figcaption>{html.escape(text)}</figcaption></figure>")
+    grid = f"<div class='seen'>{''.join(figures)}</div>" if figures else ""
+    return f"<p class='quiet'>{html.escape(words)}</p>{grid}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings_html(made: Made) -> str:
+    """What made a picture, as a list."""
+    record = made.record
+    config = record.get("config", {})
+    scales = config.get("scales", {})
+    rows = {
+        "prompt": config.get("prompt"), "read as": config.get("encoded_prompt"), "who": made.who,
+        "strength": ", ".join(f"{branch} {_short(scale)}" for branch, scale in scales.items()) or "the base alone",
+        "steps": config.get("steps"), "guidance": config.get("guidance"), "not to show": config.get("negative"),
+        "few steps": "yes" if config.get("few_steps") else None, "pose of": config.get("pose_from"),
+        "seed": record.get("seed"), "file": made.path,
+    }  # fmt: skip
+    lines = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in rows.items() if v not in (None, ""))
+    return f"<div class='settings'><dl>{lines}</dl></div>"

@@ -1,0 +1,303 @@
+"""What a page does for its clients: people from photos, their bodies, pictures and reports, in one work folder.
+
+Everything that is read and written lies in that folder. The models are loaded once; one client uses them at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bolid.errors import BolidError
+from bolid.formats.profile import load_profile
+from bolid.generate.models import Models
+from bolid.models.families import Family, get_family
+from bolid.profile import ProfileResult, make_profile, reshape_profile
+from bolid.run import pick_device, sha256_file, write_atomic
+from bolid.ui import figure
+from bolid.ui.people import People
+from bolid.ui.photos import crossed_out, drawn, uploaded
+from bolid.ui.pictures import Job, Made, Progress, Sitter, Studio, Wish
+from bolid.views import View
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from bolid.body.profiles import MeasurementRow
+    from bolid.body.shape import Shape
+    from bolid.person import PhotoReport
+
+SYNTHETIC = range(200_000, 600_000)
+"""Seeds of synthetic people that no model was trained on."""
+MAX_CELLS = 48  # pictures of a grid
+_SHOWN = 200  # files for clients that are kept
+_PHOTOS = 8  # of a synthetic person
+_INVENTED = ("height", "inseam", "shoulders", "chest", "waist", "hip")  # measurements that make a body
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photo as the models saw it: a picture with box, skeleton and face."""
+
+    picture: Image.Image
+    name: str
+    report: PhotoReport
+    reason: str  # why it was left out, or ""
+
+
+@dataclass(frozen=True)
+class Portrayed:
+    """A new person: the name, what was seen in each photo, and what the profile says."""
+
+    name: str
+    seen: tuple[Seen, ...]
+    result: ProfileResult
+
+
+class Workshop:
+    """The work folder with its people and pictures, and the models."""
+
+    def __init__(self, folder: str | os.PathLike[str], family: str | None = None, device: str = "auto") -> None:
+        self.folder = Path(folder)
+        self.uploads = self.folder / "uploads"
+        shutil.rmtree(self.uploads, ignore_errors=True)  # of the last time
+        self.uploads.mkdir(parents=True)
+        self.people = People(self.folder)
+        self.family: Family = get_family(family)
+        # Of a large base there is room for one.
+        models = Models(most=3 if self.family.name == "tiny" else 1)
+        self.studio = Studio(self.family, family or self.family.name, pick_device(device), models, self.people.pictures)
+        self.jobs: dict[str, Job] = {}
+        self._stopped: set[str] = set()  # jobs that were stopped before they began
+        self._count, self._counting = itertools.count(), threading.Lock()
+
+    # ---- people
+
+    def portray(
+        self, name: str, photos: Sequence[str | Path], known: Mapping[str, str] | None = None, sex: str | None = None
+    ) -> Portrayed:
+        """A new profile from uploaded photos, measurements as people type them, or both."""
+        from bolid.body.profiles import read_known
+
+        out, files = self.people.free(name), uploaded(photos, self.uploads)
+        wanted = read_known({key: str(text) for key, text in (known or {}).items() if str(text or "").strip()})
+        views: dict[Path, View | str] = {}
+        with self.studio.lock:
+            reader = self.studio.models.reader(self.family, self.studio.device)
+            reader.on_view = views.__setitem__
+            try:
+                result = make_profile(files, out, known=wanted, sex=sex or None, reader=reader)
+            except BolidError as error:
+                raise BolidError(_without_folders(error.message, files), error.hint) from error
+            finally:
+                reader.on_view = None
+        return Portrayed(out.stem, self._seen(result, views), result)
+
+    def _seen(self, result: ProfileResult, views: Mapping[Path, View | str]) -> tuple[Seen, ...]:
+        seen = []
+        for report in result.reports:
+            view = views.get(report.photo)
+            picture = drawn(view) if isinstance(view, View) else crossed_out(report.photo)
+            reason = _without_folders(report.rejected, [report.photo])
+            seen.append(Seen(picture, report.photo.name, report, reason))
+        return tuple(seen)
+
+    def synthesise(self, name: str, seed: int) -> Portrayed:
+        """A profile of a synthetic person, from photos that are rendered first."""
+        from bolid.synth.render import write_photos
+
+        if seed not in SYNTHETIC:
+            raise BolidError(f"the seed is {seed}", f"give one from {SYNTHETIC.start} to {SYNTHETIC.stop - 1}")
+        self.people.free(name)  # a wrong name is told before the work
+        photos = write_photos(self.uploads / "synthetic", seed, _PHOTOS, size=self._photo_size)
+        made = self.portray(name, photos)
+        write_atomic(self.people.seed_file(made.name), str(seed))
+        return made
+
+    def invent(self, name: str, seed: int) -> Portrayed:
+        """A profile of somebody with the measurements of a random adult, and no face."""
+        from bolid.body.measurements import NAMES
+        from bolid.body.shape import draw, measure_body, population
+
+        usual, far = population().mean, draw(population().shape, 1, seed)
+        sizes = measure_body(usual + 0.7 * (far - usual))[0]  # extremes are rare
+        known = {n: f"{100 * sizes[NAMES.index(n)]:.1f}" for n in _INVENTED}
+        return self.portray(name, [], known)
+
+    def open_profile(self, file: Path) -> str:
+        """Take in an uploaded profile; the name that it got."""
+        (file,) = uploaded([file], self.uploads)
+        try:
+            load_profile(file)
+        except BolidError as error:
+            raise BolidError(_without_folders(error.message, [file]), error.hint) from error
+        out = self.people.free(re.sub(r"[^\w .-]", " ", file.stem)[:40].strip(" .-") or "Somebody")
+        write_atomic(out, file.read_bytes())
+        return out.stem
+
+    def delete(self, name: str) -> int:
+        """Delete a person and the pictures of this person; how many pictures."""
+        return self.people.delete(name, self.uploads)
+
+    def sitters(self, names: Sequence[str]) -> list[Sitter]:
+        """The people of these names; without any, nobody in particular."""
+        if not names:
+            return [Sitter()]
+        found = []
+        for name in dict.fromkeys(names):
+            path = self.people.path(name)
+            branches = {"body"} if load_profile(path).face is None else {"body", "face"}
+            found.append(Sitter(name, path, frozenset(branches)))
+        return found
+
+    # ---- bodies
+
+    def shape(
+        self, name: str, wanted: Mapping[str, float], hold: bool = True
+    ) -> tuple[Shape, Sequence[MeasurementRow]]:
+        """A person's body with these measurements, and all that it measures then."""
+        return figure.moved(self.people.path(name), wanted, hold)
+
+    def mannequin(self, shape: Shape) -> Path:
+        """A GLB file of a shape."""
+        return figure.write_mannequin(shape, self.scratch("mannequin.glb"))
+
+    def reshape(self, name: str, wanted: Mapping[str, float], hold: bool, new_name: str) -> str:
+        """Save the person with these measurements under a new name; the name that it got."""
+        if not wanted:
+            raise BolidError("no measurement is moved", "move a slider first")
+        out = self.people.free(new_name)
+        changes = {key: f"{value:.2f}{'kg' if key == 'weight' else 'cm'}" for key, value in wanted.items()}
+        reshape_profile(self.people.path(name), out, changes=changes, hold=hold)
+        return out.stem
+
+    # ---- pictures
+
+    def pictures(self, job_name: str, wish: Wish, names: Sequence[str]) -> Iterator[Progress | Made]:
+        """The pictures of a wish, as they come. Raises Stopped after `stop(job_name)`."""
+        with self.job(job_name) as job:
+            yield from self.studio.paint(job, wish, self.sitters(names))
+
+    def keep_pose(self, photo: Path) -> Path:
+        """An uploaded photo of a pose, kept so that the command of a picture finds it."""
+        (photo,) = uploaded([photo], self.uploads)
+        kept = self.folder / "poses" / f"{sha256_file(photo)[:16]}{photo.suffix.lower()}"
+        if not kept.exists():
+            write_atomic(kept, photo.read_bytes())
+        return kept
+
+    def grid(
+        self, job_name: str, prompt: str, names: Sequence[str], axes: Mapping[str, str]
+    ) -> Iterator[Progress | str]:
+        """A contact sheet over values of settings, like {"body-scale": "0, 1"}; its path comes last."""
+        wish = Wish(prompt.strip())
+        wish.check()
+        values = {axis: [text.strip() for text in texts.split(",") if text.strip()] for axis, texts in axes.items()}
+        total = max(1, len(names)) * math.prod(map(len, values.values()))
+        if total > MAX_CELLS:
+            raise BolidError(f"the grid has {total} pictures", f"give fewer values: {MAX_CELLS} pictures at most")
+        grid = [f"{axis}={','.join(texts)}" for axis, texts in values.items()]
+        with self.job(job_name) as job:
+            yield from self.studio.sheet(job, wish, self.sitters(names), grid, total)
+
+    def report(self, name: str, photos: Sequence[str | Path]) -> str:
+        """How near a person's pictures come, by photos that did not make the profile: the report of `evaluate`."""
+        from bolid.evaluate import evaluate
+        from bolid.synth.render import write_photos
+
+        profile, seed = self.people.path(name), self.people.seed_file(name)
+        pictures = self.people.pictures / profile.stem
+        if not any(pictures.glob("*.png")):
+            raise BolidError(f"there is no picture of {name} yet", "make some in the tab Picture")
+        folder = self.scratch("reference")
+        files = uploaded(photos, self.uploads)
+        if not files and seed.is_file():
+            files = write_photos(
+                folder.parent / "rendered", int(seed.read_text()), 4, size=self._photo_size, start=_PHOTOS
+            )
+        if not files:
+            raise BolidError("no photo to compare with", "give photos of this person that did not make the profile")
+        folder.mkdir()
+        for number, file in enumerate(files):
+            shutil.copyfile(file, folder / f"{number:03d}{file.suffix.lower()}")
+        page = folder.parent / "report.html"
+        with self.studio.lock:
+            evaluate(
+                pictures,
+                folder,
+                profiles=[profile],
+                html=page,
+                family=self.studio.family_name,
+                device=self.studio.device,
+            )
+        return page.read_text(encoding="utf-8")
+
+    @property
+    def _photo_size(self) -> tuple[int, int]:
+        """(height, width) of rendered photos."""
+        height, width = self.family.view_size
+        return (2 * height, 2 * width) if height <= 256 else (512, 384)
+
+    def job(self, name: str) -> _Running:
+        """`with workshop.job(name) as job`: so that `stop(name)` finds it."""
+        return _Running(self, name)
+
+    def stop(self, name: str, ahead: bool = False) -> bool:
+        """End a job within a step; whether it was under way. `ahead`: one that has not begun will end at once."""
+        with self._counting:
+            job = self.jobs.get(name)
+            if job is None and ahead:
+                self._stopped.add(name)
+        if job is not None:
+            job.stop()
+        return job is not None
+
+    def scratch(self, name: str) -> Path:
+        """A new file for a client, which is gone when the page ends or many others were made."""
+        with self._counting:
+            number = next(self._count)
+        shown = self.uploads / "shown"
+        shutil.rmtree(shown / str(number - _SHOWN), ignore_errors=True)
+        (shown / str(number)).mkdir(parents=True)
+        return shown / str(number) / name
+
+    def warm_up(self) -> None:
+        """Load the models, so that the first picture does not wait for them."""
+        names = self.people.names()
+        with self.studio.lock:
+            self.studio.models.reader(self.family, self.studio.device)
+        job, wish = Job(), Wish("a photo of a person", steps=1, guidance=1.0)
+        for _ in self.studio.paint(job, wish, self.sitters(names[:1]), self.uploads / "warm"):
+            pass
+
+
+class _Running:
+    """A job that can be found by its name while it lasts."""
+
+    def __init__(self, workshop: Workshop, name: str) -> None:
+        self.workshop, self.name = workshop, name
+
+    def __enter__(self) -> Job:
+        job = self.workshop.jobs[self.name] = Job()
+        if self.name in self.workshop._stopped:
+            self.workshop._stopped.discard(self.name)
+            job.stop()
+        return job
+
+    def __exit__(self, *_: object) -> None:
+        self.workshop.jobs.pop(self.name, None)
+
+
+def _without_folders(text: str, files: Sequence[Path]) -> str:
+    """A message that names uploaded files by their names alone."""
+    for file in files:
+        text = text.replace(str(file), file.name)
+    return text
