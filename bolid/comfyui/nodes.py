@@ -118,12 +118,12 @@ class EditProfile:
     def edit(self, profile: Path, name: str, others: str, **changes: float) -> tuple[Path, str]:
         """(the new file, its measurements as text); the profile itself where nothing changes."""
         from bolid.body.measurements import MEASUREMENTS
-        from bolid.profile import reshape_profile
+        from bolid.profile import edit_profile
 
         texts = {row.name: f"{changes[row.name]:+g}{row.unit}" for row in MEASUREMENTS if changes.get(row.name)}
         if not texts:
             return profile, _measurements(profile)
-        made = reshape_profile(profile, _output(name), changes=texts, hold=others == "stay")
+        made = edit_profile(profile, _output(name), changes=texts, hold=others == "stay")
         return made.path, _measurements(made.path)
 
 
@@ -350,10 +350,10 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _measurements(path: Path) -> str:
-    from bolid.profile import measurements_of
+    from bolid.profile import show_profile
 
     try:
-        rows = measurements_of(path)
+        rows = show_profile(path)
     except BolidError as error:  # an encoder that knows no shape
         return error.message
     return "\n".join(f"{row.title}: {row.value:.1f} ± {row.sd:.1f} {row.unit}" for row in rows)
@@ -364,7 +364,7 @@ def _adapter_branches(
 ) -> list[tuple[str, dict[str, torch.Tensor], torch.Tensor]]:
     """(branch, tensors of its file, the person's vector) of the wanted branches that both have."""
     from bolid.formats.adapter import load_adapter
-    from bolid.generate.adapters import check_belongs
+    from bolid.generate.adapters import LoadedAdapter, check_belongs
     from bolid.generate.identity import identity_of
 
     person, family = identity_of(profile)
@@ -378,6 +378,6 @@ def _adapter_branches(
         tensors, record = load_adapter(path, branch)
         match_family(family, record["family"], path)
         dim = tensors["image_proj.proj.weight" if branch == "body" else "image_proj.proj.0.weight"].shape[1]
-        check_belongs(person, branch, path, record, dim)
+        check_belongs(person, branch, LoadedAdapter(path, sha256_file(path), record, dim))
         found.append((branch, tensors, person.vectors[branch]))
     return found

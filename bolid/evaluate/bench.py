@@ -6,11 +6,13 @@ Any method on any base takes part: the benchmark reads pictures, and a table say
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bolid import workers
 from bolid.errors import BolidError
 from bolid.evaluate.command import PathLike, Run, comparison
 from bolid.evaluate.pictures import PictureFolder, read_methods
@@ -74,8 +76,9 @@ def bench(
             methods[name] = folder
     if not methods:
         raise BolidError("no pictures are given", "give folders of pictures, one a method, or manifests")
+    here = functools.partial(workers.run, workers=1)
     run = Run(
-        reference, (), conditioning, None, features, html, family, device, seed, progress, tuple(recognisers),
+        reference, (), conditioning, None, features, html, family, device, seed, progress, here, tuple(recognisers),
         body_reader, bounded=True,
     )  # fmt: skip
     return comparison(*run.score(methods))

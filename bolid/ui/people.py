@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.formats.images import picture_record
+from bolid.formats.pictures import picture_record
 from bolid.run import sha256_file
 
 SUFFIX = ".safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
-from bolid.formats.images import picture_record
+from bolid.formats.pictures import picture_record
 from bolid.generate import generate
 from bolid.generate.models import Models
 from bolid.generate.request import picture_seed

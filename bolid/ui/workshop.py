@@ -20,7 +20,7 @@ from bolid.errors import BolidError
 from bolid.formats.profile import load_profile
 from bolid.generate.models import Models
 from bolid.models.families import Family, get_family
-from bolid.profile import ProfileResult, make_profile, reshape_profile
+from bolid.profile import ProfileResult, edit_profile, make_profile
 from bolid.run import pick_device, sha256_file, write_atomic
 from bolid.ui import figure
 from bolid.ui.people import People
@@ -176,7 +176,7 @@ class Workshop:
             raise BolidError("no measurement is moved", "move a slider first")
         out = self.people.free(new_name)
         changes = {key: f"{value:.2f}{'kg' if key == 'weight' else 'cm'}" for key, value in wanted.items()}
-        reshape_profile(self.people.path(name), out, changes=changes, hold=hold)
+        edit_profile(self.people.path(name), out, changes=changes, hold=hold)
         return out.stem
 
     # ---- pictures
