@@ -242,5 +242,7 @@ def _table(folder: Path, given: str | os.PathLike[str] | None) -> dict[Path, dic
             row.setdefault(name, next((row[other] for other in known if row.get(other)), None))
         if not row["file"]:
             raise BolidError(f"row {number} of {path} names no file", _TABLE_HINT)
+        if "\0" in str(row["file"]):
+            raise BolidError(f"row {number} of {path} names a file with a null character", _TABLE_HINT)
         table[(folder / str(row["file"])).resolve()] = row
     return table

@@ -29,7 +29,6 @@ from bolid.formats.photos import PhotoFolder
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.shards import ShardWriter, read_shards
 from bolid.formats.sites import SITES, read_site
-from bolid.formats.sliders import load_sliders
 from bolid.formats.tensors import save_tensors
 from bolid.inspect import inspect
 from bolid.models.checksums import read_manifest
@@ -118,7 +117,7 @@ def tensors_of(path: Path) -> dict[str, bytes]:
 
 
 def test_tensor_files(tmp_path):
-    """Profiles, encoders, sliders, adapters and checkpoints: one checksum over record and tensors."""
+    """Profiles, encoders, adapters and checkpoints: one checksum over record and tensors."""
     path = tmp_path / "x.safetensors"
     record = tensors_of(path)
 
@@ -151,13 +150,8 @@ def test_tensor_files(tmp_path):
         "profile": (path.read_bytes(), lambda p: list(vars(load_profile(p)).values())),
         "checkpoint": ((tmp_path / "c").read_bytes(), checkpoint),
         "body encoder": (TINY.body_encoder.read_bytes(), read_body_encoder),
-        "sliders": (
-            TINY.body_sliders.read_bytes(),
-            lambda p: list(vars(load_sliders(p, load_sliders(TINY.body_sliders, "").body_encoder)).values()),
-        ),
         "adapter": (TINY.body_adapter.read_bytes(), lambda p: load_adapter(p, "body")),
     }
-    cases["sliders"] = (TINY.body_sliders.read_bytes(), lambda p: inspect(p, verify=True)["record"])
     for name, (data, load) in cases.items():
         read = reader(load)
         truth = read(data)
