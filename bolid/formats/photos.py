@@ -131,7 +131,7 @@ class PhotoFolder:
                     "wait for it to end, or choose another --out",
                 ) from error
             raise BolidError(f"cannot open {database}: {error}", "choose another --out") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise _damaged(database, error) from error
         with self._damage():
             self._reconcile()

@@ -273,9 +273,10 @@ def _links(page: HtmlResponse, selector: str) -> Iterator[tuple[str, str]]:
 
 
 def first_number(text: str) -> int | None:
-    """The first whole number in a text: 312, 1 312, 1,312 and 1.312; None without one."""
+    """The first whole number in a text: 312, 1 312, 1,312 and 1.312; None without one, or of more than 9 digits."""
     found = re.search(r"\d{1,3}(?:[\s,.]\d{3})+(?!\d)|\d+", text)
-    return int(re.sub(r"\D", "", found[0])) if found else None
+    digits = re.sub(r"\D", "", found[0]) if found else ""
+    return int(digits) if 0 < len(digits) <= 9 else None
 
 
 def _text(page: HtmlResponse, selector: str) -> str:
