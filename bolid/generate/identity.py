@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
+from bolid.formats.images import printable
 from bolid.generate.request import PathLike, Request
 from bolid.models.families import Family, match_family
 from bolid.person import PersonReader
@@ -52,7 +53,7 @@ def find_people(
     if request.reference is not None:
         person = reader().read([request.reference], progress)
         vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
-        name = f"the photo {Path(request.reference).name}"
+        name = f"the photo {printable(Path(request.reference).name)}"
         return [Identity(vectors, reader().encoder.space, person.face_model, {"reference": person.sha256[0]}, name)]
     if request.new_person is not None:
         return [_invented(request.family, request.require_adapter("body"), request.new_person)]
@@ -78,7 +79,7 @@ def _from_profile(family: Family, path: PathLike, folder: str) -> Identity:
     # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
     photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
     inputs = {"profile": sha256_file(path), **photos}
-    name = f"the profile {Path(path).name}"
+    name = f"the profile {printable(Path(path).name)}"
     return Identity(vectors, made_with.get("body_encoder", ""), made_with.get("face_model", ""), inputs, name, folder)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.images import printable
 from bolid.models.families import Family, get_family, match_family
 from bolid.run import derive_seed, pick_device
 from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
@@ -227,9 +228,9 @@ class Request:
             "negative": self.negative, "lora": list(self.lora), "few_steps": self.few_steps, "best_of": self.best_of,
         }  # fmt: skip
         if self.base is not None:
-            settings["base"] = Path(self.base).name
+            settings["base"] = printable(Path(self.base).name)
         if self.pose_from is not None:
-            settings |= {"pose_from": Path(self.pose_from).name, "pose_scale": self.pose_weight.plain()}
+            settings |= {"pose_from": printable(Path(self.pose_from).name), "pose_scale": self.pose_weight.plain()}
         return settings
 
     def file_name(self, index: int, number: int) -> str:
