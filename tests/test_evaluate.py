@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from bolid.errors import BolidError
 from bolid.evaluate.command import compare, evaluate
 from bolid.evaluate.evaluators import PictureFeatures
 from bolid.evaluate.picture_scores import ReferenceScores, outfit
+from bolid.evaluate.pictures import generated_pictures, reference_photos
 from bolid.evaluate.references import References
 from bolid.evaluate.results import DESCRIPTIONS
 from bolid.formats.profile import save_profile
@@ -96,6 +99,19 @@ def many(people, tmp_path_factory):
 def comparison(many, rendered_people):
     folders, others = [many / "right", many / "wrong"], {"base": many / "wrong", "html": many / "report.html"}
     return compare(folders, rendered_people, family="tiny", device="cpu", **others)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """They are read, and named by text that a report and a record can hold."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "b.jpg").write_bytes(b"no picture")
+    (folder / "link.jpg").symlink_to("nowhere")
+    for pictures in (generated_pictures(folder), reference_photos(folder)):
+        assert pictures.load(pictures.pictures[0]).shape == (8, 8, 3)
+        assert [picture.source for picture in pictures.pictures] == [f"{tmp_path}/\\xff/a.png"]
+        assert pictures.rejected["the file is a link to nothing"] == [f"{tmp_path}/\\xff/link.jpg"]
 
 
 def test_a_persons_own_photos_are_perfect(result):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, read_file, unread_files
+from bolid.formats.images import PHOTO_SUFFIXES, decode_image, list_photos, printable, read_file, unread_files
 from bolid.formats.parsing import parse_json
 from bolid.formats.pictures import picture_record
 from bolid.formats.shards import INDEX, JOURNAL, ShardReader
@@ -74,6 +74,7 @@ class PictureFolder:
         self.place = Path(place)
         self.pictures: list[Picture] = []
         self.rejected: dict[str, list[str]] = {}
+        self.paths: dict[str, Path] = {}  # source -> its file
         self.shards = ShardReader(self.place) if _is_shards(self.place) else None
 
     def unread_notes(self) -> list[str]:
@@ -86,7 +87,8 @@ class PictureFolder:
         if self.shards is not None:
             (sample,) = self.shards.read([picture.source])
             return decode_image(sample.image, name=picture.source, max_side=MAX_SIDE)
-        return decode_image(read_file(Path(picture.source), picture.source), name=picture.source, max_side=MAX_SIDE)
+        data = read_file(self.paths.get(picture.source, Path(picture.source)), picture.source)
+        return decode_image(data, name=picture.source, max_side=MAX_SIDE)
 
     def reject(self, picture_or_source: Picture | str, reason: str) -> None:
         """Note that a picture is left out."""
@@ -116,10 +118,11 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
         for path in paths:
             try:
                 folder.pictures.append(_generated_picture(path, folder.place, table.pop(path.resolve(), {})))
+                folder.paths[printable(path)] = path
             except BolidError as error:
-                folder.reject(str(path), error.message)
+                folder.reject(printable(path), error.message)
         for path in table:
-            folder.reject(str(path), "named in the table of prompts, but not there")
+            folder.reject(printable(path), "named in the table of prompts, but not there")
     if not folder.pictures:
         listed = "; ".join(reason for reason in folder.rejected)
         raise BolidError(
@@ -164,7 +167,7 @@ def _generated_picture(path: Path, folder: Path, row: dict[str, Any]) -> Picture
         record = {}
     config = record.get("config", {})
     return Picture(
-        source=str(path),
+        source=printable(path),
         sha256=hashlib.sha256(data).hexdigest(),
         folder=folder,
         prompt=str(row.get("prompt") or config.get("prompt") or ""),
@@ -191,14 +194,15 @@ def reference_photos(place: str | os.PathLike[str]) -> PictureFolder:
     from bolid.backends.caption import caption_for
 
     for person, path in list_photos(folder.place):
+        source = printable(path)
         try:
             data, caption = read_file(path), caption_for(path)
         except BolidError as error:
-            folder.reject(str(path), error.message)
+            folder.reject(source, error.message)
             continue
-        folder.pictures.append(
-            Picture(str(path), hashlib.sha256(data).hexdigest(), folder.place, caption, person, truth=_truth(path))
-        )
+        folder.paths[source] = path
+        sha256, truth = hashlib.sha256(data).hexdigest(), _truth(path)
+        folder.pictures.append(Picture(source, sha256, folder.place, caption, printable(person), truth=truth))
     return folder
 
 
@@ -238,16 +242,16 @@ def _person_of(config: dict[str, Any]) -> str:
 def _seed(value: Any) -> int | None:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
 def _truth(photo: Path) -> dict[str, float]:
     """The body ratios beside a rendered photo, {} elsewhere."""
     try:
-        found = parse_json(photo.with_suffix(".json").read_text(encoding="utf-8"))["ratios"]
+        found = parse_json(read_file(photo.with_suffix(".json")))["ratios"]
         return {str(name): float(value) for name, value in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (BolidError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return {}
 
 
@@ -273,5 +277,7 @@ def _table(folder: Path, given: str | os.PathLike[str] | None) -> dict[Path, dic
             row.setdefault(name, next((row[other] for other in known if row.get(other)), None))
         if not row["file"]:
             raise BolidError(f"row {number} of {path} names no file", _TABLE_HINT)
+        if "\0" in str(row["file"]):
+            raise BolidError(f"row {number} of {path} names a file with a null character", _TABLE_HINT)
         table[(folder / str(row["file"])).resolve()] = row
     return table

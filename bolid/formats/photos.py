@@ -131,7 +131,7 @@ class PhotoFolder:
                     "wait for it to end, or choose another --out",
                 ) from error
             raise BolidError(f"cannot open {database}: {error}", "choose another --out") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise _damaged(database, error) from error
         with self._damage():
             self._reconcile()
@@ -142,7 +142,7 @@ class PhotoFolder:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._damage():
-            if isinstance(error, sqlite3.DatabaseError):
+            if isinstance(error, sqlite3.DatabaseError | UnicodeDecodeError):
                 raise error
             with disk_errors(self.path), contextlib.suppress(AttributeError):  # Windows has none
                 os.sync()
@@ -154,7 +154,7 @@ class PhotoFolder:
         """Turn what SQLite says of a damaged database into a BolidError."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self._db.close()
             raise _damaged(self.path / DATABASE, error) from error
 

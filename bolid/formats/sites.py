@@ -82,6 +82,6 @@ def _site(path: Path, data: dict[str, Any]) -> Site:
     if site.encoding:
         try:
             "".encode(site.encoding)
-        except LookupError as error:
+        except (LookupError, ValueError) as error:
             raise BolidError(f"{path}: unknown encoding {site.encoding!r}", 'write e.g. "windows-1251"') from error
     return site

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
+from bolid.formats.images import printable
 from bolid.generate.request import PathLike, Request
 from bolid.generate.shape_map import shape_of_photo, shape_of_profile, shape_of_vector
 from bolid.models.families import Family, match_family
@@ -61,7 +62,7 @@ def find_people(
     if request.reference is not None:
         person = reader().read([request.reference], progress)
         vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
-        name = f"the photo {Path(request.reference).name}"
+        name = f"the photo {printable(Path(request.reference).name)}"
         shape = partial(shape_of_photo, reader(), person)
         inputs = {"reference": person.sha256[0]}
         return [Identity(vectors, reader().encoder.space, person.face_model, inputs, name, shape=shape)]
@@ -99,7 +100,7 @@ def identity_of(path: PathLike, folder: str = "") -> tuple[Identity, str]:
     # The photos too: `evaluate` must not score a picture against a photo that it could have copied.
     photos = {name: sha for name, sha in made_with.items() if name.startswith("photo_")}
     inputs = {"profile": sha256_file(path), **photos}
-    name = f"the profile {Path(path).name}"
+    name = f"the profile {printable(Path(path).name)}"
     models = made_with.get("body_encoder", ""), made_with.get("face_model", "")
     shape = partial(shape_of_profile, profile)
     return Identity(vectors, *models, inputs, name, folder, shape=shape), profile.record["family"]

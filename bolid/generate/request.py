@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+from bolid.formats.images import printable
 from bolid.formats.pictures import FORMATS
 from bolid.generate.shape_map import ADAPTER, BODY_FROM, BOTH, POSE, SHAPE, check_pose
 from bolid.models.families import Family, get_family, match_family
@@ -299,9 +300,9 @@ class Request:
         if self.dtype != "auto":
             settings["dtype"] = self.dtype
         if self.base is not None:
-            settings["base"] = Path(self.base).name
+            settings["base"] = printable(Path(self.base).name)
         if self.pose_from is not None:
-            settings |= {"pose_from": Path(self.pose_from).name, "pose_scale": self.pose_weight.plain()}
+            settings |= {"pose_from": printable(Path(self.pose_from).name), "pose_scale": self.pose_weight.plain()}
         if self.uses_shape:
             settings |= {"body_from": SHAPE if self.shape_alone else BOTH, "shape_scale": self.shape_weight.plain()}
             settings |= {} if self.pose_from is not None else {"pose": self.pose or POSE}

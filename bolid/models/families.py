@@ -225,7 +225,10 @@ class Family:
     def has(self, part: str) -> bool:
         """Whether there is something where ``part`` is looked for."""
         path: Path | None = getattr(self, part)
-        return path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file())
+        try:
+            return path is not None and (any(path.iterdir()) if path.is_dir() else path.is_file())
+        except OSError:  # a name that no file can have, a folder that may not be read
+            return False
 
     def with_mask_encoder(self) -> Family:
         """The same family with the body encoder of masks in place of its own."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
+from parsel import Selector
 from scrapy import Request, Spider, signals
 from scrapy.crawler import Crawler
 from scrapy.exceptions import (
@@ -262,8 +263,7 @@ def _links(page: HtmlResponse, selector: str) -> Iterator[tuple[str, str]]:
             address, text = found.root, ""
         else:
             address = found.attrib.get("href") or found.attrib.get("src") or ""
-            text = " ".join("".join(found.xpath(".//text()").getall()).split())
-            text = text or found.attrib.get("title") or found.xpath("string(.//img/@alt)").get() or ""
+            text = _words(found, ".//text()") or found.attrib.get("title") or _words(found, ".//img/@alt")
         try:
             url = page.urljoin(address.strip())
         except ValueError:
@@ -273,9 +273,10 @@ def _links(page: HtmlResponse, selector: str) -> Iterator[tuple[str, str]]:
 
 
 def first_number(text: str) -> int | None:
-    """The first whole number in a text: 312, 1 312, 1,312 and 1.312; None without one."""
+    """The first whole number in a text: 312, 1 312, 1,312 and 1.312; None without one, or of more than 9 digits."""
     found = re.search(r"\d{1,3}(?:[\s,.]\d{3})+(?!\d)|\d+", text)
-    return int(re.sub(r"\D", "", found[0])) if found else None
+    digits = re.sub(r"\D", "", found[0]) if found else ""
+    return int(digits) if 0 < len(digits) <= 9 else None
 
 
 def _text(page: HtmlResponse, selector: str) -> str:
@@ -284,5 +285,12 @@ def _text(page: HtmlResponse, selector: str) -> str:
     if not found:
         return ""
     first = found[0]
-    text = first.root if isinstance(first.root, str) else "".join(first.xpath(".//text()").getall())
-    return " ".join(text.split())
+    return " ".join(first.root.split()) if isinstance(first.root, str) else _words(first, ".//text()")
+
+
+def _words(element: Selector, texts: str) -> str:
+    """The texts in an element, as one line; "" where lxml refuses it (control characters in damaged markup)."""
+    try:
+        return " ".join("".join(element.xpath(texts).getall()).split())
+    except ValueError:
+        return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_json
 from bolid.models.families import Family
 from bolid.run import derive_seed, write_atomic
 from bolid.train_adapter.data import AdapterTable, TextStates, without_build
@@ -57,13 +58,17 @@ class Log:
 
 def _whole_lines(path: Path) -> list[str]:
     """The lines before the first that is damaged."""
-    lines = []
+    lines, last = list[str](), 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             break
+        numbers = isinstance(entry, dict) and all(isinstance(value, int | float) for value in entry.values())
+        if not numbers or entry.get("step", 0) <= last:
+            break
         lines.append(line)
+        last = entry["step"]
     return lines
 
 

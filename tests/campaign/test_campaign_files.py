@@ -118,7 +118,7 @@ def tensors_of(path: Path) -> dict[str, bytes]:
 
 
 def test_tensor_files(tmp_path):
-    """Profiles, encoders, sliders, adapters and checkpoints: one checksum over record and tensors."""
+    """Profiles, encoders, adapters and checkpoints: one checksum over record and tensors."""
     path = tmp_path / "x.safetensors"
     record = tensors_of(path)
 
