@@ -73,7 +73,8 @@ def test_every_step_on_tiny_with_photos_of_ones_own(tmp_path, rendered_people):
     result = fieldtest("tiny", tmp_path / "out", photos=photos, steps=3, device="cpu")
     data, steps, page = read(tmp_path / "out")
     assert {name: step["state"] for name, step in steps.items()} == {
-        name: "skipped" if name == "generate-offload" else "passed" for name in ("doctor", *(s.name for s in STEPS))
+        name: "skipped" if name in ("generate-offload", "generate-face") else "passed"
+        for name in ("doctor", *(s.name for s in STEPS))
     }
     assert result.failed == () and data["ended"] and data["doctor"]["usable"]
     assert steps["photos"]["figures"]["kind"] == "photos of one person, halved into two"
@@ -122,6 +123,20 @@ def thin_sdxl(path):
     return path / "base"
 
 
+def write_face_portrait(path, base, family):
+    """A random adapter in FaceID-Portrait's layout, as `bolid models convert` writes it."""
+    from diffusers import UNet2DConditionModel
+
+    from bolid.formats.adapter import flat_tensors, save_adapter
+    from bolid.method.body_condition import initial_state
+    from bolid.run import run_record
+
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    tensors = flat_tensors(initial_state(unet, "face", 512, tokens=16))
+    save_adapter(path, {name: tensor.half() for name, tensor in tensors.items()},
+                 run_record("face-adapter", family=family))  # fmt: skip
+
+
 @pytest.mark.slow
 def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
     """Random weights, and a family that has neither encoder nor adapters: they come from one training step each."""
@@ -131,6 +146,7 @@ def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
     (tmp_path / "thin.toml").write_text(
         f"image_size = [512, 512]\n[defaults]\nsteps = 30\nguidance = 5.0\n[paths]\nbase = '{base}'\n{paths}\n"
     )
+    write_face_portrait(tmp_path / "adapter" / "face-portrait.safetensors", base, str(tmp_path / "thin.toml"))
     result = fieldtest(
         str(tmp_path / "thin.toml"), tmp_path / "out", photos=rendered_people, steps=2, pictures=1, device="cpu"
     )

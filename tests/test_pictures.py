@@ -142,3 +142,12 @@ def test_whose_picture(tmp_path):
     }
     assert names == {"a.png": "p1", "b.png": "", "c.png": "p2"}
     assert assign_people(pictures, {"only"}) == ["only"] * 3
+
+
+def test_what_lies_among_the_reference_photos_is_said(tmp_path):
+    save(tmp_path / "anna" / "1.png")
+    (tmp_path / "anna" / "2.cr2").write_bytes(b"x")
+    (tmp_path / "ben").mkdir()
+    first, second = reference_photos(tmp_path).unread_notes()
+    assert first.startswith(f"not read in {tmp_path}: 1 (anna/2.cr2, ...): no known picture (.cr2)")
+    assert "ben" in second and "no photo in this person's folder" in second

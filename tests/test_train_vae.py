@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from small_base import make_family, make_training_shards
@@ -14,7 +15,7 @@ from bolid.method.body_views import view_confidence
 from bolid.run import sha256_file
 from bolid.train_vae import TrainVaeConfig, train_vae
 from bolid.train_vae.command import checkpoint_path
-from bolid.train_vae.data import draw_halves, read_views, unpack
+from bolid.train_vae.data import draw_halves, read_views, unpack, unused_photos
 from bolid.train_vae.distillation import Teacher
 
 CONFIG = TrainVaeConfig(steps=5, people=3, photos_per_person=3, body_dim=6, width=4, checkpoint_minutes=0.0)
@@ -208,6 +209,11 @@ def test_no_photo_is_in_both_halves(world):
         for own, half in zip(rows.view(3, 6), in_a, strict=True):
             assert not set(own[half].tolist()) & set(own[~half].tolist())
             assert half.any() and not half.all()
+
+
+def test_photos_that_no_step_takes_are_counted():
+    rows = [np.arange(3), np.array([3]), np.arange(4, 6), np.array([6])]
+    assert unused_photos(rows) == {"the only photo of its person": 2} and unused_photos(rows[::2]) == {}
 
 
 def test_one_person_is_not_enough(world, tmp_path):

@@ -10,15 +10,16 @@ from bolid.doctor.machine import free_space
 from bolid.doctor.rows import NOTE, OK, WRONG, Row, gigabytes
 from bolid.errors import BolidError
 from bolid.formats.tensors import read_header
-from bolid.models.families import DEFAULT_FAMILY, MASK_ENCODER, PARTS, Family
+from bolid.models.families import DEFAULT_FAMILY, MASK_ENCODER, PARTS, Family, commercial_use
 from bolid.models.pull import read_manifest
-from bolid.models.sources import SOURCES, PublishedPart
+from bolid.models.sources import SOURCES, PublishedPart, published
 
 # Parts without which a family still works, and what needs them.
 OPTIONAL = {
     "probe": "body ratios in evaluate",
     "controlnet": "generate --pose-from",
     "depth_controlnet": "generate --body-from shape",
+    "face_portrait": "a face without training",
     "few_steps_lora": "generate --few-steps",
     "upscaler": "generate --upscale",
     "body_shape": "centimetres, profile edit, generate --body-from shape",
@@ -67,15 +68,15 @@ def look_at(family: Family) -> list[Part]:
 
     `bolid models verify` also compares SHA-256.
     """
-    published = {source.part: source for source in SOURCES.get(family.name, ())}
+    sources = {source.part: source for source in published(family.name, commercial_use())}
     try:
         manifest = read_manifest(family.root)
     except BolidError:
         manifest = {}
-    names = [part for part in dict.fromkeys((*PARTS, *family.needs, *published, *OPTIONAL)) if hasattr(family, part)]
+    names = [part for part in dict.fromkeys((*PARTS, *family.needs, *sources, *OPTIONAL)) if hasattr(family, part)]
     parts = []
     for name in names:
-        where, source = getattr(family, name), published.get(name)
+        where, source = getattr(family, name), sources.get(name)
         wanted = _needed(family, name, source)
         if not _has(family, name):
             if wanted or source is not None or name in PARTS:
@@ -222,7 +223,7 @@ def command_rows(family: Family, parts: list[Part]) -> list[Row]:
     for command, needs in COMMANDS.items():
         more = masks if {"pose", "body_encoder"} <= {*needs} else ()
         lacking = [part for part in (*needs, *more, *family.needs) if part not in there]
-        if command.startswith("generate --") and "face_adapter" in there:  # one branch is enough
+        if command.startswith("generate --") and {"face_adapter", "face_portrait"} & there:  # one branch is enough
             lacking = [part for part in lacking if part != "body_adapter"]
         details = {"command": command, "runs": not lacking, "lacks": lacking}
         if not lacking:
@@ -230,7 +231,7 @@ def command_rows(family: Family, parts: list[Part]) -> list[Row]:
             continue
         words = " and ".join(", ".join(part.replace("_", " ") for part in lacking).rsplit(", ", 1))
         trained = dict.fromkeys(TRAINED[part] for part in lacking if part in TRAINED)
-        published = any(source.part in lacking for source in SOURCES.get(family.name, ()))
-        ways = ([f"bolid models pull {family.name}"] if published else []) + list(trained)
+        fetched = any(source.part in lacking for source in SOURCES.get(family.name, ()))
+        ways = ([f"bolid models pull {family.name}"] if fetched else []) + list(trained)
         rows.append(Row(command, f"lacks the {words}", NOTE, ", then ".join(ways), details))
     return rows

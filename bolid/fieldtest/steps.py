@@ -97,10 +97,13 @@ def prepare_photos(bench: Bench) -> dict[str, Any]:
 
 def _copy_photo(photo: Path, target: Path, name: str) -> None:
     """The photo, whatever its format (decoders go by the content), and its caption."""
+    from bolid.backends.caption import CAPTION_SUFFIXES
+
     try:
         shutil.copyfile(photo, target)
-        if (caption := photo.with_suffix(".txt")).is_file():
-            shutil.copyfile(caption, target.with_suffix(".txt"))
+        for suffix in CAPTION_SUFFIXES:
+            if (caption := photo.with_suffix(suffix)).is_file():
+                shutil.copyfile(caption, target.with_suffix(suffix))
     except OSError as error:
         raise BolidError(f"{name} cannot be read: {error.strerror}", "check its permissions") from error
 
@@ -245,7 +248,7 @@ def run_generate(bench: Bench, folder: str, *, person: bool = True, **options: A
     from bolid.generate import generate
 
     if person:
-        options |= {"profile": bench.work / "person.safetensors", "adapter": bench.adapter}
+        options = {"profile": bench.work / "person.safetensors", "adapter": bench.adapter} | options
     if "steps" not in options:
         options["steps"] = min(bench.steps, int(bench.family.defaults.get("steps", bench.steps)))
     paths = generate(
@@ -337,6 +340,17 @@ def _guided(bench: Bench) -> dict[str, Any]:
     return run_generate(bench, "guided", n=1, face_guidance="1@0..1", body_guidance=body)
 
 
+def _published_face(bench: Bench) -> dict[str, Any]:
+    """With the family's FaceID-Portrait adapter, and no adapter that one training step has made."""
+    return run_generate(bench, "published-face", n=1, adapter=None)
+
+
+def _no_published_face(bench: Bench) -> str:
+    if bench.family.has("face_adapter"):
+        return "the family has a face adapter of its own"
+    return "" if bench.family.has("face_portrait") else "bolid models pull FAMILY --only face_portrait fetches it"
+
+
 def _posed(bench: Bench) -> dict[str, Any]:
     return run_generate(bench, "pose", n=1, pose_from=bench.person[0])
 
@@ -357,6 +371,10 @@ STEPS = (
     ),
     Step("generate-base", "generate: the plain base", functools.partial(run_generate, folder="base", person=False)),
     Step("generate", "generate: the person", functools.partial(run_generate, folder="person"), _adapter_steps),
+    Step(
+        "generate-face", "generate with the published face adapter", _published_face,
+        lambda bench: ["profile"], _no_published_face,
+    ),
     Step("generate-guided", "generate with face and body guidance", _guided, _adapter_steps),
     Step(
         "generate-few", "generate in a few steps",
