@@ -98,8 +98,8 @@ def test_profile_of_photographs_alone(photograph, tmp_path):
     assert inputs["body_encoder"] == BodyEncoder(tiny.body_encoder).space
     assert inputs["outline_encoder"] == sha256_file(MASK_ENCODER)
     _, rows = body_of(path)
-    assert {row.name: row for row in rows}["stature"].value == pytest.approx(172, abs=1)
+    assert {row.name: row for row in rows}["height"].value == pytest.approx(172, abs=1)
     # Less is known than of a render: one photograph of a portrait leaves the waist nearly as open as no photo at all.
-    measured = make_profile([], tmp_path / "none.safetensors", known={"stature": Known(1.72, 0.005)})
+    measured = make_profile([], tmp_path / "none.safetensors", known={"height": Known(1.72, 0.005)})
     spread = [{row.name: row for row in result}["waist"].sd for result in (rows, measured.measurements)]
     assert 0 < spread[0] <= spread[1]
