@@ -71,7 +71,9 @@ def make_profile(
     if body_encoder is None:
         chosen = get_family(family)
     else:
-        chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
+        made = read_record(body_encoder)
+        masks = made.get("config", {}).get("view") == "mask"  # which are the same in every family
+        chosen = get_family(family) if masks else match_family(family, made["family"], body_encoder)
     outlines = body_encoder is None and not force and all_photographs(_files(photos), chosen)
     reader = PersonReader(chosen, device, body_encoder, force)
     if outlines:
