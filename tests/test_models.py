@@ -103,7 +103,7 @@ def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monk
 def test_commercial_pull_fetches_nothing_and_names_the_rest(no_network):
     result = run(app, ["models", "pull", "sdxl", "--commercial"])
     assert result.exit_code == 1 and "InsightFace antelopev2: non-commercial research only" in result.stderr
-    assert "--only base --only pose --only image_text" in result.stderr and not (home() / "sdxl").exists()
+    assert "--only base --only pose --only segmentation --only image_text" in result.stderr and not (home() / "sdxl").exists()
 
 
 def test_commercial_use_is_remembered():
@@ -302,7 +302,7 @@ def test_pull_from_a_hub(tmp_path):
     assert (home() / "sdxl" / "base").resolve().is_relative_to(tmp_path / "hf")
     assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
     result = run(app, ["models", "verify", "sdxl"])
-    assert result.exit_code == 1 and "family 'sdxl' lacks pose, face, image_text" in result.stderr
+    assert result.exit_code == 1 and "family 'sdxl' lacks pose, segmentation, face, image_text" in result.stderr
 
 
 class Server(http.server.BaseHTTPRequestHandler):
