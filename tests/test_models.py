@@ -103,7 +103,10 @@ def test_commercial_refuses_packs_for_research_and_says_what_to_use_instead(monk
 def test_commercial_pull_fetches_nothing_and_names_the_rest(no_network):
     result = run(app, ["models", "pull", "sdxl", "--commercial"])
     assert result.exit_code == 1 and "InsightFace antelopev2: non-commercial research only" in result.stderr
-    assert "--only base --only pose --only segmentation --only image_text" in result.stderr and not (home() / "sdxl").exists()
+    assert (
+        "--only base --only pose --only segmentation --only image_text" in result.stderr
+        and not (home() / "sdxl").exists()
+    )
 
 
 def test_commercial_use_is_remembered():
