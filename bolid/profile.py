@@ -69,16 +69,13 @@ def make_profile(
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
-    from bolid.formats.tensors import read_record
 
     if not photos and not known:
         raise BolidError("no photo and no measurement given", "name photos, or measurements like --height 172")
     if preview is not None:
         check_preview(Path(preview))
     if reader is None:
-        chosen = get_family(family)
-        if body_encoder is not None:
-            chosen = match_family(family, read_record(body_encoder)["family"], body_encoder)
+        chosen = get_family(family) if body_encoder is None else _family_of(body_encoder, family)
         reader = PersonReader(chosen, pick_device(device), body_encoder, person=person, force=force)
     files, unread = _files(photos)
     outlines = body_encoder is None and not force and all_photographs(files, reader.family)
@@ -108,6 +105,15 @@ def make_profile(
     return ProfileResult(
         Path(out), len(who.sha256), who.face is not None, uncertainty, who.reports, warning, rows, unread
     )
+
+
+def _family_of(body_encoder: str | os.PathLike[str], family: str | None) -> Family:
+    """The family that an encoder was made with; an encoder of masks belongs to all."""
+    from bolid.formats.tensors import read_record
+
+    made = read_record(body_encoder)
+    masks = made.get("config", {}).get("view") == "mask"
+    return get_family(family) if masks else match_family(family, made["family"], body_encoder)
 
 
 def _with_shape(

@@ -95,7 +95,7 @@ def test_a_body_encoder_of_masks(shards, tmp_path):
 
 def test_augmentation_leaves_a_mask_without_colour():
     view = MaskView.cut(*standing(0.3))
-    views = make_views(torch.from_numpy(view.crop(1.0))[None], torch.from_numpy(view.keypoints)[None])
+    views = make_views(torch.tensor(view.crop(1.0))[None], torch.from_numpy(view.keypoints)[None])
     changed = augment(views, torch.Generator().manual_seed(1), grayscale=1.0)
     assert changed.torso.shape == views.torso.shape
     for same in (views.torso, views.torso.flip(-1)):

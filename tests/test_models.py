@@ -303,7 +303,7 @@ def test_pull_from_a_hub(tmp_path):
     assert (home() / "sdxl" / "base").resolve().is_relative_to(tmp_path / "hf")
     assert {row["part"]: row["state"] for row in verify("sdxl")}["base"] == "as fetched"
     result = run(app, ["models", "verify", "sdxl"])
-    assert result.exit_code == 1 and "family 'sdxl' lacks pose, face, image_text" in result.stderr
+    assert result.exit_code == 1 and "family 'sdxl' lacks pose, segmentation, face, image_text" in result.stderr
 
 
 class Server(http.server.BaseHTTPRequestHandler):

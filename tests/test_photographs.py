@@ -19,7 +19,7 @@ from bolid.generate import generate
 from bolid.models.families import MASK_ENCODER, get_family
 from bolid.profile import body_of, make_profile
 from bolid.rendered import REFUSED, REFUSED_HINT
-from bolid.run import sha256_file
+from bolid.run import home, sha256_file
 from bolid.scrape import TooManyFailed, scrape
 from bolid_cli.main import app
 
@@ -98,8 +98,25 @@ def test_profile_of_photographs_alone(photograph, tmp_path):
     assert inputs["body_encoder"] == BodyEncoder(tiny.body_encoder).space
     assert inputs["outline_encoder"] == sha256_file(MASK_ENCODER)
     _, rows = body_of(path)
-    assert {row.name: row for row in rows}["stature"].value == pytest.approx(172, abs=1)
+    assert {row.name: row for row in rows}["height"].value == pytest.approx(172, abs=1)
     # Less is known than of a render: one photograph of a portrait leaves the waist nearly as open as no photo at all.
-    measured = make_profile([], tmp_path / "none.safetensors", known={"stature": Known(1.72, 0.005)})
+    measured = make_profile([], tmp_path / "none.safetensors", known={"height": Known(1.72, 0.005)})
     spread = [{row.name: row for row in result}["waist"].sd for result in (rows, measured.measurements)]
     assert 0 < spread[0] <= spread[1]
+
+
+def test_a_full_size_family_reads_bodies_untrained(rendered_people, tmp_path):
+    """The published networks are not here: tiny's own stand in their places, in their layout."""
+    tiny = get_family("tiny")
+    for part in ("pose", "face", "image_text", "segmentation"):
+        (home() / "sdxl").mkdir(parents=True, exist_ok=True)
+        (home() / "sdxl" / part).symlink_to(getattr(tiny, part), target_is_directory=True)
+    person = next(path for path in sorted(rendered_people.iterdir()) if path.is_dir())
+    result = make_profile([person], tmp_path / "me.safetensors", family="sdxl", known={"height": Known(1.72, 0.005)})
+    rows = {row.name: row for row in result.measurements}
+    assert not result.warning and rows["height"].value == pytest.approx(172, abs=1) and 50 < rows["waist"].value < 150
+    record = load_profile(result.path).record
+    assert record["family"] == "sdxl" and record["inputs"]["body_encoder"] == sha256_file(MASK_ENCODER)
+    # It belongs to every family, so it may be named in any.
+    again = make_profile([person], tmp_path / "tiny.safetensors", family="tiny", body_encoder=MASK_ENCODER)
+    assert load_profile(again.path).record["family"] == "tiny"

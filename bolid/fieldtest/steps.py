@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.models.families import DEFAULT_FAMILY, Family
+from bolid.models.families import DEFAULT_FAMILY, MASK_ENCODER, Family
 from bolid.run import Progress
 
 RENDERED = (200_000, 200_001)  # people that no model has seen
@@ -142,7 +142,7 @@ def run_extract(bench: Bench) -> dict[str, Any]:
 
     result = extract(
         bench.work / "photos", bench.work / "shards", family=bench.family.name, max_bad=1.0, device=bench.device,
-        progress=bench.progress,
+        force=True, progress=bench.progress,
     )  # fmt: skip
     if result is None:
         raise BolidError("another process of torchrun or SLURM writes the shards", "start fieldtest by itself")
@@ -213,7 +213,7 @@ def run_profile(bench: Bench) -> dict[str, Any]:
     photos = bench.person[: max(1, len(bench.person) // 2)]
     result = make_profile(
         photos, bench.work / "person.safetensors", body_encoder=bench.body_encoder, family=bench.family.name,
-        device=bench.device, progress=bench.progress,
+        device=bench.device, force=True, progress=bench.progress,
     )  # fmt: skip
     trained = "the family's" if bench.family.has("body_encoder") else "of one training step: it knows no bodies"
     return {
@@ -336,7 +336,8 @@ def _no_card(bench: Bench) -> str:
 
 def _guided(bench: Bench) -> dict[str, Any]:
     """In all steps: of so few, the usual interval might cover none."""
-    body = "1@0..1" if bench.family.has("body_encoder") else "0"
+    own = bench.family.has("body_encoder") and bench.family.body_encoder != MASK_ENCODER  # which passes no gradient
+    body = "1@0..1" if own else "0"
     return run_generate(bench, "guided", n=1, face_guidance="1@0..1", body_guidance=body)
 
 

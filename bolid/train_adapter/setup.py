@@ -65,7 +65,8 @@ def load_models(
 
     chosen = match_family(family, read_index(train)["record"]["family"], train)
     encoder = BodyEncoder(body_encoder or chosen.require("body_encoder"))
-    match_family(chosen.name, encoder.record["family"], encoder.path)
+    if not encoder.needs_masks:  # which are the same in every family
+        match_family(chosen.name, encoder.record["family"], encoder.path)
     encoder.to(device)
     pipe = load_base(chosen, device)
     check_kv_rank(pipe.unet, config, chosen)

@@ -2,8 +2,8 @@
 
     python examples/tiny_family/render_masks.py 50000:54000 --views 6 --out work/masks
 
-A view differs from `bolid synth`'s in what photographs differ in: lenses of 24 to 135 mm, clothes up to ten times as
-far off the skin, hair of any style (it must not name the person), more turned and tilted people. One .npz for 50
+A view differs from `bolid synth`'s in what photographs differ in: lenses of 24 to 135 mm, clothes up to seven times as
+loose, hair of any style (it must not name the person), more turned and tilted people. One .npz for 50
 people; the same command goes on. About 0.07 s a view on one core.
 """
 
