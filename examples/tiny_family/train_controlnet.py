@@ -66,8 +66,8 @@ USES = {
 PARTS = {"openpose": "controlnet", "depth": "depth_controlnet"}
 CARD = """
 A ControlNetModel for the base in `../base`, conditioned on {use}.
-It has the convolutions of the UNet's encoder without its attention. Matrices are stored as 8-bit floats, which diffusers converts on loading. Trained by
-`train_controlnet.py` on renders of synthetic adults; it knows nothing else.
+It has the convolutions of the UNet's encoder without its attention. Matrices are stored as 8-bit floats, which
+diffusers converts on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing else.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
