@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ class PictureFeatures:
     keypoints: torch.Tensor  # f32 [17, 3]; confidence 0 where no person is found
     widths: torch.Tensor  # f32 [W]
     reading: torch.Tensor  # f32 [R]
-    view: torch.Tensor  # f32 [V], what the shape reader keeps
+    view: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # f32 [V], what the shape reader keeps
 
 
 class BodyReader(Protocol):

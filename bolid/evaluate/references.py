@@ -33,9 +33,9 @@ class References:
     keypoints: torch.Tensor  # f32 [M, 17, 3]
     widths: torch.Tensor  # f32 [M, W]
     readings: torch.Tensor  # f32 [M, R]
-    views: torch.Tensor  # f32 [M, V]
     truth: dict[str, dict[str, float]]  # person -> body ratios
     statistics: FeatureStatistics
+    views: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # f32 [M, V]
     bodies: dict[str, np.ndarray] = field(default_factory=dict)  # person -> parameters [P] of the known body
 
 
@@ -65,8 +65,8 @@ def read_references(folder: PictureFolder, extractor: Extractor, progress: Progr
             truth[person] = theirs[0]
     return References(
         people, torch.tensor([people.index(photo.person) for photo in folder.pictures]), tensors["embed"],
-        tensors["face"], tensors["keypoints"], tensors["widths"], tensors["reading"], tensors["view"], truth,
-        FeatureStatistics.from_tensors(tensors),
+        tensors["face"], tensors["keypoints"], tensors["widths"], tensors["reading"], truth,
+        FeatureStatistics.from_tensors(tensors), tensors["view"],
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
     python examples/tiny_family/measure_edits.py photos/val --people 12 --out docs/results/edits.md
 
 Each measurement of EDITS is moved by -1 and +1 standard deviation, the others held; the prompts and noise are the same.
+A person whose body cannot be moved so far is left out of that row.
 The probe reads the body ratios. "follows": the change of the own ratio in the pictures, over that of the 3D body that
 was asked for. "largest other": the largest change of another row's ratio, over the own one's, both in standard
 deviations over people. Intervals: 95 %, bootstrap over people.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import torch
 from PIL import Image
 
 from bolid.backends.probe import BodyProbe
+from bolid.errors import BolidError
 from bolid.formats.profile import load_profile
 from bolid.generate import generate
 from bolid.models.families import get_family
@@ -54,17 +57,21 @@ def measure(folder: Path, seed: int, scratch: Path, probe: BodyProbe) -> tuple[n
     """(what was asked for, what pictures show): change of each ratio from -1 to +1 sd of each measurement [E, R]."""
     columns = [probe.ratio_names.index(ratio) for ratio in EDITS.values()]
     make_profile([folder], scratch / "me.safetensors", family="tiny", device="cpu")
-    files = []
-    for name in EDITS:
-        for sign in "-+":
-            files.append(scratch / f"{name}{'ab'['-+'.index(sign)]}.safetensors")
-            edit_profile(scratch / "me.safetensors", files[-1], changes={name: f"{sign}1sd"})
+    files = [scratch / f"{name}-{side}.safetensors" for name in EDITS for side in ("less", "more")]
+    reached = np.ones((len(EDITS), 1))
+    for i, name in enumerate(EDITS):
+        for file, sign in zip(files[2 * i : 2 * i + 2], "-+", strict=True):
+            try:
+                edit_profile(scratch / "me.safetensors", file, changes={name: f"{sign}1sd"})
+            except BolidError:  # no body like this one is so narrow or wide
+                reached[i] = np.nan
+                shutil.copy(scratch / "me.safetensors", file)
     sex = "woman" if sample_person(seed).phenotypes["gender"] > 0.5 else "man"
     paths = generate([p.format(sex) for p in PROMPTS], scratch / "out", profile=files, seed=seed, family="tiny")
     pictures = [np.asarray(Image.open(path)) for path in paths]
     shown = probe.predict(pictures)[:, columns].reshape(len(files), len(PROMPTS), -1).mean(1)
     asked = np.stack([ratios_of(file) for file in files])
-    return asked[1::2] - asked[::2], shown[1::2] - shown[::2]
+    return reached * (asked[1::2] - asked[::2]), reached * (shown[1::2] - shown[::2])
 
 
 def report(asked: np.ndarray, shown: np.ndarray, spread: np.ndarray) -> str:
@@ -74,22 +81,25 @@ def report(asked: np.ndarray, shown: np.ndarray, spread: np.ndarray) -> str:
     lines = [
         "# Do pictures follow an edit?", "", "Made by `examples/tiny_family/measure_edits.py`, which says how.", "",
         f"{people} held-out synthetic people, {len(PROMPTS)} pictures of each edit.", "",
-        "| moved by 2 sd in all | follows | largest other |", "|---|---|---|",
+        "| moved by 2 sd in all | people | follows | largest other |", "|---|---|---|---|",
     ]  # fmt: skip
     names = list(EDITS)
     for i, name in enumerate(names):
 
         def follows(rows: np.ndarray, i: int = i) -> float:
-            return float(shown[rows, i, i].mean() / asked[rows, i, i].mean())
+            return float(np.nanmean(shown[rows, i, i]) / np.nanmean(asked[rows, i, i]))
 
-        low, high = np.quantile([follows(rows) for rows in draws], (0.025, 0.975))
-        moved = shown[:, i].mean(0) / spread
+        low, high = np.nanquantile([follows(rows) for rows in draws], (0.025, 0.975))
+        moved = np.nanmean(shown[:, i], axis=0) / spread
         others = np.abs(np.delete(moved, i)) / abs(moved[i])
         worst = int(others.argmax())
-        lines.append(
-            f"| {name} | {follows(np.arange(people)):.2f} [{low:.2f}, {high:.2f}] | {others[worst]:.2f} "
-            f"({names[worst + (worst >= i)]}) |"
+        cells = (
+            name,
+            str(int((~np.isnan(shown[:, i, i])).sum())),
+            f"{follows(np.arange(people)):.2f} [{low:.2f}, {high:.2f}]",
+            f"{others[worst]:.2f} ({names[worst + (worst >= i)]})",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

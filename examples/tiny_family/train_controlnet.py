@@ -61,13 +61,13 @@ POSE_WORDS = re.compile(rf"(\b(?:wo)?man) ({'|'.join(POSE_PHRASES.values())}),")
 
 USES = {
     "openpose": "a skeleton as OpenPose draws it: `bolid generate --pose-from`",
-    "depth": "the depth map of a body without clothes, nearer is brighter: `bolid generate --body-from shape`",
+    "depth": "the depth map of a body\nwithout clothes, nearer is brighter: `bolid generate --body-from shape`",
 }
 PARTS = {"openpose": "controlnet", "depth": "depth_controlnet"}
 CARD = """
-A ControlNetModel for the base in `../base`, conditioned on {use}. It has the convolutions of the UNet's encoder
-without its attention. Matrices are stored as 8-bit floats, which diffusers converts on loading. Trained by
-`train_controlnet.py` on renders of synthetic adults; it knows nothing else.
+A ControlNetModel for the base in `../base`, conditioned on {use}.
+It has the convolutions of the UNet's encoder without its attention. Matrices are stored as 8-bit floats, which
+diffusers converts on loading. Trained by `train_controlnet.py` on renders of synthetic adults; it knows nothing else.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
