@@ -56,10 +56,10 @@ def demo(
         if command[0] == "evaluate":
             compared = json.loads(printed)
     rows = bolid.demo.how_close(plan, compared)
-    note(f"\n{'pictures':32}body off by this person's  follows the text", quiet)
+    note(f"\n{'compared with this person':32}{'body off by':>12}{'follows the text':>19}", quiet)
     for name, body, text in rows:
         shown = ["-" if value is None else f"{value:.{digits}f} %" for value, digits in ((body, 1), (text, 0))]
-        note(f"{name:32}{shown[0]:>25}{shown[1]:>18}", quiet)
+        note(f"{name:32}{shown[0]:>12}{shown[1]:>19}", quiet)
     sheet = bolid.demo.contact_sheet(plan)
     summary = bolid.demo.write_summary(plan, rows)
     note("\nLook at this picture:", quiet)

@@ -47,7 +47,8 @@ def bench(
         reference: photos of the people, `<person>/*.jpg`, instead of the benchmark's.
         conditioning: the photos that the methods were given, instead of the benchmark's.
         recognisers: InsightFace packs, whose similarities are averaged. Take some that had no part in the methods.
-        body_reader: (name, reader) of body ratios instead of the family's probe.
+        body_reader: (name, reader) of body ratios instead of the family's probe. What it reads off the reference photos
+            is kept between runs under its name: give another version another name.
         features, html, family, device, seed, progress: as of `evaluate`.
 
     Returns:

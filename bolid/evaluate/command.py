@@ -259,7 +259,7 @@ def _conditioning(
             except BolidError as error:
                 folder.reject(photo, error.message)
         if images:
-            seen = evaluators.extract(images)
+            seen = evaluators.extract(images, body=False)
             embeds, faces = (torch.stack([getattr(one, name) for one in seen]) for name in ("embed", "face"))
             found[person] = Conditioning(embeds, faces, captions)
     return found

@@ -148,8 +148,8 @@ class Evaluators:
             self._texts[text] = self.image_text.encode_text([text]).float().cpu()[0]
         return self._texts[text]
 
-    def extract(self, images: Sequence[np.ndarray]) -> list[PictureFeatures]:
-        """The features of each picture, uint8 [H, W, 3]."""
+    def extract(self, images: Sequence[np.ndarray], body: bool = True) -> list[PictureFeatures]:
+        """The features of each picture, uint8 [H, W, 3]; without `body` neither widths nor reading."""
         from bolid.views import choose_person
 
         embeds = self.image_text.encode_images(images).float().cpu()
@@ -164,11 +164,11 @@ class Evaluators:
             )  # fmt: skip
             person = choose_person(people, "main")
             if not isinstance(person, str):
-                self._add_person(one, image, person)
+                self._add_person(one, image, person, body)
             found.append(one)
         return found
 
-    def _add_person(self, found: PictureFeatures, image: np.ndarray, person: Any) -> None:
+    def _add_person(self, found: PictureFeatures, image: np.ndarray, person: Any, body: bool) -> None:
         """Face, keypoints, widths and body reading of the person in a picture; the last two only down to the knees."""
         from bolid.backends.silhouette import silhouette
         from bolid.method.keypoints import HEAD, HIPS, KNEES, MIN_CONFIDENCE
@@ -190,7 +190,7 @@ class Evaluators:
         to_the_knees = (keypoints[list(HIPS), 2] >= MIN_CONFIDENCE).any() and (
             keypoints[list(KNEES), 2] >= MIN_CONFIDENCE
         ).any()
-        if not to_the_knees:
+        if not (body and to_the_knees):
             return
         box = whole_box(person, image.shape[:2])
         mask, points = silhouette(image, box, keypoints)

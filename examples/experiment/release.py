@@ -152,8 +152,9 @@ def all_figures(bench: Bench, people: People, judge: Judge, folders: dict[str, P
     for person in people.seeds:
         bench.protocol.held_out_photos(held_out, person)
     found = body_figures({**folders, "real photos": held_out}, people.seeds, judge)
+    name = f"judge {judge.record['sha256'][:12]}"  # readings of photos are kept under it
     compared = run_bench(
-        list(folders.values()), reference=bench.work / "photos", body_reader=("judge", judge),
+        list(folders.values()), reference=bench.work / "photos", body_reader=(name, judge),
         html=bench.work / "report.html", family=bench.family.name,
     )  # fmt: skip
     table = {

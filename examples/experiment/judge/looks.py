@@ -26,7 +26,7 @@ FIELDS_OF_VIEW = (18.0, 40.0)  # vertical, in degrees
 
 
 @dataclass(frozen=True)
-class LookedAt:
+class Shot:
     """`image` uint8 [H, W, 3]; `mask` uint8 [H, W], 0..255: the person; `keypoints` f32 [17, 3]: x and y in pixels, v
     as in `bolid.synth.truth`."""
 
@@ -35,7 +35,7 @@ class LookedAt:
     keypoints: np.ndarray
 
 
-def photograph(renderer: Renderer, index: int) -> LookedAt:
+def photograph(renderer: Renderer, index: int) -> Shot:
     """Photo number `index` of the renderer's person, in a look that the person and the number decide."""
     rng = np.random.default_rng(derive_seed(renderer.person.seed, "judge", index))
     plan = look_plan(renderer, index, rng)
@@ -51,7 +51,7 @@ def photograph(renderer: Renderer, index: int) -> LookedAt:
     picture = place(plan, camera, mesh.vertices, mesh.faces, renderer.size, rng)
     picture[covered] = np.clip(color, 0, 1)
     marks = keypoint_marks(camera.project(mesh.keypoints), depth, renderer.size, renderer.stature)
-    return LookedAt(developed(picture, rng), covered.astype(np.uint8) * 255, np.array(marks, np.float32))
+    return Shot(developed(picture, rng), covered.astype(np.uint8) * 255, np.array(marks, np.float32))
 
 
 def look_plan(renderer: Renderer, index: int, rng: np.random.Generator) -> PhotoPlan:
