@@ -103,6 +103,7 @@ def evaluate(
         "features": features.value, "html": html, "family": chosen.name, "device": device, "seed": seed,
         "workers": workers, "engine": engine.value,
     }  # fmt: skip
+    found: Evaluation | Comparison | None
     with progress_bar(quiet) as progress:
         if compare:
             found = bolid.evaluate.compare(folders, reference, progress=progress, **options)
@@ -110,7 +111,7 @@ def evaluate(
             found = bolid.evaluate.evaluate(folders[0], reference, progress=progress, **options)
     if found is None:  # rank 0 reports
         return
-    if compare:
+    if isinstance(found, bolid.evaluate.Comparison):
         _print_comparison(found, quiet)
     else:
         _print_evaluation(found, quiet)
