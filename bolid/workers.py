@@ -325,7 +325,11 @@ def on_ray(work: Work, batches: list[Batch], workers: int) -> Iterator[Results]:
     if not batches:
         return
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        except Exception as error:  # Ray raises plain ones
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BolidError(f"Ray did not start: {reason}", "try again when the machine is less busy") from error
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items(

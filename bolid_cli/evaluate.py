@@ -103,7 +103,7 @@ def evaluate(
         "features": features.value, "html": html, "family": chosen.name, "device": device, "seed": seed,
         "workers": workers, "engine": engine.value,
     }  # fmt: skip
-    found: Comparison | Evaluation | None
+    found: Evaluation | Comparison | None
     with progress_bar(quiet) as progress:
         if compare:
             found = bolid.evaluate.compare(folders, reference, progress=progress, **options)
