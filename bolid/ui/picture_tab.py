@@ -118,7 +118,7 @@ class PictureTab:
     def _wish(self, prompt: str | None, face: float, body: float, number: int, seed: str | None, steps: float | None,
               guidance: float | None, negative: str | None, few: bool, pose: str | None) -> Wish:  # fmt: skip
         seed = (seed or "").strip()
-        if not seed.isdecimal() or int(seed) > LARGEST_SEED:
+        if not seed.isdecimal():
             raise BolidError(f"the seed is {seed!r}", f"give a whole number from 0 to {LARGEST_SEED}")
         return Wish(
             (prompt or "").strip(), face, body, int(number), int(seed), None if steps is None else int(steps), guidance,
