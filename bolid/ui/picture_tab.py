@@ -99,14 +99,9 @@ class PictureTab:
                 for trigger in (self.go.click, self.prompt.submit)]  # fmt: skip
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
         runs.append(refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models))
+        beside = [self.stage, self.slider]
         runs.append(
-            self.before.click(
-                told(self._with_base),
-                self.chosen,
-                [self.stage, self.slider],
-                show_progress_on=[self.stage],
-                **models,
-            )
+            self.before.click(told(self._with_base), self.chosen, beside, show_progress_on=[self.stage], **models)
         )
         self.halt.click(self._stop, None, self.stage, cancels=runs, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
