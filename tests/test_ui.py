@@ -228,6 +228,7 @@ def test_a_job_can_be_stopped_before_it_begins(measured):
         (Wish("x" * 3000), "longer than 2000 characters"),
         (Wish("x", number=17), "17 pictures are asked for"),
         (Wish("x", steps=0), "0 steps are asked for"),
+        (Wish("x", seed=-1), "the seed is -1"),
         (Wish("x", face_scale=9.0), "the face strength is 9.0"),
     ],
 )

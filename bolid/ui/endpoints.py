@@ -75,7 +75,7 @@ class Endpoints:
         """Make pictures. Yields how far it is, and the files so far: PNGs that carry their record."""
         job = LocalContext.event_id.get(None) or ""
         wish = Wish(
-            str(prompt).strip(), _number("face_scale", face_scale), _number("body_scale", body_scale),
+            str(prompt or "").strip(), _number("face_scale", face_scale), _number("body_scale", body_scale),
             _number("number", number, int), _number("seed", seed, int), _number("steps", steps, int),
             _number("guidance", guidance), str(negative or ""), bool(few_steps),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from bolid.body.shape import Shape, edit, population
 from bolid.errors import BolidError
 from bolid.profile import body_of
 
-_SKIN, _SUIT = (0.55, 0.52, 0.49), (0.24, 0.27, 0.31)  # linear light, as glTF has it
+_SKIN, _SUIT = (0.58, 0.50, 0.43), (0.25, 0.27, 0.28)  # linear light, as glTF has it
 _lock = threading.Lock()  # Anny is used by one thread at a time
 
 

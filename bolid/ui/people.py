@@ -47,7 +47,7 @@ class People:
         return self.profiles / f"{_checked(name)}.seed"
 
     def delete(self, name: str, copies: Path | None = None) -> int:
-        """Delete a profile, the pictures made with it, and copies of both in the folder `copies`; how many pictures."""
+        """Delete a profile and the pictures made with it, and their `copies` in that folder; how many pictures."""
         path = self.path(name)
         digest = sha256_file(path)
         pictures = [picture for picture in self.pictures.rglob("*.png") if _profile_of(picture) == digest]

@@ -99,14 +99,9 @@ class PictureTab:
                 for trigger in (self.go.click, self.prompt.submit)]  # fmt: skip
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
         runs.append(refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models))
+        beside = [self.stage, self.slider]
         runs.append(
-            self.before.click(
-                told(self._with_base),
-                self.chosen,
-                [self.stage, self.slider],
-                show_progress_on=[self.stage],
-                **models,
-            )
+            self.before.click(told(self._with_base), self.chosen, beside, show_progress_on=[self.stage], **models)
         )
         self.halt.click(self._stop, None, self.stage, cancels=runs, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
@@ -118,7 +113,7 @@ class PictureTab:
     def _wish(self, prompt: str | None, face: float, body: float, number: int, seed: str | None, steps: float | None,
               guidance: float | None, negative: str | None, few: bool, pose: str | None) -> Wish:  # fmt: skip
         seed = (seed or "").strip()
-        if not seed.isdecimal() or int(seed) > LARGEST_SEED:
+        if not seed.isdecimal():
             raise BolidError(f"the seed is {seed!r}", f"give a whole number from 0 to {LARGEST_SEED}")
         return Wish(
             (prompt or "").strip(), face, body, int(number), int(seed), None if steps is None else int(steps), guidance,

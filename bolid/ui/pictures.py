@@ -16,7 +16,7 @@ from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
 from bolid.generate import generate
 from bolid.generate.models import Models
-from bolid.generate.request import picture_seed
+from bolid.generate.request import LARGEST_SEED, picture_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,8 @@ class Wish:
         for name, value in (("face strength", self.face_scale), ("body strength", self.body_scale)):
             if value is not None and not 0 <= value <= 3:
                 raise BolidError(f"the {name} is {value}", "give a number from 0 to 3")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise BolidError(f"the seed is {self.seed}", f"give a whole number from 0 to {LARGEST_SEED}")
         if self.steps is not None and not 1 <= self.steps <= 200:
             raise BolidError(f"{self.steps} steps are asked for", "ask for 1 to 200")
 
