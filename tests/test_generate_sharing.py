@@ -11,7 +11,7 @@ from test_workers import run_ranks, run_with_ray
 
 from bolid.errors import BolidError
 from bolid.generate import generate
-from bolid.generate.command import _Generation
+from bolid.generate.generation import Generation
 
 MANY = [f"{prompt} {word}" for prompt in PROMPTS for word in ("one", "two", "three")]
 
@@ -33,9 +33,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def sampled(monkeypatch):
     """The numbers of the prompts that were sampled, batch by batch."""
     found: list[list[int]] = []
-    whole = _Generation.sample_batch
+    whole = Generation.sample_batch
     monkeypatch.setattr(
-        _Generation,
+        Generation,
         "sample_batch",
         lambda self, batch: found.append([place[2] for place in batch]) or whole(self, batch),
     )
@@ -88,7 +88,7 @@ def test_the_best_of_several_is_found_whichever_candidate_it_is(world, tmp_path,
         def distances(self, pictures, body, face):
             return [float(picture.mean()) for picture in pictures]
 
-    monkeypatch.setattr("bolid.generate.command._ranker", lambda *_: Ranker())
+    monkeypatch.setattr("bolid.generate.generation._ranker", lambda *_: Ranker())
     paths = generate(MANY, tmp_path, best_of=3, **options_of(world))
     sampled.clear()
     assert generate(MANY, tmp_path, best_of=3, **options_of(world)) == paths and sampled == []
