@@ -82,6 +82,7 @@ def generate(
             metavar="adapter|shape|both",
             help="Take the body from the trained body branch, from the depth map of the person's 3D body (through the "
             "family's depth ControlNet), or from both. Default: adapter; with --pose both.",
+            hidden=True,
         ),
     ] = None,
     pose: Annotated[
@@ -102,7 +103,9 @@ def generate(
         str | None,
         typer.Option(metavar="WIDTHxHEIGHT", help="Of the pictures, in pixels, like 832x1216. Default: the family's."),
     ] = None,
-    upscale: Annotated[int, typer.Option(metavar="2|4", help="Enlarge the pictures by the family's upscaler.")] = 1,
+    upscale: Annotated[
+        int, typer.Option(metavar="2|4", help="Enlarge the pictures by the family's upscaler.", hidden=True)
+    ] = 1,
     refine_face: Annotated[
         bool, typer.Option("--refine-face", help="Sample small faces again, larger, and lay them back.")
     ] = False,
@@ -218,6 +221,7 @@ def generate(
             metavar="FOLDER",
             help="Folder of face adapter, body adapter or both. Default: the family's.",
             rich_help_panel=_MODELS,
+            hidden=True,
         ),
     ] = None,
     base: Annotated[
@@ -226,6 +230,7 @@ def generate(
             metavar="PATH",
             help="Another base of the family's kind: a .safetensors checkpoint or a folder.",
             rich_help_panel=_MODELS,
+            hidden=True,
         ),
     ] = None,
     lora: Annotated[

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.person import GREY_WEIGHT
 from bolid.run import Progress, derive_seed, run_differences, run_record
 from bolid.train_adapter.config import TrainAdapterConfig
 
@@ -110,6 +109,7 @@ def read_table(
     import torch
 
     from bolid.formats.shards import group_by_person, read_index, read_shards
+    from bolid.person import GREY_WEIGHT
 
     total = read_index(train)["samples"]
     latents, faces, people = [], [], []
