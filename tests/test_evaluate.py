@@ -110,7 +110,8 @@ def test_names_that_are_not_utf8(tmp_path):
     (folder / "link.jpg").symlink_to("nowhere")
     for pictures in (generated_pictures(folder), reference_photos(folder)):
         assert pictures.load(pictures.pictures[0]).shape == (8, 8, 3)
-        assert [picture.source for picture in pictures.pictures] == [f"{tmp_path}/\\xff/a.png"]
+        names = [picture.source for picture in pictures.pictures]
+        assert names[0] == f"{tmp_path}/\\xff/a.png" and all(name.isascii() for name in names)
         assert pictures.rejected["the file is a link to nothing"] == [f"{tmp_path}/\\xff/link.jpg"]
 
 

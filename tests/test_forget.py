@@ -97,6 +97,17 @@ def test_who_is_forgotten_is_not_collected_again(world):
     assert scrape("mine/anna", out="photos", min_size=32).new == 0
 
 
+def test_a_kill_before_the_tables_are_written(world):
+    """The same command again takes the name out of them."""
+    named = Path("photos/people.csv").read_bytes()
+    forget("anna")
+    forgotten = Path("photos/people.csv").read_bytes()
+    Path("photos/people.csv").write_bytes(named)
+    with pytest.raises(BolidError, match="there is nothing of 'anna'"):
+        forget("anna")
+    assert b"anna" in named and Path("photos/people.csv").read_bytes() == forgotten
+
+
 def test_twice_and_nobody(world):
     forget("anna")
     for name, hint in (("anna", "carl"), ("bern", "perhaps you mean ben"), ("xyz", "people.csv says who is there")):

@@ -56,8 +56,9 @@ def test_filters(server, tmp_path, listed):
     second = good & {record["url"].removeprefix(server.url) for record in records(out)}
     enough = good & set(reasons)
     assert {reasons.pop(path) for path in enough} <= {"more than --max-photos 2"}
+    [copy] = {"/first.jpg", "/same.jpg"} & set(reasons)  # whichever was checked later
     assert reasons == {
-        "/same.jpg": SAME_FILE,
+        copy: SAME_FILE,
         "/near.jpg": NEAR_DUPLICATE,
         "/small.jpg": "smaller than --min-size 64",
         "/blurred.jpg": "blurred (--min-sharpness 20)",

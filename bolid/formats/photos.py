@@ -394,7 +394,7 @@ class PhotoFolder:
             elif (record := _read_record(folder / name, stem)) is None:
                 if crashed and (folder / name).stat().st_size == 0:
                     self._remove_files(folder, stem)
-            elif photo.name in names and (record["format"] != "JPEG" or photo.stat().st_size >= record["bytes"]):
+            elif photo.name in names and not (crashed and _is_truncated(photo, record)):
                 self._adopt(folder.name, record, photo.stat().st_size)
                 on_disk.add(stem)
             else:  # killed before the photo was written, or the photo was removed by hand
@@ -423,6 +423,13 @@ def _write(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _is_truncated(photo: Path, record: dict[str, Any]) -> bool:
+    """Whether a power cut has cut this photo: it has the original's bytes, and is neither as long nor the same."""
+    if record["format"] != "JPEG" or photo.stat().st_size >= record["bytes"]:
+        return False
+    return hashlib.sha256(photo.read_bytes()).hexdigest()[:16] != photo.stem
 
 
 def _read_record(path: Path, stem: str) -> dict[str, Any] | None:

@@ -72,6 +72,7 @@ def forget(
     candidates = sorted({profile for place in (".", *also) for profile in _profiles(Path(place))})
     profiles = [path for path in candidates if made_of & set(_profile_inputs(path))]
     if not meant and not samples and not profiles:
+        _write_tables_again(Path(out), person)
         near = difflib.get_close_matches(person, sorted({*everybody, *everybody.values()}))
         raise BolidError(
             f"there is nothing of {person!r} in {out}, nor in shards or profiles here",
@@ -87,6 +88,14 @@ def forget(
             kept.forget(folder)
             kept.write_tables()
     return ForgetResult(everybody.get(folder, person), photos, samples, profiles)
+
+
+def _write_tables_again(out: Path, person: str) -> None:
+    """After a kill between the database and the tables, these still name whom the database has forgotten."""
+    if (out / DATABASE).is_file():
+        with PhotoFolder(out) as photos:
+            if photos.is_forgotten(person):
+                photos.write_tables()
 
 
 def _everybody(out: Path) -> dict[str, str]:

@@ -40,12 +40,17 @@ def start(arguments: list[str], folder: Path) -> multiprocessing.process.BasePro
     return process
 
 
-def finish(arguments: list[str], folder: Path) -> float:
-    """Run a command to its end; the seconds that it took. Raises AssertionError, with its words, where it fails."""
+def finish(arguments: list[str], folder: Path, ends: tuple[int, ...] = (0,)) -> float:
+    """Run a command to its end; the seconds that it took. Raises AssertionError, with its words, where it fails.
+
+    `ends`: exit statuses that are no failure.
+    """
     started = time.monotonic()
     process = start(arguments, folder)
     process.join()
-    assert process.exitcode == 0, f"{arguments} ended with {process.exitcode}: {(folder / '.log').read_text()[-600:]}"
+    assert process.exitcode in ends, (
+        f"{arguments} ended with {process.exitcode}: {(folder / '.log').read_text()[-600:]}"
+    )
     return time.monotonic() - started
 
 
@@ -75,11 +80,17 @@ class Kills:
 
 
 def kill(
-    name: str, arguments: list[str], root: Path, kills: int, prepare: Callable[[Path], None] = lambda folder: None
+    name: str,
+    arguments: list[str],
+    root: Path,
+    kills: int,
+    prepare: Callable[[Path], None] = lambda folder: None,
+    ends: tuple[int, ...] = (0,),
 ) -> None:
     """Kill a command `kills` times, each time in a new folder, start it again, and compare with an undisturbed run.
 
-    `arguments`: paths in them are inside the working directory, which `prepare` fills.
+    `arguments`: paths in them are inside the working directory, which `prepare` fills. `ends`: exit statuses of the
+    second start that are no failure.
     """
     whole = root / "whole"
     whole.mkdir(parents=True)
@@ -107,7 +118,7 @@ def kill(
         else:
             tally.too_late += 1
         try:
-            finish(arguments, folder)
+            finish(arguments, folder, ends)
         except AssertionError as error:
             tally.failures.append(f"{number}: {error}")
             continue
