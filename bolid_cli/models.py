@@ -97,8 +97,8 @@ def list_families(
     note("", quiet or not notes)
     for text, about in notes.items():
         note(f"{', '.join(about)}: {text}", quiet)
-    note(f"\n* used by default, chosen by: {source}. Body encoder and adapters of a full-size family are your", quiet)
-    note("own training's (train-vae, train-adapter). Next: bolid models pull FAMILY", quiet)
+    note(f"\n* used by default, chosen by: {source}. A full-size family's body adapter is your own training's", quiet)
+    note("(train-adapter); its face may be the published face_portrait. Next: bolid models pull FAMILY", quiet)
 
 
 @app.command("pull", cls=Command)

@@ -275,6 +275,9 @@ def test_commercial_pull_takes_other_models(downloads, monkeypatch, tmp_path):
     assert parts["face"]["state"] == "there" and parts["face"]["license"] == "Apache-2.0; YuNet: MIT"
     assert parts["face_portrait"]["state"] == "refused" and parts["caption"]["state"] == "refused"
     assert {row["part"]: row["state"] for row in verify("sdxl")}["face"] == "as fetched"
+    monkeypatch.delenv("BOLID_COMMERCIAL")  # what lies there is what it is
+    listed = json.loads(RUN(app, ["models", "list", "sdxl", "--json"]).stdout)["families"][0]["parts"]
+    assert {part["part"]: part for part in listed}["pose"]["license"] == "Apache-2.0"
     # the family's folder, copied to another machine
     monkeypatch.setenv("BOLID_HOME", str(tmp_path / "other"))
     assert models.pull("sdxl", only=["face"], from_dir=family.root, commercial=True)

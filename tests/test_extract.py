@@ -303,7 +303,7 @@ def test_tars_of_other_programs(photos, tmp_path):
     write_tar(tmp_path / "t" / "00001.tar", {
         "000010000.jpg": jpg[2], "000010000.txt": b"a man", "000010000.json": b'{"person": 7, "url": "http://a/b"}',
         "000010001.png": jpg[3], "000010001.json": b'{"caption": "on a beach", "key": "000010001"}',
-        "000010002.jpg": jpg[4], "000010002.txt": b"\0" * 9, "../ben/3.jpg": jpg[5],
+        "./000010002.jpg": jpg[4], "./000010002.txt": b"\0" * 9, "../ben/3.jpg": jpg[5],
     })  # fmt: skip
     result = extract(tmp_path / "t" / "{00000..00001}.tar", tmp_path / "shards")
     samples = {sample.meta["source"]: sample for sample in read_shards(tmp_path / "shards")}
@@ -313,15 +313,18 @@ def test_tars_of_other_programs(photos, tmp_path):
         "00001.tar/000010001.png": ("unnamed-00001-000010001", "on a beach"),
     }  # fmt: skip
     assert samples["00001.tar/000010000.jpg"].meta["url"] == "http://a/b"
-    assert result.rejected == {"its caption is no text": ["00001.tar/000010002.jpg"]}
+    assert result.rejected == {"its caption is no text": ["00001.tar/./000010002.jpg"]}
     assert result.unread == {"a sample without a picture": ["00000.tar/x"]} and result.unnamed == 2
     assert extract(tmp_path / "t", tmp_path / "folder").samples == 5  # the folder of tars
     with pytest.raises(BolidError, match="1 of the 3 tars"):
         extract(tmp_path / "t" / "{00000..00002}.tar", tmp_path / "none")
     whole = (tmp_path / "t" / "00001.tar").read_bytes()
-    (tmp_path / "t" / "00001.tar").write_bytes(whole[:1000])
-    with pytest.raises(BolidError, match="00001.tar is damaged"):
-        extract(tmp_path / "t", tmp_path / "none")
+    (tmp_path / "t" / "00001.tar").write_bytes(whole[:1000])  # the others go on
+    result = extract(tmp_path / "t", tmp_path / "part")
+    assert result.samples == 2 and [*result.rejected.values()] == [["00001.tar"]]
+    assert next(iter(result.rejected)).startswith("the tar is damaged or no tar")
+    with pytest.raises(BolidError, match="the tar is damaged"):
+        extract(tmp_path / "t" / "00001.tar", tmp_path / "none")
 
 
 def test_what_is_not_used_is_said(photos, tmp_path):

@@ -184,7 +184,7 @@ def _without_photos(photos: list[Photo], rejected: dict[str, list[str]]) -> list
     """The people all of whose photos were rejected."""
     sources = {source for sources in rejected.values() for source in sources}
     used = {photo.person for photo in photos if photo.source not in sources}
-    return sorted({photo.person for photo in photos} - used)
+    return sorted({photo.person for photo in photos if photo.person} - used)
 
 
 def _listed(folder: Path, progress: Progress | None, *, sidecar: bool) -> tuple[list[Photo], dict[str, list[str]]]:
@@ -200,23 +200,29 @@ def _listed(folder: Path, progress: Progress | None, *, sidecar: bool) -> tuple[
 def _photos_in_tars(
     tars: list[Path], progress: Progress | None, *, sidecar: bool
 ) -> tuple[list[Photo], dict[str, list[str]]]:
-    photos, unread = [], dict[str, list[str]]()
+    photos: list[Photo] = []
+    unread: dict[str, list[str]] = {}
     for number, tar in enumerate(tars):
-        for member in read_members(tar):
-            source = f"{tar.name}/{member.name}"
-            if member.fault == NO_PICTURE:
-                unread.setdefault(NO_PICTURE, []).append(source)
-                continue
-            person = (member.person or f"{UNNAMED}{tar.stem}-{member.name.partition('.')[0]}").replace("/", "_")
-            photos.append(
-                Photo(
-                    tar, person.lstrip(".") or "_", source, member.sha256, member.caption if sidecar else "",
-                    member.fault, (member.offset, member.size), member.origin,
-                )
-            )  # fmt: skip
+        try:
+            for member in read_members(tar):
+                source = f"{tar.name}/{member.name}"
+                if member.fault == NO_PICTURE:
+                    unread.setdefault(NO_PICTURE, []).append(source)
+                    continue
+                person = member.person or f"{UNNAMED}{tar.stem}-{Path(member.name).name.partition('.')[0]}"
+                photos.append(
+                    Photo(
+                        tar, person.replace("/", "_").lstrip(".") or "_", source, member.sha256,
+                        member.caption if sidecar else "", member.fault, (member.offset, member.size), member.origin,
+                    )
+                )  # fmt: skip
+        except BolidError as error:  # what came before the damage is there
+            photos.append(Photo(tar, "", tar.name, "", "", error.message.replace(str(tar), "the tar")))
         if progress:
             progress(number + 1, len(tars), "reading the list of photos")
-    if not photos:
+    if not any(photo.person for photo in photos):
+        if photos:
+            raise BolidError(f"{tars[0]}: {photos[0].fault}", "make or copy it again")
         raise BolidError(f"no photos in {tars[0]}", "a sample has a picture, and its caption and json under one name")
     return photos, unread
 

@@ -86,7 +86,7 @@ def read_members(tar: Path) -> Iterator[Member]:
 
 def _key(name: str) -> str:
     """WebDataset's key: the name up to the first dot of its last part."""
-    folder, slash, last = name.rpartition("/")
+    folder, slash, last = name.removeprefix("./").rpartition("/")
     return folder + slash + last.partition(".")[0]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.models.checksums import REINSTALL, check_file, read_manifest
 from bolid.models.families import DEFAULT_FAMILY, Family, get_family, refuse_non_commercial
-from bolid.models.sources import OWN_FACE_PACK, published
+from bolid.models.sources import CLEAN, OWN_FACE_PACK, published
 from bolid.run import Progress
 
 
@@ -22,8 +22,10 @@ def describe(family: Family, *, commercial: bool = False) -> list[dict[str, Any]
     """
     written = read_manifest(family.root)
     parts = []
-    for source in published(family.name, commercial):
-        entry = written.get(source.part, {})
+    for listed in published(family.name, commercial):
+        entry = written.get(listed.part, {})
+        other = CLEAN.get(listed.part)
+        source = other if other is not None and entry.get("source") == other.place else listed
         refused = commercial and (not source.commercial or _for_research(family, source.part))
         parts.append(
             {
