@@ -30,7 +30,7 @@ REFERENCE = ROOT / "docs" / "reference" / "commands.md"
 GENERATED = re.compile(r"^(Made|Written) by `", re.MULTILINE)  # by a script, whose matter its lines are
 DOCUMENTS = sorted(
     path
-    for place in ("*.md", "docs/**/*.md", "examples/**/*.md", "bolid/tiny/**/*.md")
+    for place in ("*.md", "docs/**/*.md", "examples/**/*.md", "bolid/tiny/**/*.md", "bolid/masks/*.md")
     for path in ROOT.glob(place)
     if not GENERATED.search(path.read_text(encoding="utf-8"))
 )
