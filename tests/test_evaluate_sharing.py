@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import pytest
 from PIL import Image
 from test_workers import run_ranks, run_with_ray
 
-from bolid.evaluate import compare, evaluate
+from bolid.evaluate import evaluate
 from bolid.run import canonical_json
 
 pytestmark = pytest.mark.slow
@@ -40,10 +39,6 @@ def test_worker_processes_give_the_same_figures(pictures, rendered_people, tmp_p
     assert alone["pictures"] == 10 and sum(map(len, alone["rejected"].values())) == 2
     monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))  # the reference photos are extracted anew, and shared too
     assert figures(evaluate(pictures, rendered_people, workers=2, **options)) == alone
-    shutil.copytree(pictures / "p100000", tmp_path / "other" / "p100000")
-    folders = [pictures, tmp_path / "other"]
-    compared = [figures(compare(folders, rendered_people, workers=workers, **options)) for workers in (1, 2)]
-    assert compared[0] == compared[1]
 
 
 def test_ranks_and_ray_give_the_same_figures(pictures, rendered_people, tmp_path, monkeypatch):
