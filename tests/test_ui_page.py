@@ -320,8 +320,9 @@ def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
     assert page.locator("#seen figure").count() == 2 and "weight" in page.inner_text("#seen")
     page.wait_for_selector("#mannequin canvas")
     waist = page.locator("#slider-waist input[type=range]")
-    page.wait_for_function("!document.querySelector('#slider-waist input[type=range]').disabled")
-    before = float(waist.input_value())
+    before = next(r["value"] for r in client.call("measurements", name=name) if r["name"] == "waist")
+    ready = "v => Math.abs(document.querySelector('#slider-waist input[type=range]').value - v) < 0.06"
+    page.wait_for_function(ready, arg=before)
     with page.expect_response(lambda r: "mannequin.glb" in r.url and r.status == 200):
         waist.focus()
         for _ in range(20):

@@ -46,7 +46,7 @@ class PictureTab:
         with gr.Row():
             usual = {branch: float(family.defaults.get(f"{branch}_scale", 1.0)) for branch in ("face", "body")}
             self.face, self.body = (
-                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()} strength", min_width=200,
+                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()}", min_width=200,
                           buttons=[], elem_id=f"{b}-scale") for b in ("face", "body")
             )  # fmt: skip
         with gr.Row():
