@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -198,6 +199,15 @@ def _temporary(path: Path, suffix: str) -> Path:
     if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
     return path.with_name(f".{stem}.{os.getpid()}.tmp{suffix}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of ``path`` beside it; called before the one process writes that may."""
+    stem, _, suffix = _temporary(path, path.suffix).name.rpartition(f".{os.getpid()}.tmp")
+    pattern = re.compile(rf"{re.escape(stem)}\.\d+\.tmp{re.escape(suffix)}")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        if pattern.fullmatch(other.name):
+            other.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -132,3 +132,12 @@ def test_a_home_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatc
     with pytest.raises(BolidError, match="cannot write") as caught:
         run.write_atomic(run.home() / "family", "tiny")
     assert "BOLID_HOME" in caught.value.hint
+
+
+def test_what_a_killed_process_leaves_of_a_file_is_removed(tmp_path):
+    """By its exact name: nothing else of anybody's."""
+    names = [".x.checkpoint.safetensors", "..x.checkpoint.77.tmp.safetensors2", ".x.77.tmp.safetensors", "notes.tmp"]
+    for name in [*names, "..x.checkpoint.77.tmp.safetensors"]:
+        (tmp_path / name).touch()
+    run.remove_leftovers(tmp_path / names[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

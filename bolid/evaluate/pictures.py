@@ -109,11 +109,11 @@ def generated_pictures(place: str | os.PathLike[str], prompts: str | os.PathLike
         if not folder.place.is_dir():
             what = "is a file, not a folder" if folder.place.exists() else "does not exist"
             raise BolidError(f"the folder of pictures {folder.place} {what}", "give the folder of generated pictures")
-        paths = sorted(
-            path
-            for path in folder.place.rglob("*")
-            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
-        )
+        try:
+            inside = sorted(path for path in folder.place.rglob("*") if not path.name.startswith("."))
+        except OSError as error:
+            raise BolidError(f"cannot read {folder.place}: {error.strerror}", "give a folder of pictures") from error
+        paths = [path for path in inside if path.suffix.lower() in PHOTO_SUFFIXES]
         table = _table(folder.place, prompts)
         for path in paths:
             try:

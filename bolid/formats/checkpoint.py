@@ -11,7 +11,7 @@ import torch
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, read_record, save_tensors
-from bolid.run import run_differences
+from bolid.run import remove_leftovers, run_differences
 
 KIND = "checkpoint"
 STEPS_DONE = "steps_done"  # in the config of a result that was written before the last step
@@ -54,6 +54,7 @@ def load_checkpoint(
     constant schedule the number of steps may differ, but not be below what the checkpoint has done.
     """
     path = Path(path)
+    remove_leftovers(path)
     if not path.exists():
         return 0
     stored, found = load_tensors(path, KIND)
@@ -98,6 +99,7 @@ def check_result(
     Raises BolidError when it is the result of another run. `init`: what to give --init to train on from it.
     """
     path = Path(path)
+    remove_leftovers(path)
     if not path.exists():
         return False
     found = read_record(path)

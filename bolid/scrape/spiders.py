@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from parsel import Selector
@@ -258,13 +258,13 @@ class SiteSpider(PhotoSpider):
 
 def _links(page: HtmlResponse, selector: str) -> Iterator[tuple[str, str]]:
     """(absolute http address, text) of what a selector finds: attribute values, or elements' href or src."""
-    for found in page.css(selector) if selector else ():
-        if isinstance(found.root, str):
-            address, text = found.root, ""
-        else:
-            address = found.attrib.get("href") or found.attrib.get("src") or ""
-            text = _words(found, ".//text()") or found.attrib.get("title") or _words(found, ".//img/@alt")
+    for found in _select(page, selector):
         try:
+            if isinstance(found.root, str):
+                address, text = found.root, ""
+            else:
+                address = found.attrib.get("href") or found.attrib.get("src") or ""
+                text = _words(found, ".//text()") or found.attrib.get("title") or _words(found, ".//img/@alt")
             url = page.urljoin(address.strip())
         except ValueError:
             continue
@@ -281,11 +281,19 @@ def first_number(text: str) -> int | None:
 
 def _text(page: HtmlResponse, selector: str) -> str:
     """The text of the first element that a selector finds, or ""."""
-    found = page.css(selector) if selector else []
+    found = _select(page, selector)
     if not found:
         return ""
     first = found[0]
     return " ".join(first.root.split()) if isinstance(first.root, str) else _words(first, ".//text()")
+
+
+def _select(page: HtmlResponse, selector: str) -> Sequence[Selector]:
+    """What a selector finds; nothing where lxml refuses the page."""
+    try:
+        return page.css(selector) if selector else []
+    except ValueError:
+        return []
 
 
 def _words(element: Selector, texts: str) -> str:
