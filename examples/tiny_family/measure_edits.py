@@ -1,6 +1,6 @@
 """Do pictures follow `bolid profile edit`? The body branch with profiles of which one measurement was moved.
 
-    python examples/tiny_family/measure_edits.py photos/val --people 12 --out docs/results/edits.md
+    python examples/tiny_family/measure_edits.py photos/val --people 12 --out runs/edits.md
 
 Each measurement of EDITS is moved by -1 and +1 standard deviation, the others held; the prompts and noise are the same.
 A person whose body cannot be moved so far is left out of that row.
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--people", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/edits.md"))
+    parser.add_argument("--out", type=Path, default=Path("runs/edits.md"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     probe = BodyProbe(get_family("tiny").require("probe"))
