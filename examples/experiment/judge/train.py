@@ -178,9 +178,10 @@ def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[JudgeN
     metric = mesh_metric(truth[:, values:].astype(np.float64))
     network = JudgeNetwork(values, truth.shape[1] - values).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.05)
-    checkpoint, first = args.work / "checkpoint.pt", 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+    first, settings = 0, [len(truth), args.steps, args.batch, args.lr, args.seed]
+    checkpoint = args.work / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.is_file() else {}
+    if state.get("settings") == settings:  # of another training it is written over
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
@@ -209,6 +210,7 @@ def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[JudgeN
             print(f"step {step + 1}/{args.steps} {told} {rate:.0f} pictures/s", flush=True)
         if (step + 1) % 100 == 0 or step + 1 == args.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state["settings"] = settings
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     return network.eval(), mean, std
