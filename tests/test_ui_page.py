@@ -104,7 +104,9 @@ def serve(folder, *options, **variables):
         *options,
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **variables}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     address = process.stdout.readline().strip()
     assert address.startswith("http://"), "it did not start"
     return process, address

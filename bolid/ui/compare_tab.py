@@ -50,7 +50,7 @@ class CompareTab:
             with gr.Column(scale=4, min_width=330):
                 self.whom = gr.Dropdown([], label="Person", elem_id="report-person")
                 self.photos = gr.File(
-                    label="Other photos of this person", file_count="multiple", file_types=["image"], height=110
+                    label="Other photos of this person", file_count="multiple", file_types=["image"], height=150
                 )
                 self.judge = gr.Button("Make the report", elem_id="make-report")
             with gr.Column(scale=6, min_width=330):

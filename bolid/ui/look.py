@@ -21,6 +21,8 @@ CSS = """
 .stage .words { font-variant-numeric: tabular-nums; min-height: 1.3em; }
 .sharp { image-rendering: pixelated; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important; }
+#gallery { min-height: 0 !important; }
+#gallery .grid-wrap { height: auto !important; min-height: 0 !important; padding-top: 26px; }
 #save-body, #back { align-self: flex-end; flex-grow: 1; }
 .measures label span { font-size: .85rem !important; }
 .settings dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; font-size: .9rem; }

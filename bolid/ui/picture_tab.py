@@ -53,7 +53,7 @@ class PictureTab:
             self.number = gr.Slider(1, MAX_PICTURES, value=1, step=1, label="Pictures", min_width=200, buttons=[])
             self.seed = gr.Textbox("0", label="Seed", max_length=19, min_width=200, elem_id="seed")
         with gr.Accordion("Pose and sampling", open=False):
-            self.pose = gr.File(label="Pose of the person in this photo", file_types=["image"], height=110)
+            self.pose = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150)
             with gr.Row():
                 self.steps = gr.Number(None, label="Steps", info=f"usual: {family.defaults.get('steps', 30)}",
                                        precision=0, min_width=110)  # fmt: skip

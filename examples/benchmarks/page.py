@@ -52,17 +52,17 @@ def call(address: str, function: str, **arguments: Any) -> Any:
     return data[0]
 
 
-def wish(client: int, turn: int) -> dict[str, Any]:
+def wish(client: int, turn: int, steps: int | None) -> dict[str, Any]:
     """What a client asks for in a round: no two ask for the same."""
     number = client + 100 * turn
     prompt = f"a full body photo of a person, in a {COLORS[number % 6]} top, {PLACES[number // 6 % 4]}"
     people = [f"p{number % PEOPLE}"] if number % 5 else []
-    return {"prompt": prompt, "people": people, "seed": number}
+    return {"prompt": prompt, "people": people, "seed": number, "steps": steps}
 
 
-def ask(address: str, client: int, turn: int) -> np.ndarray:
+def ask(address: str, wanted: dict[str, Any]) -> np.ndarray:
     """The picture that a client gets."""
-    _, (file,) = call(address, "generate", **wish(client, turn))
+    _, (file,) = call(address, "generate", **wanted)
     with urllib.request.urlopen(f"{address}gradio_api/file={file['path']}") as answer:
         return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
 
@@ -83,8 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of the sampling; fewer are quicker")
     options = parser.parse_args()
-    got: dict[tuple[int, int], np.ndarray] = {}
+    got: list[tuple[dict[str, Any], np.ndarray]] = []
     memory, took = [], []
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
@@ -100,8 +101,9 @@ def main() -> None:
             for turn in range(options.rounds):
                 began = time.monotonic()
                 with concurrent.futures.ThreadPoolExecutor(options.clients) as pool:
-                    answers = [pool.submit(ask, address, client, turn) for client in range(options.clients)]
-                    got |= {(client, turn): answer.result() for client, answer in enumerate(answers)}
+                    wishes = [wish(client, turn, options.steps) for client in range(options.clients)]
+                    answers = [pool.submit(ask, address, wanted) for wanted in wishes]
+                    got += [(wanted, answer.result()) for wanted, answer in zip(wishes, answers, strict=True)]
                 took.append((time.monotonic() - began) / options.clients)
                 memory.append(round(resident(process)))
         finally:
@@ -116,17 +118,18 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def count_wrong(got: dict[tuple[int, int], np.ndarray], folder: Path) -> int:
+def count_wrong(got: list[tuple[dict[str, Any], np.ndarray]], folder: Path) -> int:
     """How many pictures are not those that the wish makes alone."""
     from bolid import api
     from bolid.generate.models import Models
 
     models, wrong = Models(most=2), 0
-    for (client, turn), pixels in got.items():
-        asked = wish(client, turn)
+    for asked, pixels in got:
         profile = [folder / "work" / "people" / f"{name}.safetensors" for name in asked["people"]]
-        out = folder / "alone" / f"{client}-{turn}"
-        (path,) = api.generate([asked["prompt"]], out, profile=profile or None, seed=asked["seed"], models=models)
+        (path,) = api.generate(
+            [asked["prompt"]], folder / "alone" / str(asked["seed"]), profile=profile or None, seed=asked["seed"],
+            steps=asked["steps"], models=models,
+        )  # fmt: skip
         wrong += not np.array_equal(np.asarray(Image.open(path).convert("RGB")), pixels)
     return wrong
 
