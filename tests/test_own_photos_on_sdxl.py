@@ -1,8 +1,9 @@
 """The guide "your own photos on SDXL", typed: photos and a height -> profile -> pictures, nothing trained by the user.
 
 Every part lies in the layout in which it is published: SDXL's folder with fp16 files, a face pack in a zip, a folder of
-open_clip, a FaceID-Portrait pickle. The base and the adapter are small and random. What looks at photos is the tiny
-family's, which knows the rendered people of the photos; so is the body encoder, which nobody publishes.
+open_clip, a FaceID-Portrait pickle, a depth ControlNet. The base, the adapter and the ControlNet are small and random.
+What looks at photos is the tiny family's, which knows the rendered people of the photos; the body encoder is the
+package's own, of masks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from generate_world import random_controlnet
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -60,7 +62,10 @@ def downloads(tmp_path_factory) -> Path:
         packed.write(TINY.face / "det.onnx", "det_10g.onnx")
         packed.write(TINY.face / "rec.onnx", "w600k_r50.onnx")
     shutil.copytree(TINY.image_text, folder / "eva02_large_patch14_clip_224.merged2b_s4b_b131k")
-    shutil.copytree(TINY.pose, folder / "pose")
+    for part in ("pose", "segmentation"):
+        shutil.copytree(getattr(TINY, part), folder / part)
+    depth = folder / "controlnet-depth-sdxl-1.0"
+    random_controlnet(unet.float()).half().save_pretrained(depth, variant="fp16")
     state = initial_state(unet.float(), "face", 512, tokens=16)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in state["ip_adapter"].items():
@@ -89,12 +94,12 @@ def test_the_whole_path(downloads, rendered_people, tmp_path, monkeypatch):
     run("models", "pull", "sdxl", "--from", str(downloads))
     run("models", "pull", "sdxl", "--only", "face_portrait", "--from", str(downloads))
     assert "for research only" in run.seen
+    run("models", "pull", "sdxl", "--only", "depth_controlnet", "--from", str(downloads))
     run("models", "verify", "sdxl")
     run("models", "use", "sdxl")
     family = get_family()
     assert family.name == "sdxl" and not family.has("face_adapter") and not family.has("body_adapter")
-    shutil.copy(TINY.body_encoder, family.body_encoder)
-    shutil.copy(TINY.body_shape, family.body_shape)
+    assert family.body_encoder == families.MASK_ENCODER
 
     photos = sorted(next(path for path in sorted(rendered_people.iterdir())).glob("*.jpg"))
     Path("me").mkdir()
@@ -122,6 +127,17 @@ def test_the_whole_path(downloads, rendered_people, tmp_path, monkeypatch):
     run("profile", "export", "me.safetensors", "--maps", "depth", "--size", SIZE, "--out", "maps")
     depth = np.asarray(Image.open("maps/depth.png").convert("L"))
     assert depth.shape == (256, 160) and depth.max() == 255 and (depth == 0).mean() > 0.5
+
+    # The body by that depth map, through the published depth ControlNet; the face as before.
+    (shaped,) = run(
+        "generate", PROMPT, *arguments, "--body-from", "shape", "--pose", "waving", "--out", "shaped"
+    ).split()
+    assert "the body is not used" not in run.seen
+    with Image.open(shaped) as image:
+        record = json.loads(image.text["bolid"])
+        assert not np.array_equal(np.asarray(image), pixels)
+    assert record["config"]["body_from"] == "shape" and record["config"]["pose"] == "waving"
+    assert record["inputs"]["face_adapter"] == sha256_file(family.face_portrait)
 
     # A profile by another pack is refused.
     other = Path("other.safetensors")

@@ -45,6 +45,7 @@ def unused_branches(request: Request, people: Sequence[Identity], branches: Sequ
     warnings = []
     for branch in ("face", "body"):
         off = all(branch in cell.scales and cell.scales[branch].is_zero for cell in request.cells)
+        off = off or (branch == "body" and request.uses_shape)
         if branch not in branches and not off and any(branch in person.vectors for person in people):
             warnings.append(f"the {branch} is not used: there is no {branch} adapter {request.adapter_files[branch]}")
     return warnings
