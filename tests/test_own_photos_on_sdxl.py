@@ -82,6 +82,18 @@ def run(*words: str) -> str:
     return result.stdout
 
 
+def follow_the_body(arguments: list[str], other: np.ndarray, family: families.Family) -> None:
+    """`generate --body-from shape` gives another picture than `other`, with the same face branch."""
+    shape = ["--body-from", "shape", "--pose", "waving", "--out", "shaped"]
+    (picture,) = run("generate", PROMPT, *arguments, *shape).split()
+    assert "the body is not used" not in run.seen
+    with Image.open(picture) as image:
+        record = json.loads(image.text["bolid"])
+        assert not np.array_equal(np.asarray(image), other)
+    assert record["config"]["body_from"] == "shape" and record["config"]["pose"] == "waving"
+    assert record["inputs"]["face_adapter"] == sha256_file(family.face_portrait)
+
+
 @pytest.mark.slow
 def test_the_whole_path(downloads, rendered_people, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -129,15 +141,7 @@ def test_the_whole_path(downloads, rendered_people, tmp_path, monkeypatch):
     assert depth.shape == (256, 160) and depth.max() == 255 and (depth == 0).mean() > 0.5
 
     # The body by that depth map, through the published depth ControlNet; the face as before.
-    (shaped,) = run(
-        "generate", PROMPT, *arguments, "--body-from", "shape", "--pose", "waving", "--out", "shaped"
-    ).split()
-    assert "the body is not used" not in run.seen
-    with Image.open(shaped) as image:
-        record = json.loads(image.text["bolid"])
-        assert not np.array_equal(np.asarray(image), pixels)
-    assert record["config"]["body_from"] == "shape" and record["config"]["pose"] == "waving"
-    assert record["inputs"]["face_adapter"] == sha256_file(family.face_portrait)
+    follow_the_body(arguments, pixels, family)
 
     # A profile by another pack is refused.
     other = Path("other.safetensors")
