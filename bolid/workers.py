@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any, Literal, Protocol
 
 from bolid.errors import BolidError
+from bolid.run import prepare_environment
 
 Batch = list[Any]
 Results = list[Any]
@@ -196,6 +197,10 @@ def _joined(rank: Rank) -> Iterator[None]:
     from torch import distributed
 
     _find_leader()
+    # Imported by one rank alone, later, it would wait for the others at a barrier.
+    prepare_environment()
+    import ultralytics  # noqa: F401
+
     try:
         distributed.init_process_group(
             "gloo", rank=rank.number, world_size=rank.size, timeout=timedelta(hours=TIMEOUT_HOURS)
