@@ -7,8 +7,9 @@ import sys
 
 import pytest
 from PIL import Image
-from test_workers import run_ranks, run_with_ray
+from test_workers import run_with_ray
 
+from bolid.errors import BolidError
 from bolid.evaluate import evaluate
 from bolid.run import canonical_json
 
@@ -41,12 +42,16 @@ def test_worker_processes_give_the_same_figures(pictures, rendered_people, tmp_p
     assert figures(evaluate(pictures, rendered_people, workers=2, **options)) == alone
 
 
-def test_ranks_and_ray_give_the_same_figures(pictures, rendered_people, tmp_path, monkeypatch):
+def test_ray_gives_the_same_figures(pictures, rendered_people):
+    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
     alone = figures(evaluate(pictures, rendered_people, family="tiny", device="cpu"))
     command = [sys.executable, "-m", "bolid_cli.main", "evaluate", str(pictures), "--reference", str(rendered_people)]
-    command += ["--family", "tiny", "--device", "cpu", "--json", "--quiet"]
-    first, second = run_ranks(command, BOLID_HOME=str(tmp_path / "home"))
-    assert json.loads(first) == alone and second == ""
-    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
-    told = run_with_ray([*command, "--engine", "ray", "--workers", "2"])
+    told = run_with_ray([*command, "--family", "tiny", "--json", "--quiet", "--engine", "ray", "--workers", "2"])
     assert json.loads(told[told.index("{") :]) == alone
+
+
+def test_ranks_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BolidError, match="does not share its pictures among the ranks"):
+        evaluate(tmp_path, tmp_path)
