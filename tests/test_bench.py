@@ -91,7 +91,7 @@ def test_a_manifest_holds_several_methods(world, tmp_path):
     assert {name: len(folder.pictures) for name, folder in found.items()} == {"fresh": 3, "copies": 3}
     assert {picture.person for picture in found["fresh"].pictures} == {"p100000", "p100001", "p100002"}
     (tmp_path / "one.csv").write_text("picture,prompt\nnothing.png,a woman\n")
-    with pytest.raises(BolidError, match="names no picture that can be read: cannot read"):
+    with pytest.raises(BolidError, match="names no picture that can be read: the file cannot be read"):
         read_methods(tmp_path / "one.csv")
     (tmp_path / "one.csv").write_text("picture,prompt\n")
     with pytest.raises(BolidError, match="it has no rows"):

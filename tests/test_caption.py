@@ -141,7 +141,7 @@ def test_extract_takes_the_text_beside_a_photo_first(model, tmp_path, monkeypatc
 
     def captions(how: str) -> list[str]:
         out = tmp_path / how.replace("/", "_")
-        extract(tmp_path / "photos", out, caption=how, device="cpu")
+        extract(tmp_path / "photos", out, caption=how, device="cpu", force=True)
         return [sample.caption for sample in read_shards(out)]
 
     assert captions("sidecar") == ["", "her own words", ""] and captions("none") == ["", "", ""]

@@ -59,7 +59,7 @@ def test_a_family_without_weights_says_what_each_part_costs_and_the_command():
     assert rows["base"]["state"] == "wrong" and "6940 MB" in rows["base"]["value"]
     assert "bolid models pull sdxl --only base" in rows["base"]["advice"]
     assert rows["body_encoder"]["state"] == "ok" and rows["segmentation"]["state"] != "ok"
-    assert rows["to be fetched"]["value"].startswith("9.3 GB")
+    assert rows["to be fetched"]["value"].startswith("9.2 GB")
     commands = {row["name"]: row for row in data["sections"]["Commands"]}
     assert commands["profile"]["value"] == "lacks the pose, face, image text and segmentation"
     assert commands["profile"]["advice"] == "bolid models pull sdxl"

@@ -26,7 +26,7 @@ from bolid.synth.render import Renderer
 from bolid.train_vae import TrainVaeConfig, train_vae
 from bolid.train_vae.data import read_views
 
-CONFIG = TrainVaeConfig(view="mask", steps=30, people=4, views=3, body_dim=6, width=4)
+CONFIG = TrainVaeConfig(view="mask", steps=30, people=4, photos_per_person=3, body_dim=6, width=4)
 
 
 def standing(width: float, height: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -98,5 +98,5 @@ def test_photos_without_a_person(tmp_path):
     with pytest.raises(BolidError, match="--pose-from .*empty.png: no person found") as error:
         read_pose(tmp_path / "empty.png", get_family("tiny"))
     assert "one person" in error.value.hint
-    with pytest.raises(BolidError, match="cannot read .*absent.png"):
+    with pytest.raises(BolidError, match="absent.png cannot be read"):
         read_pose(tmp_path / "absent.png", get_family("tiny"))

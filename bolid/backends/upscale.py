@@ -46,7 +46,7 @@ class Upscaler:
 
         height, width = (side * factor for side in picture.shape[:2])
         while picture.shape[0] < height:
-            x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].to(self.model.device)
+            x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(self.model.device)
             y = self.model(x.float() / 255)[0].clamp(0, 1)
             picture = (y * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         if picture.shape[0] > height:

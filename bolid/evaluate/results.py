@@ -68,8 +68,8 @@ PER_PICTURE = (
 
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "body": ("body_ratio_correlation", "body_ratio_error", "body_auc", "body_rank1", "bone_ratio_error",
-             "width_profile_distance", "person_found"),
+    "body": ("body_ratio_correlation", "body_ratio_error", "body_auc", "body_rank1", "body_shape_mm",
+             "body_shape_floor_mm", "bone_ratio_error", "width_profile_distance", "person_found"),
     "face": ("face_similarity", "face_tar", "face_found"),
     "copies": ("face_copy_paste", "copy_paste", "clothing_leak"),
     "prompt": ("text_score", "image_score", "disturbance"),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bolid.body.shape import Shape
     from bolid.person import PhotoReport
 
-SYNTHETIC = range(200_000, 600_000)
+SYNTHETIC = range(200_000, 300_000)
 """Seeds of synthetic people that no model was trained on."""
 MAX_CELLS = 48  # pictures of a grid
 _SHOWN = 200  # files for clients that are kept
