@@ -65,7 +65,7 @@ def test_a_family_without_weights_says_what_each_part_costs_and_the_command():
     assert commands["profile"]["advice"] == "bolid models pull sdxl"
     assert commands["train-vae"]["value"] == "runs"
     # Published parts are needed, what has to be trained is not: the plain base is of use without it.
-    assert [p.split(": ")[1] for p in data["problems"]] == ["base", "pose", "segmentation", "face", "image_text"]
+    assert [p.split(": ")[1] for p in data["problems"]] == ["base", "pose", "face", "image_text", "segmentation"]
     page = run(app, ["doctor", "--family", "sdxl", "--quick"]).stdout
     assert "! base" in page and "! segmentation" in page and "> bolid models pull sdxl" in page
 
