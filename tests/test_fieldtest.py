@@ -127,12 +127,13 @@ def write_face_portrait(path, base, family):
     """A random adapter in FaceID-Portrait's layout, as `bolid models convert` writes it."""
     from diffusers import UNet2DConditionModel
 
-    from bolid.formats.adapter import flat_tensors, save_adapter
+    from bolid.formats.adapter import save_adapter
     from bolid.method.body_condition import initial_state
     from bolid.run import run_record
 
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-    tensors = flat_tensors(initial_state(unet, "face", 512, tokens=16))
+    state = initial_state(unet, "face", 512, tokens=16)
+    tensors = {f"{part}.{name}": tensor for part, tensors in state.items() for name, tensor in tensors.items()}
     save_adapter(path, {name: tensor.half() for name, tensor in tensors.items()},
                  run_record("face-adapter", family=family))  # fmt: skip
 
@@ -174,7 +175,7 @@ def test_a_family_that_lacks_most_still_generates(tmp_path, rendered_people):
     )
     data, steps, page = read(out)
     assert result.exit_code == 1 and result.stdout.split() == [str(out / "report.html"), str(out / "report.json")]
-    assert "error: 1 of 16 steps failed: extract" in result.stderr and "hint: " in result.stderr
+    assert re.search(r"error: 1 of \d+ steps failed: extract", result.stderr) and "hint: " in result.stderr
     assert steps["generate-base"]["state"] == "passed" and len(steps["generate-base"]["pictures"]) == 2
     failure = steps["extract"]["failure"]
     assert failure["kind"] == "BolidError" and "has no pose model: looked for family/pose" in failure["message"]

@@ -138,7 +138,7 @@ def test_the_whole_path(downloads, rendered_people, tmp_path, monkeypatch):
     # The body's depth map, of the picture's size, as depth ControlNets take it.
     run("profile", "export", "me.safetensors", "--maps", "depth", "--size", SIZE, "--out", "maps")
     depth = np.asarray(Image.open("maps/depth.png").convert("L"))
-    assert depth.shape == (256, 160) and depth.max() == 255 and (depth == 0).mean() > 0.5
+    assert depth.shape == (256, 160) and depth.max() > 240 and (depth == 0).mean() > 0.5
 
     # The body by that depth map, through the published depth ControlNet; the face as before.
     follow_the_body(arguments, pixels, family)
