@@ -85,9 +85,10 @@ def with_adapters(world: World, *branches: str, pipe: Any = None) -> Any:
     return pipe
 
 
-def random_controlnet(unet: Any) -> Any:
-    """A ControlNet for a UNet without branches, whose residuals are not 0."""
-    network = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16))
+def random_controlnet(unet: Any, channels: Sequence[int] = (8, 8, 16)) -> Any:
+    """A ControlNet for a UNet without branches, whose residuals are not 0. `channels`: one more than the times that
+    the VAE halves a picture."""
+    network = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(channels))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
         if "controlnet_" in name:
