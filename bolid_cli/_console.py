@@ -11,9 +11,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from bolid.run import Progress, canonical_json
 from bolid_cli._command import LARGEST_SEED, explain_usage
 from bolid_cli._settings import COMMON
 from bolid_cli._streams import Terminated, discard_output, emit, note
+
+if TYPE_CHECKING:
+    from bolid.evaluate.results import Comparison, Metric
 
 MINUTE = 60.0  # seconds between two lines of progress where there is no terminal
 
@@ -224,3 +227,20 @@ def show_usage_error(error: Any) -> int:
 
 def _show(message: str, hint: str) -> None:
     note(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
+
+
+def print_differences(compared: Comparison, quiet: bool = False) -> None:
+    """A table of the methods' paired differences from the first."""
+    rows = [
+        (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if d.differs else "")
+        for method, found in compared.differences.items()
+        for name, d in found.items()
+    ]
+    print_table(("method", "metric", "difference", "from", "to", "pairs", "of", ""), rows, quiet)
+
+
+def print_metric_notes(metrics: Mapping[str, Metric], quiet: bool = False) -> None:
+    """What metrics note, a line each: a restriction, or why one is not measured."""
+    for name, metric in metrics.items():
+        if metric.note:
+            note(f"{name}{'' if metric.value is not None else ' not measured'}: {metric.note}", quiet)

@@ -18,6 +18,8 @@ from bolid_cli._console import (
     emit,
     emit_json,
     note,
+    print_differences,
+    print_metric_notes,
     print_rejected,
     print_table,
     progress_bar,
@@ -133,16 +135,9 @@ def _print(compared: Comparison, quiet: bool) -> None:
     note("\nvalue ± half of the 95 % interval; n: pictures or people of the first method", quiet)
     if compared.differences:
         note(f"\nDifferences from {compared.baseline}, paired; *: p at most 0.05 with Holm's correction:", quiet)
-        found = [
-            (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if d.differs else "")
-            for method, differences in compared.differences.items()
-            for name, d in differences.items()
-        ]
-        print_table(("method", "metric", "difference", "from", "to", "pairs", "of", ""), found, quiet)
+        print_differences(compared, quiet)
     note("", quiet)
-    for name, metric in first.items():
-        if metric.note:
-            note(f"{name}{'' if metric.value is not None else ' not measured'}: {metric.note}", quiet)
+    print_metric_notes(first, quiet)
 
 
 def _shown(metric: Metric) -> str:

@@ -23,6 +23,8 @@ from bolid_cli._console import (  # fmt: skip
     choose_family,
     emit_json,
     note,
+    print_differences,
+    print_metric_notes,
     print_rejected,
     print_table,
     progress_bar,
@@ -164,12 +166,7 @@ def _print_comparison(compared: Comparison, quiet: bool) -> None:
         f"\nDifferences from {compared.baseline}, paired; *: p at most 0.05 with Holm's correction for all of them:",
         quiet,
     )
-    rows = [
-        (method, name, d.value, d.low, d.high, d.pairs, d.paired_by, "*" if d.differs else "")
-        for method, found in compared.differences.items()
-        for name, d in found.items()
-    ]
-    print_table(("method", "metric", "difference", "from", "to", "pairs", "of", ""), rows, quiet)
+    print_differences(compared, quiet)
     _print_protocol(first, quiet)
 
 
@@ -182,9 +179,7 @@ def _print_notes(result: Evaluation, marks: dict[str, str], quiet: bool) -> None
     note("", quiet)
     for name, mark in marks.items():
         note(f"{mark}: {name}", quiet)
-    for name, metric in result.metrics.items():
-        if metric.note:
-            note(f"{name}{'' if metric.value is not None else ' not measured'}: {metric.note}", quiet)
+    print_metric_notes(result.metrics, quiet)
 
 
 def _print_protocol(result: Evaluation, quiet: bool) -> None:

@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from bolid.comfyui.branches import cross_attentions
 from bolid.comfyui.nodes import ApplyProfile
-from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
+from bolid.formats.adapter import flat_tensors, load_adapter, nested_state_dict, save_adapter
 from bolid.formats.profile import save_profile
 from bolid.method.body_condition import build_ip_adapter_image_embeds, initial_state
 from bolid.run import run_record
@@ -80,8 +80,7 @@ def make_world() -> None:
         for name, tensor in nested["ip_adapter"].items():
             nested["ip_adapter"][name] = 0.1 * torch.randn(tensor.shape)
         record = run_record(f"{branch}-adapter", family="sd15", inputs=INPUTS)
-        flat = {f"{part}.{name}": tensor for part, tensors in nested.items() for name, tensor in tensors.items()}
-        save_adapter(FOLDER / f"models/bolid/test/{branch}.safetensors", flat, record)
+        save_adapter(FOLDER / f"models/bolid/test/{branch}.safetensors", flat_tensors(nested), record)
     face = torch.nn.functional.normalize(torch.randn(512), dim=0)
     record = run_record("profile", family="sd15", inputs=INPUTS)
     save_profile(

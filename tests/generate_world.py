@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_base import make_body_encoder, make_family
 
-from bolid.formats.adapter import save_adapter
+from bolid.formats.adapter import flat_tensors, save_adapter
 from bolid.formats.profile import save_profile
 from bolid.generate import generate
 from bolid.method.body_condition import initial_state
@@ -48,9 +48,8 @@ def make_world(root: Path, sdxl: bool = False, inputs: dict[str, str] | None = N
         for name, tensor in state["ip_adapter"].items():
             if "to_v_ip" in name:
                 state["ip_adapter"][name] = torch.randn(tensor.shape, generator=generator)
-        flat = {f"{part}.{name}": tensor for part, tensors in state.items() for name, tensor in tensors.items()}
         record = run_record(f"{branch}-adapter", family=family, inputs=inputs)
-        save_adapter(root / "adapter" / f"{branch}.safetensors", flat, record)
+        save_adapter(root / "adapter" / f"{branch}.safetensors", flat_tensors(state), record)
     record = run_record("profile", family=family, inputs={**inputs, "photo_000": "ab" * 32})
     for name, face in (("me", FACE), ("faceless", None)):
         save_profile(root / f"{name}.safetensors", BODY, torch.zeros(8), face, torch.ones(1), record)

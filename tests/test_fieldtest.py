@@ -127,13 +127,12 @@ def write_face_portrait(path, base, family):
     """A random adapter in FaceID-Portrait's layout, as `bolid models convert` writes it."""
     from diffusers import UNet2DConditionModel
 
-    from bolid.formats.adapter import save_adapter
+    from bolid.formats.adapter import flat_tensors, save_adapter
     from bolid.method.body_condition import initial_state
     from bolid.run import run_record
 
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-    state = initial_state(unet, "face", 512, tokens=16)
-    tensors = {f"{part}.{name}": tensor for part, tensors in state.items() for name, tensor in tensors.items()}
+    tensors = flat_tensors(initial_state(unet, "face", 512, tokens=16))
     save_adapter(path, {name: tensor.half() for name, tensor in tensors.items()},
                  run_record("face-adapter", family=family))  # fmt: skip
 

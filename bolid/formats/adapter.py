@@ -66,7 +66,7 @@ def read_portrait_adapter(path: str | os.PathLike[str]) -> dict[str, torch.Tenso
     parts = [nested.get(name) for name in ("image_proj", "ip_adapter")] if isinstance(nested, dict) else []
     if len(parts) != 2 or not all(isinstance(part, dict) and part for part in parts):
         raise BolidError(f"{path} is no IP-Adapter", "give a file like ip-adapter-faceid-portrait_sd15.bin")
-    flat = {f"{part}.{name}": value for part in ("image_proj", "ip_adapter") for name, value in nested[part].items()}
+    flat = flat_tensors({part: nested[part] for part in ("image_proj", "ip_adapter")})
     if not all(isinstance(value, torch.Tensor) for value in flat.values()):
         raise BolidError(f"{path} is no IP-Adapter: it holds more than tensors", "fetch it again")
     _check_portrait(path, flat)
@@ -100,6 +100,11 @@ def nested_state_dict(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str
         part, _, rest = key.partition(".")
         nested[part][rest] = tensor
     return nested
+
+
+def flat_tensors(nested: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The inverse of `nested_state_dict`."""
+    return {f"{part}.{name}": tensor for part, tensors in nested.items() for name, tensor in tensors.items()}
 
 
 def _check_layout(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -298,7 +298,7 @@ class Generation:
             pictures = self.upscaler(pictures, self.request.upscale)
         if self.refiner is not None:
             prompts = [self._text(index) for index, _ in jobs]
-            pictures = self.refiner(pictures, prompts, seeds, functools.partial(self._repaint, person, cell))
+            pictures = self.refiner(pictures, prompts, seeds, functools.partial(self._resample, person, cell))
         return list(zip(pictures, seeds, strict=True))
 
     def _text(self, index: int) -> str:
@@ -316,7 +316,7 @@ class Generation:
             controls=self._controls(person), losses=self._losses(person, cell),
         )  # fmt: skip
 
-    def _repaint(
+    def _resample(
         self,
         person: Identity,
         cell: Cell,

@@ -19,13 +19,13 @@ FACE_IN_PORTRAIT, CENTRE_IN_PORTRAIT = 0.30, 0.36
 LEAST_GAIN = 1.5
 """A face is sampled again only where it has so many times more latent positions then."""
 STRENGTH = 0.5
-"""The part of the steps that paint it again."""
+"""How much of the denoising is done again, 0 to 1."""
 HEAD = 0.9
 """Half of the height of what is laid back, in heights of the face."""
 _HEAD_KEYPOINTS = 5  # COCO's first: nose, eyes, ears
 _FRAMING = re.compile(r"\b(full|whole|half|three)[- ](body|length|quarters?)\b( photo(graph)?| picture| shot)?", re.I)
 
-Repaint = Callable[[list[np.ndarray], list[str], list[int], float], list[np.ndarray]]
+Resample = Callable[[list[np.ndarray], list[str], list[int], float], list[np.ndarray]]
 """(pictures of the base's size, their prompts, seeds, strength) -> the pictures, sampled again."""
 
 
@@ -51,7 +51,7 @@ class FaceRefiner:
         self.faces, self.pose, self.size = faces, pose, size
 
     def __call__(
-        self, pictures: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], repaint: Repaint
+        self, pictures: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], resample: Resample
     ) -> list[np.ndarray]:
         """The pictures, uint8 [H,W,3], with the surest person's face sampled again where that gains something. They
         may be larger than the base's, by an upscaler."""
@@ -63,7 +63,7 @@ class FaceRefiner:
             return done
         crops = [cut(pictures[i], windows[i], self.size) for i in chosen]
         texts = [portrait_prompt(prompts[i]) for i in chosen]
-        for i, made in zip(chosen, repaint(crops, texts, [seeds[i] for i in chosen], STRENGTH), strict=True):
+        for i, made in zip(chosen, resample(crops, texts, [seeds[i] for i in chosen], STRENGTH), strict=True):
             done[i] = lay_back(pictures[i], made, windows[i], heads[i])
         return done
 
@@ -90,28 +90,30 @@ def window(head: Head, size: tuple[int, int]) -> tuple[float, float, float]:
     return head.x - height * size[1] / size[0] / 2, head.y - height * CENTRE_IN_PORTRAIT, height
 
 
+def _from_crop(place: tuple[float, float, float], rows: int) -> np.ndarray:
+    """The affine map, f32 [2,3], from pixels of a crop of so many `rows` to those of its picture; see `window`."""
+    left, top, height = place
+    scale = height / rows
+    # Pixels have their middles at half numbers.
+    return np.array([[scale, 0, left + scale / 2 - 0.5], [0, scale, top + scale / 2 - 0.5]], np.float32)
+
+
 def cut(picture: np.ndarray, place: tuple[float, float, float], size: tuple[int, int]) -> np.ndarray:
     """The part of `picture` at `place` (see `window`), enlarged to `size`; outside, its edges go on."""
     import cv2
 
-    left, top, height = place
-    scale = height / size[0]
-    # Pixels have their middles at half numbers.
-    back = np.array([[scale, 0, left + scale / 2 - 0.5], [0, scale, top + scale / 2 - 0.5]], np.float32)
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(picture, back, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(picture, _from_crop(place, size[0]), size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def lay_back(picture: np.ndarray, made: np.ndarray, place: tuple[float, float, float], head: Head) -> np.ndarray:
     """`picture` with the head of `made`, the part at `place` sampled again, inside a soft ellipse around `head`."""
     import cv2
 
-    left, top, height = place
-    scale = height / made.shape[0]
+    scale = place[2] / made.shape[0]
     blurred = cv2.GaussianBlur(made, (0, 0), 0.5 / scale) if scale < 0.5 else made  # what a smaller picture can hold
-    forth = np.array([[scale, 0, left + scale / 2 - 0.5], [0, scale, top + scale / 2 - 0.5]], np.float32)
-    size = picture.shape[1::-1]
-    laid = cv2.warpAffine(blurred, forth, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    onto, size = _from_crop(place, made.shape[0]), picture.shape[1::-1]
+    laid = cv2.warpAffine(blurred, onto, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
     radius = HEAD * head.height
     distance = np.hypot((x - head.x) / (0.9 * radius), (y - head.y) / radius)

@@ -19,7 +19,8 @@ import torch
 from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
 from measure import as_asked
 from PIL import Image
-from truth import read_resized, read_truth
+from train_base import FEW_STEPS
+from truth import read_resized, read_truth, rebuilt
 
 from bolid.backends.face import FaceModel
 from bolid.models.families import get_family
@@ -27,7 +28,6 @@ from bolid.synth.people import attributes, caption, sample_person, sample_plan
 from bolid.train_adapter.precision import computing
 
 FRAMINGS = ("full body", "three-quarter", "portrait")
-FEW_STEPS = (999, 850, 700, 550, 400, 250, 120, 40)  # noise levels of the sampler without guidance
 FIRST_PERSON = 110_000  # of the held-out people whose captions are the prompts
 
 
@@ -37,25 +37,13 @@ def edge_energy(pictures: np.ndarray) -> float:
     return float(np.square(np.diff(x, axis=1)).mean() + np.square(np.diff(x, axis=2)).mean())
 
 
-@torch.no_grad()
-def rebuild(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> np.ndarray:
-    """uint8 [N, H, W, 3] after encoding and decoding."""
-    parts = []
-    for batch in torch.from_numpy(pictures).split(32):
-        x = (batch.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).to(memory_format=torch.channels_last)
-        with computing(device):
-            y = vae(x).sample.float().clamp(-1, 1)
-        parts.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)
-
-
 def measure_rebuilt(photos: list[dict[str, Any]], vae: AutoencoderTiny, faces: FaceModel, device: str) -> dict:
     """Figures by framing, of renders whose face is found before they are rebuilt."""
     figures = {}
     for framing in FRAMINGS:
         rows = [row for row in photos if row["attributes"]["framing"] == framing and row["face_box"]]
         before = read_resized(rows, (256, 192))
-        after = rebuild(vae, before, device)
+        after = rebuilt(before, vae)
         found = [(faces.detect(a), faces.detect(b)) for a, b in zip(before, after, strict=True)]
         pairs = [(a[0], b[0]) for a, b in found if a and b]
         error = np.square((before.astype(np.float32) - after) / 255).mean((1, 2, 3))
@@ -149,7 +137,7 @@ def main() -> None:
             some = read_resized(
                 [r for f in FRAMINGS for r in photos if r["attributes"]["framing"] == f][::7][:8], (256, 192)
             )
-            contact_sheet([some, rebuild(vae, some, args.device)], args.sheet)
+            contact_sheet([some, rebuilt(some, vae)], args.sheet)
     else:
         pipe = load(args.base, args.device)
         figures = measure_base(pipe, photos, faces, args.count, args.levels)

@@ -22,7 +22,7 @@ from spandrel.architectures.Compact import Compact
 from timebox import TimeBox
 from torch import nn
 from train_autoencoder import Adversarial, Discriminator, crop_corners, face_boxes, picture_loss
-from truth import read_resized, read_truth
+from truth import read_resized, read_truth, rebuilt
 
 from bolid.train_adapter.precision import computing
 
@@ -39,7 +39,8 @@ class Pairs:
         large = (FACTOR * size[0], FACTOR * size[1])
         self.wanted = read_resized(truth, large)
         small = np.stack([cv2.resize(x, size[::-1], interpolation=cv2.INTER_AREA) for x in self.wanted])
-        self.given = rebuilt(AutoencoderTiny.from_pretrained(vae, torch_dtype=torch.float32).eval(), small)
+        autoencoder = AutoencoderTiny.from_pretrained(vae, torch_dtype=torch.float32).eval()
+        self.given = rebuilt(small, autoencoder.to(memory_format=torch.channels_last))
         self.faces, self.size = face_boxes(truth, size), size
 
     def crops(self, rng: np.random.Generator, count: int, crop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,19 +59,6 @@ class Pairs:
             tensors, weights = [each.flip(3) for each in tensors], weights.flip(3)
         x, y = (each.contiguous(memory_format=torch.channels_last) for each in tensors)
         return x, y, weights
-
-
-@torch.no_grad()
-def rebuilt(vae: AutoencoderTiny, pictures: np.ndarray) -> np.ndarray:
-    """The pictures, uint8 [N, h, w, 3], as the autoencoder shows them."""
-    vae.to(memory_format=torch.channels_last)
-    parts = []
-    for start in range(0, len(pictures), 32):
-        x = torch.from_numpy(pictures[start : start + 32]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with computing("cpu"):
-            y = vae(x.contiguous(memory_format=torch.channels_last)).sample.float().clamp(-1, 1)
-        parts.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(parts)
 
 
 def enlarge(network: nn.Module, x: torch.Tensor) -> torch.Tensor:

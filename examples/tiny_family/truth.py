@@ -90,18 +90,18 @@ def read_resized(rows: list[dict[str, Any]], size: tuple[int, int]) -> np.ndarra
     return stack
 
 
-def rebuilt(pixels: np.ndarray) -> np.ndarray:
-    """The pictures, uint8 [N,h,w,3] of the size that the tiny base paints, as its autoencoder shows them."""
+def rebuilt(pixels: np.ndarray, vae: Any = None) -> np.ndarray:
+    """Pictures, uint8 [N,h,w,3], encoded and decoded by an autoencoder: by default the tiny base's, of its size."""
     import torch
 
     from bolid.train_adapter.precision import computing
 
-    vae, parts = _autoencoder(), []
-    for start in range(0, len(pixels), 64):
-        x = torch.from_numpy(pixels[start : start + 64]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad(), computing("cpu"):
-            y = vae(x.to(memory_format=torch.channels_last)).sample.float().clamp(-1, 1)
-        parts.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    vae, parts = vae or _autoencoder(), []
+    for batch in torch.from_numpy(pixels).split(64):
+        x = (batch.to(vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        with torch.no_grad(), computing(vae.device):
+            y = vae(x).sample.float().clamp(-1, 1)
+        parts.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)
 
 
