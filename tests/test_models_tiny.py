@@ -127,17 +127,6 @@ def test_pictures_without_people(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_steps_without_guidance_show_people(tmp_path):
-    prompts = [f"a full body photo of a {who} standing, in a red short-sleeved top and blue trousers, in a studio"
-               for who in ("woman", "man")]  # fmt: skip
-    paths = generate(prompts, tmp_path, new_person=7, few_steps=True, n=2, family="tiny", device="cpu")
-    with Image.open(paths[0]) as picture:
-        assert json.loads(picture.text["bolid"])["config"]["steps"] == 4
-    pictures = [np.asarray(Image.open(path)) for path in paths]
-    assert all(PoseModel(get_family("tiny").pose).detect(pictures))
-
-
-@pytest.mark.slow
 def test_a_profile_says_how_much_of_the_body_its_photos_show(rendered_people, tmp_path):
     photos = sorted(rendered_people.glob("*/*.jpg"))
     framings = {path: json.loads(path.with_suffix(".json").read_text())["attributes"]["framing"] for path in photos}

@@ -250,7 +250,7 @@ def run_generate(bench: Bench, folder: str, *, person: bool = True, **options: A
     if person:
         options = {"profile": bench.work / "person.safetensors", "adapter": bench.adapter} | options
     if "steps" not in options:
-        options["steps"] = min(bench.steps, int(bench.family.defaults.get("steps", bench.steps)))
+        options["steps"] = min(bench.steps, bench.family.steps)
     paths = generate(
         [bench.prompt], bench.out / "pictures" / folder, n=options.pop("n", bench.pictures), family=bench.family.name,
         device=bench.device, seed=bench.seed, progress=bench.progress, **options,

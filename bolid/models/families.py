@@ -185,6 +185,16 @@ class Family:
     description: str = ""
 
     @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The default sampler's timesteps, where the family names them; else empty: the sampler's own."""
+        return tuple(int(t) for t in self.defaults.get("timesteps", ()))
+
+    @property
+    def steps(self) -> int:
+        """The default number of denoising steps."""
+        return len(self.timesteps) or int(self.defaults.get("steps", 30))
+
+    @property
     def guidance(self) -> Scale:
         """The default guidance scale and its interval of the steps."""
         return parse_guidance(self.defaults.get("guidance", 5.0), f"the guidance of family {self.name!r}")

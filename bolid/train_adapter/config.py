@@ -25,10 +25,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "id_weight": 0.57, "id_loss": "keypoints", "clip_weight": 0.077, "clip_target": "text", "x_gen": "one-step",
     },
     "tiny": {
-        "description": "The tiny family's first stage: L_diff alone, the defaults. Its result is not recorded yet; 300 "
-        "steps of 16 from plain adapters gave body R2 0.220, standard error 0.08 (examples/ablation/ablation.md, row + "
-        "face). Not run on a GPU.",
-        "steps": 4000, "batch_size": 48, "learning_rate": 1e-3,
+        "description": "The tiny family's first stage: L_diff alone, a quarter of each batch close-ups. Not run on "
+        "a GPU.",
+        "steps": 4000, "batch_size": 24, "learning_rate": 6e-4, "ema": 0.99, "close_up_fraction": 0.25,
+        "build_word_dropout": 1.0, "face_dropout": 0.2,
+    },
+    "tiny-pictures": {
+        "description": "The tiny family's second stage, from the first with --init: Eq. 14 with L_id by the body "
+        "encoder, L_CLIP and the face loss on pictures sampled in the family's eight steps. Not run on a GPU.",
+        "steps": 700, "batch_size": 12, "learning_rate": 3e-4, "ema": 0.97, "close_up_fraction": 0.25,
+        "build_word_dropout": 1.0, "face_dropout": 0.2, "id_weight": 0.4, "id_loss": "body", "clip_weight": 0.3,
+        "face_weight": 1.0, "x_gen": "sampled", "x_gen_steps": 8, "x_gen_grad_steps": 3, "pixel_every": 1,
     },
     "sd15-12gb": {
         "description": "SD 1.5 at 512x512 on a card of 12 GB: 6.7 GB for the base, the adapters and a batch of 4, and "

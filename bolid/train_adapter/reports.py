@@ -132,7 +132,7 @@ def sample_sheet(
 
     trained_with = pipe.scheduler
     set_sampler(pipe, family.defaults)
-    steps = min(steps, int(family.defaults.get("steps", steps)))
+    schedule: int | tuple[int, ...] = family.timesteps if family.timesteps else min(steps, family.steps)
     picks = np.random.default_rng(derive_seed(seed, "sheet")).permutation(len(table.people))[:3]
     captions = [without_build(table.captions[table.people[p][-1]]) for p in picks]
     # Given the states of the texts, sampling needs no text encoder, which training may have dropped.
@@ -148,7 +148,7 @@ def sample_sheet(
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
         latents = sample(
-            pipe, prompts, size=family.image_size, steps=steps, guidance=family.guidance, generators=generators,
+            pipe, prompts, size=family.image_size, steps=schedule, guidance=family.guidance, generators=generators,
             negative=negative, vectors=_vectors(table, person), latents=noise,
         )  # fmt: skip
         columns.append(np.concatenate([front, *decode_latents(pipe, latents)], axis=0))

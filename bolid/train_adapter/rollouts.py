@@ -85,11 +85,11 @@ class FewStepRollout(OneStepPrediction):
         if self.has_lora:
             _add_disabled_lora(pipe, family)
             scheduler = family.few_steps.get("scheduler", "")
-        elif int(family.defaults.get("steps", 25)) <= MAX_FEW_STEPS:
-            scheduler = type(pipe.scheduler).__name__
+        elif family.steps <= MAX_FEW_STEPS:
+            scheduler = family.defaults.get("scheduler") or type(pipe.scheduler).__name__
         else:
             raise BolidError(
-                f"--x-gen few-step: the base of family {family.name!r} takes {family.defaults.get('steps', 25)} steps "
+                f"--x-gen few-step: the base of family {family.name!r} takes {family.steps} steps "
                 "and has no few-step LoRA",
                 "leave it out, or choose a family like sdxl-lightning",
             )
@@ -165,7 +165,10 @@ class SampledRollout:
         self.denoiser, self.table, self.faces = denoiser, table, config.faces
         self.guidance, self.grad_steps = family.guidance, config.x_gen_grad_steps
         scheduler = sampler(pipe.scheduler, family.defaults)
-        scheduler.set_timesteps(config.x_gen_steps)
+        if config.x_gen_steps == len(family.timesteps):
+            scheduler.set_timesteps(timesteps=list(family.timesteps))
+        else:
+            scheduler.set_timesteps(config.x_gen_steps)
         self.timesteps = scheduler.timesteps.long().to(denoiser.device)
         self.consistency = isinstance(scheduler, LCMScheduler)
 

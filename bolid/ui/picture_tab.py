@@ -55,7 +55,7 @@ class PictureTab:
         with gr.Accordion("Pose and sampling", open=False):
             self.pose = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150)
             with gr.Row():
-                self.steps = gr.Number(None, label="Steps", info=f"usual: {family.defaults.get('steps', 30)}",
+                self.steps = gr.Number(None, label="Steps", info=f"usual: {family.steps}",
                                        precision=0, min_width=110)  # fmt: skip
                 self.guidance = gr.Number(None, label="Guidance", info=f"usual: {family.defaults.get('guidance', 5)}",
                                           min_width=110)  # fmt: skip

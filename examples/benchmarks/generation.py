@@ -104,7 +104,7 @@ def main() -> None:
     embeds = build_ip_adapter_image_embeds(vectors, guidance=guidance.value > 1)
     embeds = [embed.to(args.device, adapted.unet.dtype) for embed in embeds]
 
-    steps, size = args.steps or family.defaults["steps"], family.image_size
+    steps, size = args.steps or family.steps, family.image_size
     cached = {id(pipe): copy.copy(pipe) for pipe in (bare, adapted)}
     for pipe in cached.values():
         pipe.unet = copy.deepcopy(pipe.unet)

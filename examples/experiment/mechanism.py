@@ -284,13 +284,13 @@ class Trained:
         self, prompts: Sequence[str], out: Path, person: Person, *, n: int, seed: int, photos: dict[str, str]
     ) -> list[Path]:
         """`n` pictures of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
-        steps, guidance = int(self.family.defaults.get("steps", 30)), self.family.guidance
+        steps, guidance = self.family.steps, self.family.guidance
         jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
         seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
         with torch.no_grad():
             latents = sample(
                 self.pipe, self.mechanism.text([prompts[index] for index, _ in jobs], person),
-                size=self.family.image_size, steps=steps, guidance=guidance,
+                size=self.family.image_size, steps=self.family.timesteps or steps, guidance=guidance,
                 generators=[torch.Generator().manual_seed(s) for s in seeds],
                 vectors=self.mechanism.vectors(person), controls=self.mechanism.controls(person),
             )  # fmt: skip

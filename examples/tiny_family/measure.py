@@ -27,7 +27,7 @@ from truth import r2, read_resized, rebuilt, write_card
 
 import bolid.synth.people as world
 from bolid.backends.body import BodyEncoder
-from bolid.backends.diffusion import decode_latents, load_base, load_loras, quiet_diffusers
+from bolid.backends.diffusion import decode_latents, load_base, quiet_diffusers
 from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.loss_guidance import GuidanceLoss
@@ -69,7 +69,7 @@ ASKED = {
 class Pictures:
     """Generates many pictures with the shipped base (and adapters of `branches`), through plain diffusers.
 
-    `few_steps`: with the family's few-step LoRA and sampler, without guidance. `steps`: instead of the usual number.
+    `steps`: instead of the usual ones.
     `adapter`: a folder with other branches than the shipped ones. `face_guidance`, `body_guidance`: as `bolid generate`
     takes them.
     """
@@ -77,7 +77,6 @@ class Pictures:
     def __init__(
         self,
         *branches: str,
-        few_steps: bool = False,
         steps: int | None = None,
         adapter: Path | None = None,
         face_guidance: float = 0,
@@ -91,9 +90,8 @@ class Pictures:
         if body_guidance:
             loss, _ = guidance_losses.body_guidance(self.family, BodyEncoder(self.family.require("body_encoder")))
             self.losses["body"] = functools.partial(loss, weight=parse_person_guidance(body_guidance, "body"))
-        self.settings = dict(self.family.few_steps if few_steps else self.family.defaults)
-        if steps is not None:
-            self.settings["steps"] = steps
+        self.settings = self.family.defaults
+        self.steps = steps or self.family.timesteps or self.family.steps
         self.pipe = load_base(self.family, sampler=self.settings)
         self.branches = branches
         if branches:
@@ -105,8 +103,6 @@ class Pictures:
                     weight_name=[f"{branch}.safetensors" for branch in branches],
                     image_encoder_folder=None,
                 )
-        if few_steps:
-            load_loras(self.pipe, [(self.family.require("few_steps_lora"), 1.0)], self.family)
 
     def make(self, prompts: list[str], seeds: list[int], *vectors: torch.Tensor) -> list[np.ndarray]:
         """Pictures uint8 [h, w, 3], one a prompt; `vectors` [D] of one person, one for each branch; at
@@ -122,7 +118,7 @@ class Pictures:
                 self.pipe,
                 asked,
                 size=self.family.image_size,
-                steps=self.settings["steps"],
+                steps=self.steps,
                 guidance=parse_guidance(self.settings["guidance"]),
                 generators=[torch.Generator().manual_seed(s) for s in seeds[start : start + 16]],
                 vectors=vectors,
@@ -476,20 +472,6 @@ def measure_body_guidance(val: Path, people: int = 100, each: int = 4) -> dict[s
     return {**figures, "people": people, "pictures of each": each}
 
 
-def measure_few_steps(val: Path, people: int = 60, each: int = 2) -> dict[str, float]:
-    """The adapter's body ratios with the few-step sampler beside the usual one, in its usual number of steps and in 25:
-    same people, prompts and noise."""
-    vectors, truth, seeds = profiles(val, people, 4)
-    figures: dict[str, float] = {}
-    for few, steps in ((True, None), (False, None), (False, 25)):
-        maker = Pictures("face", "body", few_steps=few, steps=steps)
-        readings, made, asked = paint_bodies(maker, vectors, seeds, each)
-        name = f"{maker.settings['steps']} steps"
-        figures |= read_out(truth, readings, name)
-        figures |= {f"{key} as asked, {name}": value for key, value in as_asked(made, asked).items()}
-    return {**figures, "people": len(truth), "pictures of each": each}
-
-
 def first_and_best(
     maker: Pictures, reader: PersonReader, prompts: list[str], path: tuple, vectors: tuple[torch.Tensor, torch.Tensor],
     best_of: int,
@@ -567,7 +549,6 @@ def measure_part(part: str, args: argparse.Namespace) -> dict[str, float]:
         "face branch": measure_face_branch,
         "face guidance": functools.partial(measure_face_guidance, judge=args.judge),
         "body guidance": measure_body_guidance,
-        "few steps": measure_few_steps,
         "best of": measure_best_of,
     }
     return measures[part](args.val)
@@ -584,7 +565,6 @@ PARTS = (
     "face branch",
     "face guidance",
     "body guidance",
-    "few steps",
     "best of",
 )
 
@@ -638,24 +618,9 @@ own layout, fp16, for the base in `../base`, the body encoder in `../body-encode
 `../face`. Made by `bolid train-adapter`. Plain diffusers loads both with `load_ip_adapter`. They know only rendered
 synthetic people.
 
-In the last trainings a loss compared bodies by a linear read-out of ten body ratios, learnt on training people whose
-bodies are known. (That loss is no longer in the program. The body encoder itself is trained without measurements.)
-
-Last, the body branch was corrected by what the probe read off pictures of 300 people that it was not trained on
-(`calibrate_body.py`). The figures below are of other people, but the same probe measures them.
-
-What limits the figures: heads and arms follow least. Pictures of one person differ, and all are a little short in the
-leg and broad in torso and hips. Faces are blurred, more so for darker skin tones, and without `--face-guidance` hardly
-like the person's. examples/tiny_family/LEARNT.md says more.
-
-{LICENSE}"""
-
-
-FEW_STEPS_CARD = f"""
-`few-steps.safetensors`: a LoRA for the base in `base/`, with which it generates in four steps without
-guidance (`bolid generate --few-steps`). Distilled together with the adapters by
-`examples/tiny_family/train_few_steps.py`. Plain diffusers loads it with `load_lora_weights` and samples with
-LCMScheduler. It knows only rendered synthetic people.
+Two stages, the presets `tiny` and `tiny-pictures`. They did not begin at nothing but at the adapters of the earlier
+base at 128x96, whose body branch had been corrected by what the probe read off pictures of 300 people
+(commit 74e3353). The probe's figures below are of other people.
 
 {LICENSE}"""
 
@@ -670,9 +635,6 @@ def write_cards(part: str, measured: dict[str, dict[str, float]]) -> None:
     elif part == "body encoder":
         path = family.body_encoder
         write_card(path.parent, "Tiny body encoder", BODY_ENCODER_CARD, figures, _settings(path), "body-encoder.md")
-    elif part == "few steps":
-        path = family.few_steps_lora
-        write_card(path.parent, "Tiny few-step LoRA", FEW_STEPS_CARD, figures, _settings(path), "few-steps.md")
     elif part in ("adapter", "face branch"):
         figures = {f"{name}: {key}" if name != "adapter" else key: value
                    for name in ("adapter", "face branch") for key, value in measured.get(name, {}).items()}  # fmt: skip

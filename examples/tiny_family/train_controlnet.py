@@ -161,7 +161,7 @@ def measure(family: Family, data: Data, args: argparse.Namespace) -> dict[str, f
                 pipe,
                 [prompts[row] for row in part],
                 size=family.image_size,
-                steps=family.defaults["steps"],
+                steps=family.timesteps or family.steps,
                 guidance=family.guidance,
                 generators=[torch.Generator().manual_seed(int(row)) for row in part],
                 controls=[] if name == "without" else [control],

@@ -59,9 +59,3 @@ def test_a_preset_is_a_valid_training_with_a_description(name):
     preset = dict(TrainAdapterConfig.PRESETS[name])
     assert len(preset.pop("description")) > 50
     TrainAdapterConfig(**preset)
-
-
-def test_the_tiny_preset_is_the_default():
-    preset = dict(TrainAdapterConfig.PRESETS["tiny"])
-    del preset["description"]
-    assert TrainAdapterConfig(**preset) == TrainAdapterConfig()
