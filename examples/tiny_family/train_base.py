@@ -225,7 +225,7 @@ def encode_new(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """(latents f16 [N, C, h, w], whether they are of the mirror image, bool [N]) of the photos. They are kept in
     `folder`: only photos that are not there yet are encoded, 14 a second on a core."""
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in vae.encoder.parameters())
+    weights = b"".join(p.detach().cpu().half().numpy().tobytes() for p in vae.encoder.parameters())  # as exported
     file = folder / f"latents-{hashlib.sha256(weights).hexdigest()[:8]}.pt"
     kept = torch.load(file, weights_only=True) if file.exists() else {"names": [], "mirrored": [], "latents": None}
     known = set(kept["names"])
