@@ -11,7 +11,6 @@ CSS = """
 #head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 #head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
 #head .by { font-size: .8rem; }
-.small-pixels img { image-rendering: pixelated; }
 .stage { display: flex; flex-direction: column; gap: 8px; color: var(--body-text-color-subdued); font-size: .9rem; }
 .stage img { width: 100%; max-height: 560px; object-fit: contain; border-radius: 8px; }
 .stage .empty { aspect-ratio: 3 / 4; max-height: 560px; border: 1px dashed var(--border-color-primary);
