@@ -203,6 +203,15 @@ def test_a_picture_is_made_again_by_its_command(world, studio, tmp_path, monkeyp
     assert same(pixels(alone), pixels(made[1:2]))
 
 
+def test_what_is_not_asked_for_is_no_option_of_the_command():
+    family = get_family("tiny")
+    assert Wish("x", face_scale=1.0).options(family, {"face", "body"}) == {}
+    wish = Wish("x", 0.5, 0.5, pose="waving", upscale=2, refine_face=True)
+    more = {"upscale": 2, "refine_face": True}
+    assert wish.options(family, {"body"}) == {"body_scale": 0.5, "pose": "waving", **more}
+    assert wish.options(family, set()) == more  # nobody has no body to be posed
+
+
 def test_models_are_loaded_once(world, studio):
     wish = Wish(PROMPT, steps=1)
     first, _ = pictures(studio, wish)
@@ -247,6 +256,7 @@ def test_a_job_can_be_stopped_before_it_begins(measured):
         (Wish("x", seed=-1), "the seed is -1"),
         (Wish("x", face_scale=9.0), "the face strength is 9.0"),
         (Wish("x", upscale=3), "upscale is 3"),
+        (Wish("x", pose="flying"), "there is no pose 'flying'"),
         (Wish("x", pose="waving", pose_from=Path("x")), "a pose and a photo of a pose"),
     ],
 )

@@ -42,18 +42,18 @@ class PictureTab:
             label="Prompt", lines=3, elem_id="prompt", autofocus=True,
             value="a full body photo of a woman waving, in a red top and blue trousers, on a beach",
         )  # fmt: skip
-        self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; nobody: the base alone",
+        self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; empty: nobody in particular",
                                multiselect=True, elem_id="who")  # fmt: skip
         with gr.Row():
-            self.pose = gr.Dropdown([("as the prompt says", ""), *((pose, pose) for pose in poses())], value="",
+            self.pose = gr.Dropdown([("as prompted", ""), *((pose, pose) for pose in poses())], value="",
                                     label="Pose", min_width=200, elem_id="pose",
                                     visible=family.has("depth_controlnet"))  # fmt: skip
             self.size = gr.Dropdown(_sizes(*family.image_size), value=1, label="Size", min_width=200, elem_id="size",
                                     visible=family.has("upscaler"))  # fmt: skip
-        with gr.Row():
+        with gr.Row(elem_classes="strengths"):
             usual = {branch: float(family.defaults.get(f"{branch}_scale", 1.0)) for branch in ("face", "body")}
             self.face, self.body = (
-                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()}", min_width=200,
+                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()} strength", min_width=200,
                           buttons=[], elem_id=f"{b}-scale") for b in ("face", "body")
             )  # fmt: skip
         with gr.Row():

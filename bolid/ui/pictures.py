@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
 from bolid.generate import generate
@@ -71,6 +72,8 @@ class Wish:
             raise BolidError(f"{self.steps} steps are asked for", "ask for 1 to 200")
         if self.upscale not in UPSCALES:
             raise BolidError(f"upscale is {self.upscale}", f"choose one of {', '.join(map(str, UPSCALES))}")
+        if self.pose and self.pose not in poses():
+            raise BolidError(f"there is no pose {self.pose!r}", f"choose one of {', '.join(poses())}")
         if self.pose and self.pose_from is not None:
             raise BolidError("a pose and a photo of a pose are given", "leave one of the two out")
 
