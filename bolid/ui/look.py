@@ -18,7 +18,7 @@ CSS = """
 .stage img { width: 100%; max-height: 560px; object-fit: contain; border-radius: 8px; }
 .stage .empty { aspect-ratio: 3 / 4; max-height: 560px; border: 1px dashed var(--border-color-primary);
   border-radius: 8px; display: grid; place-items: center; }
-.stage .empty::before { content: "The picture appears here."; }
+.stage .empty::before { content: "The picture appears here."; color: var(--body-text-color-subdued); }
 .stage .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
 .stage .bar i { display: block; height: 100%; background: var(--color-accent); transition: width .2s; }
 .stage .words { font-variant-numeric: tabular-nums; min-height: 1.3em; }
@@ -44,7 +44,8 @@ button.lg, button.sm, label.lg, label.sm { font-weight: 500 !important; }
 button.lg, label.lg { font-size: .95rem !important; padding: 8px 14px !important; }
 footer { display: none !important; }
 @media (max-width: 640px) {
-  .gradio-container, .gradio-container > main { padding: 8px 6px 32px !important; }
+  .gradio-container, .gradio-container main { padding: 8px 6px 32px !important; }
+  .column:has(> .welcome-block) { order: -1; }
 }
 """
 

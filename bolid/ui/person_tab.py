@@ -36,7 +36,7 @@ class PersonTab:
                 self._new_person()
             with gr.Column(scale=6, min_width=330):
                 note = _RENDERED if workshop.family.name == "tiny" else ""
-                self.welcome = gr.HTML(_WELCOME.format(note=note))
+                self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block")
                 with gr.Column(visible=False) as self.figure:
                     self._body()
         self.wanted = gr.State({})  # measurement -> cm (kg), of the sliders that were moved

@@ -59,7 +59,7 @@ class PictureTab:
         with gr.Row():
             self.number = gr.Slider(1, MAX_PICTURES, value=1, step=1, label="Pictures", min_width=200, buttons=[])
             self.seed = gr.Textbox("0", label="Seed", max_length=19, min_width=200, elem_id="seed")
-        with gr.Accordion("More: pose of a photo, steps, guidance, faces", open=False, elem_id="more"):
+        with gr.Accordion("More settings", open=False, elem_id="more"):
             self.photo = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150,
                                  visible=family.has("controlnet"))  # fmt: skip
             with gr.Row():
