@@ -232,7 +232,7 @@ def test_a_waiting_client_sees_its_place_and_a_cancelled_job_stops(client):
     api = json.loads(client.open("/config"))
     number = next(d["id"] for d in api["dependencies"] if d["api_name"] == "generate")
     session = uuid.uuid4().hex
-    data = [PROMPT, [], 1, 0, None, None, 1, None, "", False]
+    data = [PROMPT, [], 1, 0, None, None, 1, None, "", False, "", 1, False]
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
     client.open("/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
     places = []
