@@ -27,6 +27,8 @@ CSS = """
 #gallery { min-height: 0 !important; }
 #gallery .grid-wrap { height: auto !important; min-height: 0 !important; padding-top: 26px; }
 #save-body, #back { align-self: flex-end; flex-grow: 1; }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--color-accent) !important; }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent) !important; }
 .measures label span { font-size: .85rem !important; }
 .settings dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; font-size: .9rem; }
 .settings dt { color: var(--body-text-color-subdued); }
