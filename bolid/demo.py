@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FIRST_UNSEEN = 200_000
 PHOTOS, PICTURES = 8, 2
+_LEAST_HEIGHT = 216  # pixels, of a picture on the contact sheet
 HELD_OUT = 4  # further photos, for `evaluate`: the profile's own would flatter it
 COLUMNS = ("base, no profile", "with this profile", "with another person's profile")
 
@@ -114,13 +115,18 @@ def plan(
 
 
 def contact_sheet(plan: Plan) -> Path:
-    """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits."""
+    """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits.
+
+    Pictures are shown in their own size, small ones enlarged.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     from bolid.contact_sheet import wrap_text
 
-    cell_h, gap, text_w = 216, 6, 200
-    cell_w = cell_h * 3 // 4
+    gap, text_w = 6, 200
+    with Image.open(min(plan.folders[0].glob("*.png"))) as picture:
+        cell_h = max(picture.height, _LEAST_HEIGHT)
+        cell_w = cell_h * picture.width // picture.height
     block = PICTURES * (cell_w + 2)
     width = text_w + 3 * (block + 3 * gap) + gap
     photo_w = (width - text_w - gap) // PHOTOS - gap

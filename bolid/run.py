@@ -251,6 +251,23 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def claim(temporary: Path, path: Path) -> bool:
+    """Give a whole file its name ``path``, unless that is taken: True where it was free."""
+    try:
+        os.link(temporary, path)
+        sync_directory(path.parent)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        with disk_errors(path):
+            try:
+                path.touch(exist_ok=False)
+            except FileExistsError:
+                return False
+            os.replace(temporary, path)
+    return True
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill, which is renamed to ``path`` at the end; a failure leaves nothing."""

@@ -89,7 +89,8 @@ def evaluate(
 
     Prompts come from the pictures' run records, a table beside them, or captions in shards. Photos that made the
     profile are excluded from the reference. The table goes to standard error; JSON goes to standard output when that is
-    a pipe or a file, or with --json.
+    a pipe or a file, or with --json. Started by torchrun or srun, several processes share the pictures and the first
+    one writes.
     """
     folders = generated or [Path("generated")]
     if len(folders) > 1 and not compare:

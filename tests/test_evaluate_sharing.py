@@ -7,10 +7,9 @@ import sys
 
 import pytest
 from PIL import Image
-from test_workers import run_with_ray
+from test_workers import run_ranks, run_with_ray
 
-from bolid.errors import BolidError
-from bolid.evaluate import evaluate
+from bolid.evaluate import compare, evaluate
 from bolid.run import canonical_json
 
 pytestmark = pytest.mark.slow
@@ -50,8 +49,14 @@ def test_ray_gives_the_same_figures(pictures, rendered_people):
     assert json.loads(told[told.index("{") :]) == alone
 
 
-def test_ranks_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(BolidError, match="does not share its pictures among the ranks"):
-        evaluate(tmp_path, tmp_path)
+def test_ranks_give_the_same_figures_and_the_first_writes(pictures, rendered_people, tmp_path):
+    """torchmetrics would wait for statistics that only rank 0 has."""
+    report = tmp_path / "report.html"
+    compared = [str(pictures / "p100000"), str(pictures / "p100001")]
+    alone = figures(compare(compared, rendered_people, family="tiny", device="cpu"))
+    command = [sys.executable, "-m", "bolid_cli.main", "evaluate", "--compare", *compared]
+    options = ["--reference", str(rendered_people), "--family", "tiny", "--device", "cpu", "--json"]
+    home = {"BOLID_HOME": str(tmp_path / "home")}  # the reference photos are extracted anew, and shared too
+    first, second = run_ranks([*command, *options, "--html", str(report)], **home)
+    assert json.loads(first[first.index("{") :]) == alone and second == ""
+    assert report.is_file()

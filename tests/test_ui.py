@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def pixels(made):
 )
 def test_names_are_never_paths(tmp_path, name):
     people = People(tmp_path)
-    for use in (people.path, people.free, people.delete, people.seed_file):
+    for use in (people.path, lambda name: people.add(name, tmp_path), people.delete, people.seed_file):
         with pytest.raises(BolidError, match="is no name for a person"):
             use(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["people", "pictures"]
@@ -67,9 +68,9 @@ def test_names_are_never_paths(tmp_path, name):
 
 def test_people_are_numbered_and_deleted_with_their_pictures(world, tmp_path):
     people = People(tmp_path)
-    for _ in range(2):
-        people.free("Zoë A.").write_bytes(world.me.read_bytes())
-    people.free("other").write_bytes(world.faceless.read_bytes())
+    for name, profile in (("Zoë A.", world.me), (" Zoë A.", world.me), ("other", world.faceless)):
+        people.add(name, Path(shutil.copy(profile, tmp_path / "new")))
+        (tmp_path / "new").unlink(missing_ok=True)
     assert people.names() == ["other", "Zoë A.", "Zoë A. 2"]
     with pytest.raises(BolidError, match="there is no person 'Anna'") as caught:
         people.path("Anna")
@@ -78,6 +79,21 @@ def test_people_are_numbered_and_deleted_with_their_pictures(world, tmp_path):
         generate([PROMPT], people.pictures / who, profile=people.path(who), family=world.family, device="cpu", steps=1)
     assert people.delete("other") == 1 and people.names() == ["Zoë A.", "Zoë A. 2"]
     assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["Zoë A."]
+
+
+def test_two_servers_share_a_folder(tmp_path):
+    killed = tmp_path / "uploads" / "of one that was killed"
+    killed.mkdir(parents=True)
+    (killed / "photo.jpg").touch()
+    first, second = (Workshop(tmp_path, device="cpu") for _ in range(2))
+    assert not killed.exists() and first.uploads.is_dir() and first.uploads != second.uploads
+    for workshop in (first, second):
+        workshop.portray("Ida", [], {"height": "172"})
+    assert first.people.names() == second.people.names() == ["Ida", "Ida 2"]
+    first.close()
+    assert second.uploads.is_dir() and not first.uploads.exists()
+    second.close()
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 def test_only_uploaded_files_are_read(tmp_path):
@@ -187,6 +203,15 @@ def test_a_picture_is_made_again_by_its_command(world, studio, tmp_path, monkeyp
     assert same(pixels(alone), pixels(made[1:2]))
 
 
+def test_what_is_not_asked_for_is_no_option_of_the_command():
+    family = get_family("tiny")
+    assert Wish("x", face_scale=1.0).options(family, {"face", "body"}) == {}
+    wish = Wish("x", 0.5, 0.5, pose="waving", upscale=2, refine_face=True)
+    more = {"upscale": 2, "refine_face": True}
+    assert wish.options(family, {"body"}) == {"body_scale": 0.5, "pose": "waving", **more}
+    assert wish.options(family, set()) == more  # nobody has no body to be posed
+
+
 def test_models_are_loaded_once(world, studio):
     wish = Wish(PROMPT, steps=1)
     first, _ = pictures(studio, wish)
@@ -230,6 +255,9 @@ def test_a_job_can_be_stopped_before_it_begins(measured):
         (Wish("x", steps=0), "0 steps are asked for"),
         (Wish("x", seed=-1), "the seed is -1"),
         (Wish("x", face_scale=9.0), "the face strength is 9.0"),
+        (Wish("x", upscale=3), "upscale is 3"),
+        (Wish("x", pose="flying"), "there is no pose 'flying'"),
+        (Wish("x", pose="waving", pose_from=Path("x")), "a pose and a photo of a pose"),
     ],
 )
 def test_wishes_that_nobody_can_fulfil(studio, wish, message):

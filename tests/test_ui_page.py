@@ -23,6 +23,8 @@ import pytest
 from PIL import Image
 from test_images import ODD
 
+from bolid.models.families import get_family
+
 pytest.importorskip("gradio", reason="pip install 'bolid[ui]' to run these tests")
 pytestmark = pytest.mark.slow
 
@@ -157,10 +159,12 @@ def picture(client, state):
 
 def test_photos_become_a_profile_and_pictures(client, anna, folder, tmp_path):
     assert any(photo["weight"] > 0 for photo in anna["photos"]) and anna["measurements"][0]["known"]
-    job = client.start("generate", prompt=PROMPT, people=["Anna"], seed=3)
+    more = {"pose": "waving", "upscale": 2, "refine_face": True}
+    job = client.start("generate", prompt=PROMPT, people=["Anna"], seed=3, **more)
     states = [data for _, data in client.events("generate", job)]
     assert states[0][0][0]["job"] == job and {s[0][0]["state"] for s in states} >= {"sampling", "finished"}
     pixels, status = picture(client, states[-1][0])
+    assert pixels.shape[:2] == tuple(2 * side for side in get_family("tiny").image_size)
     # The command makes that very picture.
     words = shlex.split(status["commands"][0])[1:]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -200,7 +204,8 @@ def test_limits(client, anna):
         client.upload(("large.jpg", bytes(33 * 2**20)))
     assert caught.value.code == 413
     for wrong in ({"number": 1000}, {"steps": 10_000}, {"prompt": "x" * 5000}, {"seed": "many"}, {"people": "Anna"},
-                  {"people": ["Bob"]}, {"body_scale": 99}, {"prompt": None, "seed": -1}):  # fmt: skip
+                  {"people": ["Bob"]}, {"body_scale": 99}, {"prompt": None, "seed": -1}, {"upscale": 3},
+                  {"people": ["Anna"], "pose": "flying"}):  # fmt: skip
         client.refusal("generate", **{"prompt": PROMPT, "people": [], **wrong})
 
 
@@ -227,7 +232,7 @@ def test_a_waiting_client_sees_its_place_and_a_cancelled_job_stops(client):
     api = json.loads(client.open("/config"))
     number = next(d["id"] for d in api["dependencies"] if d["api_name"] == "generate")
     session = uuid.uuid4().hex
-    data = [PROMPT, [], 1, 0, None, None, 1, None, "", False]
+    data = [PROMPT, [], 1, 0, None, None, 1, None, "", False, "", 1, False]
     body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
     client.open("/gradio_api/queue/join", body, **{"Content-Type": "application/json"})
     places = []

@@ -11,6 +11,7 @@ from spandrel.architectures.Compact import Compact
 
 from bolid.backends.upscale import Upscaler
 from bolid.errors import BolidError
+from bolid.generate.models import Models
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 14, 3), dtype=np.uint8)
 
@@ -55,16 +56,20 @@ def test_files_that_are_no_upscalers(tmp_path, make, words):
         Upscaler(tmp_path / "up.safetensors")
 
 
-def test_generate(tmp_path):
+def test_generate(tmp_path, monkeypatch):
     world = make_world(tmp_path)
     save_network(tmp_path / "up.safetensors", 2)
     with open(world.family, "a") as file:
         file.write(f"upscaler = '{tmp_path / 'up.safetensors'}'\n")
     plain = make_pictures(world, tmp_path / "plain", ["a man"])
-    large = make_pictures(world, tmp_path / "large", ["a man"], upscale=4)
+    models = Models()
+    large = make_pictures(world, tmp_path / "large", ["a man"], upscale=4, models=models)
     assert large[0].shape == (256, 192, 3) and plain[0].shape == (64, 48, 3)
     record = read_picture(next((tmp_path / "large").glob("*.png")))
     assert record["config"]["upscale"] == 4 and "upscaler" in record["inputs"]
+    monkeypatch.setattr("bolid.backends.upscale.Upscaler", None)  # it stays loaded
+    again = make_pictures(world, tmp_path / "again", ["a man"], upscale=4, models=models)
+    assert np.array_equal(again[0], large[0])
 
 
 def test_generate_without_an_upscaler(tmp_path):

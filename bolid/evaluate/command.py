@@ -64,6 +64,7 @@ def evaluate(
         device: "auto", "cpu", "cuda", ...
         seed: of the bootstrap.
         workers, engine: processes that share the pictures, as in `extract`: of this machine, or actors of Ray ("ray").
+            The ranks that torchrun or a SLURM step starts share them too.
         progress: called with (done, total, text).
 
     Returns:
@@ -74,7 +75,6 @@ def evaluate(
         BolidError: no picture can be read, or no reference photo remains.
     """
     arguments = (reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    _refuse_ranks()
     with sharing.start(engine, workers) as run:
         if run is None:
             return None
@@ -107,7 +107,6 @@ def compare(
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
     arguments = (reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    _refuse_ranks()
     with sharing.start(engine, workers) as run:
         if run is None:
             return None
@@ -121,15 +120,6 @@ def comparison(
     """What `Run.score` returns, without the single pictures."""
     methods, limits = ({one.name: one.evaluation for one in some} for some in (scored, bounds))
     return Comparison(scored[0].name, methods, differences, limits)
-
-
-def _refuse_ranks() -> None:
-    """torchmetrics' FID would wait for ranks that have no statistics."""
-    if sharing.this_rank().size > 1:
-        raise BolidError(
-            "evaluate does not share its pictures among the ranks of torchrun or srun",
-            "start it once, with --workers N or --engine ray",
-        )
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,13 @@ def read_references(folder: PictureFolder, extractor: Extractor, progress: Progr
     return References(
         people, torch.tensor([people.index(photo.person) for photo in folder.pictures]), tensors["embed"],
         tensors["face"], tensors["keypoints"], tensors["widths"], tensors["reading"], truth,
-        FeatureStatistics.from_tensors(tensors), tensors["view"],
+        FeatureStatistics.from_tensors(tensors, sync_on_compute=False), tensors["view"],
     )  # fmt: skip
 
 
 def _extract_all(folder: PictureFolder, extractor: Extractor, progress: Progress) -> dict[str, torch.Tensor]:
     """Features of all readable photos, their `rows` in `folder.pictures`, and the tensors of their statistics."""
-    statistics = FeatureStatistics(extractor.evaluators.feature_size)
+    statistics = FeatureStatistics(extractor.evaluators.feature_size, sync_on_compute=False)
     photos: list[PictureFeatures] = []
     rows: list[int] = []
     for places, _, found in extractor.batches(folder, folder.pictures):

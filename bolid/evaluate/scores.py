@@ -103,19 +103,22 @@ def _notes(evaluators: Evaluators, sizes: set[tuple[int, ...]], unknown: int, un
 
 
 class _WholeSet:
-    """Streams a folder's features into the statistics of FID and KID, and into the inception score."""
+    """Streams a folder's features into the statistics of FID and KID, and into the inception score.
+
+    Rank 0 alone has it, so torchmetrics must not wait for those of other ranks.
+    """
 
     def __init__(self, evaluators: Evaluators, pictures: Sequence[Picture]) -> None:
         self.evaluators = evaluators
-        self.statistics = FeatureStatistics(evaluators.feature_size, seed=1)
+        self.statistics = FeatureStatistics(evaluators.feature_size, seed=1, sync_on_compute=False)
         prompts = sorted({picture.prompt for picture in pictures if picture.prompt})
         self.classes = len(prompts)
         self.inception: InceptionScore | None = None
         self.texts: torch.Tensor | None = None  # [C, E]
         if evaluators.inception is not None:
-            self.inception = InceptionScore(evaluators.inception.classes)
+            self.inception = InceptionScore(evaluators.inception.classes, sync_on_compute=False)
         elif 2 <= self.classes <= MAX_CLASSES:
-            self.inception = InceptionScore(self.classes)
+            self.inception = InceptionScore(self.classes, sync_on_compute=False)
             self.texts = torch.stack([evaluators.text(text) for text in prompts])
 
     def update(self, batch: Sequence[PictureFeatures]) -> None:

@@ -186,9 +186,9 @@ class Generation:
             return None
         from bolid.backends.upscale import Upscaler
 
-        path = self.family.require("upscaler")
-        self.inputs["upscaler"] = sha256_file(path)
-        return Upscaler(path, self.request.device)
+        path, device = self.family.require("upscaler"), self.request.device
+        sha256 = self.inputs["upscaler"] = sha256_file(path)
+        return self.models.part(("upscaler", sha256, device), lambda: Upscaler(path, device))
 
     def _refiner(self) -> FaceRefiner | None:
         """What looks at faces again for --refine-face."""
@@ -197,10 +197,15 @@ class Generation:
         from bolid.backends.people import face_detector, pose_detector
         from bolid.generate.refine import FaceRefiner
 
-        faces = face_detector(self.family.require("face"), self.request.device)
-        pose = pose_detector(self.family.require("pose"), self.request.device)
-        self.inputs["refine_face"] = faces.sha256
-        return FaceRefiner(faces, pose, self.family.image_size)
+        family, device = self.family, self.request.device
+        places = family.require("face"), family.require("pose")
+
+        def load() -> FaceRefiner:
+            return FaceRefiner(face_detector(places[0], device), pose_detector(places[1], device), family.image_size)
+
+        refiner = self.models.part(("refiner", *places, family.image_size, device), load)
+        self.inputs["refine_face"] = refiner.faces.sha256
+        return refiner
 
     def read_prompts(self, warn: Callable[[str], None]) -> None:
         """Find what the text encoder reads of each prompt: with the family's clothes where it names none, and cut."""

@@ -15,7 +15,7 @@ Pipe = tuple[Any, dict[str, LoadedAdapter]]
 
 
 class Models:
-    """The `most` pipelines that were used last, their ControlNets, and the models that read photos.
+    """The `most` pipelines that were used last, their ControlNets, and the models that work on photos and pictures.
 
     One call at a time: the networks' state is that of the picture that is being sampled.
     """
@@ -25,6 +25,7 @@ class Models:
         self._pipes: OrderedDict[Hashable, Pipe] = OrderedDict()
         self._controlnets: dict[Hashable, dict[str, Any]] = {}
         self._readers: dict[Hashable, PersonReader] = {}
+        self._parts: dict[Hashable, Any] = {}
 
     def pipe(self, networks: Hashable, load: Callable[[], Pipe]) -> Pipe:
         """The pipeline of these `networks`, by `load` where it is not here yet."""
@@ -47,6 +48,12 @@ class Models:
         if part not in loaded:
             loaded[part] = load()
         return loaded[part]
+
+    def part(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """A model that needs no base, like an upscaler, by `load` where it is not here yet."""
+        if key not in self._parts:
+            self._parts[key] = load()
+        return self._parts[key]
 
     def reader(self, family: Family, device: str, force: bool = False) -> PersonReader:
         """What reads photos of people with the family's models; with `force` photographs by `tiny`, too."""

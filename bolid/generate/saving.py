@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bolid.run import atomic_path, disk_errors, run_differences, sync_directory, unfinished
+from bolid.run import atomic_path, claim, run_differences, unfinished
 
 
 def save_picture(path: Path, picture: Any, record: dict[str, Any], parameters: str = "") -> None:
@@ -34,7 +34,7 @@ def save_beside(path: Path, picture: Any, record: dict[str, Any], parameters: st
             if _is_of_run(place, record):
                 os.replace(temporary, place)
                 return place
-            if _link(temporary, place):
+            if claim(temporary, place):
                 return place
     raise RuntimeError("unreachable: there is always another name")
 
@@ -47,23 +47,6 @@ def find_finished(path: Path, records: Sequence[dict[str, Any]]) -> Path | None:
 
 def _places(path: Path) -> Iterator[Path]:
     return itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
-
-
-def _link(temporary: Path, place: Path) -> bool:
-    """Give a whole file its name, unless that is taken: True where it was free."""
-    try:
-        os.link(temporary, place)
-        sync_directory(place.parent)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        with disk_errors(place):
-            try:
-                place.touch(exist_ok=False)
-            except FileExistsError:
-                return False
-            os.replace(temporary, place)
-    return True
 
 
 def _is_of_run(path: Path, record: dict[str, Any]) -> bool:

@@ -176,7 +176,7 @@ class InceptionScore(Metric):
 
     def __init__(self, classes: int, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.sample = FeatureStatistics(classes, seed)
+        self.sample = FeatureStatistics(classes, seed, **kwargs)
         self.add_state("sum_p", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("sum_p_log_p", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")

@@ -94,9 +94,9 @@ class FeatureStatistics(Metric):
         return {name: getattr(self, name) for name in ("factor", "sample", "sample_keys", "count")}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> FeatureStatistics:
-        """The inverse of `tensors`."""
-        statistics = cls(tensors["sample"].shape[1])
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], **kwargs: Any) -> FeatureStatistics:
+        """The inverse of `tensors`; `kwargs` are torchmetrics' own."""
+        statistics = cls(tensors["sample"].shape[1], **kwargs)
         for name in ("factor", "sample", "sample_keys", "count"):
             setattr(statistics, name, tensors[name])
         statistics._update_count = 1  # else torchmetrics warns that `update` was never called

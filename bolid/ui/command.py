@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -63,7 +62,7 @@ def ui(
         with contextlib.suppress(KeyboardInterrupt):  # the usual end
             server.run(sockets=[bound])
     finally:
-        shutil.rmtree(workshop.uploads, ignore_errors=True)
+        workshop.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -67,17 +67,18 @@ class Endpoints:
         """The body as a GLB file, with other measurements where some are wanted."""
         return _file(self.workshop.mannequin(self.workshop.shape(name, _numbers(wanted or {}))[0]))
 
-    def generate(
+    def generate(  # noqa: PLR0913
         self, prompt: str, people: list[str], number: int = 1, seed: int = 0, face_scale: float | None = None,
         body_scale: float | None = None, steps: int | None = None, guidance: float | None = None, negative: str = "",
-        few_steps: bool = False,
+        few_steps: bool = False, pose: str = "", upscale: int = 1, refine_face: bool = False,
     ) -> Iterator[tuple[dict, list[dict]]]:  # fmt: skip
         """Make pictures. Yields how far it is, and the files so far: PNGs that carry their record."""
         job = LocalContext.event_id.get(None) or ""
         wish = Wish(
             str(prompt or "").strip(), _number("face_scale", face_scale), _number("body_scale", body_scale),
             _number("number", number, int), _number("seed", seed, int), _number("steps", steps, int),
-            _number("guidance", guidance), str(negative or ""), bool(few_steps),
+            _number("guidance", guidance), str(negative or ""), bool(few_steps), pose=str(pose or ""),
+            upscale=_number("upscale", upscale, int), refine_face=bool(refine_face),
         )  # fmt: skip
         if not isinstance(people, list):
             raise BolidError(f"people is {people!r}", 'give a list of names, like ["Anna"]')

@@ -9,13 +9,16 @@ CSS = """
   padding: 12px 20px 40px !important; }
 #head { padding: 6px 2px 0; }
 #head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
-#head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
-#head .by { font-size: .8rem; }
-.small-pixels img { image-rendering: pixelated; }
+#head p, #head .by { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+.strengths input[type=number] { min-width: 0 !important; width: 60px !important; }
+.welcome { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 28px 32px; }
+.welcome h3 { margin: 0 0 10px; }
+.welcome ol { margin: 0; padding-left: 1.3em; display: grid; gap: 6px; list-style: decimal; }
 .stage { display: flex; flex-direction: column; gap: 8px; color: var(--body-text-color-subdued); font-size: .9rem; }
 .stage img { width: 100%; max-height: 560px; object-fit: contain; border-radius: 8px; }
 .stage .empty { aspect-ratio: 3 / 4; max-height: 560px; border: 1px dashed var(--border-color-primary);
-  border-radius: 8px; }
+  border-radius: 8px; display: grid; place-items: center; }
+.stage .empty::before { content: "The picture appears here."; color: var(--body-text-color-subdued); }
 .stage .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
 .stage .bar i { display: block; height: 100%; background: var(--color-accent); transition: width .2s; }
 .stage .words { font-variant-numeric: tabular-nums; min-height: 1.3em; }
@@ -24,6 +27,8 @@ CSS = """
 #gallery { min-height: 0 !important; }
 #gallery .grid-wrap { height: auto !important; min-height: 0 !important; padding-top: 26px; }
 #save-body, #back { align-self: flex-end; flex-grow: 1; }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--color-accent) !important; }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent) !important; }
 .measures label span { font-size: .85rem !important; }
 .settings dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; font-size: .9rem; }
 .settings dt { color: var(--body-text-color-subdued); }
@@ -41,7 +46,8 @@ button.lg, button.sm, label.lg, label.sm { font-weight: 500 !important; }
 button.lg, label.lg { font-size: .95rem !important; padding: 8px 14px !important; }
 footer { display: none !important; }
 @media (max-width: 640px) {
-  .gradio-container, .gradio-container > main { padding: 8px 6px 32px !important; }
+  .gradio-container, .gradio-container main { padding: 8px 6px 32px !important; }
+  .column:has(> .welcome-block) { order: -1; }
 }
 """
 
@@ -64,6 +70,7 @@ def theme() -> Any:
                           radius_size="md", spacing_size="md", text_size="md")  # fmt: skip
     return base.set(
         body_background_fill="*neutral_50", body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
         block_background_fill="white", block_background_fill_dark="*neutral_900",
         block_border_width="1px", block_shadow="none",
         block_label_background_fill="transparent", block_label_border_width="0px",

@@ -64,7 +64,7 @@ def make_app(workshop: Workshop, token: str | None = None) -> Any:
     from bolid.ui.look import CSS, NO_REQUESTS, theme
 
     page = make_page(workshop)
-    served = [str(folder.resolve()) for folder in (workshop.people.profiles, workshop.people.pictures)]
+    served = [str(folder.resolve()) for folder in (workshop.people.profiles, workshop.people.pictures, workshop.poses)]
     app = gr.mount_gradio_app(
         fastapi.FastAPI(title="BoLID", version=bolid.__version__, openapi_url=None), page, path="/",
         allowed_paths=served, max_file_size=MAX_BYTES, theme=theme(), css=CSS, head=NO_REQUESTS, show_error=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
-from bolid.run import sha256_file
+from bolid.run import claim, sha256_file
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"\w[\w .-]{0,39}")
@@ -30,21 +30,24 @@ class People:
 
     def path(self, name: str) -> Path:
         """The profile of somebody who is there. Raises BolidError else."""
-        path = self.profiles / f"{_checked(name)}{SUFFIX}"
+        path = self.profiles / f"{check_name(name)}{SUFFIX}"
         if not path.is_file():
             raise BolidError(f"there is no person {name!r}", f"the people are: {', '.join(self.names()) or 'none yet'}")
         return path
 
-    def free(self, name: str) -> Path:
-        """Where a profile of somebody new goes: NAME, or NAME 2, NAME 3, ... where that is taken."""
-        name = _checked(name)
+    def add(self, name: str, profile: Path) -> Path:
+        """Take in a profile as NAME, or as NAME 2, NAME 3, ... where that is taken; `profile` itself may go.
+
+        Other servers may add people to the same folder at the same time.
+        """
+        name = check_name(name)
         numbered = (f"{name} {number}" for number in itertools.count(2))
-        free = next(n for n in itertools.chain([name], numbered) if not (self.profiles / f"{n}{SUFFIX}").exists())
-        return self.profiles / f"{free}{SUFFIX}"
+        places = (self.profiles / f"{one}{SUFFIX}" for one in itertools.chain([name], numbered))
+        return next(place for place in places if claim(profile, place))
 
     def seed_file(self, name: str) -> Path:
         """Where the seed of a synthetic person is written."""
-        return self.profiles / f"{_checked(name)}.seed"
+        return self.profiles / f"{check_name(name)}.seed"
 
     def delete(self, name: str, copies: Path | None = None) -> int:
         """Delete a profile and the pictures made with it, and their `copies` in that folder; how many pictures."""
@@ -56,12 +59,13 @@ class People:
             pictures += [picture for picture in copies.rglob("*.png") if _profile_of(picture) == digest]
             pictures += [copy for copy in copies.rglob(f"*{SUFFIX}") if sha256_file(copy) == digest]
         for picture in (*pictures, path):
-            picture.unlink()
+            picture.unlink(missing_ok=True)
         self.seed_file(name).unlink(missing_ok=True)
         return gone
 
 
-def _checked(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name without spaces around it. Raises BolidError for what is none."""
     name = name.strip() if isinstance(name, str) else ""
     if not _NAME.fullmatch(name) or ".." in name:
         raise BolidError(

@@ -15,6 +15,13 @@ from bolid.ui.telling import seen_html, told
 from bolid.ui.workshop import SYNTHETIC, Portrayed, Workshop
 
 _NONE_SEEN = "<p class='quiet'>What the models see in each photo appears here.</p>"
+_WITHOUT_PHOTOS = """<p class='quiet'>Without photos: a synthetic person is rendered first and has a face; an invented
+one is measurements alone.</p>"""
+_WELCOME = """<div class='welcome'><h3>Nobody is here yet</h3><ol>
+<li>Make somebody: drop photos of one person, or press <b>Synthetic person</b>.{note}</li>
+<li>Move the body with sliders, in centimetres.</li>
+<li>Open the tab <b>Picture</b> and say what to show.</li></ol></div>"""
+_RENDERED = " This family knows rendered people only: begin with a synthetic one."
 _KNOWN = (("height", "cm", "172"), ("waist", "cm", "80±2"), ("weight", "kg", "65"))
 _QUESTION = "(name) => name && confirm(`Delete ${name}, and the pictures of this person?`) ? name : ''"
 
@@ -28,7 +35,10 @@ class PersonTab:
             with gr.Column(scale=5, min_width=330):
                 self._new_person()
             with gr.Column(scale=6, min_width=330):
-                self._body()
+                note = _RENDERED if workshop.family.name == "tiny" else ""
+                self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block")
+                with gr.Column(visible=False) as self.figure:
+                    self._body()
         self.wanted = gr.State({})  # measurement -> cm (kg), of the sliders that were moved
         self._wire()
 
@@ -39,12 +49,13 @@ class PersonTab:
         with gr.Row():
             self.open = gr.UploadButton("Open a profile", file_types=[".safetensors"], size="sm", min_width=90)
             self.download = gr.DownloadButton("Download", size="sm", interactive=False, min_width=80)
-            self.delete = gr.Button("Delete", size="sm", elem_id="delete", min_width=60)
+            self.delete = gr.Button("Delete", size="sm", elem_id="delete", interactive=False, min_width=60)
         gr.Markdown("### Somebody new")
-        self.name = gr.Textbox(label="Name", placeholder="Anna", max_length=40, elem_id="name")
+        self.name = gr.Textbox(label="Name", placeholder="Somebody", max_length=40, elem_id="name")
         self.photos = gr.File(
             label="Photos of one person", file_count="multiple", file_types=["image"], height=150, elem_id="photos"
         )
+        self.folder = gr.UploadButton("A folder of photos", file_count="directory", size="sm")
         with gr.Accordion("Known measurements", open=False):
             with gr.Row():
                 self.known = {
@@ -52,12 +63,11 @@ class PersonTab:
                     for name, unit, example in _KNOWN
                 }
             self.sex = gr.Radio([("not said", ""), "woman", "man"], value="", label="Sex")
+        self.make = gr.Button("Make profile", variant="primary", elem_id="make")
+        gr.HTML(_WITHOUT_PHOTOS)
         with gr.Row():
-            self.make = gr.Button("Make profile", variant="primary", elem_id="make", min_width=140)
-            self.folder = gr.UploadButton("A folder of photos", file_count="directory", min_width=120)
-        with gr.Row():
-            self.synthetic = gr.Button("A synthetic one", elem_id="synthetic", min_width=120)
-            self.invent = gr.Button("Invent somebody", elem_id="invent", min_width=120)
+            self.synthetic = gr.Button("Synthetic person", elem_id="synthetic", min_width=120)
+            self.invent = gr.Button("Invented person", elem_id="invent", min_width=120)
         self.seen = gr.HTML(_NONE_SEEN, elem_id="seen")
 
     def _body(self) -> None:
@@ -80,7 +90,8 @@ class PersonTab:
     # ---- events
 
     def _wire(self) -> None:
-        shown = [self.mannequin, self.wanted, self.download, self.new_name, *self.measures]
+        shown = [self.welcome, self.figure, self.delete, self.download, self.mannequin, self.wanted, self.new_name,
+                 *self.measures]  # fmt: skip
         made = [self.person, self.name, self.photos, self.seen]
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
         body: dict[str, Any] = {"concurrency_id": "body", "concurrency_limit": 1, "api_visibility": "private"}
@@ -131,20 +142,25 @@ class PersonTab:
 
     def _show(self, name: str | None) -> Any:
         if not name:
-            none = [gr.Slider(interactive=False) for _ in self.sliders]
-            return [None, {}, gr.DownloadButton(interactive=False), "", *none]
+            buttons = [gr.Button(interactive=False), gr.DownloadButton(interactive=False)]
+            return [gr.HTML(visible=True), gr.Column(visible=False), *buttons, None, {}, "", *self._still()]
         path = self.workshop.people.path(name)
-        saved = gr.DownloadButton(value=str(path), interactive=True)
+        there = [gr.HTML(visible=False), gr.Column(visible=True), gr.Button(interactive=True)]
+        there.append(gr.DownloadButton(value=str(path), interactive=True))
         try:
             shape, rows = self.workshop.shape(name, {})
         except BolidError as error:  # of an encoder that knows no shape
             gr.Warning(html.escape(error.message))
-            return [None, {}, saved, "", *(gr.Slider(interactive=False) for _ in self.sliders)]
+            return [*there, None, {}, "", *self._still()]
         moved = [
             gr.Slider(value=round(row.value, 1), label=_label(slider, row.sd), interactive=True)
             for slider, row in zip(self.sliders, rows, strict=True)
         ]
-        return [str(self.workshop.mannequin(shape)), {}, saved, "", *moved]
+        return [*there, str(self.workshop.mannequin(shape)), {}, "", *moved]
+
+    def _still(self) -> list[Any]:
+        """The sliders, which nobody can move."""
+        return [gr.Slider(interactive=False) for _ in self.sliders]
 
     def _mover(self, number: int) -> Any:
         """What a slider does: the body follows, and so do the other sliders."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from bolid.errors import BolidError
 from bolid.method.keypoints import BONES, MIN_CONFIDENCE
@@ -19,8 +22,35 @@ MAX_PHOTOS = 40
 MAX_BYTES = 32 * 1024 * 1024
 """Of one uploaded file."""
 
+_LOCK = ".lock"
 _SIDE = 640  # pixels: photos are shown about so large
 _BOX, _BONE, _FACE = (250, 249, 247), (196, 60, 44), (64, 120, 180)
+
+
+def own_folder(uploads: Path) -> tuple[Path, FileLock]:
+    """A new folder below `uploads`, for one server as long as it holds the lock. Those without a server are deleted."""
+    uploads.mkdir(parents=True, exist_ok=True)
+    for old in uploads.iterdir():
+        if old.suffix == _LOCK:
+            continue
+        lock = FileLock(old.with_name(old.name + _LOCK), timeout=0)
+        try:
+            with lock:
+                delete_folder(old, lock)
+        except Timeout:  # it is another server's
+            continue
+    name = secrets.token_hex(8)
+    lock = FileLock(uploads / (name + _LOCK), timeout=0)
+    lock.acquire()  # before there is a folder that others could delete
+    (uploads / name).mkdir()
+    return uploads / name, lock
+
+
+def delete_folder(folder: Path, lock: FileLock) -> None:
+    """Delete a server's uploads, and its lock."""
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release(force=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def uploaded(files: Sequence[str | Path], folder: Path) -> list[Path]:

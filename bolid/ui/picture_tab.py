@@ -9,10 +9,11 @@ from typing import Any
 
 import gradio as gr
 
+from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
 from bolid.ui.photos import enlarged
-from bolid.ui.pictures import MAX_PICTURES, NOBODY, Made, Stopped, Wish
+from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Made, Stopped, Wish
 from bolid.ui.telling import settings_html, stage_html, told
 from bolid.ui.workshop import Workshop
 
@@ -23,7 +24,7 @@ class PictureTab:
     """The components of the tab, and what they do."""
 
     def __init__(self, workshop: Workshop) -> None:
-        self.workshop, self.small = workshop, max(workshop.family.image_size) < 512
+        self.workshop = workshop
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
                 self._form()
@@ -41,29 +42,43 @@ class PictureTab:
             label="Prompt", lines=3, elem_id="prompt", autofocus=True,
             value="a full body photo of a woman waving, in a red top and blue trousers, on a beach",
         )  # fmt: skip
-        self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; nobody: the base alone",
+        self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; empty: nobody in particular",
                                multiselect=True, elem_id="who")  # fmt: skip
         with gr.Row():
+            self.pose = gr.Dropdown([("as prompted", ""), *((pose, pose) for pose in poses())], value="",
+                                    label="Pose", min_width=200, elem_id="pose",
+                                    visible=family.has("depth_controlnet"))  # fmt: skip
+            self.size = gr.Dropdown(_sizes(*family.image_size), value=1, label="Size", min_width=200, elem_id="size",
+                                    visible=family.has("upscaler"))  # fmt: skip
+        with gr.Row(elem_classes="strengths"):
             usual = {branch: float(family.defaults.get(f"{branch}_scale", 1.0)) for branch in ("face", "body")}
             self.face, self.body = (
-                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()}", min_width=200,
+                gr.Slider(0, 1.5, value=usual[b], step=0.05, label=f"{b.capitalize()} strength", min_width=200,
                           buttons=[], elem_id=f"{b}-scale") for b in ("face", "body")
             )  # fmt: skip
         with gr.Row():
             self.number = gr.Slider(1, MAX_PICTURES, value=1, step=1, label="Pictures", min_width=200, buttons=[])
             self.seed = gr.Textbox("0", label="Seed", max_length=19, min_width=200, elem_id="seed")
-        with gr.Accordion("Pose and sampling", open=False):
-            self.pose = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150)
+        with gr.Accordion("More settings", open=False, elem_id="more"):
+            self.photo = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150,
+                                 visible=family.has("controlnet"))  # fmt: skip
             with gr.Row():
                 self.steps = gr.Number(None, label="Steps", info=f"usual: {family.steps}",
                                        precision=0, min_width=110)  # fmt: skip
                 self.guidance = gr.Number(None, label="Guidance", info=f"usual: {family.defaults.get('guidance', 5)}",
                                           min_width=110)  # fmt: skip
             self.negative = gr.Textbox(label="What not to show")
+            self.refine = gr.Checkbox(False, label="Sample small faces again, larger", elem_id="refine-face")
             self.few = gr.Checkbox(False, label="Few steps: faster, without guidance", visible=bool(family.few_steps))
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
             self.halt = gr.Button("Stop", elem_id="stop", min_width=80)
+        self.form = {
+            "prompt": self.prompt, "face_scale": self.face, "body_scale": self.body, "number": self.number,
+            "seed": self.seed, "steps": self.steps, "guidance": self.guidance, "negative": self.negative,
+            "few_steps": self.few, "pose_from": self.photo, "pose": self.pose, "upscale": self.size,
+            "refine_face": self.refine,
+        }  # fmt: skip
 
     def _results(self) -> None:
         with gr.Row(equal_height=False):
@@ -82,8 +97,7 @@ class PictureTab:
                                      elem_id="before-after", buttons=["fullscreen"])  # fmt: skip
         self.gallery = gr.Gallery(
             label="Pictures, the newest first", columns=5, height="auto", object_fit="contain", format="png",
-            interactive=False, elem_id="gallery", elem_classes="small-pixels" if self.small else "", preview=False,
-            allow_preview=False, visible=False,
+            interactive=False, elem_id="gallery", preview=False, allow_preview=False, visible=False,
         )  # fmt: skip
 
     # ---- events
@@ -91,8 +105,7 @@ class PictureTab:
     def _wire(self) -> None:
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        form = [self.prompt, self.who, self.face, self.body, self.number, self.seed, self.steps, self.guidance,
-                self.negative, self.few, self.pose]  # fmt: skip
+        form = [self.who, *self.form.values()]
         shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
         out = [*shown, self.gallery, self.made]
         runs = [trigger(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models)
@@ -110,20 +123,21 @@ class PictureTab:
         )
         self.beside.click(told(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
 
-    def _wish(self, prompt: str | None, face: float, body: float, number: int, seed: str | None, steps: float | None,
-              guidance: float | None, negative: str | None, few: bool, pose: str | None) -> Wish:  # fmt: skip
-        seed = (seed or "").strip()
+    def _wish(self, **form: Any) -> Wish:
+        """What is in the form, by the names of `Wish`."""
+        seed = (form["seed"] or "").strip()
         if not seed.isdecimal():
             raise BolidError(f"the seed is {seed!r}", f"give a whole number from 0 to {LARGEST_SEED}")
-        return Wish(
-            (prompt or "").strip(), face, body, int(number), int(seed), None if steps is None else int(steps), guidance,
-            (negative or "").strip(), few, None if pose is None else self.workshop.keep_pose(Path(pose)),
-        )  # fmt: skip
+        photo = form["pose_from"]
+        form |= {
+            "prompt": (form["prompt"] or "").strip(), "negative": (form["negative"] or "").strip(), "seed": int(seed),
+            "number": int(form["number"]), "steps": None if form["steps"] is None else int(form["steps"]),
+            "pose_from": None if photo is None else self.workshop.keep_pose(Path(photo)), "pose": form["pose"] or "",
+        }  # fmt: skip
+        return Wish(**form)
 
-    def _generate(
-        self, request: gr.Request, made: list[Made], prompt: str, who: list[str], *form: Any
-    ) -> Iterator[Any]:
-        wish, nothing = self._wish(prompt, *form), [gr.skip()] * 7
+    def _generate(self, request: gr.Request, made: list[Made], who: list[str], *form: Any) -> Iterator[Any]:
+        wish, nothing = self._wish(**dict(zip(self.form, form, strict=True))), [gr.skip()] * 7
         yield [stage_html(words="the models are getting ready"), *nothing]
         try:
             for event in self.workshop.pictures(_job(request), wish, who or []):
@@ -144,24 +158,26 @@ class PictureTab:
 
     def _details(self, made: Made) -> list[Any]:
         shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
-        return [stage_html(made, small=self.small), *shown]
+        return [stage_html(made), *shown]
 
     def _choose(self, made: list[Made], event: gr.SelectData) -> list[Any]:
-        return self._details(made[event.index])
+        chosen = made[event.index]
+        if not chosen.path.exists():
+            raise BolidError("this picture was deleted", "choose another one")
+        return self._details(chosen)
 
     def _refill(self, made: Made) -> list[Any]:
         """The form with the settings of a picture."""
-        wish = made.wish
         names = [] if made.who == NOBODY else [self.workshop.people.path(made.who).stem]
-        return [wish.prompt, names, wish.face_scale, wish.body_scale, 1, str(wish.seed), wish.steps, wish.guidance,
-                wish.negative, wish.few_steps, gr.skip()]  # fmt: skip
+        shown = {"seed": str(made.wish.seed), "pose_from": made.wish.pose_from and str(made.wish.pose_from)}
+        return [names, *({**vars(made.wish), **shown}[name] for name in self.form)]
 
     def _with_base(self, request: gr.Request, made: Made) -> Iterator[Any]:
         """The same prompt and seed without anybody, beside the picture."""
         wish = replace(made.wish, face_scale=None, body_scale=None)
         for event in self.workshop.pictures(_job(request), wish, []):
             if isinstance(event, Made):
-                yield [stage_html(made, small=self.small), self._side_by_side(event, made)]
+                yield [stage_html(made), self._side_by_side(event, made)]
             else:
                 yield [stage_html(event), gr.skip()]
 
@@ -169,8 +185,13 @@ class PictureTab:
         from PIL import Image
 
         pair = [enlarged(Image.open(made.path).convert("RGB"), _SIDE)[0] for made in (left, right)]
-        label = f"{_named(left)} | {_named(right)}"
-        return gr.ImageSlider(tuple(pair), visible=True, label=label)
+        pair = [picture.resize(max(one.size for one in pair), Image.Resampling.LANCZOS) for picture in pair]
+        return gr.ImageSlider(tuple(pair), visible=True, label=f"{_named(left)} | {_named(right)}")
+
+
+def _sizes(height: int, width: int) -> list[tuple[str, int]]:
+    """(what the page says, how many times enlarged) for each size of the pictures."""
+    return [(f"{width * times} x {height * times}", times) for times in UPSCALES]
 
 
 def _gallery(made: list[Made]) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
 from bolid.generate import generate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_PICTURES = 16
 MAX_PROMPT = 2000  # characters
+UPSCALES = (1, 2, 4)
 NOBODY = "nobody"
 _PREVIEWS = 0.2  # of the time, at most, goes to previews
 
@@ -48,6 +50,10 @@ class Wish:
     negative: str = ""
     few_steps: bool = False
     pose_from: Path | None = None
+    pose: str = ""
+    """One of `bolid.body.mesh.poses`, for those who have a body; "": as the prompt says."""
+    upscale: int = 1
+    refine_face: bool = False
 
     def check(self) -> None:
         """Raises BolidError for a wish that nobody can fulfil, or that takes too long."""
@@ -64,6 +70,12 @@ class Wish:
             raise BolidError(f"the seed is {self.seed}", f"give a whole number from 0 to {LARGEST_SEED}")
         if self.steps is not None and not 1 <= self.steps <= 200:
             raise BolidError(f"{self.steps} steps are asked for", "ask for 1 to 200")
+        if self.upscale not in UPSCALES:
+            raise BolidError(f"upscale is {self.upscale}", f"choose one of {', '.join(map(str, UPSCALES))}")
+        if self.pose and self.pose not in poses():
+            raise BolidError(f"there is no pose {self.pose!r}", f"choose one of {', '.join(poses())}")
+        if self.pose and self.pose_from is not None:
+            raise BolidError("a pose and a photo of a pose are given", "leave one of the two out")
 
     def options(self, family: Family, branches: set[str]) -> dict[str, Any]:
         """The arguments of `generate` that are not the defaults, for a person who has these `branches`."""
@@ -77,8 +89,13 @@ class Wish:
                 options[name] = value
         if self.negative:
             options["negative"] = self.negative
-        if self.few_steps:
-            options["few_steps"] = True
+        if self.pose and branches:  # nobody in particular has no body to be posed
+            options["pose"] = self.pose
+        if self.upscale != 1:
+            options["upscale"] = self.upscale
+        for name in ("few_steps", "refine_face"):
+            if getattr(self, name):
+                options[name] = True
         return options
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bolid.ui.workshop import Seen
 
 _PREVIEW = 320  # pixels
+_SHARP = 192  # pixels: lower pictures are shown with sharp pixels
 
 
 def _said(error: Exception) -> Any:
@@ -65,10 +66,14 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def stage_html(picture: Made | Progress | None = None, words: str = "", small: bool = False) -> str:
-    """A picture that is finished, or as far as it is, with a bar and words. `small`: enlarged with sharp pixels."""
-    kind, bar, image = " class='sharp'" if small else "", "", "<div class='empty'></div>"
+def stage_html(picture: Made | Progress | None = None, words: str = "") -> str:
+    """A picture that is finished, or as far as it is, with a bar and words. Small ones are shown with sharp pixels."""
+    from PIL import Image
+
+    bar, image = "", "<div class='empty'></div>"
     if isinstance(picture, Made):
+        with Image.open(picture.path) as file:
+            kind = " class='sharp'" if file.height < _SHARP else ""
         where = quote(str(picture.path.resolve()))
         image = f"<img{kind} alt='{html.escape(picture.wish.prompt)}' src='/gradio_api/file={where}'>"
     elif picture is not None:
@@ -116,6 +121,8 @@ def settings_html(made: Made) -> str:
         "strength": ", ".join(f"{branch} {_short(scale)}" for branch, scale in scales.items()) or "the base alone",
         "steps": config.get("steps"), "guidance": config.get("guidance"), "not to show": config.get("negative"),
         "few steps": "yes" if config.get("few_steps") else None, "pose of": config.get("pose_from"),
+        "pose": config.get("pose"), "enlarged": f"{config['upscale']} times" if "upscale" in config else None,
+        "small faces": "sampled again" if config.get("refine_face") else None,
         "seed": record.get("seed"), "file": made.path,
     }  # fmt: skip
     lines = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in rows.items() if v not in (None, ""))

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ from bolid.models.families import Family, get_family
 from bolid.profile import ProfileResult, edit_profile, make_profile
 from bolid.run import pick_device, sha256_file, write_atomic
 from bolid.ui import figure
-from bolid.ui.people import People
-from bolid.ui.photos import crossed_out, drawn, uploaded
+from bolid.ui.people import People, check_name
+from bolid.ui.photos import crossed_out, delete_folder, drawn, own_folder, uploaded
 from bolid.ui.pictures import Job, Made, Progress, Sitter, Studio, Wish
 from bolid.views import View
 
@@ -39,6 +40,7 @@ SYNTHETIC = range(200_000, 300_000)
 """Seeds of synthetic people that no model was trained on."""
 MAX_CELLS = 48  # pictures of a grid
 _SHOWN = 200  # files for clients that are kept
+_STOPPED = 1000
 _PHOTOS = 8  # of a synthetic person
 _INVENTED = ("height", "inseam", "shoulders", "chest", "waist", "hip")  # measurements that make a body
 
@@ -67,16 +69,15 @@ class Workshop:
 
     def __init__(self, folder: str | os.PathLike[str], family: str | None = None, device: str = "auto") -> None:
         self.folder = Path(folder)
-        self.uploads = self.folder / "uploads"
-        shutil.rmtree(self.uploads, ignore_errors=True)  # of the last time
-        self.uploads.mkdir(parents=True)
+        self.uploads, self._lock = own_folder(self.folder / "uploads")
         self.people = People(self.folder)
+        self.poses = self.folder / "poses"
         self.family: Family = get_family(family)
         # Of a large base there is room for one.
         models = Models(most=3 if self.family.name == "tiny" else 1)
         self.studio = Studio(self.family, family or self.family.name, pick_device(device), models, self.people.pictures)
         self.jobs: dict[str, Job] = {}
-        self._stopped: set[str] = set()  # jobs that were stopped before they began
+        self._stopped: deque[str] = deque(maxlen=_STOPPED)  # jobs that were stopped before they began
         self._count, self._counting = itertools.count(), threading.Lock()
 
     # ---- people
@@ -87,19 +88,23 @@ class Workshop:
         """A new profile from uploaded photos, measurements as people type them, or both."""
         from bolid.body.profiles import read_known
 
-        out, files = self.people.free(name), uploaded(photos, self.uploads)
+        name, files = check_name(name), uploaded(photos, self.uploads)
         wanted = read_known({key: str(text) for key, text in (known or {}).items() if str(text or "").strip()})
         views: dict[Path, View | str] = {}
         with self.studio.lock:
             reader = self.studio.models.reader(self.family, self.studio.device)
             reader.on_view = views.__setitem__
             try:
-                result = make_profile(files, out, known=wanted, sex=sex or None, reader=reader)
+                result = make_profile(files, self._profile(), known=wanted, sex=sex or None, reader=reader)
             except BolidError as error:
                 raise BolidError(_without_folders(error.message, files), error.hint) from error
             finally:
                 reader.on_view = None
-        return Portrayed(out.stem, self._seen(result, views), result)
+        return Portrayed(self.people.add(name, result.path).stem, self._seen(result, views), result)
+
+    def _profile(self) -> Path:
+        """Where a profile is written before it has a name."""
+        return self.scratch("profile.safetensors")
 
     def _seen(self, result: ProfileResult, views: Mapping[Path, View | str]) -> tuple[Seen, ...]:
         seen = []
@@ -116,7 +121,7 @@ class Workshop:
 
         if seed not in SYNTHETIC:
             raise BolidError(f"the seed is {seed}", f"give one from {SYNTHETIC.start} to {SYNTHETIC.stop - 1}")
-        self.people.free(name)  # a wrong name is told before the work
+        check_name(name)  # before the work
         photos = write_photos(self.uploads / "synthetic", seed, _PHOTOS, size=self._photo_size)
         made = self.portray(name, photos)
         write_atomic(self.people.seed_file(made.name), str(seed))
@@ -139,13 +144,14 @@ class Workshop:
             load_profile(file)
         except BolidError as error:
             raise BolidError(_without_folders(error.message, [file]), error.hint) from error
-        out = self.people.free(re.sub(r"[^\w .-]", " ", file.stem)[:40].strip(" .-") or "Somebody")
-        write_atomic(out, file.read_bytes())
-        return out.stem
+        name = re.sub(r"[^\w .-]", " ", file.stem)[:40].strip(" .-") or "Somebody"
+        copy = self._profile()  # the upload stays the client's
+        shutil.copyfile(file, copy)
+        return self.people.add(name, copy).stem
 
     def delete(self, name: str) -> int:
         """Delete a person and the pictures of this person; how many pictures."""
-        return self.people.delete(name, self.uploads)
+        return self.people.delete(name, self.uploads.parent)
 
     def sitters(self, names: Sequence[str]) -> list[Sitter]:
         """The people of these names; without any, nobody in particular."""
@@ -174,10 +180,11 @@ class Workshop:
         """Save the person with these measurements under a new name; the name that it got."""
         if not wanted:
             raise BolidError("no measurement is moved", "move a slider first")
-        out = self.people.free(new_name)
+        check_name(new_name)
         changes = {key: f"{value:.2f}{'kg' if key == 'weight' else 'cm'}" for key, value in wanted.items()}
-        edit_profile(self.people.path(name), out, changes=changes, hold=hold)
-        return out.stem
+        moved = self._profile()
+        edit_profile(self.people.path(name), moved, changes=changes, hold=hold)
+        return self.people.add(new_name, moved).stem
 
     # ---- pictures
 
@@ -189,7 +196,7 @@ class Workshop:
     def keep_pose(self, photo: Path) -> Path:
         """An uploaded photo of a pose, kept so that the command of a picture finds it."""
         (photo,) = uploaded([photo], self.uploads)
-        kept = self.folder / "poses" / f"{sha256_file(photo)[:16]}{photo.suffix.lower()}"
+        kept = self.poses / f"{sha256_file(photo)[:16]}{photo.suffix.lower()}"
         if not kept.exists():
             write_atomic(kept, photo.read_bytes())
         return kept
@@ -255,7 +262,7 @@ class Workshop:
         with self._counting:
             job = self.jobs.get(name)
             if job is None and ahead:
-                self._stopped.add(name)
+                self._stopped.append(name)
         if job is not None:
             job.stop()
         return job is not None
@@ -268,6 +275,10 @@ class Workshop:
         shutil.rmtree(shown / str(number - _SHOWN), ignore_errors=True)
         (shown / str(number)).mkdir(parents=True)
         return shown / str(number) / name
+
+    def close(self) -> None:
+        """Delete the uploads."""
+        delete_folder(self.uploads, self._lock)
 
     def warm_up(self) -> None:
         """Load the models, so that the first picture does not wait for them."""
@@ -288,7 +299,7 @@ class _Running:
     def __enter__(self) -> Job:
         job = self.workshop.jobs[self.name] = Job()
         if self.name in self.workshop._stopped:
-            self.workshop._stopped.discard(self.name)
+            self.workshop._stopped.remove(self.name)
             job.stop()
         return job
 
