@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FIRST_UNSEEN = 200_000
 PHOTOS, PICTURES = 8, 2
-_LEAST_HEIGHT = 216  # pixels, of a picture on the contact sheet
+_LEAST_HEIGHT, _MOST_HEIGHT = 216, 320  # pixels, of a picture on the contact sheet
+_FINISH = ("--upscale", "2", "--refine-face")
 HELD_OUT = 4  # further photos, for `evaluate`: the profile's own would flatter it
 COLUMNS = ("base, no profile", "with this profile", "with another person's profile")
 
@@ -102,11 +103,11 @@ def plan(
     ]
     portrait = _PORTRAIT.format(who=who)
     bodies, faces = ("generate", "--prompts", prompt_file), ("generate", portrait)
-    for prompted, place, guided in ((bodies, out, ()), (faces, out / "portraits", ("--face-guidance", "1"))):
-        common = (*prompted, "-n", str(PICTURES), "--seed", str(seed))
+    for prompted, place in ((bodies, out), (faces, out / "portraits")):
+        common = (*prompted, "-n", str(PICTURES), "--seed", str(seed), *_FINISH)
         commands.append((*common, "--out", str(place / "base")))
         for name, profile in zip(names, profiles, strict=True):
-            commands.append((*common, "--profile", profile, *guided, "--out", str(place / name)))
+            commands.append((*common, "--profile", profile, "--out", str(place / name)))
     held_out = str(out / "held-out")
     commands.append(("synth", "--person-seed", str(person), "--photos", str(PHOTOS + HELD_OUT), "--out", held_out))
     shown = [str(out / name) for name in ("base", *names)]
@@ -117,7 +118,7 @@ def plan(
 def contact_sheet(plan: Plan) -> Path:
     """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits.
 
-    Pictures are shown in their own size, small ones enlarged.
+    Pictures are shown in their own size, within limits.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -125,7 +126,7 @@ def contact_sheet(plan: Plan) -> Path:
 
     gap, text_w = 6, 200
     with Image.open(min(plan.folders[0].glob("*.png"))) as picture:
-        cell_h = max(picture.height, _LEAST_HEIGHT)
+        cell_h = min(max(picture.height, _LEAST_HEIGHT), _MOST_HEIGHT)
         cell_w = cell_h * picture.width // picture.height
     block = PICTURES * (cell_w + 2)
     width = text_w + 3 * (block + 3 * gap) + gap
@@ -133,7 +134,7 @@ def contact_sheet(plan: Plan) -> Path:
     photo_h = photo_w * 4 // 3
     head, row = 34, cell_h + gap
     shown = [(index, prompt, plan.folders[:3]) for index, prompt in enumerate(plan.prompts)]
-    shown.append((0, f"{plan.portrait} (people with --face-guidance 1)", plan.folders[3:]))
+    shown.append((0, plan.portrait, plan.folders[3:]))
     height = gap + 2 * (photo_h + gap) + head + len(shown) * row + gap
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
