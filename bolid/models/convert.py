@@ -1,5 +1,7 @@
-"""`bolid models convert`: published files as files that BoLID reads: weights of YOLO (pose and segmentation) and of Mask
-R-CNN, FaceID-Portrait adapters."""
+"""`bolid models convert`: published files as files that BoLID reads.
+
+Weights of YOLO (pose and segmentation) and of Mask R-CNN, FaceID-Portrait adapters.
+"""
 
 from __future__ import annotations
 
