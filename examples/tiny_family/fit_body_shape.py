@@ -1,7 +1,11 @@
 """Fit p(shape | c_body) of a body encoder, and write it beside the encoder: body-shape.safetensors.
 
     bolid synth --person-seed 30000:30300 --photos 8 --size 192x256 --out photos/shape
-    python examples/tiny_family/fit_body_shape.py photos/shape --out bolid/tiny/body-shape.safetensors
+    python examples/tiny_family/fit_body_shape.py photos/shape --head runs/body-shape/head.safetensors \
+        --out bolid/tiny/body-shape.safetensors
+
+`--head` comes from train_shape_head.py: with it the shape is read off photos by that head, and c_body tells the shape
+where there are no photos any more.
 
 Photos go the way of `bolid profile` through the real body encoder; the people's shapes are known. Take people that the
 encoder was not trained on: it knows its own too well, and would claim too much. Seeds of 100,000 and more are refused:
@@ -28,11 +32,13 @@ from make_population import body_of
 from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.backends.pose import PoseModel
 from bolid.backends.segmentation import Segmenter, load_segmenter
-from bolid.body.body_vector import KIND, BodyVectors, fit, save_body_vectors
+from bolid.body.body_vector import KIND, BodyVectors, ShapeReadings, fit, save_body_vectors
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.shape import POWERS, measure_body, population
 from bolid.errors import BolidError
 from bolid.formats.images import read_photo
+from bolid.formats.tensors import load_tensors
+from bolid.method.shape_head import ShapeHead
 from bolid.models.families import get_family
 from bolid.run import run_record
 from bolid.views import choose_person, lowest_part, person_crop, whole_box
@@ -49,13 +55,15 @@ class Encoded(NamedTuple):
     mean: torch.Tensor  # [M, D]
     logvar: torch.Tensor  # [M, D]
     confidence: torch.Tensor  # [M]
+    evidence: torch.Tensor  # f16 [M, E], what the encoder sees
     down_to: np.ndarray  # [M], the lowest part that each shows
     pose: np.ndarray  # [M], its true pose
 
-    def fused(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """body_mean, body_logvar [D] of these photos, N(0, I) their prior."""
+    def fused(self, rows: Sequence[int], head: ShapeHead | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """body_mean, body_logvar [D] of these photos, N(0, I) their prior; with a head its readings [R]."""
         rows = list(rows)
-        mean, logvar, _ = fuse_views(self.mean[rows], self.logvar[rows], self.confidence[rows])
+        views = (self.mean[rows], self.logvar[rows]) if head is None else head(self.evidence[rows].float())
+        mean, logvar, _ = fuse_views(*views, self.confidence[rows])
         return mean.double().numpy(), logvar.double().numpy()
 
     def upright(self) -> list[int]:
@@ -63,21 +71,21 @@ class Encoded(NamedTuple):
         return [i for i in range(len(self.down_to)) if self.down_to[i] == "feet" and self.pose[i] != "squatting"]
 
 
-def encode(photos: Path, encoder: BodyEncoder, work: Path) -> list[Encoded]:
-    """Everybody under `photos`, each encoded once and kept in `work`."""
+def encode(photos: Path, encoder: BodyEncoder, work: Path, most: int | None = None) -> list[Encoded]:
+    """The first `most` people under `photos`, or all, each encoded once and kept in `work`."""
     family = get_family("tiny")
     models = PoseModel(family.require("pose")), load_segmenter(family.require("segmentation"))
     folder = work / encoder.sha256[:12]
     folder.mkdir(parents=True, exist_ok=True)
     people = []
-    for person in sorted(path for path in photos.iterdir() if path.is_dir()):
+    for person in sorted(path for path in photos.iterdir() if path.is_dir())[:most]:
         kept = folder / f"{person.name}.npz"
         if not kept.exists():
             _encode_person(person, encoder, models, family.view_size, kept)
         with np.load(kept) as stored:
             parts = {name: stored[name] for name in stored.files}
         if len(parts["mean"]):
-            tensors = (torch.from_numpy(parts[name]) for name in ("mean", "logvar", "confidence"))
+            tensors = (torch.from_numpy(parts[name]) for name in ("mean", "logvar", "confidence", "evidence"))
             people.append(Encoded(int(person.name[1:]), *tensors, parts["down"], parts["pose"]))
     return people
 
@@ -105,39 +113,42 @@ def _encode_person(
         index.append(i)
         poses.append(json.loads(file.with_suffix(".json").read_text())["attributes"]["pose"])
     mean = logvar = np.zeros((0, encoder.body_dim), np.float32)
-    confidence = np.zeros(0, np.float32)
+    confidence, evidence = np.zeros(0, np.float32), np.zeros((0, encoder.model.evidence_dim), np.float16)
     if cut:
-        encoded = encoder.encode_masks(masks) if encoder.needs_masks else encoder.encode(cut, points)
-        mean, logvar, confidence = (part.numpy() for part in encoded)
+        seen, sure = encoder.mask_evidence(masks) if encoder.needs_masks else encoder.evidence(cut, points)
+        evidence, confidence = seen.half().numpy(), sure.numpy()
+        mean, logvar = (part.numpy() for part in encoder.gaussians(seen))
     temporary = kept.with_suffix(".tmp.npz")
-    np.savez(temporary, mean=mean, logvar=logvar, confidence=confidence,
+    np.savez(temporary, mean=mean, logvar=logvar, confidence=confidence, evidence=evidence,
              down=np.array(down), pose=np.array(poses), index=np.array(index))  # fmt: skip
     temporary.replace(kept)
 
 
-def views_of(people: Sequence[Encoded], seed: int = 0) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Number of views -> (body_mean, body_logvar) [N, D] of so many photos of each, drawn at random."""
+def views_of(
+    people: Sequence[Encoded], head: ShapeHead | None = None, seed: int = 0
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Number of views -> (body_mean, body_logvar) [N, D] of so many photos of each, drawn at random; or the head's."""
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(person.mean)) for person in people]
     fused = {}
     for count in VIEWS:
-        rows = [person.fused(order[:count]) for person, order in zip(people, orders, strict=True)]
+        rows = [person.fused(order[:count], head) for person, order in zip(people, orders, strict=True)]
         fused[count] = (np.stack([mean for mean, _ in rows]), np.stack([logvar for _, logvar in rows]))
     return fused
 
 
-def fit_vectors(people: Sequence[Encoded], record: dict) -> BodyVectors:
-    """The model from people whose shapes are known by their seeds."""
+def fit_vectors(people: Sequence[Encoded], record: dict, head: ShapeHead | None = None) -> BodyVectors:
+    """The model of c_body, or of a head's readings, from people whose shapes are known by their seeds."""
     bodies = np.stack([body_of(person.seed) for person in people])
     sizes = np.concatenate([measure_body(part) for part in np.array_split(bodies, len(bodies) // 40 + 1)])
-    return BodyVectors(*fit(bodies, sizes, views_of(people), population().shape), record)
+    return BodyVectors(*fit(bodies, sizes, views_of(people, head), population().shape), record)
 
 
-def errors(model: BodyVectors, people: Sequence[Encoded]) -> dict[str, list[float]]:
+def errors(model: BodyVectors, people: Sequence[Encoded], head: ShapeHead | None = None) -> dict[str, list[float]]:
     """Of each measurement of `people`, at their true stature: mean absolute error in cm (kg) and coverage of +-1 sd."""
     start, off, sd = population(), [], []
     for person in people:
-        state, covariance = model.posterior(start.shape, *person.fused(range(len(person.mean))))
+        state, covariance = model.posterior(start.shape, *person.fused(range(len(person.mean)), head))
         truth = body_of(person.seed)
         size = truth[0] ** POWERS
         rows = np.concatenate([start.slope, np.eye(len(NAMES))], 1) * size[:, None]
@@ -154,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="photos/<person>/*.jpg with their truth beside them")
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
+    parser.add_argument("--head", type=Path, help="of train_shape_head.py")
     parser.add_argument("--work", type=Path, default=Path("runs/body-shape"), help="what was encoded")
     parser.add_argument("--out", type=Path, default=Path("bolid/tiny/body-shape.safetensors"))
     args = parser.parse_args()
@@ -163,12 +175,24 @@ def main() -> None:
     if any(person.seed >= SEALED for person in people):
         raise BolidError(f"people of {SEALED} and more are for figures", "fit on others")
     inside = [person for i, person in enumerate(people) if i % 5]
-    left_out = errors(fit_vectors(inside, {}), people[::5])
+    left_out = {"c_body": errors(fit_vectors(inside, {}), people[::5])}
     seeds = [person.seed for person in people]
-    config = {"people": len(people), "seeds": [min(seeds), max(seeds)]}
-    model = fit_vectors(people, run_record(KIND, family="tiny", config=config, inputs=encoder.inputs))
-    save_body_vectors(args.out, model)
+    config: dict[str, object] = {"people": len(people), "seeds": [min(seeds), max(seeds)]}
+    head = None
+    if args.head:
+        head, record = load_head(args.head)
+        left_out["head"] = errors(fit_vectors(inside, {}, head), people[::5], head)
+        config["head"] = record["config"]
+    record = run_record(KIND, family="tiny", config=config, inputs=encoder.inputs)
+    readings = None if head is None else ShapeReadings(head, fit_vectors(people, record, head))
+    save_body_vectors(args.out, fit_vectors(people, record), readings)
     print(json.dumps({"left out": left_out, "size": args.out.stat().st_size, **config}, indent=1))
+
+
+def load_head(path: Path) -> tuple[ShapeHead, dict]:
+    """The head that train_shape_head.py has written, and its record."""
+    tensors, record = load_tensors(path, "shape-head")
+    return ShapeHead.of_state(tensors), record
 
 
 if __name__ == "__main__":
