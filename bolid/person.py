@@ -67,7 +67,7 @@ class Person:
     sha256: tuple[str, ...]  # of the accepted photos
     face_model: str  # sha256 of the face recogniser, "" without a face
     reports: tuple[PhotoReport, ...]  # of every photo, in the order given
-    evidence: tuple[torch.Tensor, torch.Tensor] | None = None  # what the encoder saw [M, E], the confidence [M]
+    views: tuple[torch.Tensor, ...] | None = None  # evidence [M, E], mean, logvar [M, D], confidence [M] of the photos
 
 
 class PersonReader:
@@ -201,7 +201,7 @@ class PersonReader:
             )  # fmt: skip
         reports = [used.get(path) or PhotoReport(path, 0.0, 0.0, False, rejected=rejected[path]) for path in paths]
         face_model = self.view_reader.faces.sha256 if faces else ""
-        seen = evidence, confidence
+        seen = evidence, mean, logvar, confidence
         return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports), seen)
 
     def shapes(
@@ -216,8 +216,8 @@ class PersonReader:
 
         file = self.family.require("body_shape")
         readings = load_readings(file, self.encoder.space)
-        if readings is not None and person.evidence is not None:
-            return body_from_vector(readings.vectors, *readings.read(*person.evidence), FEW + 1, known=known, sex=sex)
+        if readings is not None and person.views is not None:
+            return body_from_vector(readings.vectors, *readings.read(*person.views), FEW + 1, known=known, sex=sex)
         vectors = load_body_vectors(file, self.encoder.space)
         people = self.encoder.population
         spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())

@@ -107,23 +107,28 @@ class BodyVectors:
 
 @dataclass(frozen=True)
 class ShapeReadings:
-    """A head that reads the shape off what the body encoder sees, and what its readings say of the shape.
+    """A head that reads the shape off what the body encoder sees, and what c_body and its R readings say of the shape.
 
-    It knows more of the shape than c_body does, which the model of the readings treats as it does c_body.
+    Together they know more of the shape than c_body does. The model is the same, of D + R numbers.
     """
 
     head: ShapeHead
     vectors: BodyVectors
 
-    def read(self, evidence: torch.Tensor, confidence: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """mean, logvar [R] of one person's M views, within N(0, I): what `vectors.shape_of` takes.
+    def read(
+        self, evidence: torch.Tensor, mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """mean, logvar [D + R] of one person's M views, within N(0, I): what `vectors.shape_of` takes.
 
-        `evidence` [M, E], `confidence` [M].
+        `evidence` [M, E], the encoder's `mean` and `logvar` [M, D] and `confidence` [M] of the views.
         """
+        import torch
+
         from bolid.method.body_vae import fuse
 
-        mean, logvar = self.head(evidence.float())
-        fused, uncertain = fuse(mean[None], logvar[None], confidence[None].float())
+        read = self.head(evidence.float())
+        both = [torch.cat(pair, 1)[None] for pair in zip((mean, logvar), read, strict=True)]
+        fused, uncertain = fuse(*both, confidence[None].float())
         return fused[0].double().numpy(), uncertain[0].double().numpy()
 
 

@@ -140,7 +140,7 @@ class BodyVAE(nn.Module):
     @property
     def evidence_dim(self) -> int:
         """E, the length of `evidence`."""
-        return self.direct.in_features
+        return int(self.direct.in_features)
 
     def evidence(self, views: Views) -> torch.Tensor:
         """What `encode` sees of the views, standardised: keypoints, bones and patches, [N, E]."""

@@ -40,7 +40,8 @@ class ShapeHead(nn.Module):
         """The frozen head with these weights. Raises KeyError or RuntimeError where they are not a head's."""
         head = cls(state["direct.weight"].shape[1], *state["logvar.weight"].shape)
         head.load_state_dict({name: value.float() for name, value in state.items()})
-        return head.eval().requires_grad_(False)
+        head.eval().requires_grad_(False)
+        return head
 
     def forward(self, evidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[N, E] => mean, logvar [N, R]."""

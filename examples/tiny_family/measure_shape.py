@@ -56,8 +56,7 @@ def cases(
     def photos(person: Encoded, rows: Sequence[int]) -> Shape:
         rows = list(rows)
         if readings is not None:
-            seen = readings.read(person.evidence[rows], person.confidence[rows])
-            return readings.vectors.shape_of(prior, *seen)
+            return readings.vectors.shape_of(prior, *person.fused(rows, readings.head))
         return vectors.shape_of(prior, *person.fused(rows))
 
     def some(count: int) -> Callable[..., Shape | None]:
