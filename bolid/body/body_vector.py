@@ -126,9 +126,9 @@ class ShapeReadings:
 
         from bolid.method.body_vae import fuse
 
-        read = self.head(evidence.float())
-        both = [torch.cat(pair, 1)[None] for pair in zip((mean, logvar), read, strict=True)]
-        fused, uncertain = fuse(*both, confidence[None].float())
+        read, uncertainty = self.head(evidence.float())
+        both, logvars = torch.cat([mean, read], 1), torch.cat([logvar, uncertainty], 1)
+        fused, uncertain = fuse(both[None], logvars[None], confidence[None].float())
         return fused[0].double().numpy(), uncertain[0].double().numpy()
 
 
