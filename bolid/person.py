@@ -67,7 +67,7 @@ class Person:
     sha256: tuple[str, ...]  # of the accepted photos
     face_model: str  # sha256 of the face recogniser, "" without a face
     reports: tuple[PhotoReport, ...]  # of every photo, in the order given
-    views: tuple[torch.Tensor, ...] | None = None  # evidence [M, E], mean, logvar [M, D], confidence [M] of the photos
+    views: tuple[torch.Tensor, torch.Tensor] | None = None  # what the encoder saw of the photos [M, E], confidence [M]
 
 
 class PersonReader:
@@ -201,7 +201,7 @@ class PersonReader:
             )  # fmt: skip
         reports = [used.get(path) or PhotoReport(path, 0.0, 0.0, False, rejected=rejected[path]) for path in paths]
         face_model = self.view_reader.faces.sha256 if faces else ""
-        seen = evidence, mean, logvar, confidence
+        seen = evidence, confidence
         return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports), seen)
 
     def shapes(

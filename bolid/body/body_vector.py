@@ -107,28 +107,23 @@ class BodyVectors:
 
 @dataclass(frozen=True)
 class ShapeReadings:
-    """A head that reads the shape off what the body encoder sees, and what c_body and its R readings say of the shape.
+    """A head that reads R numbers of the shape off what the body encoder sees, and what they say of the shape.
 
-    Together they know more of the shape than c_body does. The model is the same, of D + R numbers.
+    The model is that of c_body, of R numbers in place of D. c_body beside them tells no more, and 80 numbers too surely.
     """
 
     head: ShapeHead
     vectors: BodyVectors
 
-    def read(
-        self, evidence: torch.Tensor, mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """mean, logvar [D + R] of one person's M views, within N(0, I): what `vectors.shape_of` takes.
+    def read(self, evidence: torch.Tensor, confidence: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """mean, logvar [R] of one person's M views, within N(0, I): what `vectors.shape_of` takes.
 
-        `evidence` [M, E], the encoder's `mean` and `logvar` [M, D] and `confidence` [M] of the views.
+        `evidence` [M, E], `confidence` [M].
         """
-        import torch
-
         from bolid.method.body_vae import fuse
 
-        read, uncertainty = self.head(evidence.float())
-        both, logvars = torch.cat([mean, read], 1), torch.cat([logvar, uncertainty], 1)
-        fused, uncertain = fuse(both[None], logvars[None], confidence[None].float())
+        mean, logvar = self.head(evidence.float())
+        fused, uncertain = fuse(mean[None], logvar[None], confidence[None].float())
         return fused[0].double().numpy(), uncertain[0].double().numpy()
 
 

@@ -63,12 +63,9 @@ class Encoded(NamedTuple):
     pose: np.ndarray  # [M], its true pose
 
     def fused(self, rows: Sequence[int], head: ShapeHead | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """body_mean, body_logvar [D] of these photos, N(0, I) their prior; with a head its readings too, [D + R]."""
+        """body_mean, body_logvar [D] of these photos, N(0, I) their prior; with a head its readings [R]."""
         rows = list(rows)
-        views = self.mean[rows], self.logvar[rows]
-        if head is not None:
-            read = head(self.evidence[rows].float())
-            views = torch.cat([views[0], read[0]], 1), torch.cat([views[1], read[1]], 1)
+        views = (self.mean[rows], self.logvar[rows]) if head is None else head(self.evidence[rows].float())
         mean, logvar, _ = fuse_views(*views, self.confidence[rows])
         return mean.double().numpy(), logvar.double().numpy()
 
@@ -165,7 +162,7 @@ def truth_of(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_vectors(people: Sequence[Encoded], record: dict, heads: Sequence[ShapeHead | None]) -> BodyVectors:
-    """The model of c_body, and of the readings where there are heads, from people whose shapes their seeds tell."""
+    """The model of c_body (head: None), or of a head's readings, from people whose shapes their seeds tell."""
     bodies, sizes = (np.stack(rows) for rows in zip(*(truth_of(person.seed) for person in people), strict=True))
     return BodyVectors(*fit(bodies, sizes, views_of(people, heads), population().shape), record)
 

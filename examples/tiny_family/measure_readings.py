@@ -32,7 +32,7 @@ from bolid.models.families import get_family
 from bolid.run import derive_seed, write_atomic
 
 SETS = ("one upright photo", "four photos", "eight photos")
-SOURCES = ("c_body", "c_body and head")
+SOURCES = ("c_body", "head")
 Results = dict[tuple[str, str], np.ndarray]  # of photos and source: [people, 2 + 2 K]
 
 
@@ -80,7 +80,7 @@ def report(results: Results, facts: str) -> str:
     heads = [f"{photos}, {source}" for photos, source in results]
     rule = "|---|" + "---|" * len(heads)
     lines = [
-        "# The head that reads shapes beside c_body", "",
+        "# The head that reads shapes, beside c_body", "",
         "Made by `examples/tiny_family/measure_readings.py`, which says how.", "",
         facts, "Mean absolute error in cm (weight: kg), with 95 % intervals over people.", "",
         "| measurement | " + " | ".join(heads) + " |", rule,
@@ -95,7 +95,7 @@ def report(results: Results, facts: str) -> str:
         cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*interval(r[:, column])) for r in results.values()]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines.append("| people | " + " | ".join(str(len(r)) for r in results.values()) + " |")
-    lines += ["", "With the head minus without, paired over people, PVE-T-SC of all vertices in mm:", ""]
+    lines += ["", "Head minus c_body, paired over people, PVE-T-SC of all vertices in mm:", ""]
     for photos in SETS:
         pair = [results[photos, source] for source in SOURCES]
         lines.append("- {}: {:.2f} [{:.2f}, {:.2f}]".format(photos, *interval(pair[1][:, 0] - pair[0][:, 0])))
