@@ -109,7 +109,7 @@ class BodyVectors:
 class ShapeReadings:
     """A head that reads R numbers of the shape off what the body encoder sees, and what they say of the shape.
 
-    The model is that of c_body, of R numbers in place of D. c_body beside them tells no more, and 80 numbers too surely.
+    The model is that of c_body, of R numbers in place of D.
     """
 
     head: ShapeHead
