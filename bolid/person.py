@@ -215,14 +215,14 @@ class PersonReader:
         from bolid.body.profiles import body_from_vector
 
         file = self.family.require("body_shape")
-        readings = load_readings(file, self.encoder.space)
+        views = len(person.view_weights)
+        readings = load_readings(file, self.encoder.space) if views > FEW and person.views is not None else None
         if readings is not None and person.views is not None:
-            return body_from_vector(readings.vectors, *readings.read(*person.views), FEW + 1, known=known, sex=sex)
+            return body_from_vector(readings.vectors, *readings.read(*person.views), views, known=known, sex=sex)
         vectors = load_body_vectors(file, self.encoder.space)
         people = self.encoder.population
         spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
         mean, logvar = person.body_mean.double().numpy(), person.body_logvar.double().numpy()
-        views = len(person.view_weights)
         return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
 
     def distances(

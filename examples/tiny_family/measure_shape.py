@@ -25,7 +25,7 @@ from fit_body_shape import Encoded, encode
 from make_population import body_of
 
 from bolid.backends.body import BodyEncoder
-from bolid.body.body_vector import BodyVectors, ShapeReadings, load_body_vectors, load_readings
+from bolid.body.body_vector import FEW, BodyVectors, ShapeReadings, load_body_vectors, load_readings
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.mesh import body_model, vertex_distances
 from bolid.body.shape import Known, Shape, condition, measure_body, measured, population, within_bounds
@@ -55,7 +55,7 @@ def cases(
 
     def photos(person: Encoded, rows: Sequence[int]) -> Shape:
         rows = list(rows)
-        if readings is not None:
+        if readings is not None and len(rows) > FEW:
             return readings.vectors.shape_of(prior, *person.fused(rows, readings.head))
         return vectors.shape_of(prior, *person.fused(rows))
 
