@@ -216,8 +216,7 @@ class PersonReader:
 
         file = self.family.require("body_shape")
         views = len(person.view_weights)
-        readings = load_readings(file, self.encoder.space) if views > FEW and person.views is not None else None
-        if readings is not None and person.views is not None:
+        if views > FEW and person.views is not None and (readings := load_readings(file, self.encoder.space)):
             return body_from_vector(readings.vectors, *readings.read(*person.views), views, known=known, sex=sex)
         vectors = load_body_vectors(file, self.encoder.space)
         people = self.encoder.population

@@ -82,8 +82,9 @@ def report(results: Results, facts: str) -> str:
     lines = [
         "# The head that reads shapes, beside c_body", "",
         "Made by `examples/tiny_family/measure_readings.py`, which says how.", "",
-        facts, "Mean absolute error in cm (weight: kg), with 95 % intervals over people. `profile` uses the head for three photos "
-        "or more.", "",
+        facts,
+        "Mean absolute error in cm (weight: kg), with 95 % intervals over people.",
+        "`profile` uses the head for three photos or more.", "",
         "| measurement | " + " | ".join(heads) + " |", rule,
     ]  # fmt: skip
     for k, row in enumerate(MEASUREMENTS):
