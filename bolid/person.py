@@ -67,6 +67,7 @@ class Person:
     sha256: tuple[str, ...]  # of the accepted photos
     face_model: str  # sha256 of the face recogniser, "" without a face
     reports: tuple[PhotoReport, ...]  # of every photo, in the order given
+    views: tuple[torch.Tensor, torch.Tensor] | None = None  # what the encoder saw of the photos [M, E], confidence [M]
 
 
 class PersonReader:
@@ -180,8 +181,9 @@ class PersonReader:
         from bolid.formats.images import is_grey
         from bolid.views import lowest_part
 
-        gaussians = [self._encode(view) for view in views.values()]
-        mean, logvar, confidence = (torch.cat(parts) for parts in zip(*gaussians, strict=True))
+        found = [self._evidence(view) for view in views.values()]
+        evidence, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
+        mean, logvar = (torch.cat(parts) for parts in zip(*map(self.encoder.gaussians, evidence.split(1)), strict=True))
         body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence, self.encoder.population)
         grey = {digest: is_grey(view.image) for digest, view in views.items()}
         faces = [
@@ -199,7 +201,8 @@ class PersonReader:
             )  # fmt: skip
         reports = [used.get(path) or PhotoReport(path, 0.0, 0.0, False, rejected=rejected[path]) for path in paths]
         face_model = self.view_reader.faces.sha256 if faces else ""
-        return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports))
+        seen = evidence, confidence
+        return Person(body_mean, body_logvar, face, weights, tuple(views), face_model, tuple(reports), seen)
 
     def shapes(
         self, person: Person, known: Mapping[str, Known] | None = None, sex: str | None = None
@@ -208,14 +211,17 @@ class PersonReader:
 
         Raises BolidError for a family whose body encoder knows no shape, and for measurements that no adult has.
         """
-        from bolid.body.body_vector import load_body_vectors
+        from bolid.body.body_vector import FEW, load_body_vectors, load_readings
         from bolid.body.profiles import body_from_vector
 
-        vectors = load_body_vectors(self.family.require("body_shape"), self.encoder.space)
+        file = self.family.require("body_shape")
+        views = len(person.view_weights)
+        if views > FEW and person.views is not None and (readings := load_readings(file, self.encoder.space)):
+            return body_from_vector(readings.vectors, *readings.read(*person.views), views, known=known, sex=sex)
+        vectors = load_body_vectors(file, self.encoder.space)
         people = self.encoder.population
         spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
         mean, logvar = person.body_mean.double().numpy(), person.body_logvar.double().numpy()
-        views = len(person.view_weights)
         return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
 
     def distances(
@@ -237,7 +243,8 @@ class PersonReader:
             if not isinstance(view, View) or self._lacks_mask(view):
                 distances.append(math.inf)
                 continue
-            mean, logvar, confidence = self._encode(view)
+            evidence, confidence = self._evidence(view)
+            mean, logvar = self.encoder.gaussians(evidence)
             fused, _, _ = fuse_views(mean, logvar, confidence)
             distance = float((fused - body).norm())
             if face is not None:
@@ -246,15 +253,15 @@ class PersonReader:
             distances.append(distance)
         return distances
 
-    def _encode(self, view: View) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """mean, logvar [1, D] and confidence [1] of one view."""
+    def _evidence(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the encoder sees of one view [1, E], and its confidence [1]."""
         from bolid.views import person_crop
 
         if self.encoder.needs_masks and view.mask is not None:
-            return self.encoder.encode_masks([view.mask])
+            return self.encoder.mask_evidence([view.mask])
         # The same crop as `shard` makes of training photos.
         image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
-        return self.encoder.encode([image], [points], [view.view_features] if self.encoder.needs_features else None)
+        return self.encoder.evidence([image], [points], [view.view_features] if self.encoder.needs_features else None)
 
 
 def all_photographs(paths: Sequence[Path], family: Family) -> bool:

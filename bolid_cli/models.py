@@ -160,8 +160,8 @@ def convert(
     file: Annotated[
         Path,
         typer.Argument(
-            help="YOLO11 weights for pose (.pt, or exported .onnx) or segmentation (.pt), or a FaceID-Portrait adapter "
-            "(.bin)."
+            help="YOLO11 weights for pose (.pt, or exported .onnx) or segmentation (.pt), torchvision's Mask R-CNN "
+            "(.pth), or a FaceID-Portrait adapter (.bin)."
         ),
     ],
     out: Annotated[
@@ -172,14 +172,12 @@ def convert(
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a model or a face adapter that BoLID reads of a published file. Nothing in a .pt or .bin is run."""
+    """Make a model or a face adapter that BoLID reads of a published file. Nothing in a pickle is run."""
     import bolid.models.convert
 
     emit_paths([bolid.models.convert.convert(file, out, family=family)])
-    if file.suffix == ".bin":
-        note("for non-commercial research only, like the file it is made from", quiet)
-    else:
-        note("AGPL-3.0, like the file it is made from", quiet)
+    license = {".bin": "for non-commercial research only", ".pth": "BSD-3-Clause"}.get(file.suffix, "AGPL-3.0")
+    note(f"{license}, like the file it is made from", quiet)
 
 
 @app.command("use", cls=Command)

@@ -26,6 +26,7 @@ from bolid.formats.images import read_photo
 from bolid.models import pull as models
 from bolid.models.families import get_family
 from bolid.models.manifest import verify
+from bolid.models.sources import published
 from bolid.views import View, ViewReader
 from bolid_cli.main import app
 
@@ -281,6 +282,14 @@ def test_commercial_pull_takes_other_models(downloads, monkeypatch, tmp_path):
     # the family's folder, copied to another machine
     monkeypatch.setenv("BOLID_HOME", str(tmp_path / "other"))
     assert models.pull("sdxl", only=["face"], from_dir=family.root, commercial=True)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sdxl-lightning"])
+def test_a_commercial_family_needs_nothing_forbidden(family):
+    """Every part that `pull` fetches by itself may be used commercially, and none comes under the AGPL."""
+    needed = [source for source in published(family, commercial=True) if not source.optional]
+    assert {"base", "pose", "segmentation", "face", "image_text"} <= {source.part for source in needed}
+    assert all(source.commercial and "AGPL" not in source.license for source in needed)
 
 
 def test_a_pack_for_research_is_not_taken_for_the_other(downloads):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_base import make_family, make_training_shards
 
+from bolid.backends import mask_rcnn
 from bolid.backends.body import BodyEncoder
-from bolid.backends.segmentation import NETWORK, load_segmenter, write_yolo_segmenter
+from bolid.backends.segmentation import NETWORK, load_segmenter, write_segmenter
 from bolid.errors import BolidError
 from bolid.formats.images import encode_jpeg, read_photo
 from bolid.formats.shards import Sample, ShardWriter, sample_key
@@ -151,7 +153,7 @@ def test_yolo_masks_are_those_of_ultralytics(random_yolo, tmp_path):
     from ultralytics.utils.ops import process_mask
 
     tmp_path.joinpath("seg").mkdir()
-    write_yolo_segmenter(tmp_path / "seg", "yolo11n-seg.yaml", random_yolo.state_dict())
+    write_segmenter(tmp_path / "seg", "yolo11n-seg.yaml", random_yolo.state_dict())
     ours = load_segmenter(tmp_path / "seg")
     image = blocks()
     with torch.no_grad():
@@ -188,6 +190,54 @@ def test_published_yolo_seg_weights_are_converted(random_yolo, tmp_path):
         assert torch.equal(tensors[name].float(), value.float())
 
 
+@pytest.fixture(scope="module")
+def random_mask_rcnn():
+    """torchvision's Mask R-CNN, its weights random, as f16 keeps them. It takes every region for a person."""
+    torch.manual_seed(0)
+    network = mask_rcnn.build(160)
+    torch.nn.init.zeros_(network.roi_heads.box_predictor.cls_score.weight)
+    network.roi_heads.box_predictor.cls_score.bias.data[mask_rcnn.PERSON] = 9.0
+    network.roi_heads.mask_predictor.mask_fcn_logits.weight.data *= 300
+    state = network.state_dict()
+    network.load_state_dict({name: v.half().float() if v.is_floating_point() else v for name, v in state.items()})
+    return network.eval()
+
+
+def test_masks_are_those_of_torchvisions_mask_rcnn(random_mask_rcnn, tmp_path):
+    published = tmp_path / f"{mask_rcnn.NAME}_coco-73cbd019.pth"
+    torch.save(random_mask_rcnn.state_dict(), published)
+    folder = convert(published)
+    published.unlink()  # large
+    config = json.loads((folder / "config.json").read_text())
+    assert config == {"yaml": mask_rcnn.NAME, "imgsz": 800}
+    (folder / "config.json").write_text(json.dumps({**config, "imgsz": 160}))
+    ours, image = load_segmenter(folder), blocks()[:224, :160]
+    with torch.no_grad():
+        found = random_mask_rcnn([torch.from_numpy(image).permute(2, 0, 1).float() / 255])[0]
+    boxes, masks = found["boxes"].numpy(), found["masks"][:, 0].numpy()
+    best = int(masks.mean((1, 2)).argmax())
+    box = boxes[best]
+    rng = np.random.default_rng(1)
+    points = np.concatenate([rng.uniform(box[:2], box[2:], (17, 2)), np.full((17, 1), 0.9)], 1).astype(np.float32)
+    view = ours.segment(image, box, points)
+    expected = MaskView.cut((255 * masks[best]).round().astype(np.uint8), points)
+    assert np.array_equal(view.keypoints, expected.keypoints) and np.array_equal(view.mask, expected.mask)
+    assert 0.02 < view.mask.mean() < 0.98
+    twice = ours.segment(image.repeat(2, 0).repeat(2, 1), 2 * box, points * np.array([2, 2, 1], np.float32))
+    assert np.array_equal(twice.mask, view.mask)  # a larger photo is made smaller
+    assert ours.segment(image, np.array([-90, -90, -80, -80], np.float32), points) is None
+
+
+def test_a_file_that_is_no_mask_rcnn_is_refused(tmp_path):
+    torch.save({"backbone.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(BolidError, match=r"other.pth holds no Mask R-CNN"):
+        convert(tmp_path / "other.pth")
+    torch.save({"a": Path("/")}, tmp_path / "more.pth")
+    with pytest.raises(BolidError, match=r"more.pth is refused"):
+        convert(tmp_path / "more.pth")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "more").exists()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -196,10 +246,11 @@ def test_published_yolo_seg_weights_are_converted(random_yolo, tmp_path):
         ('{"yaml": "/etc/x-seg.yaml"}', "names '/etc/x-seg.yaml'"),
         ('{"yaml": "yolo11s-seg.yaml"}', "does not hold the weights of yolo11s-seg.yaml"),
         ('{"yaml": "masknet"}', "does not hold the weights of masknet"),
+        ('{"yaml": "maskrcnn_resnet50_fpn_v2"}', "does not hold the weights of maskrcnn"),
     ],
 )
 def test_bad_segmentation_models(random_yolo, config, message, tmp_path):
-    write_yolo_segmenter(tmp_path, "yolo11n-seg.yaml", random_yolo.state_dict())
+    write_segmenter(tmp_path, "yolo11n-seg.yaml", random_yolo.state_dict())
     if config is None:
         (tmp_path / "config.json").unlink()
     else:

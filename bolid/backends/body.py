@@ -115,7 +115,24 @@ class BodyEncoder:
         features: Sequence[np.ndarray] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Photos (uint8 HWC) and keypoints [17, 3] (pixels) => mean, logvar [N, D], confidence [N], on the CPU."""
-        means, logvars, confidences = [], [], []
+        evidence, confidence = self.evidence(images, keypoints, features)
+        return *self.gaussians(evidence), confidence
+
+    @torch.no_grad()
+    def gaussians(self, evidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """mean, logvar [N, D] of views, from their evidence [N, E], on the CPU."""
+        mean, logvar = self.model.encode_evidence(evidence.to(self.device))
+        return mean.cpu(), logvar.cpu()
+
+    @torch.no_grad()
+    def evidence(
+        self,
+        images: Sequence[np.ndarray],
+        keypoints: Sequence[np.ndarray],
+        features: Sequence[np.ndarray] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network sees of the photos (`BodyVAE.evidence`) [N, E], confidence [N], on the CPU."""
+        evidence, confidences = [], []
         for start in range(0, len(images), _BATCH):
             part = slice(start, start + _BATCH)
             pairs = zip(images[part], keypoints[part], strict=True)
@@ -127,23 +144,27 @@ class BodyEncoder:
                 if features is None:
                     raise ValueError("this body encoder needs the image-text features of the photos")
                 pooled = torch.from_numpy(np.stack(features[part])).to(self.device, torch.float32)
-            mean, logvar = self.model.encode(make_views(crops, inside, pooled))
-            means.append(mean.cpu())
-            logvars.append(logvar.cpu())
+            evidence.append(self.model.evidence(make_views(crops, inside, pooled)).cpu())
             confidences.append(view_confidence(inside).cpu())
-        return torch.cat(means), torch.cat(logvars), torch.cat(confidences)
+        return torch.cat(evidence), torch.cat(confidences)
 
     @torch.no_grad()
     def encode_masks(self, masks: Sequence[MaskView]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`encode` for an encoder of masks: mean, logvar [N, D], confidence [N], on the CPU."""
+        evidence, confidence = self.mask_evidence(masks)
+        return *self.gaussians(evidence), confidence
+
+    @torch.no_grad()
+    def mask_evidence(self, masks: Sequence[MaskView]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`evidence` for an encoder of masks."""
         parts = []
         for start in range(0, len(masks), _BATCH):
             batch = masks[start : start + _BATCH]
             crops = torch.from_numpy(np.stack([view.crop(self.model.detail) for view in batch])).to(self.device)
             inside = torch.from_numpy(np.stack([view.keypoints for view in batch])).to(self.device)
-            parts.append((*self.model.encode(make_views(crops, inside)), view_confidence(inside)))
-        mean, logvar, confidence = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        return mean, logvar, confidence
+            parts.append((self.model.evidence(make_views(crops, inside)), view_confidence(inside)))
+        evidence, confidence = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        return evidence, confidence
 
     def read_pixels(
         self, pixel_values: torch.Tensor, pose: PoseModel, view_size: Sequence[int]

@@ -1,4 +1,4 @@
-"""The person's mask, by the family's segmentation network: YOLO11-seg, or our own small one, from safetensors."""
+"""The person's mask, by the family's segmentation network: YOLO11-seg, Mask R-CNN, or our own small one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bolid.backends import mask_rcnn
 from bolid.backends.pose import CONFIDENCE, CONFIG, OVERLAP, WEIGHTS, letterbox, same_threads
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
@@ -21,6 +22,7 @@ from bolid.run import run_record, write_atomic
 
 NETWORK = "segmentation-weights"
 OWN = "masknet"  # the name of our network in config.json
+YOLO_SIZE = 640  # pixels of a photo's longer side
 MIN_OVERLAP = 0.3  # intersection over union of the pose's box and a mask's box, for one person
 PERSON, CLASSES = 0, 80  # COCO's classes
 
@@ -43,7 +45,7 @@ def load_segmenter(path: Path | str, device: str = "cpu") -> Segmenter:
     path = Path(path)
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        yaml, size = config["yaml"], config.get("imgsz", 640)
+        yaml, size = config["yaml"], config.get("imgsz", YOLO_SIZE)
     except OSError as error:
         raise BolidError(
             f"no segmentation model in {path}: cannot read {CONFIG} ({error.strerror})",
@@ -54,7 +56,11 @@ def load_segmenter(path: Path | str, device: str = "cpu") -> Segmenter:
     tensors, _ = load_tensors(path / WEIGHTS, NETWORK)
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     try:
-        return OwnSegmenter(weights, device) if yaml == OWN else YoloSegmenter(yaml, size, weights, device)
+        if yaml == OWN:
+            return OwnSegmenter(weights, device)
+        if yaml == mask_rcnn.NAME:
+            return MaskRCNNSegmenter(size, weights, device)
+        return YoloSegmenter(yaml, size, weights, device)
     except (RuntimeError, FileNotFoundError) as error:
         raise BolidError(
             f"{path / WEIGHTS} does not hold the weights of {yaml}",
@@ -69,16 +75,20 @@ def save_segmenter(directory: Path, network: torch.nn.Module, record: dict[str, 
     write_atomic(directory / CONFIG, json.dumps({"yaml": OWN}) + "\n")
 
 
-def write_yolo_segmenter(
+def write_segmenter(
     directory: Path, yaml: str, tensors: Mapping[str, torch.Tensor], *, source: str = "", sha256: str = ""
 ) -> None:
-    """Write ultralytics' network, f16, as `load_segmenter` reads it. `source`, `sha256`: of the original weights."""
+    """Write a published network, f16, as `load_segmenter` reads it. `source`, `sha256`: of the original weights.
+
+    `yaml`: ultralytics' name of the network, or `mask_rcnn.NAME`.
+    """
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     record = run_record(
         NETWORK, family=None, config={"source": source}, inputs={"checkpoint": sha256} if sha256 else {}
     )
     save_tensors(directory / WEIGHTS, half, record)
-    write_atomic(directory / CONFIG, json.dumps({"yaml": yaml, "imgsz": 640}) + "\n")
+    size = mask_rcnn.SIDE if yaml == mask_rcnn.NAME else YOLO_SIZE
+    write_atomic(directory / CONFIG, json.dumps({"yaml": yaml, "imgsz": size}) + "\n")
 
 
 class OwnSegmenter:
@@ -134,6 +144,26 @@ class YoloSegmenter:
         height, width = (round(side * scale) for side in image.shape[:2])
         points = keypoints * np.array([scale, scale, 1], np.float32)
         return MaskView.cut((whole[:height, :width] > 0).cpu().numpy(), points)
+
+
+class MaskRCNNSegmenter:
+    """torchvision's Mask R-CNN (`mask_rcnn`); of the people it sees, the one in the box."""
+
+    def __init__(self, image_size: int, weights: dict[str, torch.Tensor], device: str = "cpu") -> None:
+        self.image_size, self.device = image_size, device
+        self.network = mask_rcnn.build(image_size)
+        self.network.load_state_dict(weights)
+        self.network.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def segment(self, image: np.ndarray, box: np.ndarray, keypoints: np.ndarray) -> MaskView | None:
+        """See `Segmenter`."""
+        boxes, masks, scale = mask_rcnn.people_masks(self.network, image, CONFIDENCE, self.device)
+        overlaps = [_overlap(found / scale, box) for found in boxes]
+        if not overlaps or max(overlaps) < MIN_OVERLAP:
+            return None
+        points = keypoints * np.array([scale, scale, 1], np.float32)
+        return MaskView.cut(masks[int(np.argmax(overlaps))], points)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from bolid.body.measurements import NAMES
 from bolid.body.mesh import PARAMETERS
 from bolid.body.shape import Shape, most_probable, names_of, population, residuals, state_of
 from bolid.errors import BolidError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bolid.method.shape_head import ShapeHead
 
 KIND = "body-shape"
 FREE = ("inseam", "arm", "shoulders", "head", "weight")
@@ -100,6 +105,28 @@ class BodyVectors:
         return body_mean + kept * (self.weight @ (state_of(after.mean) - state_of(before.mean)))
 
 
+@dataclass(frozen=True)
+class ShapeReadings:
+    """A head that reads R numbers of the shape off what the body encoder sees, and what they say of the shape.
+
+    The model is that of c_body, of R numbers in place of D.
+    """
+
+    head: ShapeHead
+    vectors: BodyVectors
+
+    def read(self, evidence: torch.Tensor, confidence: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """mean, logvar [R] of one person's M views, within N(0, I): what `vectors.shape_of` takes.
+
+        `evidence` [M, E], `confidence` [M].
+        """
+        from bolid.method.body_vae import fuse
+
+        mean, logvar = self.head(evidence.float())
+        fused, uncertain = fuse(mean[None], logvar[None], confidence[None].float())
+        return fused[0].double().numpy(), uncertain[0].double().numpy()
+
+
 def _shown(
     body_mean: np.ndarray, body_logvar: np.ndarray, population: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -173,16 +200,20 @@ def _shrunk(matrix: np.ndarray, people: int) -> np.ndarray:
 
 
 _TENSORS = ("weight", "bias", "noise", "photo_noise", "one_view", "logvar")
+READINGS, HEAD = "readings.", "head."
 
 
-def save_body_vectors(path: str | os.PathLike[str], model: BodyVectors) -> None:
-    """Write the model. Its record must be of kind "body-shape" and name the body encoder among its inputs."""
+def save_body_vectors(path: str | os.PathLike[str], model: BodyVectors, readings: ShapeReadings | None = None) -> None:
+    """Write the model, and a head with that of its readings. The record, of kind "body-shape", names the encoder."""
     import torch
 
     from bolid.formats.tensors import save_tensors
 
     config = {**model.record["config"], "parameters": list(PARAMETERS), "measurements": list(NAMES)}
     tensors = {name: torch.from_numpy(getattr(model, name)).float() for name in _TENSORS}
+    if readings is not None:
+        tensors |= {READINGS + name: torch.from_numpy(getattr(readings.vectors, name)).float() for name in _TENSORS}
+        tensors |= {HEAD + name: value.half() for name, value in readings.head.state_dict().items()}
     save_tensors(path, tensors, {**model.record, "config": config})
 
 
@@ -190,7 +221,29 @@ def load_body_vectors(path: str | os.PathLike[str], body_encoder: str) -> BodyVe
     """Read the model for the body encoder of that sha256. Raises BolidError for another encoder or body model."""
     from bolid.formats.tensors import load_tensors
 
+    return _model(path, *load_tensors(path, KIND), body_encoder)
+
+
+def load_readings(path: str | os.PathLike[str], body_encoder: str) -> ShapeReadings | None:
+    """The head and the model of its readings, where the file has them. Raises BolidError as `load_body_vectors`."""
+    from bolid.formats.tensors import load_tensors
+    from bolid.method.shape_head import ShapeHead
+
     tensors, record = load_tensors(path, KIND)
+    state = {name.removeprefix(HEAD): value for name, value in tensors.items() if name.startswith(HEAD)}
+    if not state:
+        return None
+    own = {name.removeprefix(READINGS): value for name, value in tensors.items() if name.startswith(READINGS)}
+    vectors = _model(path, own, record, body_encoder)
+    try:
+        return ShapeReadings(ShapeHead.of_state(state), vectors)
+    except (KeyError, RuntimeError) as error:
+        raise BolidError(f"{path} holds a damaged shape head", "fit it again: fit_body_shape.py") from error
+
+
+def _model(
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], record: dict[str, Any], body_encoder: str
+) -> BodyVectors:
     again = "fit it again: fit_body_shape.py"
     try:
         model = BodyVectors(**{name: tensors[name].double().numpy() for name in _TENSORS}, record=record)

@@ -70,9 +70,10 @@ def mannequin(
         fine = View(turn, scale * _FINE, (_FINE * _REACH, _FINE * _FLOOR), size)
         buffer = draw(fine, shown, tape.model.faces, places)
         part = paper[:, _FINE * left : _FINE * (middle + _REACH)]
-        covered = suit(buffer.values[..., :3], buffer.values[..., 3])[..., None]
+        seen = buffer.values[buffer.mask]
+        covered = suit(seen[:, :3], seen[:, 3])[:, None]
         color = np.array(_SKIN) + covered * (np.array(_SUIT) - _SKIN)
-        part[buffer.mask] = (clay(buffer, color)[buffer.mask] * 255).astype(np.uint8)
+        part[buffer.mask] = (clay(buffer, color) * 255).astype(np.uint8)
         views[name] = (View(turn, scale, (middle, _FLOOR), _SIZE), buffer, left)
     picture = Image.fromarray(paper)
     pen = Pen(ImageDraw.Draw(picture))

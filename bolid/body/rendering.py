@@ -77,11 +77,9 @@ def draw(view: View, vertices: np.ndarray, faces: np.ndarray, quantities: np.nda
 
 
 def clay(buffer: Buffer, color: np.ndarray) -> np.ndarray:
-    """Float [H, W, 3] in 0..1: a matt body of `color` [H, W, 3] under a soft light from above left; black beside it."""
+    """A matt body under a soft light from above left: float 0..1 of the n pixels in the mask, [n, 3]; so is `color`."""
     normals = buffer.normals[buffer.mask]
     key, fill = np.array([-0.45, -0.60, -0.66]), np.array([0.7, -0.1, -0.7])
     light = 0.42 + 0.46 * np.clip(normals @ key, 0, 1) + 0.16 * np.clip(normals @ fill, 0, 1) - 0.06 * normals[:, 1]
     light *= 0.82 + 0.18 * np.clip(-normals[:, 2], 0, 1) ** 0.7
-    picture = np.zeros(color.shape, np.float32)
-    picture[buffer.mask] = np.clip(light[:, None] * color[buffer.mask], 0, 1)
-    return picture
+    return np.clip(light[:, None] * color, 0, 1)

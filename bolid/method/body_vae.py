@@ -137,8 +137,13 @@ class BodyVAE(nn.Module):
             nn.Linear(hidden_dim, len(ENCODER_BONES) + OUTLINE_DIM),
         )  # fmt: skip
 
-    def encode(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
-        """q(z | one view) without the prior: mean [N, D], logvar [N, D]."""
+    @property
+    def evidence_dim(self) -> int:
+        """E, the length of `evidence`."""
+        return int(self.direct.in_features)
+
+    def evidence(self, views: Views) -> torch.Tensor:
+        """What `encode` sees of the views, standardised: keypoints, bones and patches, [N, E]."""
         bones = skeleton(views.keypoints)
         visible = bones.points[:, :KEYPOINTS, 2:] > 0
         middle = bones.points[:, [5, 6]].mean(1, keepdim=True)
@@ -150,9 +155,16 @@ class BodyVAE(nn.Module):
             if views.features is None:
                 raise ValueError("this body encoder needs the image-text features of the views")
             parts.append((self.features(views.features.float()) * visible).flatten(1))
-        normed = self.head[0](torch.cat(parts, dim=1))
-        hidden = self.head[1:](normed)
-        return self.mean[1](self.mean[0](hidden) + self.direct(normed)), self.logvar(hidden).clamp(-6, 6)
+        return self.head[0](torch.cat(parts, dim=1))
+
+    def encode(self, views: Views) -> tuple[torch.Tensor, torch.Tensor]:
+        """q(z | one view) without the prior: mean [N, D], logvar [N, D]."""
+        return self.encode_evidence(self.evidence(views))
+
+    def encode_evidence(self, evidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`encode` from what `evidence` gives."""
+        hidden = self.head[1:](evidence)
+        return self.mean[1](self.mean[0](hidden) + self.direct(evidence)), self.logvar(hidden).clamp(-6, 6)
 
     def decode(self, z: torch.Tensor, bones: Skeleton) -> tuple[torch.Tensor, torch.Tensor]:
         """p(view | z, pose): z [N, D] and a view's pose => log-lengths [N, bones], outline [N, OUTLINE_DIM].

@@ -1,5 +1,7 @@
-"""`bolid models convert`: published files as files that BoLID reads: YOLO's pose and segmentation weights,
-FaceID-Portrait adapters."""
+"""`bolid models convert`: published files as files that BoLID reads.
+
+Weights of YOLO (pose and segmentation) and of Mask R-CNN, FaceID-Portrait adapters.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ _FAMILIES = {768: "sd15", 2048: "sdxl"}  # by the width of the text states that 
 def convert(
     file: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, family: str | None = None
 ) -> Path:
-    """YOLO11 weights for pose (.pt, .onnx) or segmentation (.pt) -> a folder, or a FaceID-Portrait adapter (.bin) -> a
-    file. Returns it.
+    """Weights of YOLO11 for pose (.pt, .onnx) or segmentation (.pt), of torchvision's Mask R-CNN (.pth) -> a folder; a
+    FaceID-Portrait adapter (.bin) -> a file. Returns it.
 
     By default beside ``file``, under its name. ``family``: of an adapter, by default the one whose base it fits, sd15
     or sdxl. Nothing that the file might ask to be run is run.
@@ -26,23 +28,27 @@ def convert(
     path = Path(file)
     if path.suffix == ".bin":
         return _convert_adapter(path, Path(out) if out is not None else path.with_suffix(".safetensors"), family)
+    from bolid.backends import mask_rcnn
     from bolid.backends.pose import read_checkpoint, write_onnx_pose_model, write_pose_model
-    from bolid.backends.segmentation import write_yolo_segmenter
+    from bolid.backends.segmentation import write_segmenter
 
     out = Path(out) if out is not None else path.with_suffix("")
-    if path.suffix not in (".pt", ".onnx"):
+    if path.suffix not in (".pt", ".pth", ".onnx"):
         raise BolidError(
-            f"{path} is no .pt, .onnx or .bin file",
-            "convert takes YOLO's pose weights, yolo11n-pose.pt and the like, and ip-adapter-faceid-portrait_*.bin",
+            f"{path} is no .pt, .pth, .onnx or .bin file",
+            "convert takes YOLO's weights (yolo11n-pose.pt and the like), torchvision's Mask R-CNN (.pth) and "
+            "ip-adapter-faceid-portrait_*.bin",
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BolidError(f"{out} is already there", "remove it, or name another place with --out")
     checkpoint = read_checkpoint(path) if path.suffix == ".pt" else None
+    if path.suffix == ".pth":
+        checkpoint = mask_rcnn.NAME, mask_rcnn.read_weights(path)
     if out.is_dir():
         out.rmdir()
     with atomic_folder(out) as temporary:
-        if checkpoint and checkpoint[0].endswith("-seg.yaml"):
-            write_yolo_segmenter(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
+        if checkpoint and not checkpoint[0].endswith("-pose.yaml"):
+            write_segmenter(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
         elif checkpoint:
             write_pose_model(temporary, *checkpoint, source=path.name, sha256=sha256_file(path))
         else:

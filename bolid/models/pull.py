@@ -120,7 +120,7 @@ def _fetch(
             target.rmdir()
     if found.suffix == ".bin":
         ready = False
-    if not ready and found.suffix in (".pt", ".bin"):
+    if not ready and found.suffix in (".pt", ".pth", ".bin"):
         convert(found, target, family=family.name)
     elif not ready and found.suffix == ".zip":
         _unpack(found, target)

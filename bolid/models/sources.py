@@ -178,6 +178,10 @@ CLEAN: dict[str, PublishedPart] = {
                                   "rtmpose-m_simcc-body7_pt-body7_420e-256x192-e48f03d0_20230504.zip")),
         ),
     ),
+    "segmentation": PublishedPart(
+        "segmentation", "Mask R-CNN ResNet-50 FPN v2", 186, "BSD-3-Clause", notice=_WEIGHTS_NOTICE,
+        url="https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+    ),
     "face": PublishedPart(
         "face", "AuraFace behind YuNet", 261, "Apache-2.0; YuNet: MIT", notice=_WEIGHTS_NOTICE,
         members=(

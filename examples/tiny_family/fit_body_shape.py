@@ -1,7 +1,12 @@
 """Fit p(shape | c_body) of a body encoder, and write it beside the encoder: body-shape.safetensors.
 
     bolid synth --person-seed 30000:30300 --photos 8 --size 192x256 --out photos/shape
-    python examples/tiny_family/fit_body_shape.py photos/shape --out bolid/tiny/body-shape.safetensors
+    python examples/tiny_family/fit_body_shape.py photos/shape --head-photos photos/train \
+        --out bolid/tiny/body-shape.safetensors
+
+With `--head-photos` a head that reads the shape off photos is trained too (train_shape_head.py), on these people and
+the others; c_body tells the shape where there are no photos any more. What the readings say is fitted on readings by
+heads that did not know the person (three folds).
 
 Photos go the way of `bolid profile` through the real body encoder; the people's shapes are known. Take people that the
 encoder was not trained on: it knows its own too well, and would claim too much. Seeds of 100,000 and more are refused:
@@ -13,6 +18,7 @@ What is printed is measured on a fifth of the people, fitted without them; the f
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -24,15 +30,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from make_population import body_of
+from train_shape_head import components, train
 
 from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.backends.pose import PoseModel
 from bolid.backends.segmentation import Segmenter, load_segmenter
-from bolid.body.body_vector import KIND, BodyVectors, fit, save_body_vectors
+from bolid.body.body_vector import KIND, BodyVectors, ShapeReadings, fit, save_body_vectors
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.shape import POWERS, measure_body, population
 from bolid.errors import BolidError
 from bolid.formats.images import read_photo
+from bolid.method.shape_head import ShapeHead
 from bolid.models.families import get_family
 from bolid.run import run_record
 from bolid.views import choose_person, lowest_part, person_crop, whole_box
@@ -40,6 +48,7 @@ from bolid.views import choose_person, lowest_part, person_crop, whole_box
 SEALED = 100_000
 """Seeds from here on are never fitted on."""
 VIEWS = (1, 2, 4, 8)
+FOLDS = 3
 
 
 class Encoded(NamedTuple):
@@ -49,13 +58,15 @@ class Encoded(NamedTuple):
     mean: torch.Tensor  # [M, D]
     logvar: torch.Tensor  # [M, D]
     confidence: torch.Tensor  # [M]
+    evidence: torch.Tensor  # f16 [M, E], what the encoder sees
     down_to: np.ndarray  # [M], the lowest part that each shows
     pose: np.ndarray  # [M], its true pose
 
-    def fused(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """body_mean, body_logvar [D] of these photos, N(0, I) their prior."""
+    def fused(self, rows: Sequence[int], head: ShapeHead | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """body_mean, body_logvar [D] of these photos, N(0, I) their prior; with a head its readings [R]."""
         rows = list(rows)
-        mean, logvar, _ = fuse_views(self.mean[rows], self.logvar[rows], self.confidence[rows])
+        views = (self.mean[rows], self.logvar[rows]) if head is None else head(self.evidence[rows].float())
+        mean, logvar, _ = fuse_views(*views, self.confidence[rows])
         return mean.double().numpy(), logvar.double().numpy()
 
     def upright(self) -> list[int]:
@@ -63,21 +74,21 @@ class Encoded(NamedTuple):
         return [i for i in range(len(self.down_to)) if self.down_to[i] == "feet" and self.pose[i] != "squatting"]
 
 
-def encode(photos: Path, encoder: BodyEncoder, work: Path) -> list[Encoded]:
-    """Everybody under `photos`, each encoded once and kept in `work`."""
+def encode(photos: Path, encoder: BodyEncoder, work: Path, most: int | None = None) -> list[Encoded]:
+    """The first `most` people under `photos`, or all, each encoded once and kept in `work`."""
     family = get_family("tiny")
     models = PoseModel(family.require("pose")), load_segmenter(family.require("segmentation"))
     folder = work / encoder.sha256[:12]
     folder.mkdir(parents=True, exist_ok=True)
     people = []
-    for person in sorted(path for path in photos.iterdir() if path.is_dir()):
+    for person in sorted(path for path in photos.iterdir() if path.is_dir())[:most]:
         kept = folder / f"{person.name}.npz"
         if not kept.exists():
             _encode_person(person, encoder, models, family.view_size, kept)
         with np.load(kept) as stored:
             parts = {name: stored[name] for name in stored.files}
         if len(parts["mean"]):
-            tensors = (torch.from_numpy(parts[name]) for name in ("mean", "logvar", "confidence"))
+            tensors = (torch.from_numpy(parts[name]) for name in ("mean", "logvar", "confidence", "evidence"))
             people.append(Encoded(int(person.name[1:]), *tensors, parts["down"], parts["pose"]))
     return people
 
@@ -105,45 +116,68 @@ def _encode_person(
         index.append(i)
         poses.append(json.loads(file.with_suffix(".json").read_text())["attributes"]["pose"])
     mean = logvar = np.zeros((0, encoder.body_dim), np.float32)
-    confidence = np.zeros(0, np.float32)
+    confidence, evidence = np.zeros(0, np.float32), np.zeros((0, encoder.model.evidence_dim), np.float16)
     if cut:
-        encoded = encoder.encode_masks(masks) if encoder.needs_masks else encoder.encode(cut, points)
-        mean, logvar, confidence = (part.numpy() for part in encoded)
+        seen, sure = encoder.mask_evidence(masks) if encoder.needs_masks else encoder.evidence(cut, points)
+        evidence, confidence = seen.half().numpy(), sure.numpy()
+        mean, logvar = (part.numpy() for part in encoder.gaussians(seen))
     temporary = kept.with_suffix(".tmp.npz")
-    np.savez(temporary, mean=mean, logvar=logvar, confidence=confidence,
+    np.savez(temporary, mean=mean, logvar=logvar, confidence=confidence, evidence=evidence,
              down=np.array(down), pose=np.array(poses), index=np.array(index))  # fmt: skip
     temporary.replace(kept)
 
 
-def views_of(people: Sequence[Encoded], seed: int = 0) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Number of views -> (body_mean, body_logvar) [N, D] of so many photos of each, drawn at random."""
+def cross_fitted(people: Sequence[Encoded], others: Sequence[Encoded]) -> tuple[list[ShapeHead], ShapeHead]:
+    """(for each of `people` a head that was trained without them, the head trained on everybody)."""
+    everybody = [*people, *others]
+    evidence = torch.zeros(len(everybody), max(VIEWS), people[0].evidence.shape[1])
+    confidence = torch.zeros(len(everybody), max(VIEWS))
+    for i, person in enumerate(everybody):
+        count = min(max(VIEWS), len(person.confidence))
+        evidence[i, :count], confidence[i, :count] = person.evidence[:count].float(), person.confidence[:count]
+    target = torch.from_numpy(components([person.seed for person in everybody])).float()
+    fold = torch.tensor([i % FOLDS for i in range(len(people))] + [FOLDS] * len(others))
+    heads = [train(evidence[fold != k], confidence[fold != k], target[fold != k]) for k in range(FOLDS)]
+    return [heads[i % FOLDS] for i in range(len(people))], train(evidence, confidence, target)
+
+
+def views_of(
+    people: Sequence[Encoded], heads: Sequence[ShapeHead | None], seed: int = 0
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Number of views -> (mean, logvar) [N, D] of so many photos of each, drawn at random."""
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(person.mean)) for person in people]
     fused = {}
     for count in VIEWS:
-        rows = [person.fused(order[:count]) for person, order in zip(people, orders, strict=True)]
+        rows = [person.fused(order[:count], head) for person, order, head in zip(people, orders, heads, strict=True)]
         fused[count] = (np.stack([mean for mean, _ in rows]), np.stack([logvar for _, logvar in rows]))
     return fused
 
 
-def fit_vectors(people: Sequence[Encoded], record: dict) -> BodyVectors:
-    """The model from people whose shapes are known by their seeds."""
-    bodies = np.stack([body_of(person.seed) for person in people])
-    sizes = np.concatenate([measure_body(part) for part in np.array_split(bodies, len(bodies) // 40 + 1)])
-    return BodyVectors(*fit(bodies, sizes, views_of(people), population().shape), record)
+@functools.cache
+def truth_of(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters [P] and measurements [K] of a synthetic person."""
+    body = body_of(seed)
+    return body, measure_body(body[None])[0]
 
 
-def errors(model: BodyVectors, people: Sequence[Encoded]) -> dict[str, list[float]]:
+def fit_vectors(people: Sequence[Encoded], record: dict, heads: Sequence[ShapeHead | None]) -> BodyVectors:
+    """The model of c_body (head: None), or of a head's readings, from people whose shapes their seeds tell."""
+    bodies, sizes = (np.stack(rows) for rows in zip(*(truth_of(person.seed) for person in people), strict=True))
+    return BodyVectors(*fit(bodies, sizes, views_of(people, heads), population().shape), record)
+
+
+def errors(model: BodyVectors, people: Sequence[Encoded], heads: Sequence[ShapeHead | None]) -> dict[str, list[float]]:
     """Of each measurement of `people`, at their true stature: mean absolute error in cm (kg) and coverage of +-1 sd."""
     start, off, sd = population(), [], []
-    for person in people:
-        state, covariance = model.posterior(start.shape, *person.fused(range(len(person.mean))))
-        truth = body_of(person.seed)
+    for person, head in zip(people, heads, strict=True):
+        state, covariance = model.posterior(start.shape, *person.fused(range(len(person.mean)), head))
+        truth, sizes = truth_of(person.seed)
         size = truth[0] ** POWERS
         rows = np.concatenate([start.slope, np.eye(len(NAMES))], 1) * size[:, None]
         rows[:, 0] = 0
         state[0] = 0
-        off.append(rows @ state + start.intercept * size - measure_body(truth[None])[0])
+        off.append(rows @ state + start.intercept * size - sizes)
         sd.append(np.sqrt(np.einsum("ks,st,kt->k", rows, covariance, rows).clip(1e-12)))
     scale = np.array([row.scale for row in MEASUREMENTS])
     mean, inside = np.abs(off).mean(0) * scale, (np.abs(off) < sd).mean(0)
@@ -154,21 +188,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="photos/<person>/*.jpg with their truth beside them")
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
+    parser.add_argument("--head-photos", type=Path, help="train a head too, on these people and the others")
+    parser.add_argument("--head-people", type=int, help="so many of these people")
     parser.add_argument("--work", type=Path, default=Path("runs/body-shape"), help="what was encoded")
     parser.add_argument("--out", type=Path, default=Path("bolid/tiny/body-shape.safetensors"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
     people = encode(args.photos, encoder, args.work)
-    if any(person.seed >= SEALED for person in people):
+    others = encode(args.head_photos, encoder, args.work, args.head_people) if args.head_photos else []
+    if any(person.seed >= SEALED for person in [*people, *others]):
         raise BolidError(f"people of {SEALED} and more are for figures", "fit on others")
-    inside = [person for i, person in enumerate(people) if i % 5]
-    left_out = errors(fit_vectors(inside, {}), people[::5])
     seeds = [person.seed for person in people]
-    config = {"people": len(people), "seeds": [min(seeds), max(seeds)]}
-    model = fit_vectors(people, run_record(KIND, family="tiny", config=config, inputs=encoder.inputs))
-    save_body_vectors(args.out, model)
+    config: dict[str, object] = {"people": len(people), "seeds": [min(seeds), max(seeds)]}
+    none = [None] * len(people)
+    left_out = {"c_body": _left_out(people, none)}
+    readings = None
+    if args.head_photos:
+        config["head"] = {"people": len(others), "seeds": [others[0].seed, others[-1].seed]}
+        heads, head = cross_fitted(people, others)
+        left_out["head"] = _left_out(people, heads)
+        readings = ShapeReadings(head, fit_vectors(people, {}, heads))
+    record = run_record(KIND, family="tiny", config=config, inputs=encoder.inputs)
+    save_body_vectors(args.out, fit_vectors(people, record, none), readings)
     print(json.dumps({"left out": left_out, "size": args.out.stat().st_size, **config}, indent=1))
+
+
+def _left_out(people: Sequence[Encoded], heads: Sequence[ShapeHead | None]) -> dict[str, list[float]]:
+    """`errors` of a fifth of the people, whom the model is not fitted on."""
+    inside = [i for i in range(len(people)) if i % 5]
+    model = fit_vectors([people[i] for i in inside], {}, [heads[i] for i in inside])
+    return errors(model, people[::5], heads[::5])
 
 
 if __name__ == "__main__":

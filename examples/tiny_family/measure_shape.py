@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -24,7 +25,7 @@ from fit_body_shape import Encoded, encode
 from make_population import body_of
 
 from bolid.backends.body import BodyEncoder
-from bolid.body.body_vector import BodyVectors, load_body_vectors
+from bolid.body.body_vector import FEW, BodyVectors, ShapeReadings, load_body_vectors, load_readings
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.mesh import body_model, vertex_distances
 from bolid.body.shape import Known, Shape, condition, measure_body, measured, population, within_bounds
@@ -33,13 +34,16 @@ from bolid.models.families import get_family
 from bolid.run import derive_seed, write_atomic
 
 STATURE_SD, TAPE_SD = 0.005, 0.01
+NOMINAL = (0.50, 0.68, 0.90, 0.95)
 TAPES = ("waist", "hip", "inseam")
 HEAD = 0.862
 """Canonical height above which vertices are of the head: they are more than a third of all."""
 
 
-def cases(vectors: BodyVectors) -> dict[str, Callable[[Encoded, np.ndarray, np.random.Generator], Shape | None]]:
-    """What is known -> the shape made of it; None where a person has no such photo."""
+def cases(
+    vectors: BodyVectors, readings: ShapeReadings | None
+) -> dict[str, Callable[[Encoded, np.ndarray, np.random.Generator], Shape | None]]:
+    """What is known -> the shape made of it; None where a person has no such photo. As `bolid profile` does it."""
     prior = population().shape
 
     def stature(truth: np.ndarray, rng: np.random.Generator) -> dict[str, Known]:
@@ -50,6 +54,9 @@ def cases(vectors: BodyVectors) -> dict[str, Callable[[Encoded, np.ndarray, np.r
         return {name: Known(value, TAPE_SD) for name, value in noise.items()}
 
     def photos(person: Encoded, rows: Sequence[int]) -> Shape:
+        rows = list(rows)
+        if readings is not None and len(rows) > FEW:
+            return readings.vectors.shape_of(prior, *person.fused(rows, readings.head))
         return vectors.shape_of(prior, *person.fused(rows))
 
     def some(count: int) -> Callable[..., Shape | None]:
@@ -77,7 +84,9 @@ def cases(vectors: BodyVectors) -> dict[str, Callable[[Encoded, np.ndarray, np.r
     }
 
 
-def measure(people: Sequence[Encoded], vectors: BodyVectors) -> dict[str, dict]:
+def measure(
+    people: Sequence[Encoded], vectors: BodyVectors, readings: ShapeReadings | None
+) -> dict[str, dict[str, np.ndarray]]:
     """Per case: errors [n, K] in metres, whether within one sd [n, K], and PVE-T-SC of all vertices and of the body."""
     model = body_model()
     below = model.canonical[:, 2] < HEAD
@@ -85,7 +94,7 @@ def measure(people: Sequence[Encoded], vectors: BodyVectors) -> dict[str, dict]:
     for person in people:
         truth = body_of(person.seed)
         sizes, rest = measure_body(truth[None])[0], model.rest(truth[None])[0]
-        for name, make in cases(vectors).items():
+        for name, make in cases(vectors, readings).items():
             try:
                 shape = make(person, sizes, np.random.default_rng(derive_seed(person.seed, "measure-shape", name)))
             except BolidError:  # refused as a contradiction: the table's number of people shows it
@@ -135,14 +144,22 @@ def report(results: dict[str, dict], people: int, facts: str) -> str:
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines.append("| people | " + " | ".join(str(len(entry["pve"])) for entry in results.values()) + " |")
     lines += ["", "## Of what is given as ±1 standard deviation, how much is within (68 % is right)", ""]
-    lines += ["| measurement | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
-    inside = {name: np.abs(entry["off"]) <= entry["sd"] for name, entry in results.items()}
+    head = ["| " + " | ".join(["{}", *results]) + " |", "|---|" + "---|" * len(results)]
+    lines += [head[0].format("measurement"), head[1]]
+    z = {name: np.abs(entry["off"]) / entry["sd"] for name, entry in results.items()}
     for k, row in enumerate(MEASUREMENTS):
         lines.append(
-            f"| {row.title} | " + " | ".join(f"{100 * part[:, k].mean():.0f} %" for part in inside.values()) + " |"
+            f"| {row.title} | " + " | ".join(f"{100 * (part[:, k] <= 1).mean():.0f} %" for part in z.values()) + " |"
         )
-    cells = ["{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * v for v in interval(part))) for part in inside.values()]
-    return "\n".join([*lines, "| all | " + " | ".join(cells) + " |", ""])
+    lines += ["", "## Reliability: within the central interval of so much probability, over all measurements", ""]
+    lines += [head[0].format("nominal"), head[1]]
+    for nominal in NOMINAL:
+        widths = NormalDist().inv_cdf(0.5 + nominal / 2)
+        cells = [
+            "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * v for v in interval(part <= widths))) for part in z.values()
+        ]
+        lines.append(f"| {100 * nominal:.0f} % | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
@@ -151,23 +168,26 @@ def main() -> None:
     parser.add_argument("--people", type=int)
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
     parser.add_argument("--body-shape", type=Path, help="by default the tiny family's")
+    parser.add_argument("--c-body", action="store_true", help="read the shape off c_body, without the head")
     parser.add_argument("--work", type=Path, default=Path("runs/body-shape"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/body-shape.md"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     family = get_family("tiny")
     encoder = BodyEncoder(args.body_encoder or family.require("body_encoder"))
-    vectors = load_body_vectors(args.body_shape or family.require("body_shape"), encoder.space)
+    file = args.body_shape or family.require("body_shape")
+    vectors = load_body_vectors(file, encoder.space)
     people = encode(args.photos, encoder, args.work)[: args.people]
-    results = measure(people, vectors)
+    readings = None if args.c_body else load_readings(file, encoder.space)
+    results = measure(people, vectors, readings)
     # How well c_body follows from the shape: R2 of the vectors of all photos.
     none = np.zeros_like(population().covariance)
     known = np.stack([person.fused(range(len(person.mean)))[0] for person in people])
     made = np.stack([vectors.vector_of(Shape(body_of(person.seed), none))[0] for person in people])
     r2 = 1 - ((known - made) ** 2).sum() / ((known - known.mean(0)) ** 2).sum()
     facts = (
-        f"p(shape | c_body) fitted on {vectors.record['config']['people']} others. c_body of the true shape explains "
-        f"{100 * r2:.0f} % of the variance of the vectors of eight photos."
+        f"What photos say of the shape was fitted on {vectors.record['config']['people']} others. c_body of the true "
+        f"shape explains {100 * r2:.0f} % of the variance of the vectors of eight photos."
     )
     write_atomic(args.out, report(results, len(people), facts))
     print(json.dumps({name: interval(entry["pve"]) for name, entry in results.items()}, indent=1))
