@@ -16,6 +16,7 @@ _AXES = {
     "body strength": "body-scale", "face strength": "face-scale", "guidance": "guidance", "steps": "steps",
     "seed": "seed",
 }  # fmt: skip
+_STOPPED = stage_html(words="stopped")
 
 _REPORT = """### Report
 How near the pictures of the tab Picture come to a person, by photos that did not make the profile. Of a synthetic
@@ -63,7 +64,9 @@ class CompareTab:
         run = self.go.click(
             told(self._grid), form, [self.progress, self.sheet], show_progress_on=[self.progress], **models
         )
-        self.halt.click(self._stop, None, self.progress, cancels=[run], queue=False, api_visibility="private")
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        self.halt.click(self._stop, None, None, cancels=[run], **quick)
+        run.failure(lambda: _STOPPED, None, self.progress, **quick)  # cancelled, or failed
         self.judge.click(told(self._report), [self.whom, self.photos], self.report, **models)
 
     def _grid(
@@ -83,11 +86,10 @@ class CompareTab:
             for event in self.workshop.grid(_job(request), prompt or "", who or [], axes):
                 yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
         except Stopped:
-            yield [stage_html(words="stopped"), gr.skip()]
+            yield [_STOPPED, gr.skip()]
 
-    def _stop(self, request: gr.Request) -> str:
+    def _stop(self, request: gr.Request) -> None:
         self.workshop.stop(_job(request))
-        return stage_html(words="stopped")
 
     def _report(self, name: str | None, photos: list[str] | None) -> str:
         page = self.workshop.report(name or "", photos or [])

@@ -95,15 +95,18 @@ class PictureTab:
                 self.negative, self.few, self.pose]  # fmt: skip
         shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
         out = [*shown, self.gallery, self.made]
-        runs = [trigger(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models)
-                for trigger in (self.go.click, self.prompt.submit)]  # fmt: skip
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
-        runs.append(refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models))
+        runs = [
+            trigger(told(self._generate), [self.made, self.chosen, *form], out, show_progress_on=[self.stage], **models)
+            for trigger in (self.go.click, self.prompt.submit, refill.then)
+        ]
         beside = [self.stage, self.slider]
         runs.append(
             self.before.click(told(self._with_base), self.chosen, beside, show_progress_on=[self.stage], **models)
         )
-        self.halt.click(self._stop, None, self.stage, cancels=runs, **quick)
+        self.halt.click(self._stop, None, None, cancels=runs, **quick)
+        for run in runs:  # what was cancelled, and what failed
+            run.failure(self._stopped, self.chosen, self.stage, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
         self.mark.click(
             lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
@@ -121,26 +124,26 @@ class PictureTab:
         )  # fmt: skip
 
     def _generate(
-        self, request: gr.Request, made: list[Made], prompt: str, who: list[str], *form: Any
+        self, request: gr.Request, made: list[Made], chosen: Made | None, prompt: str, who: list[str], *form: Any
     ) -> Iterator[Any]:
         wish, nothing = self._wish(prompt, *form), [gr.skip()] * 7
         yield [stage_html(words="the models are getting ready"), *nothing]
         try:
             for event in self.workshop.pictures(_job(request), wish, who or []):
                 if isinstance(event, Made):
-                    made = [event, *made]
+                    made, chosen = [event, *made], event
                     yield [*self._details(event), _gallery(made), made]
                 else:
                     yield [stage_html(event), *nothing]
         except Stopped:
-            yield [stage_html(words="stopped"), *nothing]
-        except Exception:
-            yield [stage_html(), *nothing]
-            raise
+            yield [self._stopped(chosen), *nothing]
 
-    def _stop(self, request: gr.Request) -> str:
+    def _stop(self, request: gr.Request) -> None:
         self.workshop.stop(_job(request))
-        return stage_html(words="stopped")
+
+    def _stopped(self, chosen: Made | None) -> str:
+        """The stage when a run has ended early: the picture whose settings are shown."""
+        return stage_html(chosen, words="stopped", small=self.small)
 
     def _details(self, made: Made) -> list[Any]:
         shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
@@ -159,11 +162,14 @@ class PictureTab:
     def _with_base(self, request: gr.Request, made: Made) -> Iterator[Any]:
         """The same prompt and seed without anybody, beside the picture."""
         wish = replace(made.wish, face_scale=None, body_scale=None)
-        for event in self.workshop.pictures(_job(request), wish, []):
-            if isinstance(event, Made):
-                yield [stage_html(made, small=self.small), self._side_by_side(event, made)]
-            else:
-                yield [stage_html(event), gr.skip()]
+        try:
+            for event in self.workshop.pictures(_job(request), wish, []):
+                if isinstance(event, Made):
+                    yield [stage_html(made, small=self.small), self._side_by_side(event, made)]
+                else:
+                    yield [stage_html(event), gr.skip()]
+        except Stopped:
+            yield [self._stopped(made), gr.skip()]
 
     def _side_by_side(self, left: Made, right: Made) -> Any:
         from PIL import Image
