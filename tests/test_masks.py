@@ -195,6 +195,8 @@ def test_published_yolo_seg_weights_are_converted(random_yolo, tmp_path):
         ("{}", "is not a segmentation model's config"),
         ('{"yaml": "/etc/x-seg.yaml"}', "names '/etc/x-seg.yaml'"),
         ('{"yaml": "yolo11s-seg.yaml"}', "does not hold the weights of yolo11s-seg.yaml"),
+        ("[]", "is not a segmentation model's config"),
+        ('{"yaml": "yolo11n-seg.yaml", "imgsz": "large"}', "imgsz is 'large'"),
         ('{"yaml": "masknet"}', "does not hold the weights of masknet"),
     ],
 )
