@@ -186,9 +186,9 @@ class Generation:
             return None
         from bolid.backends.upscale import Upscaler
 
-        path = self.family.require("upscaler")
-        self.inputs["upscaler"] = sha256_file(path)
-        return Upscaler(path, self.request.device)
+        path, device = self.family.require("upscaler"), self.request.device
+        self.inputs["upscaler"] = sha = sha256_file(path)
+        return self.models.keep(("upscaler", sha, device), lambda: Upscaler(path, device))
 
     def _refiner(self) -> FaceRefiner | None:
         """What looks at faces again for --refine-face."""
@@ -197,10 +197,15 @@ class Generation:
         from bolid.backends.people import face_detector, pose_detector
         from bolid.generate.refine import FaceRefiner
 
-        faces = face_detector(self.family.require("face"), self.request.device)
-        pose = pose_detector(self.family.require("pose"), self.request.device)
-        self.inputs["refine_face"] = faces.sha256
-        return FaceRefiner(faces, pose, self.family.image_size)
+        family, device = self.family, self.request.device
+
+        def load() -> FaceRefiner:
+            faces, pose = face_detector(family.require("face"), device), pose_detector(family.require("pose"), device)
+            return FaceRefiner(faces, pose, family.image_size)
+
+        refiner = self.models.keep(("refiner", family.name, family.root, device), load)
+        self.inputs["refine_face"] = refiner.faces.sha256
+        return refiner
 
     def read_prompts(self, warn: Callable[[str], None]) -> None:
         """Find what the text encoder reads of each prompt: with the family's clothes where it names none, and cut."""
