@@ -106,6 +106,7 @@ def test_what_a_prediction_means(monkeypatch):
         assert torch.allclose(x0, clean, atol=1e-4) and torch.allclose(eps, noise, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_controlnet(world, script, monkeypatch, tmp_path):
     family, shards, _, _ = world
     # What three steps have learnt is less than the least 8-bit float, 0.002: stored as it is, it would be nothing.
