@@ -215,9 +215,19 @@ def test_a_job_stops_within_a_step_and_the_next_one_goes_on(studio):
 
 
 def test_a_job_can_be_stopped_before_it_begins(measured):
-    assert measured.stop("later", ahead=True) is False
+    assert measured.stop("later") is False
     with pytest.raises(Stopped):
         list(measured.pictures("later", Wish(PROMPT, steps=1), []))
+    assert measured.stop("page", until=5.0) is False
+    for asked in (4.0, 5.0):
+        with pytest.raises(Stopped):
+            list(measured.pictures("page", Wish(PROMPT, steps=1), [], asked))
+    with measured.job("page", asked=6.0) as job:
+        assert measured.stop("page", until=5.5) is False  # a click that arrives late
+        job.check()
+        assert measured.stop("page", until=6.0) is True
+        with pytest.raises(Stopped):
+            job.check()
     assert not list(measured.people.pictures.rglob("*.png"))
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import gradio as gr
 
 from bolid.ui.pictures import Stopped
-from bolid.ui.telling import stage_html, told
+from bolid.ui.telling import ASKED, STOPPED, stage_html, told
 from bolid.ui.workshop import Workshop
 
 _AXES = {
     "body strength": "body-scale", "face strength": "face-scale", "guidance": "guidance", "steps": "steps",
     "seed": "seed",
 }  # fmt: skip
-_STOPPED = stage_html(words="stopped")
 
 _REPORT = """### Report
 How near the pictures of the tab Picture come to a person, by photos that did not make the profile. Of a synthetic
@@ -60,13 +59,15 @@ class CompareTab:
 
     def _wire(self) -> None:
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        asked = gr.Number(visible=False)  # milliseconds
         form = [self.prompt, self.who, self.across, self.across_values, self.down, self.down_values]
-        run = self.go.click(
-            told(self._grid), form, [self.progress, self.sheet], show_progress_on=[self.progress], **models
+        self.go.click(
+            told(self._grid), [*form, asked], [self.progress, self.sheet], js=ASKED, show_progress_on=[self.progress],
+            **models,
+        )  # fmt: skip
+        self.halt.click(
+            self._stop, asked, None, js=STOPPED, queue=False, api_visibility="private", show_progress="hidden"
         )
-        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        self.halt.click(self._stop, None, None, cancels=[run], **quick)
-        run.failure(lambda: _STOPPED, None, self.progress, **quick)  # cancelled, or failed
         self.judge.click(told(self._report), [self.whom, self.photos], self.report, **models)
 
     def _grid(
@@ -78,18 +79,21 @@ class CompareTab:
         across_values: str,
         down: str,
         down_values: str,
+        asked: float,
     ) -> Iterator[Any]:
         axes = {_AXES[across]: across_values or ""}
         if down in _AXES:
             axes[_AXES[down]] = down_values or ""
         try:
-            for event in self.workshop.grid(_job(request), prompt or "", who or [], axes):
+            for event in self.workshop.grid(_job(request), prompt or "", who or [], axes, asked):
                 yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
-        except Stopped:
-            yield [_STOPPED, gr.skip()]
+        except Exception as error:
+            yield [stage_html(words="stopped"), gr.skip()]
+            if not isinstance(error, Stopped):
+                raise
 
-    def _stop(self, request: gr.Request) -> None:
-        self.workshop.stop(_job(request))
+    def _stop(self, request: gr.Request, until: float) -> None:
+        self.workshop.stop(_job(request), until)
 
     def _report(self, name: str | None, photos: list[str] | None) -> str:
         page = self.workshop.report(name or "", photos or [])

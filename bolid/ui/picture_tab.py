@@ -13,7 +13,7 @@ from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
 from bolid.ui.photos import enlarged
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, Made, Stopped, Wish
-from bolid.ui.telling import settings_html, stage_html, told
+from bolid.ui.telling import ASKED, STOPPED, settings_html, stage_html, told
 from bolid.ui.workshop import Workshop
 
 _SIDE = 768  # pixels: pictures before and after are shown so large
@@ -31,6 +31,7 @@ class PictureTab:
                 self._results()
         self.made = gr.State([])  # Made, the newest first
         self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
+        self.asked = gr.Number(visible=False)  # milliseconds
         self._wire()
 
     # ---- layout
@@ -89,24 +90,19 @@ class PictureTab:
     # ---- events
 
     def _wire(self) -> None:
-        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private",
+                                  "js": ASKED, "show_progress_on": [self.stage]}  # fmt: skip
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         form = [self.prompt, self.who, self.face, self.body, self.number, self.seed, self.steps, self.guidance,
                 self.negative, self.few, self.pose]  # fmt: skip
         shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
         out = [*shown, self.gallery, self.made]
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
-        runs = [
-            trigger(told(self._generate), [self.made, self.chosen, *form], out, show_progress_on=[self.stage], **models)
-            for trigger in (self.go.click, self.prompt.submit, refill.then)
-        ]
-        beside = [self.stage, self.slider]
-        runs.append(
-            self.before.click(told(self._with_base), self.chosen, beside, show_progress_on=[self.stage], **models)
-        )
-        self.halt.click(self._stop, None, None, cancels=runs, **quick)
-        for run in runs:  # what was cancelled, and what failed
-            run.failure(self._stopped, self.chosen, self.stage, **quick)
+        for trigger in (self.go.click, self.prompt.submit, refill.then):
+            trigger(told(self._generate), [self.made, self.chosen, *form, self.asked], out,
+                    trigger_mode="always_last", **models)  # a click while one is ending is not lost  # fmt: skip
+        self.before.click(told(self._with_base), [self.chosen, self.asked], [self.stage, self.slider], **models)
+        self.halt.click(self._stop, self.asked, None, js=STOPPED, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
         self.mark.click(
             lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
@@ -126,24 +122,24 @@ class PictureTab:
     def _generate(
         self, request: gr.Request, made: list[Made], chosen: Made | None, prompt: str, who: list[str], *form: Any
     ) -> Iterator[Any]:
-        wish, nothing = self._wish(prompt, *form), [gr.skip()] * 7
+        *settings, asked = form
+        wish, nothing = self._wish(prompt, *settings), [gr.skip()] * 7
         yield [stage_html(words="the models are getting ready"), *nothing]
         try:
-            for event in self.workshop.pictures(_job(request), wish, who or []):
+            for event in self.workshop.pictures(_job(request), wish, who or [], asked):
                 if isinstance(event, Made):
                     made, chosen = [event, *made], event
                     yield [*self._details(event), _gallery(made), made]
                 else:
                     yield [stage_html(event), *nothing]
-        except Stopped:
-            yield [self._stopped(chosen), *nothing]
+        except Exception as error:
+            yield [stage_html(chosen, words="stopped", small=self.small), *nothing]
+            if not isinstance(error, Stopped):
+                raise
 
-    def _stop(self, request: gr.Request) -> None:
-        self.workshop.stop(_job(request))
-
-    def _stopped(self, chosen: Made | None) -> str:
-        """The stage when a run has ended early: the picture whose settings are shown."""
-        return stage_html(chosen, words="stopped", small=self.small)
+    def _stop(self, request: gr.Request, until: float) -> None:
+        """End what was begun until then. The stage is the run's own to write, so that its last words are the last."""
+        self.workshop.stop(_job(request), until)
 
     def _details(self, made: Made) -> list[Any]:
         shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
@@ -159,17 +155,19 @@ class PictureTab:
         return [wish.prompt, names, wish.face_scale, wish.body_scale, 1, str(wish.seed), wish.steps, wish.guidance,
                 wish.negative, wish.few_steps, gr.skip()]  # fmt: skip
 
-    def _with_base(self, request: gr.Request, made: Made) -> Iterator[Any]:
+    def _with_base(self, request: gr.Request, made: Made, asked: float) -> Iterator[Any]:
         """The same prompt and seed without anybody, beside the picture."""
         wish = replace(made.wish, face_scale=None, body_scale=None)
         try:
-            for event in self.workshop.pictures(_job(request), wish, []):
+            for event in self.workshop.pictures(_job(request), wish, [], asked):
                 if isinstance(event, Made):
                     yield [stage_html(made, small=self.small), self._side_by_side(event, made)]
                 else:
                     yield [stage_html(event), gr.skip()]
-        except Stopped:
-            yield [self._stopped(made), gr.skip()]
+        except Exception as error:
+            yield [stage_html(made, words="stopped", small=self.small), gr.skip()]
+            if not isinstance(error, Stopped):
+                raise
 
     def _side_by_side(self, left: Made, right: Made) -> Any:
         from PIL import Image

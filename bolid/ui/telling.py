@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _PREVIEW = 320  # pixels
 
 
+ASKED = "(...inputs) => [...inputs.slice(0, -1), Date.now()]"
+"""JavaScript of a click that begins a job: the last input is when, by the browser's clock."""
+STOPPED = "() => Date.now()"
+"""JavaScript of a click that ends what was begun before it."""
+
+
 def _said(error: Exception) -> Any:
     """The error as Gradio shows it: a message and a hint, never a stack trace."""
     import gradio as gr
