@@ -100,7 +100,7 @@ class PictureTab:
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
         for trigger in (self.go.click, self.prompt.submit, refill.then):
             trigger(told(self._generate), [self.made, self.chosen, *form, self.asked], out,
-                    trigger_mode="always_last", **models)  # a click while one is ending is not lost  # fmt: skip
+                    trigger_mode="multiple", **models)  # a click while one is ending counts  # fmt: skip
         self.before.click(told(self._with_base), [self.chosen, self.asked], [self.stage, self.slider], **models)
         self.halt.click(self._stop, self.asked, None, js=STOPPED, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
