@@ -386,7 +386,7 @@ def test_pictures_are_stopped(page, long_run):
         page.click("#stop")
         page.wait_for_selector("#stage :text('stopped')")
         page.wait_for_timeout(1000)  # later messages, if there are any
-        assert page.inner_text("#stage").strip() == "stopped" and page.locator("#stage .bar").count() == 0
+        assert page.inner_text("#stage .words") == "stopped" and page.locator("#stage .bar").count() == 0
         page.click("#generate")
         page.wait_for_selector("#stage .bar")
     page.click("#stop")
@@ -399,8 +399,8 @@ def test_a_run_that_waits_is_stopped(page, client):
     under_way = client.events("generate", job)
     assert next(under_way)[1][0]["state"] == "waiting for the models"
     set_prompt(page, PROMPT, 1)
-    page.click("#generate")
-    page.wait_for_selector("#stage :text('queue')")
+    with page.expect_response(lambda r: "/queue/join" in r.url):
+        page.click("#generate")
     with page.expect_response(lambda r: "/run/" in r.url):
         page.click("#stop")
     assert client.call("cancel", job=job) is True
