@@ -130,7 +130,7 @@ class PersonReader:
             if self.on_view is not None:
                 self.on_view(contents[digest], view)
             if isinstance(view, str):
-                rejected[contents[digest]] = view.replace("--select-person", "--person")
+                rejected[contents[digest]] = _option_named(view)
             else:
                 views[digest] = view
             if progress is not None:
@@ -158,18 +158,18 @@ class PersonReader:
         return self.encoder.needs_masks and not isinstance(view, str) and view.mask is None
 
     def _none_usable(self, rejected: dict[Path, str]) -> BolidError:
-        from bolid.views import NOT_RECOGNISED
+        from bolid.views import NOT_RECOGNISED, SEVERAL
 
-        unknown = self.family.name == "tiny" and any(reason in NOT_RECOGNISED for reason in rejected.values())
+        reasons = set(rejected.values())
+        hint = "give photos in which the person can be seen at least to the hips"
+        if _option_named(SEVERAL) in reasons:
+            hint = "--person main takes the main person of a photo that shows several, --person 2 the second from left"
+        if self.family.name == "tiny" and reasons & set(NOT_RECOGNISED):
+            hint = "the tiny family knows only rendered people; for real photos choose another: bolid models list"
+        if REFUSED in reasons:
+            hint = REFUSED_HINT
         listed = "; ".join(f"{path}: {reason}" for path, reason in rejected.items())
-        return BolidError(
-            f"none of the {len(rejected)} photos can be used: {listed}",
-            REFUSED_HINT
-            if REFUSED in rejected.values()
-            else "the tiny family knows only rendered people; for real photos choose another: bolid models list"
-            if unknown
-            else "give photos in which the person can be seen at least to the hips",
-        )
+        return BolidError(f"none of the {len(rejected)} photos can be used: {listed}", hint)
 
     def _fuse(
         self, paths: Sequence[Path], contents: dict[str, Path], views: dict[str, View], rejected: dict[Path, str]
@@ -275,6 +275,11 @@ def all_photographs(paths: Sequence[Path], family: Family) -> bool:
             if not refused[-1]:
                 return False
     return bool(refused)
+
+
+def _option_named(reason: str) -> str:
+    """A reason of `bolid.views` with the option as `profile` calls it."""
+    return reason.replace("--select-person", "--person")
 
 
 def _by_content(paths: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:

@@ -33,7 +33,6 @@ class Range:
 
 AT_LEAST_1 = Range(1, math.inf, "give at least 1", open_high=True)
 NOT_NEGATIVE = Range(0, math.inf, "give 0 (off) or more", open_high=True)
-POSITIVE = Range(0, math.inf, "give more than 0", open_low=True, open_high=True)
 PROBABILITY = Range(0, 1, "it is a probability: give 0 to 1")
 FRACTION = Range(0, 1, "it is a fraction: give 0 to 1")
 

@@ -68,6 +68,17 @@ def list_families(
         return
     for entry in families:
         emit(entry["name"])
+    _print_families(families, quiet)
+    for entry in families:
+        if entry["parts"]:
+            note(f"\n{entry['name']}, in {entry['root']}", quiet)
+            _print_parts(entry, quiet)
+    _print_notices([part for entry in families for part in entry["parts"]], quiet)
+    note(f"\n* used by default, chosen by: {source}. A full-size family's body adapter is your own training's", quiet)
+    note("(train-adapter); its face may be the published face_portrait. Next: bolid models pull FAMILY", quiet)
+
+
+def _print_families(families: list[dict[str, Any]], quiet: bool) -> None:
     rows = []
     for entry in families:
         height, width = entry["image_size"]
@@ -76,29 +87,28 @@ def list_families(
         name = f"{entry['name']} *" if entry["chosen"] else entry["name"]
         rows.append((name, f"{width}x{height}", entry["description"], state, entry["root"]))
     print_table(("family", "size", "what", "files", "where"), rows, quiet)
-    for entry in families:
-        if entry["parts"]:
-            note(f"\n{entry['name']}, in {entry['root']}", quiet)
-            table: list[tuple[object, ...]] = [
-                (
-                    part["part"], part["name"], part["megabytes"], part["license"],
-                    part["state"] + (", optional" if part["optional"] and part["state"] == "missing" else ""),
-                    (part["revision"] or "-")[:12],
-                    part["where"].relative_to(entry["root"]),
-                )
-                for part in entry["parts"]
-            ]  # fmt: skip
-            print_table(("part", "what", "MB", "license", "state", "revision", "where"), table, quiet)
-    notes: dict[str, list[str]] = {}
-    for part in (part for entry in families for part in entry["parts"]):
+
+
+def _print_parts(family: dict[str, Any], quiet: bool) -> None:
+    rows: list[tuple[object, ...]] = []
+    for part in family["parts"]:
+        state = part["state"] + (", optional" if part["optional"] and part["state"] == "missing" else "")
+        where = part["where"].relative_to(family["root"])
+        revision = (part["revision"] or "-")[:12]
+        rows.append((part["part"], part["name"], part["megabytes"], part["license"], state, revision, where))
+    print_table(("part", "what", "MB", "license", "state", "revision", "where"), rows, quiet)
+
+
+def _print_notices(parts: list[dict[str, Any]], quiet: bool) -> None:
+    """What licenses forbid, once for all parts that it is about."""
+    notices: dict[str, list[str]] = {}
+    for part in parts:
         for text in (part["notice"], part["instead"] and f"refused; {part['instead']}"):
-            if text and part["name"] not in notes.setdefault(text, []):
-                notes[text].append(part["name"])
-    note("", quiet or not notes)
-    for text, about in notes.items():
+            if text and part["name"] not in notices.setdefault(text, []):
+                notices[text].append(part["name"])
+    note("", quiet or not notices)
+    for text, about in notices.items():
         note(f"{', '.join(about)}: {text}", quiet)
-    note(f"\n* used by default, chosen by: {source}. A full-size family's body adapter is your own training's", quiet)
-    note("(train-adapter); its face may be the published face_portrait. Next: bolid models pull FAMILY", quiet)
 
 
 @app.command("pull", cls=Command)

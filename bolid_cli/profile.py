@@ -9,6 +9,7 @@ import typer
 
 import bolid_cli.profile_body as body
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_assignments
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
@@ -160,7 +161,8 @@ def edit(
 
     if hold not in ("all", "none"):
         raise BolidError(f"--hold is {hold!r}", "choose all or none")
-    result = bolid.profile.edit_profile(profile, out, changes=body.read_changes(changes or []), hold=hold == "all")
+    wanted = parse_assignments(changes or (), "--set", "waist=-4cm or inseam=+2sd")
+    result = bolid.profile.edit_profile(profile, out, changes=wanted, hold=hold == "all")
     pairs = zip(body.table_rows(result.before), body.table_rows(result.after), strict=True)
     print_table(("measurement", "before", "after", "±"), [(b[0], b[1], a[1], a[2]) for b, a in pairs], quiet)
     if as_json:

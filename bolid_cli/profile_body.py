@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_assignments
+from bolid.scales import parse_size
 from bolid_cli._console import JsonOption, emit_json, emit_paths
 from bolid_cli._streams import emit
 
@@ -40,31 +42,15 @@ UnitsOption = Annotated[str, typer.Option(help="cm (and kg), or in (and pounds).
 def known_from(options: dict[str, str | None], others: Sequence[str] | None, units: str) -> dict[str, Known]:
     """What the options of measurements say, in metres and kilograms."""
     texts = {name: text for name, text in options.items() if text is not None}
-    for text in others or ():
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise BolidError(f"--measure {text} measures nothing", "write NAME=VALUE, like --measure neck=38")
+    for name, text in parse_assignments(others or (), "--measure", "--measure neck=38").items():
         if name in texts:
             raise BolidError(f"{name} is given twice", "leave one of them out")
-        texts[name] = value
+        texts[name] = text
     if not texts:
         return {}
     from bolid.body.profiles import read_known
 
     return read_known(texts, units)
-
-
-def read_changes(texts: Sequence[str]) -> dict[str, str]:
-    """["waist=-4cm"] -> {"waist": "-4cm"}"""
-    wanted: dict[str, str] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise BolidError(f"--set {text} sets nothing", "write NAME=CHANGE, like waist=-4cm or inseam=+2sd")
-        if name in wanted:
-            raise BolidError(f"--set {name} is given twice", "leave one of them out")
-        wanted[name] = value
-    return wanted
 
 
 def table_rows(rows: Iterable[MeasurementRow]) -> list[tuple[str, str, str, str, str]]:
@@ -119,7 +105,7 @@ def export(
         paths.append(bolid.profile.export_profile(profile, mesh, pose=pose or "a-pose", pose_from=pose_from))
     if maps is not None:
         names = [name.strip() for name in maps.split(",")]
-        pixels = _pixels(size)
+        pixels = parse_size(size)
         paths += bolid.profile.export_maps(
             profile, out, maps=names, pose=pose or "standing", pose_from=pose_from, size=pixels, turn=turn
         )  # fmt: skip
@@ -127,11 +113,3 @@ def export(
         emit_json({"paths": paths})
     else:
         emit_paths(paths)
-
-
-def _pixels(text: str) -> tuple[int, int]:
-    """ "832x1216" -> (1216, 832), height first."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise BolidError(f"--size is {text!r}", "give WIDTHxHEIGHT in pixels, like 832x1216")
-    return int(height), int(width)

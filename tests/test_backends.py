@@ -243,7 +243,7 @@ def test_pose_refuses_other_arrays(pose):
     [
         ("{", "not a pose model's config"),
         ('{"yaml": "yolo11n-pose.yaml", "imgsz": 100}', "multiple of 32"),
-        ('{"yaml": "/etc/yolo11n-pose.yaml", "imgsz": 192}', "names the network"),
+        ('{"yaml": "/etc/yolo11n-pose.yaml", "imgsz": 192}', "names '/etc/yolo11n-pose.yaml'"),
         ('{"yaml": "yolo11s-pose.yaml", "imgsz": 192}', "does not hold the weights of yolo11s-pose.yaml"),
     ],
 )

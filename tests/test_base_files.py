@@ -118,6 +118,7 @@ def write_half(base: Path, folder: Path) -> None:
     ).save_pretrained(folder, variant="fp16")
 
 
+@pytest.mark.slow
 def test_a_folder_of_half_precision_files(world, family, tmp_path):
     """As `bolid models pull` fetches them: *.fp16.safetensors alone."""
     write_half(world / "base", tmp_path / "half")
@@ -213,6 +214,7 @@ def single(world):
     return world / "community.safetensors"
 
 
+@pytest.mark.slow
 def test_a_single_checkpoint_paints_what_its_folder_paints(family, single, tmp_path):
     whole = make(family, tmp_path / "1")
     assert np.array_equal(make(family, tmp_path / "2", base=single), whole)

@@ -62,6 +62,7 @@ def kill_after_a_checkpoint(monkeypatch) -> None:
     monkeypatch.setattr(importlib.import_module("course"), "save_checkpoint", save_and_die)
 
 
+@pytest.mark.slow
 def test_the_controlnet(world, script, monkeypatch, tmp_path):
     family, shards, _, _ = world
     # What three steps have learnt is less than the least 8-bit float, 0.002: stored as it is, it would be nothing.

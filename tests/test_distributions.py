@@ -228,6 +228,7 @@ def test_the_interval_of_fid_narrows_with_the_number_of_pictures():
     assert widths[0] > 1.4 * widths[1] > 1.4**2 * widths[2]
 
 
+@pytest.mark.slow
 def test_intervals_of_fid_cover_and_do_not_depend_on_the_order_of_files():
     values, reaches, inside = [], [], 0
     for seed in range(60):

@@ -49,6 +49,7 @@ def pictures():
     return [rng.integers(0, 256, (60 + 10 * n, 50, 3), dtype=np.uint8) for n in range(3)]
 
 
+@pytest.mark.slow
 def test_what_extract_asks_of_it(published, pictures):
     model = ImageTextModel(published)
     keypoints = np.full((3, 17, 3), 20.0, np.float32)

@@ -176,11 +176,13 @@ def test_fid_and_is_are_torch_fidelitys_on_the_same_pictures_and_tower(person, p
     assert result.metrics["inception_score"].value == pytest.approx(score, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_profile_photos_are_held_out(comparison):
     assert comparison.methods["right"].held_out == {"excluded": 6, "checked": True}
     assert comparison.methods["right"].references == 9
 
 
+@pytest.mark.slow
 def test_scoring_against_the_profiles_own_photos_is_refused(many, rendered_people, people, tmp_path):
     for folder in people:
         shutil.copytree(folder, tmp_path / folder.name)
@@ -203,6 +205,7 @@ def test_a_profile_names_photos_that_records_do_not(person, pictures, tmp_path, 
     assert evaluate(tmp_path, person, family="tiny", device="cpu").held_out == {"excluded": 0, "checked": False}
 
 
+@pytest.mark.slow
 def test_the_right_people_score_better_than_wrong_ones(comparison):
     right, wrong = (comparison.methods[name].metrics for name in ("right", "wrong"))
     for name in ("bone_ratio_error", "width_profile_distance"):
@@ -253,6 +256,7 @@ def test_a_family_without_a_probe_uses_its_body_encoder(many, rendered_people, t
     assert any("no InceptionV3 weights" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_differences_are_paired(comparison):
     found = comparison.differences["wrong"]
     assert found["text_score"].pairs == 6 and found["text_score"].paired_by == "picture"
@@ -263,6 +267,7 @@ def test_differences_are_paired(comparison):
     assert "fid" not in found
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_figure(comparison, many):
     page = (many / "report.html").read_text(encoding="utf-8")
     for evaluation in comparison.methods.values():

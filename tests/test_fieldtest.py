@@ -299,6 +299,7 @@ def test_which_photos_are_taken(tmp_path):
     assert "leave out --photos" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_photos_are_shown_only_if_asked_for(tmp_path, with_steps):
     make_photos(tmp_path / "holiday in Rome", 4)
     with_steps(STEPS[0])
@@ -358,6 +359,7 @@ def test_peaks_are_of_the_step_alone():
     assert large.host_peak - small.host_peak > 400e6 and large.seconds > small.seconds > 0
 
 
+@pytest.mark.slow
 def test_figures_and_texts_are_escaped(tmp_path, with_steps):
     def fail(bench):
         raise ValueError("<b>bold</b> & more")

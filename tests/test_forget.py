@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import forget_world
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import bolid.scrape.forget
 from bolid.errors import BolidError
-from bolid.formats.images import encode_jpeg
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.shards import ShardReader, ShardWriter, read_index, read_shards, removal, remove_person, samples_of
 from bolid.scrape.command import scrape
@@ -22,46 +20,17 @@ from bolid.scrape.forget import forget
 from bolid_cli.main import app
 
 
-def jpeg(seed: int) -> bytes:
-    return encode_jpeg(np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8))
-
-
 @pytest.fixture
 def write_shards(make_sample, record):
     """write_shards(directory, people) -> a finished directory of three samples each, two or three to a tar."""
-
-    def write(directory: Path, people: tuple[str, ...] = ("anna", "ben", "carl"), tar: int = 40_000) -> Path:
-        writer = ShardWriter(directory, record(), tar)
-        for number in range(3):
-            for person in people:
-                sample = make_sample(person, number)
-                sha256 = hashlib.sha256(jpeg(100 * len(person) + number)).hexdigest()
-                writer.write(replace(sample, meta={**sample.meta, "sha256": sha256}))
-        writer.reject("ben/blurred.jpg", "no person found")
-        writer.reject("anna/dark.jpg", "no person found")
-        writer.close()
-        return directory
-
-    return write
+    return partial(forget_world.write_shards, make_sample, record)
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, write_shards, record):
     """photos/ of Anna, Ben and Carl, shards/ and train/, and a profile of Anna and one of Ben."""
     monkeypatch.chdir(tmp_path)
-    for number, person in enumerate(("anna", "ben", "carl")):
-        (tmp_path / "mine" / person).mkdir(parents=True)
-        for photo in range(3):
-            (tmp_path / "mine" / person / f"{photo}.jpg").write_bytes(jpeg(10 * number + photo))
-    scrape("mine", out="photos", min_size=32)
-    write_shards(Path("shards"))
-    write_shards(Path("train/train"), ("anna", "ben"))
-    write_shards(Path("train/val"), ("carl",))
-    for number, name in enumerate(("anna", "ben")):
-        inputs = {"photo_000": hashlib.sha256(jpeg(10 * number)).hexdigest()}
-        run = record("profile", inputs=inputs)
-        save_profile(f"{name}.safetensors", torch.zeros(4), torch.zeros(4), None, torch.ones(1), run)
-    return tmp_path
+    return forget_world.fill(tmp_path, write_shards, record)
 
 
 def tree(folder: Path) -> set[str]:

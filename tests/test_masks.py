@@ -245,6 +245,8 @@ def test_a_file_that_is_no_mask_rcnn_is_refused(tmp_path):
         ("{}", "is not a segmentation model's config"),
         ('{"yaml": "/etc/x-seg.yaml"}', "names '/etc/x-seg.yaml'"),
         ('{"yaml": "yolo11s-seg.yaml"}', "does not hold the weights of yolo11s-seg.yaml"),
+        ("[]", "is not a segmentation model's config"),
+        ('{"yaml": "yolo11n-seg.yaml", "imgsz": "large"}', "imgsz is 'large'"),
         ('{"yaml": "masknet"}', "does not hold the weights of masknet"),
         ('{"yaml": "maskrcnn_resnet50_fpn_v2"}', "does not hold the weights of maskrcnn"),
     ],

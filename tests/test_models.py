@@ -278,6 +278,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_pull_from_a_hub(tmp_path):
     """The command itself, against a server that speaks the Hub's protocol. What is there is not asked for again."""
     Hub.folder, Hub.asked = write_hub_base(tmp_path / "repo"), []

@@ -245,6 +245,6 @@ def test_which_of_several_people_is_taken(rendered_people, tmp_path):
         alone = load_profile(tmp_path / "alone.safetensors").body_mean
         assert (bodies[rule] - alone).norm() < (bodies[3 - rule] - alone).norm()
     run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "only"])
-    assert run.exit_code == 1 and "several people (--person only)" in run.stderr
+    assert run.exit_code == 1 and "several people (--person only)" in run.stderr and "--person main" in run.stderr
     run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "left"])
     assert run.exit_code == 1 and "--person is 'left'" in run.stderr

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bolid.errors import BolidError
-from bolid.formats.parsing import parse_json, parse_toml
+from bolid.formats.parsing import parse_assignments, parse_json, parse_toml
 from bolid.formats.sites import read_site
 
 
@@ -49,3 +49,10 @@ def test_deep_toml_is_refused_at_once(text, tmp_path):
     with pytest.raises(BolidError, match="is not valid TOML: .*nested too deeply"):
         read_site(str(tmp_path / "site.toml"))
     assert time.monotonic() - start < 20
+
+
+def test_assignments():
+    assert parse_assignments(["inseam=+1sd", "waist = 80cm"], "--set", "") == {"inseam": "+1sd", "waist": "80cm"}
+    for texts, message in ((["legs"], "--set legs sets nothing"), (["a=1", "a=2"], "--set a is given twice")):
+        with pytest.raises(BolidError, match=message):
+            parse_assignments(texts, "--set", "waist=-4cm")

@@ -37,7 +37,7 @@ SDXL = SD15 | cost.SDXL
 PUBLISHED = {"sd15": (SD15, 859_520_964, 16, 19_169_280), "sdxl": (SDXL, 2_567_463_684, 70, 340_787_200)}
 
 
-@pytest.fixture(params=PUBLISHED)
+@pytest.fixture(scope="module", params=PUBLISHED)
 def branches(request):
     """(UNet, states, their parameters, number of cross-attentions, branch size)"""
     config, size, layers, branch = PUBLISHED[request.param]

@@ -21,7 +21,7 @@ SIZE = (64, 48)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
+@pytest.fixture(scope="module", params=["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def world(request, tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("sampling"), sdxl=request.param == "sdxl")
 

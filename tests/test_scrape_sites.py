@@ -113,6 +113,7 @@ def test_a_count_of_thousands_of_digits_is_none():
     assert first_number("9" * 5000) is None and first_number("1,234 of " + "9" * 5000) == 1234
 
 
+@pytest.mark.slow
 def test_only_some_people(server, tmp_path):
     current_markup(server, {"Anna Ivanova": 3, "Anna Maria": 3, "Boris Petrov": 3, "Robot 47": 3})
     site = theplace(server, tmp_path)

@@ -270,6 +270,7 @@ def test_private_addresses(address, private):
     assert is_private(ipaddress.ip_address(address)) == private
 
 
+@pytest.mark.slow
 def test_crawl_delay_and_least_delay(server, tmp_path, listed):
     for n in range(3):
         server.pages[f"/{n}.jpg"] = jpeg(n)

@@ -227,10 +227,9 @@ def test_models_are_loaded_once(world, studio):
 def test_a_job_stops_within_a_step_and_the_next_one_goes_on(studio):
     job, seen = Job(), []
     with pytest.raises(Stopped):
-        for event in studio.paint(job, Wish(PROMPT, number=16, steps=20), [Sitter()]):
+        for event in studio.paint(job, Wish(PROMPT, number=16, steps=200), [Sitter()]):
             seen.append(event)
-            if len(seen) == 3:
-                job.stop()
+            job.stop()
     assert len(seen) <= 4 and not list(studio.pictures.rglob("*.png"))
     events = studio.paint(Job(), Wish(PROMPT, number=16, steps=20), [Sitter()])
     next(events)
@@ -240,9 +239,19 @@ def test_a_job_stops_within_a_step_and_the_next_one_goes_on(studio):
 
 
 def test_a_job_can_be_stopped_before_it_begins(measured):
-    assert measured.stop("later", ahead=True) is False
+    assert measured.stop("later") is False
     with pytest.raises(Stopped):
         list(measured.pictures("later", Wish(PROMPT, steps=1), []))
+    assert measured.stop("page", until=5.0) is False
+    for asked in (4.0, 5.0):
+        with pytest.raises(Stopped):
+            list(measured.pictures("page", Wish(PROMPT, steps=1), [], asked))
+    with measured.job("page", asked=6.0) as job:
+        assert measured.stop("page", until=5.5) is False  # a click that arrives late
+        job.check()
+        assert measured.stop("page", until=6.0) is True
+        with pytest.raises(Stopped):
+            job.check()
     assert not list(measured.people.pictures.rglob("*.png"))
 
 

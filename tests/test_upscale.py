@@ -9,6 +9,7 @@ from generate_world import make_pictures, make_world, read_picture
 from safetensors.torch import save_file
 from spandrel.architectures.Compact import Compact
 
+from bolid.backends import upscale
 from bolid.backends.upscale import Upscaler
 from bolid.errors import BolidError
 from bolid.generate.models import Models
@@ -56,20 +57,31 @@ def test_files_that_are_no_upscalers(tmp_path, make, words):
         Upscaler(tmp_path / "up.safetensors")
 
 
-def test_generate(tmp_path, monkeypatch):
+@pytest.fixture
+def world(tmp_path):
+    """A world whose family has an upscaler."""
     world = make_world(tmp_path)
     save_network(tmp_path / "up.safetensors", 2)
     with open(world.family, "a") as file:
         file.write(f"upscaler = '{tmp_path / 'up.safetensors'}'\n")
-    plain = make_pictures(world, tmp_path / "plain", ["a man"])
+    return world
+
+
+def test_it_is_loaded_once(world, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(upscale, "Upscaler", lambda *files: loaded.append(files) or Upscaler(*files))
     models = Models()
-    large = make_pictures(world, tmp_path / "large", ["a man"], upscale=4, models=models)
+    for number in (2, 4):
+        make_pictures(world, tmp_path / str(number), ["a man"], upscale=number, models=models)
+    assert len(loaded) == 1
+
+
+def test_generate(world, tmp_path):
+    plain = make_pictures(world, tmp_path / "plain", ["a man"])
+    large = make_pictures(world, tmp_path / "large", ["a man"], upscale=4)
     assert large[0].shape == (256, 192, 3) and plain[0].shape == (64, 48, 3)
     record = read_picture(next((tmp_path / "large").glob("*.png")))
     assert record["config"]["upscale"] == 4 and "upscaler" in record["inputs"]
-    monkeypatch.setattr("bolid.backends.upscale.Upscaler", None)  # it stays loaded
-    again = make_pictures(world, tmp_path / "again", ["a man"], upscale=4, models=models)
-    assert np.array_equal(again[0], large[0])
 
 
 def test_generate_without_an_upscaler(tmp_path):

@@ -190,8 +190,7 @@ class PoseModel:
         self.device = torch.device(device)
         self.fixed_size: tuple[int, int] | None = None  # height and width that the network takes, if no others
         self.differentiable = weights_file(path).name != ONNX
-        config = _read_config(path / CONFIG, needs_yaml=self.differentiable)
-        self.image_size: int = config["imgsz"]
+        yaml, self.image_size = read_config(path, "pose", "-pose.yaml" if self.differentiable else "")
         if not self.differentiable:
             self.network = onnx = OnnxPose(path / ONNX, device)
             self.fixed_size = onnx.size
@@ -201,11 +200,11 @@ class PoseModel:
             from ultralytics.nn.tasks import PoseModel as Network
 
             try:
-                network = Network(config["yaml"], ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False)
+                network = Network(yaml, ch=3, nc=1, data_kpt_shape=(17, 3), verbose=False)
                 network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
             except (RuntimeError, FileNotFoundError) as error:
                 raise BolidError(
-                    f"{path / WEIGHTS} does not hold the weights of {config['yaml']}",
+                    f"{path / WEIGHTS} does not hold the weights of {yaml}",
                     "model.safetensors and config.json must come from the same training",
                 ) from error
             self.network = network.fuse(verbose=False).eval().requires_grad_(False).to(self.device)
@@ -309,23 +308,29 @@ class OnnxPose:
         return [torch.from_numpy(raw.astype(np.float32)).to(pixel_values.device)]
 
 
-def _read_config(path: Path, needs_yaml: bool) -> dict:
+def read_config(directory: Path, kind: str, suffix: str = "", own: str = "") -> tuple[str, int]:
+    """(network, image size) in the config.json of a "pose" or "segmentation" model, its `kind`.
+
+    The network is an ultralytics yaml that ends with `suffix`, or `own`; without a suffix it is not asked for.
+    Raises BolidError for a file that is missing or says something else.
+    """
+    path = directory / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        yaml, size = config["yaml"] if needs_yaml else "", config["imgsz"]
+        yaml, size = config["yaml"] if suffix else "", config.get("imgsz", _PUBLISHED_SIZE)
     except OSError as error:
         raise BolidError(
-            f"no pose model in {path.parent}: cannot read {path.name} ({error.strerror})",
-            f"a pose model is a directory with {CONFIG} and {WEIGHTS} or {ONNX}",
+            f"no {kind} model in {directory}: cannot read {CONFIG} ({error.strerror})",
+            f"a {kind} model is a directory with {CONFIG} and its weights, like {WEIGHTS}",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BolidError(f"{path} is not a pose model's config", 'it needs {"yaml": ..., "imgsz": ...}') from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BolidError(f"{path} is not a {kind} model's config", 'it needs {"yaml": ..., "imgsz": ...}') from error
     # A path here would make ultralytics read a network description from anywhere.
-    if needs_yaml and not (isinstance(yaml, str) and yaml.endswith("-pose.yaml") and Path(yaml).name == yaml):
-        raise BolidError(f"{path} names the network {yaml!r}", "name one of ultralytics' own, e.g. yolo11n-pose.yaml")
+    if not (isinstance(yaml, str) and (yaml == own or (yaml.endswith(suffix) and Path(yaml).name == yaml))):
+        raise BolidError(f"{path} names {yaml!r}", f"name one of ultralytics' networks, like yolo11n{suffix}")
     if not (isinstance(size, int) and size > 0 and size % STRIDE == 0):
         raise BolidError(f"{path}: imgsz is {size!r}", f"write a multiple of {STRIDE}")
-    return config
+    return yaml, size
 
 
 def letterbox(image: np.ndarray, scale: float, size: tuple[int, int] | None = None) -> torch.Tensor:

@@ -45,12 +45,12 @@ class BodyProbe:
             raise BolidError(f"{file} does not hold a body probe", "train one with examples/tiny_family") from error
         self.network = network.eval().requires_grad_(False).to(self.device)
 
-    def predict(self, images: Sequence[np.ndarray], keypoints: np.ndarray | None = None) -> np.ndarray:
+    def predict(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """f32 [N,R]: the ratios of the person in each picture (uint8 [H,W,3] RGB, any sizes; they are
         letterboxed to `image_size`).
 
-        `keypoints` is accepted and not used: this probe finds the body by itself, so that a generated picture is not
-        measured by the model that may have guided it.
+        The probe finds the body by itself, so that a generated picture is not measured by the pose model that may have
+        guided it.
         """
         if not images:
             return np.empty((0, len(self.ratio_names)), np.float32)

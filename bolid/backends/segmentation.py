@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bolid.backends import mask_rcnn
-from bolid.backends.pose import CONFIDENCE, CONFIG, OVERLAP, WEIGHTS, letterbox, same_threads
+from bolid.backends.pose import CONFIDENCE, CONFIG, OVERLAP, WEIGHTS, letterbox, read_config, same_threads
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method import segmentation
@@ -43,16 +43,7 @@ def load_segmenter(path: Path | str, device: str = "cpu") -> Segmenter:
     Raises BolidError for files that are missing, damaged or of another network.
     """
     path = Path(path)
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        yaml, size = config["yaml"], config.get("imgsz", YOLO_SIZE)
-    except OSError as error:
-        raise BolidError(
-            f"no segmentation model in {path}: cannot read {CONFIG} ({error.strerror})",
-            f"a segmentation model is a directory with {CONFIG} and {WEIGHTS}",
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BolidError(f"{path / CONFIG} is not a segmentation model's config", 'it needs {"yaml": ...}') from error
+    yaml, size = read_config(path, "segmentation", "-seg.yaml", OWN)
     tensors, _ = load_tensors(path / WEIGHTS, NETWORK)
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     try:
@@ -114,8 +105,6 @@ class YoloSegmenter:
     """YOLO-seg of COCO's 80 classes, as ultralytics publishes it; of the people it sees, the one in the box."""
 
     def __init__(self, yaml: str, image_size: int, weights: dict[str, torch.Tensor], device: str = "cpu") -> None:
-        if not (isinstance(yaml, str) and yaml.endswith("-seg.yaml") and Path(yaml).name == yaml):
-            raise BolidError(f"the segmentation model's config names {yaml!r}", "name one like yolo11n-seg.yaml")
         self.image_size, self.device = image_size, device
         with same_threads():
             from ultralytics.nn.tasks import SegmentationModel

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from bolid.errors import BolidError
+from bolid.formats.parsing import parse_assignments
 from bolid.models.families import FAMILY_NAMES, get_family, match_family
 from bolid.run import sha256_file
 
@@ -87,7 +88,8 @@ class ProfileFromImages:
         from bolid.body.profiles import read_known
         from bolid.profile import make_profile
 
-        known = read_known(_pairs(measurements))
+        lines = filter(str.strip, measurements.splitlines())
+        known = read_known(parse_assignments(lines, "the line", "height=172"))
         with _pictures(images) as folder:
             result = make_profile([folder], _output(name), known=known or None, family=_family(family))
         return result.path, _measurements(result.path)
@@ -336,17 +338,6 @@ def _pictures(images: torch.Tensor) -> Iterator[Path]:
 
 
 # ---- what they have in common -------------------------------------------------------------------------------------
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Lines like height=172."""
-    pairs = {}
-    for line in filter(str.strip, text.splitlines()):
-        name, equals, value = line.partition("=")
-        if not equals:
-            raise BolidError(f"{line.strip()!r} sets nothing", "write one measurement a line, like height=172")
-        pairs[name.strip()] = value.strip()
-    return pairs
 
 
 def _measurements(path: Path) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 from bolid.doctor.machine import free_space
 from bolid.doctor.rows import NOTE, OK, WRONG, Row, gigabytes
 from bolid.errors import BolidError
-from bolid.formats.tensors import read_header
+from bolid.models.checksums import fault_of, read_manifest
 from bolid.models.families import DEFAULT_FAMILY, MASK_ENCODER, PARTS, Family, commercial_use
-from bolid.models.pull import read_manifest
 from bolid.models.sources import SOURCES, PublishedPart, published
 
 # Parts without which a family still works, and what needs them.
@@ -128,9 +127,8 @@ def examine(name: str, place: Path, sizes: dict[str, int | None] | None = None) 
     total, why = 0, ""
     for file in files:
         try:
-            size = file.stat().st_size
-            why = why or _file_fault(file, size)
-            total += size
+            total += file.stat().st_size
+            why = why or fault_of(file).replace(str(file), file.name)
         except OSError as error:
             lost = file.is_symlink() and not file.exists()
             fault = "points to a file that is gone" if lost else f"cannot be read: {error.strerror}"
@@ -142,21 +140,6 @@ def examine(name: str, place: Path, sizes: dict[str, int | None] | None = None) 
         elif expected is not None and file.stat().st_size != expected:
             why = why or f"{file_name} has {file.stat().st_size} bytes; {expected} were fetched"
     return total, why or _missing_file(name, place)
-
-
-def _file_fault(file: Path, size: int) -> str:
-    try:
-        if file.suffix == ".safetensors":
-            read_header(file)
-        elif file.suffix == ".json":
-            json.loads(file.read_text(encoding="utf-8"))
-        elif size == 0 and file.suffix in (".onnx", ".txt"):
-            return f"{file.name} is empty"
-    except BolidError as error:
-        return error.message.replace(str(file), file.name)
-    except ValueError:
-        return f"{file.name} is not JSON"
-    return ""
 
 
 def _missing_file(name: str, place: Path) -> str:

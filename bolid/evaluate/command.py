@@ -164,7 +164,7 @@ class Run:
         base = generated_pictures(self.base) if self.base is not None else None
         packs = [Path(path) for path in self.recognisers]
         evaluators = Evaluators(family, device, self.features, packs, self.body_reader)
-        extractor = Extractor(evaluators, self.features, self.run)
+        extractor = Extractor(evaluators, self.run)
         references = read_references(held_out, extractor, progress)
         references.bodies = known_bodies(held_out.pictures, self.profiles, references.people)
         conditioning = _conditioning(used, held_out, given, evaluators)

@@ -65,6 +65,7 @@ class Evaluators:
         from bolid.backends.image_text import ImageTextModel
         from bolid.backends.people import face_detector, pose_detector
 
+        self.arguments = (family, device, features, recognisers, body_reader)  # for those of another process
         self.family, self.device = family, device
         self.image_text = ImageTextModel(family.require("image_text"), device)
         self.pose = pose_detector(family.require("pose"), device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from bolid.errors import BolidError
 from bolid.evaluate.evaluators import BATCH, Evaluators, PictureFeatures
 from bolid.evaluate.pictures import Picture, PictureFolder
-from bolid.models.families import Family
 from bolid.workers import Process, Run
 
 
@@ -19,15 +18,14 @@ from bolid.workers import Process, Run
 class _Extraction:
     """The work of a process on a batch of (folder, picture): the features, or why a picture cannot be read."""
 
-    family: Family
+    arguments: tuple[Any, ...]  # of Evaluators
     device: str
-    features: str
-    evaluators: Evaluators | None = field(default=None, compare=False)  # in the process that has loaded them
+    evaluators: Evaluators | None = None  # in the process that has loaded them
     threads: int | None = None
     round: int = 4
 
     def load(self) -> Process:
-        evaluators = self.evaluators or Evaluators(self.family, self.device, self.features)
+        evaluators = self.evaluators or Evaluators(*self.arguments)
         folders: dict[Any, PictureFolder] = {}
 
         def extract(batch: list[Any]) -> list[PictureFeatures | str]:
@@ -46,7 +44,7 @@ class _Extraction:
         return extract
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Extraction, (self.family, self.device, self.features)
+        return _Extraction, (self.arguments, self.device)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Extractor:
     """Runs `evaluators` on folders of pictures, in fixed batches: the same features for any number of processes."""
 
     evaluators: Evaluators
-    features: str
     run: Run
 
     def batches(
@@ -62,7 +59,7 @@ class Extractor:
     ) -> Iterator[tuple[list[int], list[np.ndarray], list[PictureFeatures]]]:
         """Batches of (places in `pictures`, images, features); pictures that cannot be read are rejected."""
         starts = range(0, len(pictures), BATCH)
-        work = _Extraction(self.evaluators.family, self.evaluators.device, self.features, self.evaluators)
+        work = _Extraction(self.evaluators.arguments, self.evaluators.device, self.evaluators)
         batches = [[(folder.place, picture) for picture in pictures[start : start + BATCH]] for start in starts]
         for start, results in zip(starts, self.run(work, batches), strict=True):
             places, images, found = [], [], []

@@ -1,10 +1,11 @@
-"""JSON and TOML from files that anybody may have written: size and depth are limited before parsing."""
+"""Text that anybody may have written: NAME=VALUE, and JSON and TOML, whose size and depth are limited first."""
 
 from __future__ import annotations
 
 import json
 import os
 import tomllib
+from collections.abc import Iterable
 from typing import Any
 
 from bolid.errors import BolidError
@@ -66,3 +67,19 @@ def parse_toml(data: bytes) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def parse_assignments(texts: Iterable[str], what: str, example: str) -> dict[str, str]:
+    """["waist=-4cm"] -> {"waist": "-4cm"}. `what` such a text is called, like "--set", and an `example` are for errors.
+
+    Raises BolidError for a text without = and for a name that is given twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise BolidError(f"{what} {text.strip()} sets nothing", f"write NAME=VALUE, like {example}")
+        if name in values:
+            raise BolidError(f"{what} {name} is given twice", "leave one of them out")
+        values[name] = value
+    return values

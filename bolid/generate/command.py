@@ -1,7 +1,7 @@
 """`bolid generate`: prompts in, pictures of people out (BoLID section 5.3).
 
-Who a person is comes from a profile, from one photo, or from the prior (an invented person); with none of them it is
-the null body, and the pictures are those of the plain base, bit for bit: no adapter is loaded then.
+Who a person is comes from a profile, from one photo, or from the prior (an invented person). With none of them no
+adapter is loaded, and the pictures are those of the plain base, bit for bit.
 """
 
 from __future__ import annotations
@@ -73,42 +73,51 @@ def generate(
 ) -> list[Path]:
     """Write `n` pictures of each prompt to `out` and return their paths.
 
-    `like`: a picture of `generate` whose settings are used where none are given here: prompt, person, sampling, and the
-    seed. Without a `seed` that picture is made again, with one it is varied.
-    Person: at most one of `profile`, `reference` (a photo; with `force` also a photograph for `tiny`) and `new_person`
-    (a seed). With several profiles each person's pictures go to a folder of the profile's name. `adapter`: a directory
-    with face.safetensors, body.safetensors or both, by default the family's.
-    Strength: `face_scale`, `body_scale`: numbers, or texts as in `bolid.scales`; by default the family's, else 1, for
-    every branch that the person and the adapter have. `body_from`: "adapter", the body branch; "shape", the depth map
-    of the person's 3D body in a `pose` (`bolid.body.mesh.poses`, or that of `pose_from`) through the family's depth
-    ControlNet, whose weight is `shape_scale`; or "both". By default "adapter", with a `pose` "both". A profile of
-    another family has a 3D body too. `face_guidance`, `body_guidance`: the weight of the loss towards
-    the person's face and body whose gradient each step follows; 1 is usual, in `bolid.scales.PERSON_INTERVAL` where no
-    interval is given.
-    Base: `base`: another base of the family's kind, a .safetensors checkpoint or a diffusers folder. `lora`: FILE or
-    FILE:WEIGHT. `pose_from`: a photo whose pose the pictures take, through the family's ControlNet. `size`:
-    "WIDTHxHEIGHT", one that the base was trained on. `dtype`: fp32, fp16, bf16, or auto: fp16 on CUDA; the VAE stays in
-    fp32. `offload`: networks leave the accelerator while they do not compute.
-    Afterwards: `upscale`: 2 or 4 times larger, by the family's upscaler. `refine_face`: small faces are sampled again,
-    larger (`bolid.generate.refine`).
-    Sampling: `few_steps`: with the family's few-step LoRA and no guidance. `steps` and `guidance` are by default the
-    family's; guidance may have an interval, as in "2.5@0..0.75". `negative`: what not to show. `best_of`: so many
-    candidates of each picture are sampled, and the one is written whose body, and face where one is shown, is nearest
-    to the person's by the family's own models.
-    Grid: `grid`: texts like "body-scale=0,0.5,1"; the pictures of each combination go to a folder of their own, and the
-    last path returned is a contact sheet of all.
-    `format`: "png", "jpg" or "webp".
-    A picture depends on the seed (0 where none is given) and its place in the list of prompts, not on `batch_size`, the
-    other people or the grid. The file carries its record, and settings that other programs read
-    (`bolid.formats.pictures`); the record's seed makes that picture again where it is the first prompt's. Pictures of
-    other commands in `out` are kept: a name that is taken gets _2, _3, ... behind it. Where a prompt names no clothes
-    the family may add some (`Family.dressed`), and the text encoder may read less of it than was written: the record
-    has the text that was encoded as `encoded_prompt`, and `warn` is called with the words lost.
-    Processes: `workers` of this machine, or with `engine` "ray" as many actors of Ray; the processes that torchrun or a
-    SLURM step has started share the pictures too: the first one writes, the others return []. The files are the same
-    for any number of processes of as many CPU threads. A finished picture is not made again. `made` is called with each
-    path as it comes. `models`: networks that stay loaded from call to call. `on_step`: see
-    `bolid.backends.sampling.OnStep`.
+    A picture depends on its settings, the seed and its place in the list of prompts. It does not depend on
+    `batch_size`, the other people or the grid. The file carries its record, and settings that other programs read
+    (`bolid.formats.pictures`). A finished picture is not made again. Pictures of other commands in `out` are kept: a
+    name that is taken gets _2, _3, ... behind it.
+
+    The person: at most one of `profile`, `reference` and `new_person`.
+        profile: a profile, or several: each person's pictures then go to a folder of the profile's name.
+        reference: one photo; with `force` also a photograph for `tiny`.
+        new_person: the seed of an invented person.
+        adapter: a directory with face.safetensors, body.safetensors or both; by default the family's.
+        face_scale, body_scale: strength of the branches, a number or a text as in `bolid.scales`. By default the
+            family's, else 1, for every branch that the person and the adapter have.
+        body_from: "adapter", the body branch; "shape", the depth map of the person's 3D body through the family's depth
+            ControlNet; or "both". By default "adapter", with a `pose` "both". A profile of another family has a 3D body
+            too.
+        pose: of that body (`bolid.body.mesh.poses`); without it that of `pose_from`. shape_scale: weight of the depth.
+        pose_from: a photo whose pose the pictures take, through the family's ControlNet. pose_scale: its weight.
+        face_guidance, body_guidance: weight of a loss towards the person, whose gradient each step follows. 1 is usual.
+            Without an interval it counts in `bolid.scales.PERSON_INTERVAL`.
+    The sampling:
+        like: a picture of `generate`, whose settings are used where none are given here. Without a `seed` that picture
+            is made again, with one it is varied.
+        seed: 0 by default. The seed in a picture's record makes that picture again as the first prompt's.
+        steps, guidance: by default the family's. Guidance may have an interval, as in "2.5@0..0.75".
+        negative: what not to show. few_steps: the family's few-step LoRA, without guidance.
+        base: another base of the family's kind, a .safetensors checkpoint or a diffusers folder.
+        lora: FILE or FILE:WEIGHT. size: "WIDTHxHEIGHT", one that the base was trained on.
+        dtype: fp32, fp16, bf16, or auto: fp16 on CUDA. The VAE stays in fp32.
+        offload: networks leave the accelerator while they do not compute.
+        best_of: so many candidates of each picture are sampled. The one is written whose body, and face where one is
+            shown, is nearest to the person's by the family's own models.
+        grid: texts like "body-scale=0,0.5,1". The pictures of each combination go to a folder of their own, and the
+            last path returned is a contact sheet of all.
+    Afterwards:
+        upscale: 2 or 4 times larger, by the family's upscaler.
+        refine_face: small faces are sampled again, larger (`bolid.generate.refine`).
+        format: "png", "jpg" or "webp".
+    The run:
+        warn: called with what a user should know, like the words of a prompt that the text encoder does not read.
+        made: called with each path as it comes. on_step: see `bolid.backends.sampling.OnStep`.
+        models: networks that stay loaded from call to call.
+        workers, engine: processes of this machine, or with "ray" actors of Ray. Processes that torchrun or a SLURM step
+            has started share the pictures too: the first one writes, the others return []. The files are the same for
+            any number of processes of as many CPU threads.
+
     Raises BolidError for settings that make no sense, for files that do not belong together, and for pictures that are
     no pictures (not finite, or of one colour).
     """

@@ -187,8 +187,8 @@ class Generation:
         from bolid.backends.upscale import Upscaler
 
         path, device = self.family.require("upscaler"), self.request.device
-        sha256 = self.inputs["upscaler"] = sha256_file(path)
-        return self.models.part(("upscaler", sha256, device), lambda: Upscaler(path, device))
+        self.inputs["upscaler"] = sha = sha256_file(path)
+        return self.models.keep(("upscaler", sha, device), lambda: Upscaler(path, device))
 
     def _refiner(self) -> FaceRefiner | None:
         """What looks at faces again for --refine-face."""
@@ -198,12 +198,12 @@ class Generation:
         from bolid.generate.refine import FaceRefiner
 
         family, device = self.family, self.request.device
-        places = family.require("face"), family.require("pose")
 
         def load() -> FaceRefiner:
-            return FaceRefiner(face_detector(places[0], device), pose_detector(places[1], device), family.image_size)
+            faces, pose = face_detector(family.require("face"), device), pose_detector(family.require("pose"), device)
+            return FaceRefiner(faces, pose, family.image_size)
 
-        refiner = self.models.part(("refiner", *places, family.image_size, device), load)
+        refiner = self.models.keep(("refiner", family.name, family.root, device), load)
         self.inputs["refine_face"] = refiner.faces.sha256
         return refiner
 

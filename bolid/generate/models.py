@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 from bolid.generate.adapters import LoadedAdapter
 from bolid.models.families import Family
 from bolid.person import PersonReader
+
+_Model = TypeVar("_Model")
 
 Pipe = tuple[Any, dict[str, LoadedAdapter]]
 """A base ready to sample, and the adapters in it."""
 
 
 class Models:
-    """The `most` pipelines that were used last, their ControlNets, and the models that work on photos and pictures.
+    """The `most` pipelines that were used last, their ControlNets, and the smaller models beside them.
 
     One call at a time: the networks' state is that of the picture that is being sampled.
     """
@@ -24,8 +26,7 @@ class Models:
         self.most = most
         self._pipes: OrderedDict[Hashable, Pipe] = OrderedDict()
         self._controlnets: dict[Hashable, dict[str, Any]] = {}
-        self._readers: dict[Hashable, PersonReader] = {}
-        self._parts: dict[Hashable, Any] = {}
+        self._others: dict[Hashable, Any] = {}
 
     def pipe(self, networks: Hashable, load: Callable[[], Pipe]) -> Pipe:
         """The pipeline of these `networks`, by `load` where it is not here yet."""
@@ -49,15 +50,14 @@ class Models:
             loaded[part] = load()
         return loaded[part]
 
-    def part(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """A model that needs no base, like an upscaler, by `load` where it is not here yet."""
-        if key not in self._parts:
-            self._parts[key] = load()
-        return self._parts[key]
-
     def reader(self, family: Family, device: str, force: bool = False) -> PersonReader:
         """What reads photos of people with the family's models; with `force` photographs by `tiny`, too."""
-        key = (family.name, family.root, device, force)
-        if key not in self._readers:
-            self._readers[key] = PersonReader(family, device, force=force)
-        return self._readers[key]
+        return self.keep(
+            ("reader", family.name, family.root, device, force), lambda: PersonReader(family, device, force=force)
+        )
+
+    def keep(self, name: Hashable, load: Callable[[], _Model]) -> _Model:
+        """The model of this `name`, by `load` where it is not here yet."""
+        if name not in self._others:
+            self._others[name] = load()
+        return self._others[name]

@@ -1,7 +1,7 @@
 """Gamma_body: photos of a person -> c_body (BoLID section 5.2), a variational autoencoder over views.
 
-Every view gives a Gaussian over z; the views are fused by a product of experts; the decoder rebuilds the body of a
-held-out view *given that view's pose*, so z keeps what the pose does not determine: proportions and build.
+Every view gives a Gaussian over z. A product of experts fuses the views. The decoder rebuilds the body of a held-out
+view *given that view's pose*, so z keeps what the pose does not determine: proportions and build.
 
 Shapes: B people, M views of one person, N views in a flat batch, K = 17 COCO keypoints, D body dimension.
 """

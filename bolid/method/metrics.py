@@ -62,9 +62,9 @@ def t_quantile(count: int) -> float:
 def expanded_ends(count: int) -> torch.Tensor:
     """Quantiles of a bootstrap of `count` >= 2 values that make a 95 % interval, f64 [2].
 
-    The spread of resampled means is too small by sqrt((count - 1) / count) and knows nothing of Student's t, so plain
-    percentiles cover less than 95 % of the time when there are few values. These are the expanded percentiles of
-    Hesterberg (arXiv:1411.5279).
+    The spread of resampled means is too small by sqrt((count - 1) / count) and knows nothing of Student's t. Of few
+    values, plain percentiles therefore cover the truth less than 95 % of the time. These are the expanded percentiles
+    of Hesterberg (arXiv:1411.5279).
     """
     z = t_quantile(count) * (count / (count - 1)) ** 0.5
     low = float(torch.special.ndtr(torch.tensor(-z, dtype=torch.float64)))

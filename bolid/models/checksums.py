@@ -8,6 +8,7 @@ from typing import Any
 
 from bolid.errors import BolidError
 from bolid.formats.parsing import parse_json
+from bolid.formats.tensors import read_header
 from bolid.run import sha256_file
 
 MANIFEST = "models.json"
@@ -36,6 +37,22 @@ def check_file(file: Path, expected: dict[str, Any], hint: str) -> None:
         raise BolidError(f"{file} is missing", hint)
     if file.stat().st_size != expected["size"] or sha256_file(file) != expected["sha256"]:
         raise BolidError(f"{file} is not what was recorded: its size or SHA-256 differs", hint)
+
+
+def fault_of(file: Path) -> str:
+    """What is wrong with a file of which no checksum is known, or "": it is empty, or its header or JSON is damaged."""
+    try:
+        if file.suffix == ".safetensors":
+            read_header(file)
+        elif file.suffix == ".json":
+            parse_json(file.read_bytes())
+        elif file.stat().st_size == 0:
+            return f"{file} is empty"
+    except BolidError as error:
+        return error.message
+    except ValueError:
+        return f"{file} is not JSON"
+    return ""
 
 
 @functools.cache

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.models.checksums import REINSTALL, check_file, read_manifest
+from bolid.models.checksums import REINSTALL, check_file, fault_of, read_manifest
 from bolid.models.families import DEFAULT_FAMILY, Family, get_family, refuse_non_commercial
 from bolid.models.sources import CLEAN, OWN_FACE_PACK, published
 from bolid.run import Progress
@@ -95,24 +94,8 @@ def verify(name: str, *, progress: Progress | None = None) -> list[dict[str, Any
             for file, expected in files.items():
                 check_file(where if where.is_file() else where / file, expected, again)
             state = ("as shipped" if name == DEFAULT_FAMILY else "as fetched") if files else "whole"
-            if not files:
-                _check_whole(where, again)
+            for file in [] if files else files_of(where):
+                if fault := fault_of(file):
+                    raise BolidError(fault, again)
         rows.append({"part": part, "where": where, "state": state})
     return rows
-
-
-def _check_whole(place: Path, hint: str) -> None:
-    from bolid.formats.tensors import read_header
-
-    for file in files_of(place):
-        try:
-            if file.suffix == ".safetensors":
-                read_header(file)
-            elif file.suffix == ".json":
-                json.loads(file.read_text(encoding="utf-8"))
-            elif file.stat().st_size == 0:
-                raise BolidError(f"{file} is empty")
-        except BolidError as error:
-            raise BolidError(error.message, hint) from error
-        except ValueError as error:
-            raise BolidError(f"{file} is not JSON", hint) from error

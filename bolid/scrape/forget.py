@@ -41,26 +41,12 @@ def forget(
 
     Raises BolidError when there is nothing of them, and, before anything is deleted, for an unfinished shard directory.
     """
-    for place in map(Path, also):
-        if not place.exists():
-            raise BolidError(f"there is no {place}", "--also takes shard directories, profiles, or folders of them")
-    shards = [directory for place in ("shards", "train", *also) for directory in _shard_directories(Path(place))]
-    for directory in shards:
-        if not (directory / INDEX).exists():
-            raise BolidError(
-                f"{directory} is unfinished, so nobody can be taken out of it",
-                "run the command that writes it again, or remove it; then repeat this one (nothing was deleted yet)",
-            )
+    shards = _finished_shards(also)
     everybody = _everybody(Path(out))
-    meant = sorted(folder for folder, name in everybody.items() if person == folder) or sorted(
-        folder for folder, name in everybody.items() if same_name(person) in (same_name(name), same_name(folder))
-    )
-    if len(meant) > 1:
-        raise BolidError(f"several people are called {person!r}: {', '.join(meant)}", "give one of these folders")
-    folder = meant[0] if meant else person
-    photos = _files_of(Path(out) / folder) if meant else []
-    hashes = {sha256_file(path) for path in photos if path.suffix != ".json"}
-    hashes |= {digest for path in photos if path.suffix == ".json" and (digest := _original_hash(path))}
+    collected = _folder_of(person, everybody)
+    folder = collected or person
+    photos = _files_of(Path(out) / folder) if collected else []
+    hashes = {_original_hash(path) if path.suffix == ".json" else sha256_file(path) for path in photos}
     samples = {}
     for number, directory in enumerate(shards):
         if progress:
@@ -68,10 +54,9 @@ def forget(
         if found := samples_of(directory, folder):
             samples[str(directory)] = list(found)
             hashes.update(found.values())
-    made_of = hashes - {""}
     candidates = sorted({profile for place in (".", *also) for profile in _profiles(Path(place))})
-    profiles = [path for path in candidates if made_of & set(_profile_inputs(path))]
-    if not meant and not samples and not profiles:
+    profiles = [path for path in candidates if (hashes - {""}).intersection(_profile_inputs(path))]
+    if not collected and not samples and not profiles:
         _write_tables_again(Path(out), person)
         near = difflib.get_close_matches(person, sorted({*everybody, *everybody.values()}))
         raise BolidError(
@@ -83,11 +68,38 @@ def forget(
         path.unlink(missing_ok=True)
     for directory in shards:
         remove_person(directory, folder)
-    if meant:
+    if collected:
         with PhotoFolder(out) as kept:
             kept.forget(folder)
             kept.write_tables()
     return ForgetResult(everybody.get(folder, person), photos, samples, profiles)
+
+
+def _finished_shards(also: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The shard directories here and in `also`. BolidError where a place is missing or a directory is unfinished."""
+    for place in map(Path, also):
+        if not place.exists():
+            raise BolidError(f"there is no {place}", "--also takes shard directories, profiles, or folders of them")
+    shards = [directory for place in ("shards", "train", *also) for directory in _shard_directories(Path(place))]
+    for directory in shards:
+        if not (directory / INDEX).exists():
+            raise BolidError(
+                f"{directory} is unfinished, so nobody can be taken out of it",
+                "run the command that writes it again, or remove it; then repeat this one (nothing was deleted yet)",
+            )
+    return shards
+
+
+def _folder_of(person: str, everybody: dict[str, str]) -> str:
+    """The folder of a person, given by it or by the name; "" where there is nobody. BolidError for several."""
+    if person in everybody:
+        return person
+    meant = sorted(
+        folder for folder, name in everybody.items() if same_name(person) in (same_name(name), same_name(folder))
+    )
+    if len(meant) > 1:
+        raise BolidError(f"several people are called {person!r}: {', '.join(meant)}", "give one of these folders")
+    return meant[0] if meant else ""
 
 
 def _write_tables_again(out: Path, person: str) -> None:

@@ -1,9 +1,9 @@
 """Photos of synthetic people: Anny bodies, dressed, posed, lit and drawn into a place.
 
-The body is Anny's (Apache-2.0, CC0 shapes), the rasteriser a small Warp kernel on the CPU. Garments are not separate
-meshes: every vertex has a place on a canonical adult body ("canonical coordinates": metres over stature, floor at 0, x
-to the person's left, y to the back, z up), and a pixel is skin or cloth by the canonical point that it shows. So a hem
-is a smooth line in every pose. Skirts and long hair are added surfaces.
+The body is Anny's (Apache-2.0, CC0 shapes), the rasteriser a small Warp kernel on the CPU. Every vertex has a place on
+a canonical adult body, in "canonical coordinates": metres over stature, floor at 0, x to the person's left, y to the
+back, z up. Garments are not separate meshes: a pixel is skin or cloth by the canonical point that it shows. So a hem is
+a smooth line in every pose. Skirts and long hair are added surfaces.
 
 body.py has the body, poses.py its poses, clothes.py clothes and hair, camera.py the camera, shading.py and
 background.py the colours, truth.py the ground truth.

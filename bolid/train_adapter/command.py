@@ -4,8 +4,8 @@ Both branches are trained together, leave-one-out (BoLID section 3): the photo t
 condition. The body comes from some *other* photos of the person, fused by the frozen body encoder; the face is the
 mean over the other photos. So a condition holds only what stays the same from photo to photo: who it is.
 
-Everything random about a photo comes from its place in the run, not from the batch it is in: the same command gives
-the same training after a kill, and the same up to rounding when a batch is shared by processes or taken in parts.
+Everything random about a photo comes from its place in the run, not from the batch it is in. So the same command gives
+the same training after a kill. It gives the same up to rounding when a batch is shared by processes or taken in parts.
 
 Where things are: config.py the settings, setup.py models and branches, data.py the batches, denoiser.py the UNet,
 objective.py Eq. 14, pixel_losses.py L_id and L_CLIP, rollouts.py x_gen, learner.py the optimizer, training.py the

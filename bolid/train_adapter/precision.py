@@ -36,8 +36,8 @@ def choose_precision(name: str, device: str) -> str:
 def attention_kernel(device: torch.device, precision: str, positions: int) -> Iterator[None]:
     """Forward and backward pass run inside this (a checkpointed block computes again in the backward pass).
 
-    In bf16 on the CPU torch's flash attention has a slow backward pass (measured: 29 % of a small network's step);
-    where the attention maps are small enough to be kept, plain matrix products are faster. In fp32 they are not.
+    In bf16 on the CPU torch's flash attention has a slow backward pass (measured: 29 % of a small network's step).
+    Plain matrix products are faster where the attention maps are small enough to be kept. In fp32 they are not.
     `positions`: of the latents, h * w.
     """
     if device.type == "cpu" and precision == "bf16" and positions <= 1024:

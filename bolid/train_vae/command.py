@@ -1,7 +1,7 @@
 """`bolid train-vae`: training shards in, body-encoder.safetensors out (BoLID section 5.2).
 
-One step: some people, some views of each. The views are split in two halves; each half is fused to z and rebuilds the
-other half's bodies (the ELBO), and the two halves of a person are matched among the people of the step (InfoNCE).
+One step takes some people and some views of each, in two halves. Each half is fused to z and rebuilds the other half's
+bodies (the ELBO). The two halves of a person are matched among the people of the step (InfoNCE).
 No measurement of any body is used: a real user has none. The labels are the person folders.
 
 Shapes: N views in the table, P people and M views of each in a step, D body dimension.

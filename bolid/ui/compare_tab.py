@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bolid.ui.pictures import Stopped
-from bolid.ui.telling import stage_html, told
+from bolid.ui.telling import ASKED, STOPPED, stage_html, told
 from bolid.ui.workshop import Workshop
 
 _AXES = {
@@ -59,11 +59,15 @@ class CompareTab:
 
     def _wire(self) -> None:
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        asked = gr.Number(visible=False)  # milliseconds
         form = [self.prompt, self.who, self.across, self.across_values, self.down, self.down_values]
-        run = self.go.click(
-            told(self._grid), form, [self.progress, self.sheet], show_progress_on=[self.progress], **models
+        self.go.click(
+            told(self._grid), [*form, asked], [self.progress, self.sheet], js=ASKED, show_progress_on=[self.progress],
+            **models,
+        )  # fmt: skip
+        self.halt.click(
+            self._stop, asked, None, js=STOPPED, queue=False, api_visibility="private", show_progress="hidden"
         )
-        self.halt.click(self._stop, None, self.progress, cancels=[run], queue=False, api_visibility="private")
         self.judge.click(told(self._report), [self.whom, self.photos], self.report, **models)
 
     def _grid(
@@ -75,19 +79,21 @@ class CompareTab:
         across_values: str,
         down: str,
         down_values: str,
+        asked: float,
     ) -> Iterator[Any]:
         axes = {_AXES[across]: across_values or ""}
         if down in _AXES:
             axes[_AXES[down]] = down_values or ""
         try:
-            for event in self.workshop.grid(_job(request), prompt or "", who or [], axes):
+            for event in self.workshop.grid(_job(request), prompt or "", who or [], axes, asked):
                 yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
-        except Stopped:
+        except Exception as error:
             yield [stage_html(words="stopped"), gr.skip()]
+            if not isinstance(error, Stopped):
+                raise
 
-    def _stop(self, request: gr.Request) -> str:
-        self.workshop.stop(_job(request))
-        return stage_html(words="stopped")
+    def _stop(self, request: gr.Request, until: float) -> None:
+        self.workshop.stop(_job(request), until)
 
     def _report(self, name: str | None, photos: list[str] | None) -> str:
         page = self.workshop.report(name or "", photos or [])

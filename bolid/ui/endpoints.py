@@ -101,7 +101,7 @@ class Endpoints:
 
     def cancel(self, job: str) -> bool:
         """End a job of `generate` within a step, or before it begins. Returns whether it was under way."""
-        return self.workshop.stop(job, ahead=True)
+        return self.workshop.stop(job)
 
     def delete(self, name: str) -> dict:
         """Delete a person and the pictures of this person."""

@@ -14,7 +14,7 @@ from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
 from bolid.ui.photos import enlarged
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Made, Stopped, Wish
-from bolid.ui.telling import settings_html, stage_html, told
+from bolid.ui.telling import ASKED, STOPPED, settings_html, stage_html, told
 from bolid.ui.workshop import Workshop
 
 _SIDE = 768  # pixels: pictures before and after are shown so large
@@ -32,6 +32,7 @@ class PictureTab:
                 self._results()
         self.made = gr.State([])  # Made, the newest first
         self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
+        self.asked = gr.Number(visible=False)  # milliseconds
         self._wire()
 
     # ---- layout
@@ -103,20 +104,18 @@ class PictureTab:
     # ---- events
 
     def _wire(self) -> None:
-        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+        models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private",
+                                  "js": ASKED, "show_progress_on": [self.stage]}  # fmt: skip
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         form = [self.who, *self.form.values()]
         shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
         out = [*shown, self.gallery, self.made]
-        runs = [trigger(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models)
-                for trigger in (self.go.click, self.prompt.submit)]  # fmt: skip
         refill = self.again.click(told(self._refill), self.chosen, form, **quick)
-        runs.append(refill.then(told(self._generate), [self.made, *form], out, show_progress_on=[self.stage], **models))
-        beside = [self.stage, self.slider]
-        runs.append(
-            self.before.click(told(self._with_base), self.chosen, beside, show_progress_on=[self.stage], **models)
-        )
-        self.halt.click(self._stop, None, self.stage, cancels=runs, **quick)
+        for trigger in (self.go.click, self.prompt.submit, refill.then):
+            trigger(told(self._generate), [self.made, self.chosen, *form, self.asked], out,
+                    trigger_mode="multiple", **models)  # a click while one is ending counts  # fmt: skip
+        self.before.click(told(self._with_base), [self.chosen, self.asked], [self.stage, self.slider], **models)
+        self.halt.click(self._stop, self.asked, None, js=STOPPED, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
         self.mark.click(
             lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
@@ -136,25 +135,27 @@ class PictureTab:
         }  # fmt: skip
         return Wish(**form)
 
-    def _generate(self, request: gr.Request, made: list[Made], who: list[str], *form: Any) -> Iterator[Any]:
-        wish, nothing = self._wish(**dict(zip(self.form, form, strict=True))), [gr.skip()] * 7
+    def _generate(
+        self, request: gr.Request, made: list[Made], chosen: Made | None, who: list[str], *form: Any
+    ) -> Iterator[Any]:
+        *settings, asked = form
+        wish, nothing = self._wish(**dict(zip(self.form, settings, strict=True))), [gr.skip()] * 7
         yield [stage_html(words="the models are getting ready"), *nothing]
         try:
-            for event in self.workshop.pictures(_job(request), wish, who or []):
+            for event in self.workshop.pictures(_job(request), wish, who or [], asked):
                 if isinstance(event, Made):
-                    made = [event, *made]
+                    made, chosen = [event, *made], event
                     yield [*self._details(event), _gallery(made), made]
                 else:
                     yield [stage_html(event), *nothing]
-        except Stopped:
-            yield [stage_html(words="stopped"), *nothing]
-        except Exception:
-            yield [stage_html(), *nothing]
-            raise
+        except Exception as error:
+            yield [stage_html(chosen, words="stopped"), *nothing]
+            if not isinstance(error, Stopped):
+                raise
 
-    def _stop(self, request: gr.Request) -> str:
-        self.workshop.stop(_job(request))
-        return stage_html(words="stopped")
+    def _stop(self, request: gr.Request, until: float) -> None:
+        """End what was begun until then. The stage is the run's own to write, so that its last words are the last."""
+        self.workshop.stop(_job(request), until)
 
     def _details(self, made: Made) -> list[Any]:
         shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
@@ -172,14 +173,19 @@ class PictureTab:
         shown = {"seed": str(made.wish.seed), "pose_from": made.wish.pose_from and str(made.wish.pose_from)}
         return [names, *({**vars(made.wish), **shown}[name] for name in self.form)]
 
-    def _with_base(self, request: gr.Request, made: Made) -> Iterator[Any]:
+    def _with_base(self, request: gr.Request, made: Made, asked: float) -> Iterator[Any]:
         """The same prompt and seed without anybody, beside the picture."""
         wish = replace(made.wish, face_scale=None, body_scale=None)
-        for event in self.workshop.pictures(_job(request), wish, []):
-            if isinstance(event, Made):
-                yield [stage_html(made), self._side_by_side(event, made)]
-            else:
-                yield [stage_html(event), gr.skip()]
+        try:
+            for event in self.workshop.pictures(_job(request), wish, [], asked):
+                if isinstance(event, Made):
+                    yield [stage_html(made), self._side_by_side(event, made)]
+                else:
+                    yield [stage_html(event), gr.skip()]
+        except Exception as error:
+            yield [stage_html(made, words="stopped"), gr.skip()]
+            if not isinstance(error, Stopped):
+                raise
 
     def _side_by_side(self, left: Made, right: Made) -> Any:
         from PIL import Image

@@ -30,6 +30,7 @@ MAX_PROMPT = 2000  # characters
 UPSCALES = (1, 2, 4)
 NOBODY = "nobody"
 _PREVIEWS = 0.2  # of the time, at most, goes to previews
+_PAUSE = 0.2  # seconds between two steps that are told, so that slow clients do not fall behind
 
 
 class Stopped(Exception):
@@ -254,16 +255,23 @@ class Studio:
 
 
 class Watch:
-    """The callback of each step: stops a job, and tells how far it is, with a preview now and then."""
+    """The callback of each step: stops a job, and tells now and then how far it is, with a preview.
+
+    A picture's first and last steps are always told.
+    """
 
     def __init__(self, job: Job, models: Models, tell: Any) -> None:
         self.job, self.models, self.tell = job, models, tell
         self._next, self._preview = 0.0, None  # when the next preview is due, and the last one
+        self._told = 0.0  # when a step was told last
 
     def __call__(self, step: int, steps: int, x0: torch.Tensor) -> None:
         """As `bolid.backends.sampling.OnStep`. Raises Stopped."""
         self.job.check()
         began = time.monotonic()
+        if 1 < step < steps and began < self._told + _PAUSE:
+            return
+        self._told = began
         if began >= self._next and step < steps and (pipe := self.models.current) is not None:
             from bolid.backends.diffusion import decode_latents
 

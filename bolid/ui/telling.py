@@ -25,6 +25,12 @@ _PREVIEW = 320  # pixels
 _SHARP = 192  # pixels: lower pictures are shown with sharp pixels
 
 
+ASKED = "(...inputs) => [...inputs.slice(0, -1), Date.now()]"
+"""JavaScript of a click that begins a job: the last input is when, by the browser's clock."""
+STOPPED = "() => Date.now()"
+"""JavaScript of a click that ends what was begun before it."""
+
+
 def _said(error: Exception) -> Any:
     """The error as Gradio shows it: a message and a hint, never a stack trace."""
     import gradio as gr

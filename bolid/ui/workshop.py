@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +75,8 @@ class Workshop:
         # Of a large base there is room for one.
         models = Models(most=3 if self.family.name == "tiny" else 1)
         self.studio = Studio(self.family, family or self.family.name, pick_device(device), models, self.people.pictures)
-        self.jobs: dict[str, Job] = {}
-        self._stopped: deque[str] = deque(maxlen=_STOPPED)  # jobs that were stopped before they began
+        self.jobs: dict[str, _Running] = {}
+        self._stopped: dict[str, float] = {}  # name -> until when jobs of it were asked for that are to end
         self._count, self._counting = itertools.count(), threading.Lock()
 
     # ---- people
@@ -188,9 +187,11 @@ class Workshop:
 
     # ---- pictures
 
-    def pictures(self, job_name: str, wish: Wish, names: Sequence[str]) -> Iterator[Progress | Made]:
-        """The pictures of a wish, as they come. Raises Stopped after `stop(job_name)`."""
-        with self.job(job_name) as job:
+    def pictures(
+        self, job_name: str, wish: Wish, names: Sequence[str], asked: float = 0.0
+    ) -> Iterator[Progress | Made]:
+        """The pictures of a wish, as they come. Raises Stopped after `stop(job_name)`; `asked`: see there."""
+        with self.job(job_name, asked) as job:
             yield from self.studio.paint(job, wish, self.sitters(names))
 
     def keep_pose(self, photo: Path) -> Path:
@@ -202,7 +203,7 @@ class Workshop:
         return kept
 
     def grid(
-        self, job_name: str, prompt: str, names: Sequence[str], axes: Mapping[str, str]
+        self, job_name: str, prompt: str, names: Sequence[str], axes: Mapping[str, str], asked: float = 0.0
     ) -> Iterator[Progress | str]:
         """A contact sheet over values of settings, like {"body-scale": "0, 1"}; its path comes last."""
         wish = Wish(prompt.strip())
@@ -212,7 +213,7 @@ class Workshop:
         if total > MAX_CELLS:
             raise BolidError(f"the grid has {total} pictures", f"give fewer values: {MAX_CELLS} pictures at most")
         grid = [f"{axis}={','.join(texts)}" for axis, texts in values.items()]
-        with self.job(job_name) as job:
+        with self.job(job_name, asked) as job:
             yield from self.studio.sheet(job, wish, self.sitters(names), grid, total)
 
     def report(self, name: str, photos: Sequence[str | Path]) -> str:
@@ -253,19 +254,24 @@ class Workshop:
         height, width = self.family.view_size
         return (2 * height, 2 * width) if height <= 256 else (512, 384)
 
-    def job(self, name: str) -> _Running:
+    def job(self, name: str, asked: float = 0.0) -> _Running:
         """`with workshop.job(name) as job`: so that `stop(name)` finds it."""
-        return _Running(self, name)
+        return _Running(self, name, asked)
 
-    def stop(self, name: str, ahead: bool = False) -> bool:
-        """End a job within a step; whether it was under way. `ahead`: one that has not begun will end at once."""
+    def stop(self, name: str, until: float = math.inf) -> bool:
+        """End the job of this name within a step, and those that have not begun as soon as they do.
+
+        `until`: only such as were `asked` for until then, by the clock of who asks. Returns whether one was under way.
+        """
         with self._counting:
-            job = self.jobs.get(name)
-            if job is None and ahead:
-                self._stopped.append(name)
-        if job is not None:
-            job.stop()
-        return job is not None
+            self._stopped[name] = until
+            while len(self._stopped) > _STOPPED:
+                del self._stopped[next(iter(self._stopped))]  # the oldest
+            running = self.jobs.get(name)
+        if running is None or running.asked > until:
+            return False
+        running.job.stop()
+        return True
 
     def scratch(self, name: str) -> Path:
         """A new file for a client, which is gone when the page ends or many others were made."""
@@ -293,18 +299,21 @@ class Workshop:
 class _Running:
     """A job that can be found by its name while it lasts."""
 
-    def __init__(self, workshop: Workshop, name: str) -> None:
-        self.workshop, self.name = workshop, name
+    def __init__(self, workshop: Workshop, name: str, asked: float) -> None:
+        self.workshop, self.name, self.asked, self.job = workshop, name, asked, Job()
 
     def __enter__(self) -> Job:
-        job = self.workshop.jobs[self.name] = Job()
-        if self.name in self.workshop._stopped:
-            self.workshop._stopped.remove(self.name)
-            job.stop()
-        return job
+        with self.workshop._counting:
+            self.workshop.jobs[self.name] = self
+            if self.asked <= self.workshop._stopped.get(self.name, -math.inf):
+                self.job.stop()
+        return self.job
 
     def __exit__(self, *_: object) -> None:
-        self.workshop.jobs.pop(self.name, None)
+        with self.workshop._counting:
+            self.workshop.jobs.pop(self.name, None)
+            if self.workshop._stopped.get(self.name) == math.inf:  # no other job will have this name
+                del self.workshop._stopped[self.name]
 
 
 def _without_folders(text: str, files: Sequence[Path]) -> str:

@@ -6,8 +6,10 @@ BOLID_CAMPAIGN=20 kills twenty times as often as CI.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+import forget_world
 import pytest
 from kills import finish, kill
 from mutations import SCALE
@@ -22,7 +24,6 @@ def world(tmp_path_factory, rendered_people):
     """What the commands read: photos, shards of them, and a small random family with its own."""
     root = tmp_path_factory.mktemp("campaign")
     finish(["extract", str(rendered_people), "--out", "shards", "--max-bad", "1", "--device", "cpu"], root)
-    finish(["scrape", str(rendered_people), "--out", "photos", *FILTERS], root)
     finish(["profile", str(rendered_people / "p100000"), "--out", "me.safetensors", "--device", "cpu"], root)
     family = make_family(root)
     make_training_shards(root / "train", family)
@@ -46,15 +47,14 @@ def test_scrape(rendered_people, tmp_path):
     kill("scrape", ["scrape", str(rendered_people), "-o", "out", *FILTERS], tmp_path, KILLS)
 
 
-def test_forget(world, rendered_people, tmp_path):
+def test_forget(make_sample, record, tmp_path):
     """Deleting a person from photos, shards and profiles. When all is deleted, there is nobody to delete: status 1."""
+    whole = forget_world.fill(tmp_path / "world", partial(forget_world.write_shards, make_sample, record), record)
 
     def prepare(folder: Path) -> None:
-        for name in ("photos", "shards"):
-            shutil.copytree(world / name, folder / name)
-        shutil.copy(world / "me.safetensors", folder)
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
 
-    kill("scrape --forget", ["scrape", "--forget", "p100000", "-o", "photos"], tmp_path, KILLS, prepare, ends=(0, 1))
+    kill("scrape --forget", ["scrape", "--forget", "anna", "-o", "photos"], tmp_path, KILLS, prepare, ends=(0, 1))
 
 
 def test_train_vae(world, tmp_path):

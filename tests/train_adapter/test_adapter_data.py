@@ -143,7 +143,7 @@ def test_everybodys_vector_is_fused_from_all_their_photos_and_nobody_elses(table
     assert not torch.allclose(bodies[0], fused_bodies(table)[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["world", "large"])
+@pytest.mark.parametrize("kind", ["world", pytest.param("large", marks=pytest.mark.slow)])
 def test_text_states_are_those_of_the_encoders_cached_or_not(kind, request):
     from bolid.backends.diffusion import encode_prompts, load_base
     from bolid.models.families import get_family
@@ -164,7 +164,7 @@ def test_text_states_are_those_of_the_encoders_cached_or_not(kind, request):
             assert short.dtype == torch.bfloat16 and torch.equal(short, cached.bfloat16())
 
 
-@pytest.mark.parametrize("kind", ["world", "large"])
+@pytest.mark.parametrize("kind", ["world", pytest.param("large", marks=pytest.mark.slow)])
 def test_training_is_the_same_with_cached_texts(kind, request, tmp_path):
     """Up to rounding, and not a bit further in bf16, which is what the network makes of the states anyway."""
     chosen = request.getfixturevalue(kind)

@@ -96,6 +96,7 @@ def test_what_the_branches_have_to_learn_from_is_said(world, tmp_path):
     assert any(line.startswith("face branch: ") for line in said)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_the_training_would_take(world, tmp_path):
     from bolid.backends.diffusion import load_base
     from bolid.models.families import get_family
@@ -128,6 +129,7 @@ def test_a_dry_run_says_what_the_training_would_take(world, tmp_path):
     assert uncached.memory["text states"] == 0 and plan.main_memory == {}
 
 
+@pytest.mark.slow
 def test_the_losses_are_drawn_and_logged(with_models, tmp_path):
     event_file = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     from PIL import Image
