@@ -91,7 +91,7 @@ class PictureTab:
                                           elem_id="command")  # fmt: skip
                 with gr.Row():
                     self.again = gr.Button("Repeat", elem_id="repeat", min_width=90)
-                    self.mark = gr.Button("Mark", elem_id="mark", min_width=90)
+                    self.mark = gr.Button("Mark to compare", elem_id="mark", min_width=90)
                 self.before = gr.Button("Compare with the base", elem_id="compare-base")
                 self.beside = gr.Button("Compare with the marked one", interactive=False, elem_id="compare-marked")
         self.slider = gr.ImageSlider(label="Before and after", visible=False, max_height=_SIDE, interactive=False,
