@@ -1,0 +1,87 @@
+"""The instruments of figures.py: two readers of bodies, a detector and a recogniser of faces, the image-text model.
+
+Shapes: N pictures, P people, R body ratios, D body dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from judge.network import FILE as JUDGE_FILE
+from judge.network import Judge
+from mask_reader import MaskReader
+
+from bolid.backends.face import FaceModel, Recogniser
+from bolid.backends.image_text import ImageTextModel
+from bolid.models.families import Family
+
+PACK = Path(__file__).with_name("recogniser")
+REFERENCES = 2  # portraits of each person that faces are compared with
+
+
+class ByJudge:
+    """Body ratios by the judge."""
+
+    def __init__(self, file: Path) -> None:
+        self.judge = Judge(file)
+        self.names = self.judge.ratio_names
+
+    def read(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """[N, R]."""
+        return self.judge.predict(pictures)
+
+    def ratios(self, read: np.ndarray, count: int) -> np.ndarray:
+        """[P, R] of readings [P, R] of one picture each, or of means over `count`."""
+        return read
+
+
+class ByMasks:
+    """Body ratios by mask_reader.py; a picture without a person reads as the mean of the others."""
+
+    def __init__(self, family: Family) -> None:
+        self.reader = MaskReader(family)
+        self.names = self.reader.ratio_names
+
+    def read(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """[N, D]."""
+        vectors = self.reader.encode(pictures).numpy()
+        return np.where(np.isnan(vectors), np.nanmean(vectors, 0), vectors)
+
+    def ratios(self, read: np.ndarray, count: int) -> np.ndarray:
+        """[P, R] of vectors [P, D] of one picture each, or of means over `count`."""
+        return self.reader.ratios(torch.from_numpy(read).float(), count)
+
+
+class Readers:
+    """The instruments. `bodies`: "judge", where its file is there, and "masks". `instruments`: figures -> what measures
+    them."""
+
+    def __init__(self, family: Family, judge: Path = JUDGE_FILE) -> None:
+        self.size = family.image_size
+        self.bodies: dict[str, ByJudge | ByMasks] = {"judge": ByJudge(judge)} if judge.is_file() else {}
+        self.bodies["masks"] = ByMasks(family)
+        self.tower = ImageTextModel(family.require("image_text"))
+        self.faces = FaceModel(family.require("face"))
+        self.recogniser = Recogniser(PACK) if (PACK / "rec.onnx").is_file() else None
+        who = "the family's own recogniser, which has a part in training"
+        if self.recogniser is not None:
+            who = f"recogniser/, no part in any training, SHA-256 {self.recogniser.sha256[:12]}"
+        self.instruments = {
+            "body by judge": "judge/, no part in any training" if "judge" in self.bodies else f"nothing: no {judge}",
+            "body by masks": "mask_reader.py, fed by the family's pose and segmentation networks",
+            "face found": "the family's face detector at its usual threshold",
+            "likeness": f"mean cosine with each of {REFERENCES} real portraits, 0 where no face is found; {who}",
+            "as asked": "the family's image-text model, zero-shot",
+            "FID, KID, diversity": "the family's image tower; diversity is LPIPS without its learned weights",
+            "edges": "mean squared difference of neighbouring pixels",
+        }
+
+    def face(self, image: np.ndarray) -> np.ndarray | None:
+        """The recogniser's vector [512] of the most certain face, unit length; None without one."""
+        found = self.faces.detect(image)
+        if not found:
+            return None
+        return found[0].embedding if self.recogniser is None else self.recogniser.embed(image, found[0])

@@ -1,0 +1,294 @@
+"""What the instruments of figures.py read off pictures, and the figures that are made of it.
+
+Shapes: P people, N pictures of each, R body ratios.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from instruments import REFERENCES, Readers
+from rows import BASE, EIGHT, ONE, REAL, WORDS, Photos, Wanted, load
+
+from bolid.backends.image_text import ImageTextModel
+from bolid.method.distributions import frechet_interval, kernel_distance
+from bolid.method.feature_statistics import FeatureStatistics
+from bolid.method.metrics import (
+    Interval,
+    correlation_interval,
+    jackknife_interval,
+    perceptual_distance,
+    r2_scores,
+)
+from bolid.synth.body import body_ratios
+from bolid.synth.people import RATIO_NAMES, sample_person
+
+sys.path.append(str(Path(__file__).parents[1] / "tiny_family"))
+from measure_base import edge_energy
+from train_image_text import PROMPTS, truth_of, zero_shot
+
+COLOURS = ("top_color", "bottom_color")
+LIGHT = np.array([0.2126, 0.7152, 0.0722])  # luminance of linear RGB (Rec. 709)
+NOTHING = Interval(float("nan"), float("nan"), float("nan"))
+
+People = dict[int, tuple[Photos, list[Wanted]]]
+
+
+@dataclass
+class Row:
+    """One row's readings. nan where a picture has none."""
+
+    bodies: dict[str, np.ndarray]  # reader -> [P, N, ...] of full bodies
+    found_bodies: np.ndarray  # [P, N] 0 or 1
+    found_portraits: np.ndarray  # [P, N]
+    likeness: np.ndarray  # [P, N] of portraits
+    asked: dict[str, np.ndarray]  # attribute -> [P, N], 0 or 1, of all pictures
+    features: torch.Tensor  # [P * N, D] of full bodies
+    edges: np.ndarray  # [P] of full bodies
+    diversity: np.ndarray  # [P]
+
+
+class Readings:
+    """All rows' readings, and `figures`. People whom a row left out are left out of all."""
+
+    def __init__(self, readers: Readers, people: People, folders: Mapping[str, Path]) -> None:
+        self.readers = readers
+        names = {seed: sample_person(seed).name for seed in people}
+        self.people = {
+            seed: both for seed, both in people.items()
+            if all((folder / names[seed] / f"{both[1][0].name}.png").is_file() for folder in folders.values())
+        }  # fmt: skip
+        seeds = list(self.people)
+        ratios = [body_ratios(sample_person(seed)) for seed in seeds]
+        self.truth = np.array([[one[name] for name in RATIO_NAMES] for one in ratios])  # [P, R]
+        self.reference = [
+            [self._resized(image, face=True) for image in load(photos.portraits[:REFERENCES])]
+            for photos, _ in self.people.values()
+        ]
+        self.reference_faces = [[readers.face(image) for image in images] for images in self.reference]
+        self.rows = {name: self._read(name, folder, names) for name, folder in folders.items()}
+        self.rows[REAL] = self._read_real()
+        skin = np.array([sample_person(seed).skin for seed in seeds])
+        self.by_skin = np.argsort(np.power(skin, 2.2) @ LIGHT)  # darkest first
+
+    def _resized(self, image: np.ndarray, face: bool = False) -> np.ndarray:
+        """A photo at the family's size where that is smaller; faces are recognised at the photo's own."""
+        if face or image.shape[0] <= self.readers.size[0]:
+            return image
+        return cv2.resize(image, self.readers.size[::-1], interpolation=cv2.INTER_AREA)
+
+    def _read(self, name: str, folder: Path, names: Mapping[int, str]) -> Row:
+        bodies, portraits, again, asked = [], [], [], []
+        for seed, (_, requests) in self.people.items():
+            files = [folder / names[seed] / f"{one.name}.png" for one in requests]
+            pictures = {file.stem: picture for file, picture in zip(files, load(files), strict=True)}
+            again.append(pictures.pop("full-0-again"))
+            bodies.append([picture for one, picture in pictures.items() if one.startswith("full")])
+            portraits.append([picture for one, picture in pictures.items() if one.startswith("portrait")])
+            asked.append([one.attributes for one in requests if one.name in pictures])
+        return self._row(bodies, portraits, again, asked)
+
+    def _read_real(self) -> Row:
+        bodies = [[self._resized(i) for i in load(photos.held_out)] for photos, _ in self.people.values()]
+        portraits = [
+            [self._resized(i, face=True) for i in load(photos.portraits[REFERENCES:])]
+            for photos, _ in self.people.values()
+        ]
+        return self._row(bodies, portraits, None, None)
+
+    def _row(
+        self, bodies: list[list[np.ndarray]], portraits: list[list[np.ndarray]], again: list[np.ndarray] | None,
+        asked: list[list[dict[str, Any]]] | None,
+    ) -> Row:  # fmt: skip
+        """Of each person: full bodies, portraits, the first body with other noise, and what they were asked to show."""
+        readers, each = self.readers, len(bodies[0])
+        flat = [picture for theirs in bodies for picture in theirs]
+        embeds = readers.tower.encode_images(flat).float()
+        faces = [[readers.face(picture) for picture in theirs] for theirs in portraits]
+        likeness = [
+            [likeness_of(face, references) for face in theirs]
+            for theirs, references in zip(faces, self.reference_faces, strict=True)
+        ]
+        diversity = np.full(len(bodies), np.nan)
+        if again is not None:
+            views = [
+                readers.tower.patch_features([p])
+                for pair in zip(again, bodies, strict=True)
+                for p in (pair[0], pair[1][0])
+            ]
+            diversity = np.array([
+                float(perceptual_distance([a], [b])) for a, b in zip(views[::2], views[1::2], strict=True)
+            ])  # fmt: skip
+        scores: dict[str, np.ndarray] = {}
+        if asked is not None:
+            pictures = [p for body, portrait in zip(bodies, portraits, strict=True) for p in (*body, *portrait)]
+            scores = as_asked(readers.tower, pictures, [one for theirs in asked for one in theirs], len(bodies))
+        return Row(
+            {name: one.read(flat).reshape(len(bodies), each, -1) for name, one in readers.bodies.items()},
+            np.array([[bool(readers.faces.detect(p)) for p in theirs] for theirs in bodies], float),
+            np.array([[face is not None for face in theirs] for theirs in faces], float),
+            np.array(likeness), scores, embeds,
+            np.array([edge_energy(np.stack(theirs)) for theirs in bodies]), diversity,
+        )  # fmt: skip
+
+    # ---- figures --------------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, dict[str, Interval]]:
+        """Row -> figure -> value and interval."""
+        found = {}
+        for name in self.rows:
+            bodies = [self._body(name, by).items() for by in self.readers.bodies]
+            found[name] = dict(itertools.chain(*bodies)) | self._faces(name) | self._looks(name)
+        return found
+
+    def over_people(self, statistic: Callable[[np.ndarray], float]) -> Interval:
+        """A statistic of rows of people, and its jackknife interval."""
+        rows = np.arange(len(self.people))
+        left_out = torch.tensor([statistic(rows[rows != person]) for person in rows])
+        value = statistic(rows)
+        return NOTHING if np.isnan(value) or left_out.isnan().any() else jackknife_interval(value, left_out)
+
+    def mean(self, values: np.ndarray) -> Interval:
+        """Of [P, N] or [P], people weighing equally."""
+        each = values.reshape(len(values), -1)
+        theirs = np.array([np.nan if np.isnan(row).all() else np.nanmean(row) for row in each])
+        return self.over_people(
+            lambda rows: float(np.nanmean(theirs[rows])) if not np.isnan(theirs[rows]).all() else np.nan
+        )
+
+    def _r2(self, ratios: np.ndarray, rows: np.ndarray, part: int | None = None) -> float:
+        """Mean over the ratios, or of one, of readings [P, R]."""
+        scores = r2_scores(torch.from_numpy(self.truth[rows]), torch.from_numpy(ratios[rows].astype(float)))
+        return float(scores.mean() if part is None else scores[part])
+
+    def _ratios(self, name: str, by: str) -> tuple[np.ndarray, np.ndarray]:
+        """[P, R] of the mean of a person's pictures, [N, P, R] of single ones; in the order of RATIO_NAMES."""
+        read, reader = self.rows[name].bodies[by], self.readers.bodies[by]
+        order = [reader.names.index(ratio) for ratio in RATIO_NAMES]
+        single = np.stack([reader.ratios(read[:, i], 1)[:, order] for i in range(read.shape[1])])
+        return reader.ratios(read.mean(1), read.shape[1])[:, order], single
+
+    def _body(self, name: str, by: str) -> dict[str, Interval]:
+        mean, single = self._ratios(name, by)
+        found = {
+            f"body by {by}, mean R2, mean of a person's pictures": self.over_people(lambda rows: self._r2(mean, rows)),
+            f"body by {by}, mean R2, one picture": self.over_people(
+                lambda rows: float(np.mean([self._r2(one, rows) for one in single]))
+            ),
+        }
+        for part, label in enumerate(RATIO_NAMES):
+            found[f"{label.replace('_', ' ')} by {by}, R2"] = self.over_people(
+                lambda rows, p=part: self._r2(mean, rows, p)
+            )
+        if name == ONE and EIGHT in self.rows:
+            eight = self._ratios(EIGHT, by)[0]
+            found[f"R2 by {by} over that of {EIGHT}"] = self.over_people(
+                lambda rows: self._r2(mean, rows) / self._r2(eight, rows)
+            )
+        if len(self.people) < 5:
+            return found
+        truth, read = torch.from_numpy(self.truth), torch.from_numpy(mean.astype(float))
+        found[f"body by {by}, mean r"] = correlation_interval(truth, read)
+        for other in (BASE, WORDS):
+            if other in self.rows and name not in (BASE, WORDS, REAL):
+                theirs = torch.from_numpy(self._ratios(other, by)[0].astype(float))
+                found[f"r by {by} minus {other}'s"] = correlation_interval(truth, read, minus=theirs)
+        return found
+
+    def _faces(self, name: str) -> dict[str, Interval]:
+        row, real = self.rows[name], self.rows[REAL]
+        found = {
+            "face found, portraits": self.mean(row.found_portraits),
+            "face found, full bodies": self.mean(row.found_bodies),
+            "likeness, portraits": self.mean(row.likeness),
+        }
+        if name == REAL:
+            return found
+        own, theirs = row.likeness.mean(1), real.likeness.mean(1)
+        found["likeness over that of two real photos"] = self.over_people(
+            lambda rows: float(own[rows].mean() / theirs[rows].mean())
+        )
+        third = len(self.by_skin) // 3
+        for label, values in (
+            ("likeness", own),
+            ("face found", np.concatenate([row.found_portraits, row.found_bodies], 1).mean(1)),
+        ):
+            for which, group in (("darkest", self.by_skin[:third]), ("lightest", self.by_skin[-third:])):
+                found[f"{which} third: {label}"] = self.over_people(
+                    lambda rows, g=group, v=values: float(v[np.intersect1d(g, rows)].mean())
+                )
+            found[f"darkest third over lightest: {label}"] = self.over_people(
+                lambda rows, v=values: float(
+                    v[np.intersect1d(self.by_skin[:third], rows)].mean()
+                    / v[np.intersect1d(self.by_skin[-third:], rows)].mean()
+                )
+            )
+        return found
+
+    def _looks(self, name: str) -> dict[str, Interval]:
+        row, real = self.rows[name], self.rows[REAL]
+        found = {f"{label} as asked": self.mean(values) for label, values in row.asked.items()}
+        found["edges over the renders'"] = self.over_people(
+            lambda rows: float(row.edges[rows].mean() / real.edges[rows].mean())
+        )
+        if name == REAL:
+            return found
+        found["diversity"] = self.mean(row.diversity)
+        if BASE in self.rows and name != BASE:
+            base = self.rows[BASE].diversity
+            found["diversity over the base's"] = self.over_people(
+                lambda rows: float(row.diversity[rows].mean() / base[rows].mean())
+            )
+        mine, theirs = self._statistics(row.features), self._real_statistics
+        found["FID"] = frechet_interval(mine, theirs)
+        kid = kernel_distance(mine, theirs)
+        found["KID, 1e-3"] = Interval(*(1000 * x for x in kid))
+        return found
+
+    @cached_property
+    def _real_statistics(self) -> FeatureStatistics:
+        return self._statistics(self.rows[REAL].features)
+
+    def _statistics(self, features: torch.Tensor) -> FeatureStatistics:
+        found = FeatureStatistics(features.shape[1])
+        found.update(features)
+        return found
+
+
+def likeness_of(face: np.ndarray | None, references: Sequence[np.ndarray | None]) -> float:
+    """Mean cosine of a face with each reference face; 0 without a face, nan without a reference."""
+    known = [one for one in references if one is not None]
+    if not known:
+        return float("nan")
+    return 0.0 if face is None else float(np.mean([face @ one for one in known]))
+
+
+def as_asked(
+    tower: ImageTextModel, pictures: list[np.ndarray], attributes: list[dict[str, Any]], people: int
+) -> dict[str, np.ndarray]:
+    """Attribute -> [P, N]: whether each picture shows it as its prompt asked; nan where it asked for none.
+
+    `pictures` and `attributes` are person by person. "colours" is the mean of top and bottom.
+    """
+    embeds = tower.encode_images(pictures)
+    wanted = [truth_of({"attributes": one}) for one in attributes]
+    found = {}
+    for name, prompts in PROMPTS.items():
+        values = list(prompts)
+        guessed = zero_shot(tower, embeds, prompts).argmax(-1).tolist()
+        right = [
+            float(values[guess] == truth[name]) if name in truth else np.nan
+            for guess, truth in zip(guessed, wanted, strict=True)
+        ]
+        found[name] = np.array(right).reshape(people, -1)
+    colours = np.concatenate([found.pop(name) for name in COLOURS], 1)
+    return {"pose": found.pop("pose"), "colours": colours, **found}
