@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fisher_faces import FILE as FACES_FILE
+from fisher_faces import FisherFaces
 from judge.network import FILE as JUDGE_FILE
 from judge.network import Judge
 from mask_reader import MaskReader
 
-from bolid.backends.face import FaceModel, Recogniser
+from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
 from bolid.models.families import Family
+from bolid.run import home
 
-PACK = Path(__file__).with_name("recogniser")
+OUTSIDER, OWN = "an outsider", "the family's own"  # recognisers; the second has a part in training
 REFERENCES = 2  # portraits of each person that faces are compared with
 
 
@@ -65,23 +68,43 @@ class Readers:
         self.bodies["masks"] = ByMasks(family)
         self.tower = ImageTextModel(family.require("image_text"))
         self.faces = FaceModel(family.require("face"))
-        self.recogniser = Recogniser(PACK) if (PACK / "rec.onnx").is_file() else None
-        who = "the family's own recogniser, which has a part in training"
-        if self.recogniser is not None:
-            who = f"recogniser/, no part in any training, SHA-256 {self.recogniser.sha256[:12]}"
+        self.outsider = FisherFaces() if FACES_FILE.is_file() else None
+        self.dino = Dino(home() / "dinov2") if (home() / "dinov2").is_dir() else None
         self.instruments = {
             "body by judge": "judge/, no part in any training" if "judge" in self.bodies else f"nothing: no {judge}",
             "body by masks": "mask_reader.py, fed by the family's pose and segmentation networks",
             "face found": "the family's face detector at its usual threshold",
-            "likeness": f"mean cosine with each of {REFERENCES} real portraits, 0 where no face is found; {who}",
+            "likeness": f"mean cosine with each of {REFERENCES} real portraits, 0 where no face is found",
+            f"likeness by {OUTSIDER}": "fisher_faces.py, no part in any training",
+            f"likeness by {OWN}": "the family's recogniser, which has a part in training",
             "as asked": "the family's image-text model, zero-shot",
             "FID, KID, diversity": "the family's image tower; diversity is LPIPS without its learned weights",
+            "FD on DINOv2": f"{home() / 'dinov2'}" if self.dino else f"nothing: no DINOv2 in {home() / 'dinov2'}",
             "edges": "mean squared difference of neighbouring pixels",
         }
 
-    def face(self, image: np.ndarray) -> np.ndarray | None:
-        """The recogniser's vector [512] of the most certain face, unit length; None without one."""
+    def face(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Recogniser -> vector of the most certain face, unit length; empty without one."""
         found = self.faces.detect(image)
         if not found:
-            return None
-        return found[0].embedding if self.recogniser is None else self.recogniser.embed(image, found[0])
+            return {}
+        outside = {} if self.outsider is None else {OUTSIDER: self.outsider.embed(image, found[0])}
+        return {**outside, OWN: found[0].embedding}
+
+
+class Dino:
+    """DINOv2's class token (Oquab et al., arXiv:2304.07193), from a folder as transformers has it."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        self.prepare = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+
+    @torch.no_grad()
+    def encode(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """f32 [N, D]."""
+        parts = [
+            self.prepare(images=list(pictures[i : i + 8]), return_tensors="pt") for i in range(0, len(pictures), 8)
+        ]
+        return torch.cat([self.network(**part).last_hidden_state[:, 0] for part in parts])

@@ -9,14 +9,13 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from instruments import REFERENCES, Readers
+from instruments import OUTSIDER, OWN, REFERENCES, Readers
 from rows import BASE, EIGHT, ONE, REAL, WORDS, Photos, Wanted, load
 
 from bolid.backends.image_text import ImageTextModel
@@ -50,9 +49,9 @@ class Row:
     bodies: dict[str, np.ndarray]  # reader -> [P, N, ...] of full bodies
     found_bodies: np.ndarray  # [P, N] 0 or 1
     found_portraits: np.ndarray  # [P, N]
-    likeness: np.ndarray  # [P, N] of portraits
+    likeness: dict[str, np.ndarray]  # recogniser -> [P, N] of portraits
     asked: dict[str, np.ndarray]  # attribute -> [P, N], 0 or 1, of all pictures
-    features: torch.Tensor  # [P * N, D] of full bodies
+    features: dict[str, torch.Tensor]  # figure -> [P * N, D] of full bodies
     edges: np.ndarray  # [P] of full bodies
     diversity: np.ndarray  # [P]
 
@@ -70,19 +69,17 @@ class Readings:
         seeds = list(self.people)
         ratios = [body_ratios(sample_person(seed)) for seed in seeds]
         self.truth = np.array([[one[name] for name in RATIO_NAMES] for one in ratios])  # [P, R]
-        self.reference = [
-            [self._resized(image, face=True) for image in load(photos.portraits[:REFERENCES])]
-            for photos, _ in self.people.values()
+        self.reference_faces = [
+            [readers.face(image) for image in load(photos.portraits[:REFERENCES])] for photos, _ in self.people.values()
         ]
-        self.reference_faces = [[readers.face(image) for image in images] for images in self.reference]
         self.rows = {name: self._read(name, folder, names) for name, folder in folders.items()}
         self.rows[REAL] = self._read_real()
         skin = np.array([sample_person(seed).skin for seed in seeds])
         self.by_skin = np.argsort(np.power(skin, 2.2) @ LIGHT)  # darkest first
 
-    def _resized(self, image: np.ndarray, face: bool = False) -> np.ndarray:
-        """A photo at the family's size where that is smaller; faces are recognised at the photo's own."""
-        if face or image.shape[0] <= self.readers.size[0]:
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        """A photo at the family's size, where that is smaller."""
+        if image.shape[0] <= self.readers.size[0]:
             return image
         return cv2.resize(image, self.readers.size[::-1], interpolation=cv2.INTER_AREA)
 
@@ -99,10 +96,7 @@ class Readings:
 
     def _read_real(self) -> Row:
         bodies = [[self._resized(i) for i in load(photos.held_out)] for photos, _ in self.people.values()]
-        portraits = [
-            [self._resized(i, face=True) for i in load(photos.portraits[REFERENCES:])]
-            for photos, _ in self.people.values()
-        ]
+        portraits = [load(photos.portraits[REFERENCES:]) for photos, _ in self.people.values()]
         return self._row(bodies, portraits, None, None)
 
     def _row(
@@ -112,12 +106,17 @@ class Readings:
         """Of each person: full bodies, portraits, the first body with other noise, and what they were asked to show."""
         readers, each = self.readers, len(bodies[0])
         flat = [picture for theirs in bodies for picture in theirs]
-        embeds = readers.tower.encode_images(flat).float()
+        features = {"FID": readers.tower.encode_images(flat).float()}
+        if readers.dino is not None:
+            features["FD on DINOv2"] = readers.dino.encode(flat)
         faces = [[readers.face(picture) for picture in theirs] for theirs in portraits]
-        likeness = [
-            [likeness_of(face, references) for face in theirs]
-            for theirs, references in zip(faces, self.reference_faces, strict=True)
-        ]
+        likeness = {
+            by: np.array([
+                [likeness_of(face, references, by) for face in theirs]
+                for theirs, references in zip(faces, self.reference_faces, strict=True)
+            ])
+            for by in ((OUTSIDER, OWN) if readers.outsider is not None else (OWN,))
+        }  # fmt: skip
         diversity = np.full(len(bodies), np.nan)
         if again is not None:
             views = [
@@ -135,8 +134,8 @@ class Readings:
         return Row(
             {name: one.read(flat).reshape(len(bodies), each, -1) for name, one in readers.bodies.items()},
             np.array([[bool(readers.faces.detect(p)) for p in theirs] for theirs in bodies], float),
-            np.array([[face is not None for face in theirs] for theirs in faces], float),
-            np.array(likeness), scores, embeds,
+            np.array([[bool(face) for face in theirs] for theirs in faces], float),
+            likeness, scores, features,
             np.array([edge_energy(np.stack(theirs)) for theirs in bodies]), diversity,
         )  # fmt: skip
 
@@ -209,34 +208,36 @@ class Readings:
         found = {
             "face found, portraits": self.mean(row.found_portraits),
             "face found, full bodies": self.mean(row.found_bodies),
-            "likeness, portraits": self.mean(row.likeness),
         }
-        if name == REAL:
-            return found
-        own, theirs = row.likeness.mean(1), real.likeness.mean(1)
-        found["likeness over that of two real photos"] = self.over_people(
-            lambda rows: float(own[rows].mean() / theirs[rows].mean())
-        )
+        by_person = {"face found": np.concatenate([row.found_portraits, row.found_bodies], 1).mean(1)}
+        for by, values in row.likeness.items():
+            found[f"likeness by {by}"] = self.mean(values)
+            by_person[f"likeness by {by}"] = own = values.mean(1)
+            if name != REAL:
+                found[f"likeness by {by} over that of two real photos"] = self.over_people(
+                    lambda rows, a=own, b=real.likeness[by].mean(1): float(np.nanmean(a[rows]) / np.nanmean(b[rows]))
+                )
         third = len(self.by_skin) // 3
-        for label, values in (
-            ("likeness", own),
-            ("face found", np.concatenate([row.found_portraits, row.found_bodies], 1).mean(1)),
-        ):
-            for which, group in (("darkest", self.by_skin[:third]), ("lightest", self.by_skin[-third:])):
-                found[f"{which} third: {label}"] = self.over_people(
-                    lambda rows, g=group, v=values: float(v[np.intersect1d(g, rows)].mean())
-                )
-            found[f"darkest third over lightest: {label}"] = self.over_people(
-                lambda rows, v=values: float(
-                    v[np.intersect1d(self.by_skin[:third], rows)].mean()
-                    / v[np.intersect1d(self.by_skin[-third:], rows)].mean()
-                )
+        darkest, lightest = self.by_skin[:third], self.by_skin[-third:]
+        for label, values in by_person.items():
+
+            def of(group: np.ndarray, rows: np.ndarray, values: np.ndarray = values) -> float:
+                return float(np.nanmean(values[np.intersect1d(group, rows)]))
+
+            found[f"{label}, darkest third"] = self.over_people(lambda rows, of=of: of(darkest, rows))
+            found[f"{label}, lightest third"] = self.over_people(lambda rows, of=of: of(lightest, rows))
+            found[f"{label}, darkest over lightest"] = self.over_people(
+                lambda rows, of=of: of(darkest, rows) / of(lightest, rows)
             )
         return found
 
     def _looks(self, name: str) -> dict[str, Interval]:
         row, real = self.rows[name], self.rows[REAL]
-        found = {f"{label} as asked": self.mean(values) for label, values in row.asked.items()}
+        found = {}
+        for label, values in row.asked.items():
+            found[f"{label} as asked"] = self.mean(values)
+            if BASE in self.rows and name != BASE:
+                found[f"{label} as asked, minus the base's"] = self.mean(values - self.rows[BASE].asked[label])
         found["edges over the renders'"] = self.over_people(
             lambda rows: float(row.edges[rows].mean() / real.edges[rows].mean())
         )
@@ -248,15 +249,12 @@ class Readings:
             found["diversity over the base's"] = self.over_people(
                 lambda rows: float(row.diversity[rows].mean() / base[rows].mean())
             )
-        mine, theirs = self._statistics(row.features), self._real_statistics
-        found["FID"] = frechet_interval(mine, theirs)
-        kid = kernel_distance(mine, theirs)
-        found["KID, 1e-3"] = Interval(*(1000 * x for x in kid))
+        for label, features in row.features.items():
+            mine, theirs = self._statistics(features), self._statistics(real.features[label])
+            found[label] = frechet_interval(mine, theirs)
+            if label == "FID":
+                found["KID, 1e-3"] = Interval(*(1000 * x for x in kernel_distance(mine, theirs)))
         return found
-
-    @cached_property
-    def _real_statistics(self) -> FeatureStatistics:
-        return self._statistics(self.rows[REAL].features)
 
     def _statistics(self, features: torch.Tensor) -> FeatureStatistics:
         found = FeatureStatistics(features.shape[1])
@@ -264,12 +262,12 @@ class Readings:
         return found
 
 
-def likeness_of(face: np.ndarray | None, references: Sequence[np.ndarray | None]) -> float:
-    """Mean cosine of a face with each reference face; 0 without a face, nan without a reference."""
-    known = [one for one in references if one is not None]
+def likeness_of(face: Mapping[str, np.ndarray], references: Sequence[Mapping[str, np.ndarray]], by: str) -> float:
+    """Mean cosine of a face with each reference face, by one recogniser; 0 without a face, nan without a reference."""
+    known = [one[by] for one in references if one]
     if not known:
         return float("nan")
-    return 0.0 if face is None else float(np.mean([face @ one for one in known]))
+    return float(np.mean([face[by] @ one for one in known])) if face else 0.0
 
 
 def as_asked(

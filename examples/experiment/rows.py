@@ -6,6 +6,7 @@ never rendered, with the person's gender and no word for the build; only `build-
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from build_words import with_build
 from instruments import REFERENCES
 from PIL import Image
 
+from bolid.backends.attention import cache_conditions
 from bolid.backends.diffusion import decode_latents, load_base, load_controlnet, quiet_diffusers
 from bolid.backends.sampling import Control, sample
 from bolid.errors import BolidError
@@ -69,9 +71,9 @@ def wanted(person: SyntheticPerson, bodies: int, portraits: int) -> list[Wanted]
         for i in range(count):
             other = int(derive_seed(person.seed, "figures", framing, i) % 20_000) + 150_000
             prompt, attributes = random_prompt(other, framing=framing)
-            words = [gender if word in ("woman", "man") else word for word in prompt.split(" ")]
+            prompt = re.sub(r"\b(?:wo)?man\b", gender, prompt)
             seed = derive_seed(person.seed, "figures", framing, i, "noise")
-            found.append(Wanted(f"{framing.split()[0]}-{i}", " ".join(words), attributes, seed))
+            found.append(Wanted(f"{framing.split()[0]}-{i}", prompt, attributes, seed))
     again = Wanted("full-0-again", found[0].prompt, found[0].attributes, derive_seed(found[0].seed, "again"))
     return [*found, again]
 
@@ -119,7 +121,9 @@ class Maker:
 
     @cached_property
     def plain(self) -> Any:
-        return load_base(self.family, sampler=self.settings)
+        pipe = load_base(self.family, sampler=self.settings)
+        cache_conditions(pipe.unet)
+        return pipe
 
     @cached_property
     def adapted(self) -> Any:
@@ -131,6 +135,7 @@ class Maker:
             pipe.load_ip_adapter(
                 states, subfolder=[""] * len(states), weight_name=[""] * len(states), image_encoder_folder=None
             )
+        cache_conditions(pipe.unet)
         return pipe
 
     @cached_property
@@ -193,13 +198,12 @@ class Maker:
 
     def models(self) -> dict[str, str]:
         """SHA-256 of what decides on the pictures."""
-        family = self.family
-        parts = {"body_encoder": family.body_encoder, **self.adapters}
-        files = [path for path in sorted(family.base.rglob("*.safetensors"))] if family.base.is_dir() else [family.base]
-        if family.has("depth_controlnet"):
-            files += sorted(family.depth_controlnet.rglob("*.safetensors"))
-        hashes = {str(path.relative_to(family.base.parent)): sha256_file(path) for path in files}
-        hashes |= {name: sha256_file(path) for name, path in parts.items() if path.is_file()}
+        family, hashes = self.family, {}
+        for part in ("base", "depth_controlnet", "body_encoder"):
+            path: Path = getattr(family, part)
+            for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []:
+                hashes[f"{part}/{file.relative_to(path)}"] = sha256_file(file)
+        hashes |= {name: sha256_file(path) for name, path in self.adapters.items() if path.is_file()}
         return hashes | {"size": str(family.image_size), "sampler": canonical_json(self.settings)}
 
 
@@ -208,10 +212,11 @@ def make_row(maker: Maker, row: str, people: dict[int, tuple[Photos, list[Wanted
 
     A person of whom the one photo shows no body is left out, with a line on stderr.
     """
-    folder, stamp = work / row, canonical_json(maker.models())
-    if folder.exists() and (folder / "models.json").read_text(encoding="utf-8") != stamp:
+    folder, models = work / row, canonical_json(maker.models())
+    stamp = folder / "models.json"
+    if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == models):
         shutil.rmtree(folder)
-    write_atomic(folder / "models.json", stamp)
+    write_atomic(stamp, models)
     for seed, (photos, asked) in people.items():
         who = sample_person(seed)
         missing = [one for one in asked if not (folder / who.name / f"{one.name}.png").is_file()]
@@ -230,11 +235,11 @@ def make_row(maker: Maker, row: str, people: dict[int, tuple[Photos, list[Wanted
     return folder
 
 
-def seconds_a_picture(maker: Maker, photos: Photos, asked: Sequence[Wanted]) -> float:
+def seconds_a_picture(maker: Maker, photos: Photos, asked: Sequence[Wanted]) -> float | None:
     """CPU seconds of one picture by BoLID from eight photos, models and person loaded, four at once; the lesser of two
-    runs."""
+    runs. None without adapters."""
     if maker.lacks(EIGHT):
-        return float("nan")
+        return None
     spent = []
     for _ in range(2):
         begun = time.process_time()
