@@ -77,10 +77,10 @@ def some_readings(people: int = 12, noise: float = 0.0) -> readings.Readings:
     found.by_skin = rng.permutation(people)
 
     class Reader:
-        names = RATIO_NAMES
+        ratio_names = RATIO_NAMES
 
-        def ratios(self, read, count):
-            return read
+        def ratios(self, read):
+            return read.mean(1)
 
     class Instruments:
         bodies = {"judge": Reader()}

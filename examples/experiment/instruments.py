@@ -1,6 +1,6 @@
 """The instruments of figures.py: two readers of bodies, a detector and a recogniser of faces, the image-text model.
 
-Shapes: N pictures, P people, R body ratios, D body dimensions.
+Shapes: N pictures, P people, R body ratios, D features.
 """
 
 from __future__ import annotations
@@ -26,36 +26,19 @@ REFERENCES = 2  # portraits of each person that faces are compared with
 
 
 class ByJudge:
-    """Body ratios by the judge."""
+    """Body ratios, named `ratio_names`, by the judge."""
 
     def __init__(self, file: Path) -> None:
         self.judge = Judge(file)
-        self.names = self.judge.ratio_names
+        self.ratio_names = self.judge.ratio_names
 
     def read(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """[N, R]."""
         return self.judge.predict(pictures)
 
-    def ratios(self, read: np.ndarray, count: int) -> np.ndarray:
-        """[P, R] of readings [P, R] of one picture each, or of means over `count`."""
-        return read
-
-
-class ByMasks:
-    """Body ratios by mask_reader.py; a picture without a person reads as the mean of the others."""
-
-    def __init__(self, family: Family) -> None:
-        self.reader = MaskReader(family)
-        self.names = self.reader.ratio_names
-
-    def read(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """[N, D]."""
-        vectors = self.reader.encode(pictures).numpy()
-        return np.where(np.isnan(vectors), np.nanmean(vectors, 0), vectors)
-
-    def ratios(self, read: np.ndarray, count: int) -> np.ndarray:
-        """[P, R] of vectors [P, D] of one picture each, or of means over `count`."""
-        return self.reader.ratios(torch.from_numpy(read).float(), count)
+    def ratios(self, read: np.ndarray) -> np.ndarray:
+        """[P, R] of readings [P, N, R] of N pictures each: their mean."""
+        return read.mean(1)
 
 
 class Readers:
@@ -64,8 +47,8 @@ class Readers:
 
     def __init__(self, family: Family, judge: Path = JUDGE_FILE) -> None:
         self.size = family.image_size
-        self.bodies: dict[str, ByJudge | ByMasks] = {"judge": ByJudge(judge)} if judge.is_file() else {}
-        self.bodies["masks"] = ByMasks(family)
+        self.bodies: dict[str, ByJudge | MaskReader] = {"judge": ByJudge(judge)} if judge.is_file() else {}
+        self.bodies["masks"] = MaskReader(family)
         self.tower = ImageTextModel(family.require("image_text"))
         self.faces = FaceModel(family.require("face"))
         self.outsider = FisherFaces() if FACES_FILE.is_file() else None

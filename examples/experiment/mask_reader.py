@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from bolid.backends.body import BodyEncoder
+from bolid.backends.body import BodyEncoder, fuse_views
 from bolid.backends.pose import PoseModel
 from bolid.backends.segmentation import load_segmenter
 from bolid.formats.tensors import load_tensors, save_tensors
@@ -55,23 +55,30 @@ class MaskReader:
         self.pose = PoseModel(family.require("pose"))
         self.segmenter = load_segmenter(family.require("segmentation"))
 
-    def encode(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """f32 [N, D] of pictures uint8 [H, W, 3]; nan where nobody is found."""
-        found = torch.full((len(images), self.encoder.body_dim), torch.nan)
-        for vector, image in zip(found, images, strict=True):
+    def read(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """f32 [N, 2 D + 1] of pictures uint8 [H, W, 3]: mean and log variance of the view, and its confidence, which is
+        0 where nobody is found."""
+        found = np.zeros((len(images), 2 * self.encoder.body_dim + 1), np.float32)
+        for row, image in zip(found, images, strict=True):
             person = choose_person(self.pose.detect([image])[0], "main")
             if isinstance(person, str):
                 continue
             keypoints = person.keypoints.astype(np.float32)
             view = self.segmenter.segment(image, whole_box(person, image.shape[:2]), keypoints)
             if view is not None:
-                vector[:] = self.encoder.encode_masks([view])[0][0]
+                row[:] = torch.cat([part.flatten() for part in self.encoder.encode_masks([view])])
         return found
 
-    def ratios(self, vectors: torch.Tensor, count: int) -> np.ndarray:
-        """[N, R] from vectors [N, D] of one picture, or means of about `count` pictures' vectors."""
-        weight, bias = self.maps[1 if count == 1 else COUNTS[-1]]
-        return (vectors @ weight + bias).numpy()
+    def ratios(self, read: np.ndarray) -> np.ndarray:
+        """[P, R] of readings [P, N, 2 D + 1] of N pictures each, which are fused as `bolid profile` does."""
+        weight, bias = self.maps[1 if read.shape[1] == 1 else COUNTS[-1]]
+        bodies = [fused(*torch.from_numpy(theirs).split([weight.shape[0], weight.shape[0], 1], 1)) for theirs in read]
+        return (torch.stack(bodies) @ weight + bias).numpy()
+
+
+def fused(mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """body_mean [D] of views [N, D], [N, D], [N, 1]."""
+    return fuse_views(mean, logvar, confidence.flatten())[0]
 
 
 def ridge(x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,10 +103,16 @@ def ridge(x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> tuple[torch
     return solved(torch.ones(len(x), dtype=torch.bool), max(PENALTIES, key=score))
 
 
-def of_people(people: list[dict], encoder: BodyEncoder) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Each person's views [M, D], and the true ratios [P, R], f64."""
-    ratios = torch.from_numpy(np.stack([person["ratios"] for person in people])).double()
-    return [mean.double() for mean, _, _ in encode(people, encoder)], ratios
+def of_people(people: list[dict], encoder: BodyEncoder) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor]:
+    """Each person's views (mean [N, D], log variance [N, D], confidence [N]), and the true ratios [P, R], f64."""
+    return encode(people, encoder), torch.from_numpy(np.stack([person["ratios"] for person in people])).double()
+
+
+def bodies_of(views: list[tuple[torch.Tensor, ...]], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """body_mean [n, D], f64, of every `count` views of a person (fewer where that is all), and whose they are [n]."""
+    chosen = [(i, v, k) for i, v in enumerate(views) for k in range(0, max(len(v[0]) - count, 0) + 1, count)]
+    bodies = [fused(*(part[k : k + count] for part in v)) for _, v, k in chosen]
+    return torch.stack(bodies).double(), torch.tensor([i for i, _, _ in chosen])
 
 
 def main() -> None:
@@ -115,14 +128,14 @@ def main() -> None:
     segmentation = family.require("segmentation")
     views, ratios = of_people(read_people(args.photos, family, segmentation, args.work / "train", args.people), encoder)
     held, truth = of_people(read_people(args.val, family, segmentation, args.work / "own", 200), encoder)
-    tensors, figures = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    figures = {}
     for count in COUNTS:
-        groups = torch.cat([torch.full((len(v) if count == 1 else 1,), i) for i, v in enumerate(views)])
-        x = torch.cat(views) if count == 1 else torch.stack([v.mean(0) for v in views])
-        weight, bias = ridge(x, ratios[groups], groups)
+        x, owner = bodies_of(views, count)
+        weight, bias = ridge(x, ratios[owner], owner)
         tensors |= {f"weight_{count}": weight.float(), f"bias_{count}": bias.float()}
-        own = torch.stack([v[:count].mean(0) for v in held])
-        scores = r2_scores(truth, own @ weight + bias)
+        own, whose = bodies_of(held, count)
+        scores = r2_scores(truth[whose], own @ weight + bias)
         figures[f"{count} photos"] = {"mean R2": float(scores.mean())} | dict(
             zip(RATIO_NAMES, scores.tolist(), strict=True)
         )

@@ -172,9 +172,9 @@ class Readings:
     def _ratios(self, name: str, by: str) -> tuple[np.ndarray, np.ndarray]:
         """[P, R] of the mean of a person's pictures, [N, P, R] of single ones; in the order of RATIO_NAMES."""
         read, reader = self.rows[name].bodies[by], self.readers.bodies[by]
-        order = [reader.names.index(ratio) for ratio in RATIO_NAMES]
-        single = np.stack([reader.ratios(read[:, i], 1)[:, order] for i in range(read.shape[1])])
-        return reader.ratios(read.mean(1), read.shape[1])[:, order], single
+        order = [reader.ratio_names.index(ratio) for ratio in RATIO_NAMES]
+        single = np.stack([reader.ratios(read[:, i : i + 1])[:, order] for i in range(read.shape[1])])
+        return reader.ratios(read)[:, order], single
 
     def _body(self, name: str, by: str) -> dict[str, Interval]:
         mean, single = self._ratios(name, by)

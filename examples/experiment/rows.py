@@ -168,7 +168,9 @@ class Maker:
         for one in asked:  # each in the pose of its prompt; a portrait has no body to follow
             full = one.attributes["framing"] == "full body"
             maps = [depth_picture(body, one.attributes["pose"], size)] if full else []
-            controls = [Control(self.depth, Image.fromarray(picture), parse_scale(1.0)) for picture in maps]
+            controls = [
+                Control(self.depth, Image.fromarray(picture), parse_scale(1.0, "shape_scale")) for picture in maps
+            ]
             pictures += self._sample(self.adapted, [one.prompt], [one.seed], person, controls)
         return pictures
 
@@ -184,9 +186,9 @@ class Maker:
         given: dict[str, Any] = {}
         if person is not None:
             face = torch.zeros(512) if person.face is None else person.face
-            scales = [parse_scale(self.settings.get(f"{branch}_scale", 1.0)) for branch in BRANCHES]
+            scales = [parse_scale(self.settings.get(f"{branch}_scale", 1.0), f"{branch}_scale") for branch in BRANCHES]
             if person.face is None:
-                scales[0] = parse_scale(0.0)
+                scales[0] = parse_scale(0.0, "face_scale")
             given = {"vectors": (face, person.body_mean), "scales": scales}
         latents = sample(
             pipe, [self.family.dressed(prompt) for prompt in prompts], size=self.family.image_size,

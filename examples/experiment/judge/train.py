@@ -43,7 +43,7 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 from bolid.synth.render import Renderer
 from bolid.train_adapter.precision import computing
 
-PEOPLE = range(40_000, 42_000)
+PEOPLE = range(40_000, 43_000)
 CALIBRATION = range(49_000, 49_060)  # who scale the standard deviations
 PHOTOS = 2  # of each
 RENDERED = (256, 192)
