@@ -1,4 +1,4 @@
-"""The judge: reads body ratios, measurements and shape off a picture. Only release.py and reports of a release use it.
+"""The judge: reads body ratios, measurements and shape off a picture. Only figures.py and release.py use it.
 
 It finds places first and measures them then: a convolutional pyramid draws maps of 17 keypoints and of 16 places of its
 own choice, what the pyramid knows at each place becomes a token, and a transformer reads the tokens. The probe is a
