@@ -116,12 +116,12 @@ def mesh_metric(parameters: np.ndarray, vertices: int = 400) -> torch.Tensor:
     alike, to first order and over that of a body to the mean body."""
     chosen = np.random.default_rng(0).permutation(len(body_model().canonical))[:vertices]
     bodies = np.concatenate([np.ones((len(parameters), 1)), parameters], 1)
-    meshes = []
+    parts = []
     for part in np.array_split(bodies, max(len(bodies) // 40, 1)):
         points = body_model().rest(part)[:, chosen]
         points = points - points.mean(1, keepdims=True)
-        meshes.append(points / np.sqrt((points**2).sum((1, 2), keepdims=True)))
-    meshes = np.concatenate(meshes).reshape(len(bodies), -1)
+        parts.append(points / np.sqrt((points**2).sum((1, 2), keepdims=True)))
+    meshes = np.concatenate(parts).reshape(len(bodies), -1)
     mean, std = parameters.mean(0), parameters.std(0)
     line = np.linalg.lstsq((parameters - mean) / std, meshes - meshes.mean(0), rcond=None)[0]
     metric = line @ line.T
@@ -226,7 +226,8 @@ def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[JudgeN
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    count, started, sums = len(data["images"]), time.process_time(), {}
+    count, started = len(data["images"]), time.process_time()
+    sums: dict[str, float] = {}
     each = count // args.batch
     for step in range(first, args.steps):
         generator = torch.Generator().manual_seed(derive_seed(args.seed, "judge", step))
