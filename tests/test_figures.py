@@ -19,6 +19,7 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "experiment"))
 import figures
 import fisher_faces
+import instruments
 import mask_reader
 import readings
 import rows
@@ -59,6 +60,18 @@ def test_a_changed_face_is_a_picture():
     landmarks = np.array([[80, 80], [110, 80], [95, 98], [84, 112], [106, 112]], np.float32)
     face = fisher_faces.changed(image, landmarks, np.random.default_rng(1))
     assert face.shape == (fisher_faces.SIDE, fisher_faces.SIDE, 3) and face.min() >= 0 and face.max() <= 1
+
+
+def test_dinov2_reads_the_whole_picture(tmp_path):
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1, "image_size": 224}
+    Dinov2Model(Dinov2Config(patch_size=56, **sizes)).save_pretrained(tmp_path)
+    dark = np.zeros((60, 40, 3), np.uint8)
+    feet = dark.copy()
+    feet[-8:] = 255
+    found = instruments.Dino(tmp_path).encode([dark, feet, dark])
+    assert found.shape == (3, 16) and torch.equal(found[0], found[2]) and not torch.allclose(found[0], found[1])
 
 
 def test_ridge_finds_a_linear_map():
