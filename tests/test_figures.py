@@ -106,7 +106,7 @@ def some_readings(people: int = 12, noise: float = 0.0) -> readings.Readings:
         read = found.truth[:, None] + scale * rng.normal(size=(people, 4, len(RATIO_NAMES)))
         return readings.Row(
             {"judge": read}, np.ones((people, 4)), np.tile([1.0, 0.0, 0.0], (people, 1)),
-            {"an outsider": np.full((people, 3), 0.2)}, asked,
+            {"an outsider": np.full((people, 3), 0.2)}, {"an outsider": np.full((people, 3), 0.1)}, asked,
             {"FID": torch.randn(4 * people, 8)}, np.full(people, 2.0), np.full(people, 0.1),
         )  # fmt: skip
 
@@ -122,7 +122,8 @@ def test_figures_of_perfect_pictures_are_perfect():
         assert found["base"][name].value < 0
     assert eight["arm by judge, R2"].value == pytest.approx(1)
     assert eight["face found, portraits"].value == pytest.approx(1 / 3)
-    assert eight["likeness by an outsider over that of two real photos"].value == pytest.approx(1)
+    for label in ("", " beyond strangers"):
+        assert eight[f"likeness by an outsider{label}, over real photos'"].value == pytest.approx(1)
     assert eight["face found, darkest over lightest"].value == pytest.approx(1)
     assert eight["diversity over the base's"].value == pytest.approx(1)
     assert eight["pose as asked, minus the base's"].value == 0

@@ -43,7 +43,7 @@ ASKED = {
     "body by judge, mean R2, mean of a person's pictures": "0.78", "body by judge, mean R2, one picture": "0.60",
     "arm by judge, R2": "0.60", "head by judge, R2": "0.60", "r by judge minus build-words's": "0.25",
     "R2 by judge over that of bolid-8": "0.93", "face found, portraits": "0.97", "face found, full bodies": "0.85",
-    "likeness by an outsider over that of two real photos": "0.50", "pose as asked": "0.97", "colours as asked": "0.97",
+    "likeness by an outsider, over real photos'": "0.50", "pose as asked": "0.97", "colours as asked": "0.97",
     "scene as asked": "0.97", "framing as asked": "0.97", "edges over the renders'": "0.9 to 1.1",
     "diversity over the base's": "0.85", "likeness by an outsider, darkest over lightest": "0.9",
     "face found, darkest over lightest": "0.9",
@@ -54,7 +54,8 @@ ASKED = {
 def table(figures: dict[str, dict[str, Interval]], facts: dict[str, Any]) -> str:
     """Markdown: a line a figure, a column a row."""
     columns = list(figures)
-    names = list(dict.fromkeys(name for found in figures.values() for name in found))
+    fullest = sorted(figures.values(), key=len, reverse=True)
+    names = list(dict.fromkeys(name for found in fullest for name in found))
     lines = [
         "# What the family's pictures keep of people",
         "",

@@ -37,7 +37,6 @@ from train_image_text import PROMPTS, truth_of, zero_shot
 
 COLOURS = ("top_color", "bottom_color")
 LIGHT = np.array([0.2126, 0.7152, 0.0722])  # luminance of linear RGB (Rec. 709)
-NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
 People = dict[int, tuple[Photos, list[Wanted]]]
 
@@ -49,7 +48,8 @@ class Row:
     bodies: dict[str, np.ndarray]  # reader -> [P, N, ...] of full bodies
     found_bodies: np.ndarray  # [P, N] 0 or 1
     found_portraits: np.ndarray  # [P, N]
-    likeness: dict[str, np.ndarray]  # recogniser -> [P, N] of portraits
+    likeness: dict[str, np.ndarray]  # recogniser -> [P, N]: of portraits with the person's real ones
+    strangers: dict[str, np.ndarray]  # recogniser -> [P, N]: with the other people's
     asked: dict[str, np.ndarray]  # attribute -> [P, N], 0 or 1, of all pictures
     features: dict[str, torch.Tensor]  # figure -> [P * N, D] of full bodies
     edges: np.ndarray  # [P] of full bodies
@@ -110,13 +110,17 @@ class Readings:
         if readers.dino is not None:
             features["FD on DINOv2"] = readers.dino.encode(flat)
         faces = [[readers.face(picture) for picture in theirs] for theirs in portraits]
-        likeness = {
-            by: np.array([
-                [likeness_of(face, references, by) for face in theirs]
-                for theirs, references in zip(faces, self.reference_faces, strict=True)
-            ])
-            for by in ((OUTSIDER, OWN) if readers.outsider is not None else (OWN,))
-        }  # fmt: skip
+        likeness, strangers = {}, {}
+        for by in (OUTSIDER, OWN) if readers.outsider is not None else (OWN,):
+            with_each = np.array(
+                [
+                    [[likeness_of(face, references, by) for references in self.reference_faces] for face in theirs]
+                    for theirs in faces
+                ]
+            )  # [P, N, P]
+            own = np.eye(len(faces), dtype=bool)[:, None]
+            likeness[by] = with_each.sum(2, where=own)
+            strangers[by] = np.nanmean(with_each, 2, where=~own)
         diversity = np.full(len(bodies), np.nan)
         if again is not None:
             views = [
@@ -135,7 +139,7 @@ class Readings:
             {name: one.read(flat).reshape(len(bodies), each, -1) for name, one in readers.bodies.items()},
             np.array([[bool(readers.faces.detect(p)) for p in theirs] for theirs in bodies], float),
             np.array([[bool(face) for face in theirs] for theirs in faces], float),
-            likeness, scores, features,
+            likeness, strangers, scores, features,
             np.array([edge_energy(np.stack(theirs)) for theirs in bodies]), diversity,
         )  # fmt: skip
 
@@ -154,7 +158,7 @@ class Readings:
         rows = np.arange(len(self.people))
         left_out = torch.tensor([statistic(rows[rows != person]) for person in rows])
         value = statistic(rows)
-        return NOTHING if np.isnan(value) or left_out.isnan().any() else jackknife_interval(value, left_out)
+        return jackknife_interval(value, left_out) if left_out.isfinite().all() else Interval(value, np.nan, np.nan)
 
     def mean(self, values: np.ndarray) -> Interval:
         """Of [P, N] or [P], people weighing equally."""
@@ -212,17 +216,26 @@ class Readings:
         by_person = {"face found": np.concatenate([row.found_portraits, row.found_bodies], 1).mean(1)}
         for by, values in row.likeness.items():
             found[f"likeness by {by}"] = self.mean(values)
+            found[f"likeness by {by} to strangers"] = self.mean(row.strangers[by])
             by_person[f"likeness by {by}"] = own = values.mean(1)
-            if name != REAL:
-                found[f"likeness by {by} over that of two real photos"] = self.over_people(
-                    lambda rows, a=own, b=real.likeness[by].mean(1): float(np.nanmean(a[rows]) / np.nanmean(b[rows]))
+            if name == REAL:
+                continue
+            more = own - row.strangers[by].mean(1)
+            photos = real.likeness[by].mean(1)
+            for label, one, other in (
+                (f"likeness by {by}, over real photos'", own, photos),
+                (f"likeness by {by} beyond strangers, over real photos'", more, photos - real.strangers[by].mean(1)),
+            ):
+                found[label] = self.over_people(
+                    lambda rows, a=one, b=other: float(np.nanmean(a[rows]) / np.nanmean(b[rows]))
                 )
         third = len(self.by_skin) // 3
         darkest, lightest = self.by_skin[:third], self.by_skin[-third:]
         for label, values in by_person.items():
 
             def of(group: np.ndarray, rows: np.ndarray, values: np.ndarray = values) -> float:
-                return float(np.nanmean(values[np.intersect1d(group, rows)]))
+                chosen = values[np.intersect1d(group, rows)]
+                return float(np.nanmean(chosen)) if (~np.isnan(chosen)).any() else np.nan
 
             found[f"{label}, darkest third"] = self.over_people(lambda rows, of=of: of(darkest, rows))
             found[f"{label}, lightest third"] = self.over_people(lambda rows, of=of: of(lightest, rows))
