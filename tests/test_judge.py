@@ -55,13 +55,35 @@ def test_augmented_keypoints_stay_on_the_mask():
     mask = torch.zeros(8, *train.MASK)
     row, column = (round((place + 1) / 2 * size - 0.5) for place, size in ((-0.2, train.MASK[0]), (0.3, train.MASK[1])))
     mask[:, row - 1 : row + 2, column - 1 : column + 2] = 1
-    pixels = torch.zeros(8, *train.RENDERED, 3, dtype=torch.uint8)
-    x, moved, found = train.augmented(pixels, marks, mask, generator)
-    assert x.shape == (8, 3, *network.SIZE) and float(x.abs().max()) <= 1
-    assert (moved[:, 0, 0] < 0).any() and (moved[:, 0, 0] > 0).any()  # some are mirrored
-    for (px, py, _), shown in zip(moved[:, 0].tolist(), found, strict=True):
+    pixels = torch.zeros(8, *network.SIZE, 3, dtype=torch.uint8)
+    joints = torch.zeros(8, 17, 3)
+    joints[:, 5, 0] = 0.1  # the left shoulder, to the picture's right
+    found = train.augmented(train.Batch(pixels, marks, joints, mask), generator)
+    assert found.pictures.shape == (8, 3, *network.SIZE) and float(found.pictures.abs().max()) <= 1
+    mirrored = found.marks[:, 0, 0] < 0
+    assert mirrored.any() and not mirrored.all()
+    for (px, py, _), shown in zip(found.marks[:, 0].tolist(), found.mask, strict=True):
         at = int((py + 1) / 2 * train.MASK[0]), int((px + 1) / 2 * train.MASK[1])
         assert shown[at] > 0.5
+    # In a mirror image the right shoulder is where the left one was, on the other side.
+    assert (
+        torch.allclose(found.joints[mirrored][:, 6, 0], torch.tensor(-0.1)) and not found.joints[mirrored][:, 5].any()
+    )
+    assert torch.equal(found.joints[~mirrored], joints[~mirrored])
+
+
+def test_joints_are_where_the_keypoints_are(renderer):
+    """In a camera's axes, which point right and down as the picture's do."""
+    shot = looks.photograph(renderer, 0)
+    for axis in (0, 1):
+        assert np.corrcoef(shot.joints[:, axis], shot.keypoints[:, axis])[0, 1] > 0.95
+    assert np.allclose(shot.joints.mean(0), 0, atol=1e-5)
+
+
+def test_the_learning_rate_can_be_prolonged_before_its_last_part():
+    assert [train.learning_rate(step, 1000, 2.0) for step in (0, 99, 500, 699)] == [0.02, 2.0, 2.0, 2.0]
+    assert train.learning_rate(699, 1000, 2.0) == train.learning_rate(699, 2000, 2.0)
+    assert train.learning_rate(999, 1000, 2.0) == pytest.approx(2 / 300)
 
 
 @pytest.fixture(scope="module")

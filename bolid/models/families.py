@@ -290,7 +290,7 @@ def _how_to_get(family: str, part: str) -> str:
 def get_family(name: str | None = None) -> Family:
     """The family called ``name``, or the one that is chosen: BOLID_FAMILY, then `bolid models use`, then tiny.
 
-    ``name`` may also be the path of a TOML file::
+    ``name`` may also be a folder with a family.json, laid out like the embedded family's, or the path of a TOML file::
 
         image_size = [512, 384]   # of generated pictures: height, width
         view_size = [512, 384]    # of photos as the body encoder sees them; by default the same
@@ -316,12 +316,25 @@ def get_family(name: str | None = None) -> Family:
         return _family(name, root, parse_json((root / "family.json").read_bytes()))
     if name in _FULL_SIZE:
         return _family(name, home() / name, _FULL_SIZE[name])
+    if (described := Path(name) / "family.json").is_file():
+        return _family(str(Path(name)), Path(name), _read_description(described))
     if name.endswith(".toml"):
         return _family(str(Path(name)), Path(name).parent, read_toml(name, "family file", _NAMES_HINT))
     raise BolidError(f"there is no model family called {name!r}", _NAMES_HINT)
 
 
-_NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give the path of a .toml file"
+def _read_description(file: Path) -> dict[str, Any]:
+    """What a family.json says. Raises BolidError where it is no JSON object."""
+    try:
+        data = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise BolidError(f"{file} is damaged: {error}", "write a JSON object like that of bolid/tiny") from error
+    if not isinstance(data, dict):
+        raise BolidError(f"{file} holds no JSON object", "write one like that of bolid/tiny")
+    return data
+
+
+_NAMES_HINT = f"choose one of {', '.join(FAMILY_NAMES)}, or give a folder with a family.json or a .toml file"
 
 
 # entry of a family file -> its type, and what to write
@@ -412,7 +425,7 @@ def chosen_family() -> tuple[str, str]:
 def remember_family(name: str) -> Path:
     """Make ``name`` the family of later commands. Returns the file that remembers it."""
     get_family(name)  # refuses an unknown one
-    if name.endswith(".toml"):
+    if name not in FAMILY_NAMES:
         name = str(Path(name).resolve())
     write_atomic(_memory(), name + "\n")
     return _memory()

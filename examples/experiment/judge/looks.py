@@ -28,11 +28,13 @@ FIELDS_OF_VIEW = (18.0, 40.0)  # vertical, in degrees
 @dataclass(frozen=True)
 class Shot:
     """`image` uint8 [H, W, 3]; `mask` uint8 [H, W], 0..255: the person; `keypoints` f32 [17, 3]: x and y in pixels, v
-    as in `bolid.synth.truth`."""
+    as in `bolid.synth.truth`; `joints` f32 [17, 3]: the same in the camera's axes (right, down, forward), over the
+    stature and around their mean."""
 
     image: np.ndarray
     mask: np.ndarray
     keypoints: np.ndarray
+    joints: np.ndarray
 
 
 def photograph(renderer: Renderer, index: int) -> Shot:
@@ -51,17 +53,19 @@ def photograph(renderer: Renderer, index: int) -> Shot:
     picture = place(plan, camera, mesh.vertices, mesh.faces, renderer.size, rng)
     picture[covered] = np.clip(color, 0, 1)
     marks = keypoint_marks(camera.project(mesh.keypoints), depth, renderer.size, renderer.stature)
-    return Shot(developed(picture, rng), covered.astype(np.uint8) * 255, np.array(marks, np.float32))
+    joints = (mesh.keypoints - mesh.keypoints.mean(0)) @ camera.rotation.T / renderer.stature
+    mask = covered.astype(np.uint8) * 255
+    return Shot(developed(picture, rng), mask, np.array(marks, np.float32), joints.astype(np.float32))
 
 
 def look_plan(renderer: Renderer, index: int, rng: np.random.Generator) -> PhotoPlan:
-    """What the photo shows: full bodies and three-quarters, turned, tilted and smaller than elsewhere."""
+    """What the photo shows: full bodies and three-quarters, turned, tilted and loose more than elsewhere."""
     return sample_plan(
         renderer.person, index,
         framing="full body" if rng.random() < 0.7 else "three-quarter",
-        yaw=float(np.clip(rng.normal(0, 28), -75, 75)), pitch=float(rng.uniform(-8, 14)),
-        roll=float(rng.normal(0, 2)), fill=float(rng.uniform(0.62, 0.95)), looseness=float(rng.uniform(0, 1.4)),
-        shift=(float(rng.normal(0, 0.04)), float(rng.normal(0, 0.025))),
+        yaw=float(np.clip(rng.normal(0, 25), -70, 70)), pitch=float(rng.uniform(-6, 12)),
+        roll=float(rng.normal(0, 1.5)), fill=float(rng.uniform(0.8, 0.97)), looseness=float(rng.uniform(0.1, 1.2)),
+        shift=(float(rng.normal(0, 0.025)), float(rng.normal(0, 0.015))),
     )  # fmt: skip
 
 
@@ -94,7 +98,7 @@ def pattern(at: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     pitch, angle = rng.uniform(0.012, 0.05), rng.uniform(0, np.pi)
     u = (np.cos(angle) * x + np.sin(angle) * z) / pitch
     v = (-np.sin(angle) * x + np.cos(angle) * z + 0.5 * y) / pitch
-    kind = rng.choice(["plain", "striped", "checked", "dotted", "mottled"], p=[0.4, 0.2, 0.15, 0.1, 0.15])
+    kind = rng.choice(["plain", "striped", "checked", "dotted", "mottled"], p=[0.55, 0.15, 0.1, 0.1, 0.1])
     if kind == "striped":
         return (np.sin(2 * np.pi * u) > rng.uniform(-0.6, 0.6)) * 1.0
     if kind == "checked":

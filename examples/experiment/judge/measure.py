@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,12 @@ FEW = 4  # pictures of one person whose readings are averaged
 CARD = """
 Reads ten body ratios, eleven measurements over the stature and the parameters of the body's shape off a picture of a
 full body or three-quarters of one. It finds 17 keypoints and 16 places of its own choice on maps, makes a token of each
-and reads them with a small transformer (network.py). The probe, which is used while working, is a residual network; the
-two share no weights, no people and no pictures. Looks (looks.py): other lenses, lights, cloths, places, colours.
+and reads them with a small transformer, which also places the keypoints in depth (network.py). The probe, which is used
+while working, is a residual network; the two share no weights, no people and no pictures. Looks (looks.py): other
+lenses, lights, cloths, places, colours.
 
-Only `release.py` and reports of a release use it; a test keeps the packages and all other scripts from it. It means
-nothing for pictures of other worlds.
+Only `figures.py` and `release.py` use it, to report and not to choose; a test keeps the packages and all other scripts
+from it. It means nothing for pictures of other worlds.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
@@ -87,7 +88,7 @@ def figures(held: HeldOut, judge: Judge, size: str) -> dict[str, Any]:
     few = held.some(FEW)
     mean = np.stack([read.ratios[rows].mean(0) for rows in few])
 
-    def single(chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def single(chosen: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         rows = np.concatenate([every[p] for p in chosen])
         return held.ratios[held.owner[rows]], read.ratios[rows]
 

@@ -1,4 +1,4 @@
-"""The judge: reads body ratios, measurements and shape off a picture. Only release.py and reports of a release use it.
+"""The judge: reads body ratios, measurements and shape off a picture. Only figures.py and release.py use it.
 
 It finds places first and measures them then: a convolutional pyramid draws maps of 17 keypoints and of 16 places of its
 own choice, what the pyramid knows at each place becomes a token, and a transformer reads the tokens. The probe is a
@@ -94,12 +94,13 @@ class Judge:
 
 class Output(NamedTuple):
     """Standardised values [B, R + K], their log variances, parameters [B, P - 1]; keypoint places [B, 17, 2] in -1..1;
-    mask logits [B, 1, 32, 24]."""
+    joints [B, 17, 3] (`looks.Shot`); mask logits [B, 1, 32, 24]."""
 
     values: torch.Tensor
     logvar: torch.Tensor
     body: torch.Tensor
     places: torch.Tensor
+    joints: torch.Tensor
     mask: torch.Tensor
 
 
@@ -124,6 +125,7 @@ class JudgeNetwork(nn.Module):
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 256, 0.0, "gelu", batch_first=True, norm_first=True)
         self.reader = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
         self.out = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * values + parameters))
+        self.joints = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3))
 
     def forward(self, x: torch.Tensor) -> Output:
         quarter = self.stem(x)
@@ -145,8 +147,10 @@ class JudgeNetwork(nn.Module):
         seen = weights @ fine.float().flatten(2).mT, coarse.flatten(2) @ middle.float().flatten(2).mT
         tokens = self.token(torch.cat([*seen, first, spread, peak, entropy], -1)) + self.which
         tokens = torch.cat([self.whole(last.float().mean((2, 3)))[:, None], tokens], 1)
-        values, logvar, body = self.out(self.reader(tokens)[:, 0]).float().split(self.sizes, 1)
-        return Output(values, logvar.clamp(-8, 3), body, first[:, :KEYPOINTS], maps[:, -1:].float())
+        read = self.reader(tokens)
+        values, logvar, body = self.out(read[:, 0]).float().split(self.sizes, 1)
+        joints = self.joints(read[:, 1 : KEYPOINTS + 1]).float()
+        return Output(values, logvar.clamp(-8, 3), body, first[:, :KEYPOINTS], joints, maps[:, -1:].float())
 
 
 def positions(height: int, width: int) -> torch.Tensor:
