@@ -373,6 +373,10 @@ def test_a_picture_is_made_and_compared(page):
     assert "Traceback" not in page.inner_text("body")
 
 
+UNDER_WAY = "document.querySelector('#stage .bar') !== null"
+STOPPED = "document.querySelector('#stage .words')?.innerText == 'stopped'"
+
+
 @pytest.fixture
 def long_run(page):
     """A run under way that nobody waits to the end of; new pictures in each window, so that there are previews."""
@@ -381,7 +385,7 @@ def long_run(page):
     page.get_by_role("spinbutton", name="Steps", exact=True).fill("200")
     page.get_by_label("number input for Pictures").fill("16")
     page.click("#generate")
-    page.wait_for_selector("#stage .bar")
+    page.wait_for_function(UNDER_WAY)
 
 
 def test_pictures_are_stopped(page, long_run):
@@ -389,13 +393,13 @@ def test_pictures_are_stopped(page, long_run):
     page.wait_for_selector("#stage img[alt=preview]")
     for _ in range(3):
         page.click("#stop")
-        page.wait_for_selector("#stage :text('stopped')")
+        page.wait_for_function(STOPPED)
         page.wait_for_timeout(1000)  # later messages, if there are any
         assert page.inner_text("#stage .words") == "stopped" and page.locator("#stage .bar").count() == 0
         page.click("#generate")
-        page.wait_for_selector("#stage .bar")
+        page.wait_for_function(UNDER_WAY)
     page.click("#stop")
-    page.wait_for_selector("#stage :text('stopped')")
+    page.wait_for_function(STOPPED)
 
 
 def test_a_run_that_waits_is_stopped(page, client):
@@ -410,7 +414,7 @@ def test_a_run_that_waits_is_stopped(page, client):
         page.click("#stop")
     assert client.call("cancel", job=job) is True
     assert list(under_way)[-1][1][0]["state"] == "cancelled"
-    page.wait_for_selector("#stage :text('stopped')")
+    page.wait_for_function(STOPPED)
 
 
 def test_labels_and_keyboard(page):
