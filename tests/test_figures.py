@@ -37,6 +37,12 @@ def test_prompts_are_the_same_each_time_and_name_no_build():
         assert gender in words and not set(words) & {"tall", "short", "slim", "heavy", "muscular"}
 
 
+def test_no_man_is_asked_for_in_a_skirt():
+    men = [seed for seed in range(100_000, 100_040) if sample_person(seed).phenotypes["gender"] <= 0.5]
+    prompts = [one.prompt for seed in men for one in rows.wanted(sample_person(seed), 4, 0)]
+    assert len(prompts) > 40 and not any("skirt" in prompt for prompt in prompts)
+
+
 def people_who_differ(count: int = 12, pictures: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of people who differ in two of forty directions; much more changes from picture to picture."""
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ never rendered, with the person's gender and no word for the build; only `build-
 
 from __future__ import annotations
 
-import re
+import itertools
 import shutil
 import sys
 import time
@@ -65,17 +65,21 @@ class Wanted:
 
 def wanted(person: SyntheticPerson, bodies: int, portraits: int) -> list[Wanted]:
     """`bodies` full-body pictures, the first prompt once more with other noise, and `portraits`."""
-    gender = "woman" if person.phenotypes["gender"] > 0.5 else "man"
     found = []
     for framing, count in (("full body", bodies), ("portrait", portraits)):
         for i in range(count):
-            other = int(derive_seed(person.seed, "figures", framing, i) % 20_000) + 150_000
-            prompt, attributes = random_prompt(other, framing=framing)
-            prompt = re.sub(r"\b(?:wo)?man\b", gender, prompt)
-            seed = derive_seed(person.seed, "figures", framing, i, "noise")
-            found.append(Wanted(f"{framing.split()[0]}-{i}", prompt, attributes, seed))
+            seed = derive_seed(person.seed, "figures", framing, i)
+            prompt, attributes = random_prompt(_of_the_same_sex(person, seed), framing=framing)
+            found.append(Wanted(f"{framing.split()[0]}-{i}", prompt, attributes, derive_seed(seed, "noise")))
     again = Wanted("full-0-again", found[0].prompt, found[0].attributes, derive_seed(found[0].seed, "again"))
     return [*found, again]
+
+
+def _of_the_same_sex(person: SyntheticPerson, seed: int) -> int:
+    """The seed of somebody else, whose clothes suit the base's words for the person."""
+    woman = person.phenotypes["gender"] > 0.5
+    others = (int(derive_seed(seed, k) % 20_000) + 150_000 for k in itertools.count())
+    return next(other for other in others if (sample_person(other).phenotypes["gender"] > 0.5) == woman)
 
 
 @dataclass(frozen=True)
