@@ -214,31 +214,37 @@ class Maker:
 
 
 def make_row(maker: Maker, row: str, people: dict[int, tuple[Photos, list[Wanted]]], work: Path) -> Path:
-    """work/row/<person>/*.png, made where missing; all anew where a model has changed. Returns work/row.
+    """work/row/<person>/*.png, made where missing, or where a model, the prompt or the noise is another. Returns
+    work/row.
 
     A person of whom the one photo shows no body is left out, with a line on stderr.
     """
-    folder, models = work / row, canonical_json(maker.models())
-    stamp = folder / "models.json"
-    if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == models):
-        shutil.rmtree(folder)
-    write_atomic(stamp, models)
+    folder, models = work / row, maker.models()
     for seed, (photos, asked) in people.items():
-        who = sample_person(seed)
-        missing = [one for one in asked if not (folder / who.name / f"{one.name}.png").is_file()]
+        theirs = folder / sample_person(seed).name
+        stamps = {one.name: canonical_json([one.prompt, one.seed, models]) for one in asked}
+        missing = [one for one in asked if not is_made(theirs / f"{one.name}.png", stamps[one.name])]
         if not missing:
             continue
         try:
-            pictures = maker.make(row, who, photos, missing)
+            pictures = maker.make(row, sample_person(seed), photos, missing)
         except BolidError as error:
-            print(f"{row} leaves out {who.name}: {error.message}", file=sys.stderr, flush=True)
+            shutil.rmtree(theirs, ignore_errors=True)
+            print(f"{row} leaves out {theirs.name}: {error.message}", file=sys.stderr, flush=True)
             continue
         for one, picture in zip(missing, pictures, strict=True):
-            path = folder / who.name / f"{one.name}.png"
+            path = theirs / f"{one.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path.with_suffix(".tmp"), "PNG")
             path.with_suffix(".tmp").replace(path)
+            write_atomic(path.with_suffix(".json"), stamps[one.name])
     return folder
+
+
+def is_made(path: Path, stamp: str) -> bool:
+    """Whether the picture is there and was made from the same things."""
+    record = path.with_suffix(".json")
+    return path.is_file() and record.is_file() and record.read_text(encoding="utf-8") == stamp
 
 
 def seconds_a_picture(maker: Maker, photos: Photos, asked: Sequence[Wanted]) -> float | None:
