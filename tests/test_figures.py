@@ -37,6 +37,48 @@ def test_prompts_are_the_same_each_time_and_name_no_build():
         assert gender in words and not set(words) & {"tall", "short", "slim", "heavy", "muscular"}
 
 
+def test_no_man_is_asked_for_in_a_skirt():
+    men = [seed for seed in range(100_000, 100_040) if sample_person(seed).phenotypes["gender"] <= 0.5]
+    prompts = [one.prompt for seed in men for one in rows.wanted(sample_person(seed), 4, 0)]
+    assert len(prompts) > 40 and not any("skirt" in prompt for prompt in prompts)
+
+
+def test_pictures_are_kept_until_prompt_or_model_changes(tmp_path):
+    class Maker:
+        calls: list[list[str]] = []
+        hashes = {"base": "a"}
+
+        def models(self):
+            return self.hashes
+
+        def make(self, row, who, photos, asked):
+            self.calls.append([one.name for one in asked])
+            return [np.zeros((8, 6, 3), np.uint8) for _ in asked]
+
+    maker, asked = Maker(), [rows.Wanted("full-0", "a", {}, 1), rows.Wanted("full-1", "b", {}, 2)]
+    for _ in range(2):
+        folder = rows.make_row(maker, "base", {100_000: (None, asked)}, tmp_path)
+    assert maker.calls == [["full-0", "full-1"]] and len(list(folder.glob("p100000/*.png"))) == 2
+    changed = [asked[0], rows.Wanted("full-1", "c", {}, 2)]
+    rows.make_row(maker, "base", {100_000: (None, changed)}, tmp_path)
+    assert maker.calls[1:] == [["full-1"]]
+    maker.hashes = {"base": "b"}
+    rows.make_row(maker, "base", {100_000: (None, changed)}, tmp_path)
+    assert maker.calls[2:] == [["full-0", "full-1"]]
+
+
+def test_a_person_who_cannot_be_read_is_left_out(tmp_path, capsys):
+    class Maker:
+        def models(self):
+            return {}
+
+        def make(self, row, who, photos, asked):
+            raise BolidError("no body", "")
+
+    folder = rows.make_row(Maker(), "bolid-1", {100_000: (None, [rows.Wanted("full-0", "a", {}, 1)])}, tmp_path)
+    assert not (folder / "p100000").exists() and "leaves out p100000: no body" in capsys.readouterr().err
+
+
 def people_who_differ(count: int = 12, pictures: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of people who differ in two of forty directions; much more changes from picture to picture."""
     rng = np.random.default_rng(0)

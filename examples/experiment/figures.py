@@ -1,4 +1,4 @@
-"""All figures of a family on held-out people, with intervals, in one command: docs/results/family.md.
+"""All figures of a family on held-out people, with intervals, in one command and one table, family.md.
 
     python examples/experiment/figures.py --people 24 --out docs/results
     python examples/experiment/figures.py --family FOLDER --people 3 --bodies 2 --portraits 1   # a quick look

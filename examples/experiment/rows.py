@@ -6,7 +6,7 @@ never rendered, with the person's gender and no word for the build; only `build-
 
 from __future__ import annotations
 
-import re
+import itertools
 import shutil
 import sys
 import time
@@ -65,17 +65,21 @@ class Wanted:
 
 def wanted(person: SyntheticPerson, bodies: int, portraits: int) -> list[Wanted]:
     """`bodies` full-body pictures, the first prompt once more with other noise, and `portraits`."""
-    gender = "woman" if person.phenotypes["gender"] > 0.5 else "man"
     found = []
     for framing, count in (("full body", bodies), ("portrait", portraits)):
         for i in range(count):
-            other = int(derive_seed(person.seed, "figures", framing, i) % 20_000) + 150_000
-            prompt, attributes = random_prompt(other, framing=framing)
-            prompt = re.sub(r"\b(?:wo)?man\b", gender, prompt)
-            seed = derive_seed(person.seed, "figures", framing, i, "noise")
-            found.append(Wanted(f"{framing.split()[0]}-{i}", prompt, attributes, seed))
+            seed = derive_seed(person.seed, "figures", framing, i)
+            prompt, attributes = random_prompt(_of_the_same_sex(person, seed), framing=framing)
+            found.append(Wanted(f"{framing.split()[0]}-{i}", prompt, attributes, derive_seed(seed, "noise")))
     again = Wanted("full-0-again", found[0].prompt, found[0].attributes, derive_seed(found[0].seed, "again"))
     return [*found, again]
+
+
+def _of_the_same_sex(person: SyntheticPerson, seed: int) -> int:
+    """The seed of somebody else, whose clothes suit the base's words for the person."""
+    woman = person.phenotypes["gender"] > 0.5
+    others = (int(derive_seed(seed, k) % 20_000) + 150_000 for k in itertools.count())
+    return next(other for other in others if (sample_person(other).phenotypes["gender"] > 0.5) == woman)
 
 
 @dataclass(frozen=True)
@@ -210,31 +214,37 @@ class Maker:
 
 
 def make_row(maker: Maker, row: str, people: dict[int, tuple[Photos, list[Wanted]]], work: Path) -> Path:
-    """work/row/<person>/*.png, made where missing; all anew where a model has changed. Returns work/row.
+    """work/row/<person>/*.png, made where missing, or where a model, the prompt or the noise is another. Returns
+    work/row.
 
     A person of whom the one photo shows no body is left out, with a line on stderr.
     """
-    folder, models = work / row, canonical_json(maker.models())
-    stamp = folder / "models.json"
-    if folder.exists() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == models):
-        shutil.rmtree(folder)
-    write_atomic(stamp, models)
+    folder, models = work / row, maker.models()
     for seed, (photos, asked) in people.items():
-        who = sample_person(seed)
-        missing = [one for one in asked if not (folder / who.name / f"{one.name}.png").is_file()]
+        theirs = folder / sample_person(seed).name
+        stamps = {one.name: canonical_json([one.prompt, one.seed, models]) for one in asked}
+        missing = [one for one in asked if not is_made(theirs / f"{one.name}.png", stamps[one.name])]
         if not missing:
             continue
         try:
-            pictures = maker.make(row, who, photos, missing)
+            pictures = maker.make(row, sample_person(seed), photos, missing)
         except BolidError as error:
-            print(f"{row} leaves out {who.name}: {error.message}", file=sys.stderr, flush=True)
+            shutil.rmtree(theirs, ignore_errors=True)
+            print(f"{row} leaves out {theirs.name}: {error.message}", file=sys.stderr, flush=True)
             continue
         for one, picture in zip(missing, pictures, strict=True):
-            path = folder / who.name / f"{one.name}.png"
+            path = theirs / f"{one.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(path.with_suffix(".tmp"), "PNG")
             path.with_suffix(".tmp").replace(path)
+            write_atomic(path.with_suffix(".json"), stamps[one.name])
     return folder
+
+
+def is_made(path: Path, stamp: str) -> bool:
+    """Whether the picture is there and was made from the same things."""
+    record = path.with_suffix(".json")
+    return path.is_file() and record.is_file() and record.read_text(encoding="utf-8") == stamp
 
 
 def seconds_a_picture(maker: Maker, photos: Photos, asked: Sequence[Wanted]) -> float | None:
