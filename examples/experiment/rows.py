@@ -42,7 +42,7 @@ from measure import random_prompt
 BASE, WORDS, ONE, EIGHT, BOTH = "base", "build-words", "bolid-1", "bolid-8", "bolid-8-both"
 ROWS = {
     BASE: "the base alone, no photo",
-    WORDS: "the base alone, the true build in words, no photo",
+    WORDS: "the base alone, the true build in words in full-body prompts, no photo",
     ONE: "BoLID, one upright full-body photo",
     EIGHT: "BoLID, eight photos",
     BOTH: "BoLID, eight photos, the body from adapter and 3D body (`--body-from both --pose`)",
@@ -162,7 +162,9 @@ class Maker:
         prompts = [one.prompt for one in asked]
         if row in (BASE, WORDS):
             if row == WORDS:
-                prompts = with_build(prompts, who, self._fits)
+                worded = with_build(prompts, who, self._fits)
+                bodies = [one.attributes["framing"] == "full body" for one in asked]
+                prompts = [words if body else plain for body, words, plain in zip(bodies, worded, prompts, strict=True)]
             return self._sample(self.plain, prompts, [one.seed for one in asked])
         person = self.person(photos.given[:1] if row == ONE else photos.given)
         if row != BOTH:
