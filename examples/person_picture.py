@@ -57,7 +57,12 @@ def sheet(photos: Sequence[Path], mannequin: Path, made: Sequence[Path], height:
     draw.text((0, top + below + 6), "bolid profile show me.safetensors --picture me.png", "black", font)
     left = MANNEQUIN + GAP
     picture.paste(pictures, (left, top + (below - pictures.height) // 2))
-    draw.text((left, top + below + 6), 'bolid generate "..." --profile me.safetensors', "black", font)
+    draw.text(
+        (left, top + below + 6),
+        'bolid generate "..." --profile me.safetensors --upscale 2 --refine-face',
+        "black",
+        font,
+    )
     return picture
 
 
@@ -76,7 +81,15 @@ def main() -> None:
         mannequin = picture_profile(me.path, Path(work, "me.png"))
         body = {"body_from": "both", "pose": args.pose} if args.pose else {}
         made = list(
-            api.generate(args.prompt or PROMPTS, Path(work, "pictures"), profile=me.path, seed=args.seed, **body)
+            api.generate(
+                args.prompt or PROMPTS,
+                Path(work, "pictures"),
+                profile=me.path,
+                seed=args.seed,
+                upscale=2,
+                refine_face=True,
+                **body,
+            )
         )
         args.out.parent.mkdir(parents=True, exist_ok=True)
         sheet(photos, mannequin, made, args.height).save(args.out)

@@ -287,15 +287,15 @@ def chromium():
     arguments = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
                  "--ignore-gpu-blocklist", "--disable-background-networking", "--no-first-run"]  # fmt: skip
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=program, args=arguments)
-        yield browser
-        browser.close()
+        # A browser for each test: the mannequin, drawn without a GPU, may leave one slow.
+        yield lambda: p.chromium.launch(executable_path=program, args=arguments)
 
 
 @pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
 def page(request, chromium, address, anna):
     width, scheme = request.param
-    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    browser = chromium()
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(PATIENCE * 1000)
     page.outside, page.faults = [], []
@@ -307,8 +307,9 @@ def page(request, chromium, address, anna):
     page.wait_for_selector("#person input")
     page.wait_for_function("document.querySelector('#person input').value != ''")
     yield page
-    assert page.outside == [] and page.faults == []
-    context.close()
+    outside, faults = page.outside, page.faults
+    browser.close()
+    assert outside == [] and faults == []
 
 
 def fits(page):
