@@ -124,7 +124,7 @@ def test_what_is_no_pose_checkpoint(published, tmp_path):
         write()
         with pytest.raises(BolidError, match=message):
             convert(wrong, tmp_path / "out")
-    with pytest.raises(BolidError, match="is no .pt, .onnx or .bin file"):
+    with pytest.raises(BolidError, match="is no .pt, .pth, .onnx or .bin file"):
         convert(tmp_path / "a.ckpt")
     with pytest.raises(BolidError, match="there is no"):
         convert(tmp_path / "absent.pt")

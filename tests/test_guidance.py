@@ -165,7 +165,7 @@ def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
         ({"new_person": 1, "face_guidance": "down=1"}, "--face-guidance is down=1"),
         (
             {"new_person": 1, "face_guidance": "1@0.43..0.49"},
-            "--face-guidance 1@0.43..0.49 covers none of the 12 steps but the last",
+            "--face-guidance 1@0.43..0.49 covers none of the 8 steps but the last",
         ),
         (
             {"new_person": 1, "body_guidance": 1, "steps": 2},

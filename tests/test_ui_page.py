@@ -382,7 +382,7 @@ STOPPED = "document.querySelector('#stage .words')?.innerText == 'stopped'"
 def long_run(page):
     """A run under way that nobody waits to the end of; new pictures in each window, so that there are previews."""
     set_prompt(page, f"{PROMPT}, running", page.viewport_size["width"])
-    page.get_by_text("Pose and sampling").click()
+    page.get_by_text("More settings").click()
     page.get_by_role("spinbutton", name="Steps", exact=True).fill("200")
     page.get_by_label("number input for Pictures").fill("16")
     page.click("#generate")
@@ -407,14 +407,14 @@ def test_a_run_that_waits_is_stopped(page, client):
     """It ends when its turn comes; the others go on."""
     job = client.start("generate", prompt=PROMPT, people=[], number=16, steps=200)
     under_way = client.events("generate", job)
-    assert next(under_way)[1][0]["state"] == "waiting for the models"
+    assert next(under_way)[1][0][0]["state"] == "waiting for the models"
     set_prompt(page, PROMPT, 1)
     with page.expect_response(lambda r: "/queue/join" in r.url):
         page.click("#generate")
     with page.expect_response(lambda r: "/run/" in r.url):
         page.click("#stop")
     assert client.call("cancel", job=job) is True
-    assert list(under_way)[-1][1][0]["state"] == "cancelled"
+    assert list(under_way)[-1][1][0][0]["state"] == "cancelled"
     page.wait_for_function(STOPPED)
 
 

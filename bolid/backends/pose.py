@@ -12,7 +12,7 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -308,10 +308,10 @@ class OnnxPose:
         return [torch.from_numpy(raw.astype(np.float32)).to(pixel_values.device)]
 
 
-def read_config(directory: Path, kind: str, suffix: str = "", own: str = "") -> tuple[str, int]:
+def read_config(directory: Path, kind: str, suffix: str = "", others: Collection[str] = ()) -> tuple[str, int]:
     """(network, image size) in the config.json of a "pose" or "segmentation" model, its `kind`.
 
-    The network is an ultralytics yaml that ends with `suffix`, or `own`; without a suffix it is not asked for.
+    The network is an ultralytics yaml that ends with `suffix`, or one of `others`; without a suffix nobody asks for it.
     Raises BolidError for a file that is missing or says something else.
     """
     path = directory / CONFIG
@@ -326,7 +326,7 @@ def read_config(directory: Path, kind: str, suffix: str = "", own: str = "") -> 
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BolidError(f"{path} is not a {kind} model's config", 'it needs {"yaml": ..., "imgsz": ...}') from error
     # A path here would make ultralytics read a network description from anywhere.
-    if not (isinstance(yaml, str) and (yaml == own or (yaml.endswith(suffix) and Path(yaml).name == yaml))):
+    if not (isinstance(yaml, str) and (yaml in others or (yaml.endswith(suffix) and Path(yaml).name == yaml))):
         raise BolidError(f"{path} names {yaml!r}", f"name one of ultralytics' networks, like yolo11n{suffix}")
     if not (isinstance(size, int) and size > 0 and size % STRIDE == 0):
         raise BolidError(f"{path}: imgsz is {size!r}", f"write a multiple of {STRIDE}")

@@ -43,7 +43,7 @@ def load_segmenter(path: Path | str, device: str = "cpu") -> Segmenter:
     Raises BolidError for files that are missing, damaged or of another network.
     """
     path = Path(path)
-    yaml, size = read_config(path, "segmentation", "-seg.yaml", OWN)
+    yaml, size = read_config(path, "segmentation", "-seg.yaml", (OWN, mask_rcnn.NAME))
     tensors, _ = load_tensors(path / WEIGHTS, NETWORK)
     weights = {name: tensor.float() for name, tensor in tensors.items()}
     try:
