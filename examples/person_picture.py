@@ -25,8 +25,8 @@ from bolid.profile import picture_profile
 WIDTH, GAP, CAPTION = 1680, 12, 34  # pixels
 MANNEQUIN = 1060  # of the width
 PROMPTS = (
-    "a full body photo of a woman standing, in a red top and blue trousers, on a beach",
-    "a full body photo of a woman walking, in a green top and black trousers, in the snow",
+    "a full body photo of a woman standing, in a red short-sleeved top and blue trousers, on a beach",
+    "a full body photo of a woman standing, in a white long-sleeved top and black trousers, in the snow",
 )
 
 

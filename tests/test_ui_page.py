@@ -350,9 +350,15 @@ def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
 
 
 def set_prompt(page, prompt, seed):
+    """On the tab Picture. What is typed while the tab is still being drawn may be lost: then it is typed again."""
     page.get_by_role("tab", name="Picture").click()
-    page.fill("#prompt textarea", prompt)
-    page.fill("#seed input, #seed textarea", str(seed))
+    fields = {"#prompt textarea": prompt, "#seed input, #seed textarea": str(seed)}
+    for _ in range(20):
+        for field, text in fields.items():
+            page.fill(field, text)
+        page.wait_for_timeout(500)
+        if all(page.input_value(field) == text for field, text in fields.items()):
+            return
 
 
 def test_a_picture_is_made_and_compared(page):
