@@ -89,7 +89,7 @@ def test_every_step_on_tiny_with_photos_of_ones_own(tmp_path, rendered_people):
     assert str(tmp_path) not in json.dumps(data) + page
     images = [attrs for tag, attrs in Elements(page).found if tag == "img"]
     pictures = [name for step in steps.values() for name in step["pictures"]]
-    assert len(images) == len(pictures) == 7 and all((tmp_path / "out" / name).is_file() for name in pictures)
+    assert len(images) == len(pictures) == 6 and all((tmp_path / "out" / name).is_file() for name in pictures)
     assert not (tmp_path / "out" / "work").exists() and len(list((tmp_path / "out").iterdir())) == 3
 
 

@@ -60,7 +60,7 @@ CHANNELS = (16, 32, 48, 64)
 POSE_WORDS = re.compile(rf"(\b(?:wo)?man) ({'|'.join(POSE_PHRASES.values())}),")
 
 USES = {
-    "openpose": "a skeleton as OpenPose draws it: `bolid generate --pose-from`",
+    "openpose": "a skeleton as OpenPose draws\nit: `bolid generate --pose-from`",
     "depth": "the depth map of a body\nwithout clothes, nearer is brighter: `bolid generate --body-from shape`",
 }
 PARTS = {"openpose": "controlnet", "depth": "depth_controlnet"}
