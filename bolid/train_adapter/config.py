@@ -31,9 +31,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "build_word_dropout": 1.0, "face_dropout": 0.2,
     },
     "tiny-pictures": {
-        "description": "The tiny family's second stage, from the first with --init: Eq. 14 for the body branch, with "
-        "L_id by the body encoder and L_CLIP on pictures sampled in the family's eight steps. Not run on a GPU.",
-        "branches": "body", "steps": 300, "batch_size": 12, "learning_rate": 6e-4, "ema": 0.97,
+        "description": "The tiny family's second stage, with --branches body --init FIRST: Eq. 14 with L_id by the "
+        "body encoder and L_CLIP, on pictures sampled in the family's eight steps. Not run on a GPU.",
+        "steps": 300, "batch_size": 12, "learning_rate": 6e-4, "ema": 0.97,
         "build_word_dropout": 1.0, "id_weight": 0.4, "id_loss": "body", "clip_weight": 0.3,
         "x_gen": "sampled", "x_gen_steps": 8, "x_gen_grad_steps": 2, "pixel_every": 1,
     },

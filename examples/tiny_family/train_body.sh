@@ -10,4 +10,4 @@ bolid shard "$2/shards" --out "$2/train"
 bolid train-vae "$2/train" --out "$2/body-encoder.safetensors" --preset tiny
 bolid train-adapter "$2/train" --body-encoder "$2/body-encoder.safetensors" --out "$2/first" --preset tiny
 bolid train-adapter "$2/train" --body-encoder "$2/body-encoder.safetensors" --out "$2/adapter" --preset tiny-pictures \
-    --init "$2/first"
+    --branches body --init "$2/first"

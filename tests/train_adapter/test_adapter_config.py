@@ -58,6 +58,4 @@ def test_half_a_screen_of_settings_is_shown_and_each_is_explained():
 def test_a_preset_is_a_valid_training_with_a_description(name):
     preset = dict(TrainAdapterConfig.PRESETS[name])
     assert len(preset.pop("description")) > 50
-    if preset.get("branches", "both") != "both":  # the other branch is that of --init
-        preset["init"] = "adapter"
     TrainAdapterConfig(**preset)
