@@ -195,6 +195,11 @@ class Family:
         return len(self.timesteps) or int(self.defaults.get("steps", 30))
 
     @property
+    def schedule(self) -> int | tuple[int, ...]:
+        """What the default sampler is set to: its timesteps where the family names them, else the number of steps."""
+        return self.timesteps or self.steps
+
+    @property
     def guidance(self) -> Scale:
         """The default guidance scale and its interval of the steps."""
         return parse_guidance(self.defaults.get("guidance", 5.0), f"the guidance of family {self.name!r}")

@@ -39,7 +39,7 @@ SYNTHETIC = range(200_000, 300_000)
 """Seeds of synthetic people that no model was trained on."""
 MAX_CELLS = 48  # pictures of a grid
 _SHOWN = 200  # files for clients that are kept
-_STOPPED = 1000
+_STOPPED = 1000  # names of jobs that were stopped, which are kept
 _PHOTOS = 8  # of a synthetic person
 _INVENTED = ("height", "inseam", "shoulders", "chest", "waist", "hip")  # measurements that make a body
 

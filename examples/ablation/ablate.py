@@ -243,7 +243,7 @@ class Evaluator:
             torch.Generator().manual_seed(derive_seed(person.seed, "ablation", purpose, i)) for i in range(len(prompts))
         ]
         latents = sample(
-            pipe, prompts, size=self.family.image_size, steps=self.family.timesteps or self.family.steps,
+            pipe, prompts, size=self.family.image_size, steps=self.family.schedule,
             guidance=self.family.guidance, generators=generators, vectors=[] if adapter is None else [face, body],
         )  # fmt: skip
         return decode_latents(pipe, latents)

@@ -79,7 +79,7 @@ class DreamBooth:
         generators = [torch.Generator().manual_seed(derive_seed(0, KIND, noun, i)) for i in range(PRIOR)]
         return sample(
             sampler, [f"a photo of a {noun}"] * PRIOR, size=self.family.image_size,
-            steps=self.family.timesteps or self.family.steps, guidance=self.family.guidance, generators=generators,
+            steps=self.family.schedule, guidance=self.family.guidance, generators=generators,
         )  # fmt: skip
 
     def train(self, photos: Sequence[Path], noun: str, out: Path, seed: int = 0) -> Path:

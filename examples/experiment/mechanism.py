@@ -290,7 +290,7 @@ class Trained:
         with torch.no_grad():
             latents = sample(
                 self.pipe, self.mechanism.text([prompts[index] for index, _ in jobs], person),
-                size=self.family.image_size, steps=self.family.timesteps or steps, guidance=guidance,
+                size=self.family.image_size, steps=self.family.schedule, guidance=guidance,
                 generators=[torch.Generator().manual_seed(s) for s in seeds],
                 vectors=self.mechanism.vectors(person), controls=self.mechanism.controls(person),
             )  # fmt: skip

@@ -32,8 +32,8 @@ from bolid.synth.body import body_ratios
 from bolid.synth.people import RATIO_NAMES, sample_person
 
 sys.path.append(str(Path(__file__).parents[1] / "tiny_family"))
+from measure import shown_as_asked
 from measure_base import edge_energy
-from train_image_text import PROMPTS, truth_of, zero_shot
 
 COLOURS = ("top_color", "bottom_color")
 LIGHT = np.array([0.2126, 0.7152, 0.0722])  # luminance of linear RGB (Rec. 709)
@@ -290,16 +290,6 @@ def as_asked(
 
     `pictures` and `attributes` are person by person. "colours" is the mean of top and bottom.
     """
-    embeds = tower.encode_images(pictures)
-    wanted = [truth_of({"attributes": one}) for one in attributes]
-    found = {}
-    for name, prompts in PROMPTS.items():
-        values = list(prompts)
-        guessed = zero_shot(tower, embeds, prompts).argmax(-1).tolist()
-        right = [
-            float(values[guess] == truth[name]) if name in truth else np.nan
-            for guess, truth in zip(guessed, wanted, strict=True)
-        ]
-        found[name] = np.array(right).reshape(people, -1)
+    found = {name: right.reshape(people, -1) for name, right in shown_as_asked(tower, pictures, attributes).items()}
     colours = np.concatenate([found.pop(name) for name in COLOURS], 1)
     return {"pose": found.pop("pose"), "colours": colours, **found}

@@ -198,7 +198,7 @@ class Maker:
             given = {"vectors": (face, person.body_mean), "scales": scales}
         latents = sample(
             pipe, [self.family.dressed(prompt) for prompt in prompts], size=self.family.image_size,
-            steps=self.settings.get("timesteps") or int(self.settings["steps"]),
+            steps=self.family.schedule,
             guidance=parse_guidance(self.settings.get("guidance", 5.0)),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds], controls=controls, **given,
         )  # fmt: skip

@@ -54,7 +54,7 @@ def make_pictures(prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
     for start in range(0, len(prompts), 16):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + 16]]
         latents = sample(
-            pipe, prompts[start : start + 16], size=family.image_size, steps=family.timesteps or family.steps,
+            pipe, prompts[start : start + 16], size=family.image_size, steps=family.schedule,
             guidance=family.guidance, generators=generators,
         )  # fmt: skip
         pictures += decode_latents(pipe, latents)
@@ -68,24 +68,28 @@ def random_prompt(seed: int, **fixed: object) -> tuple[str, dict]:
     return world.caption(person, plan), world.attributes(person, plan)
 
 
-def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]:
-    """Share of pictures in which the image-text model names each attribute that a prompt asked for as it did, 0..1."""
+def shown_as_asked(network: ImageTextModel, pictures: list[np.ndarray], truths: list[dict]) -> dict[str, np.ndarray]:
+    """Attribute -> [N]: 1 where the image-text model names what the prompt asked for, 0 where not; nan where it asked
+    for none."""
     from train_image_text import PROMPTS, truth_of, zero_shot
 
-    network = ImageTextModel(get_family("tiny").image_text)
     embeds = network.encode_images(pictures)
     wanted = [truth_of({"attributes": truth}) for truth in truths]
-    figures = {}
+    found = {}
     for name, prompts in PROMPTS.items():
-        shown = [i for i, truth in enumerate(wanted) if name in truth]
-        if not shown:
-            continue
-        guessed = zero_shot(network, embeds[shown], prompts).argmax(-1).tolist()
-        values = list(prompts)
-        figures[name.replace("_", " ")] = float(
-            np.mean([values[g] == wanted[i][name] for i, g in zip(shown, guessed, strict=True)])
+        values, guessed = list(prompts), zero_shot(network, embeds, prompts).argmax(-1).tolist()
+        found[name] = np.array(
+            [float(values[g] == t[name]) if name in t else np.nan for g, t in zip(guessed, wanted, strict=True)]
         )
-    return figures
+    return found
+
+
+def as_asked(pictures: list[np.ndarray], truths: list[dict]) -> dict[str, float]:
+    """Share of pictures in which the image-text model names each attribute that a prompt asked for as it did, 0..1."""
+    found = shown_as_asked(ImageTextModel(get_family("tiny").image_text), pictures, truths)
+    return {
+        name.replace("_", " "): float(np.nanmean(right)) for name, right in found.items() if not np.isnan(right).all()
+    }
 
 
 def measure_base(_: Path, count: int = 240) -> dict[str, float]:

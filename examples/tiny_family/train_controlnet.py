@@ -2,9 +2,12 @@
 
     python examples/tiny_family/train_controlnet.py runs/body/train --out runs/controlnet
     cp -r runs/controlnet/export bolid/tiny/controlnet                # when the sheet is good
-    python examples/tiny_family/train_controlnet.py photos/train --kind depth --people 250 \\
-        --init bolid/tiny/controlnet --strength 1 --steps 600 --batch 16 --lr 1e-3 --out runs/controlnet-depth
+    python examples/tiny_family/train_controlnet.py photos/train --kind depth --people 150 \\
+        --init bolid/tiny/controlnet --strength 1 --steps 300 --batch 16 --lr 1e-3 --out runs/controlnet-depth
     cp -r runs/controlnet-depth/export bolid/tiny/controlnet-depth
+
+Those that ship went to and fro: 450 steps of 20 on skeletons, which had learnt nothing yet, 300 of 16 on depth from
+there, and 360 of 16 on skeletons from that.
 
 TRAIN: for openpose the shards that `bolid shard` writes, for depth the photos of `bolid synth` with their truth
 (depth_photos.py). The frozen base denoises each photo; the ControlNet (a copy of the base's encoder behind zero
@@ -161,7 +164,7 @@ def measure(family: Family, data: Data, args: argparse.Namespace) -> dict[str, f
                 pipe,
                 [prompts[row] for row in part],
                 size=family.image_size,
-                steps=family.timesteps or family.steps,
+                steps=family.schedule,
                 guidance=family.guidance,
                 generators=[torch.Generator().manual_seed(int(row)) for row in part],
                 controls=[] if name == "without" else [control],
