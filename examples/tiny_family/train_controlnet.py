@@ -6,7 +6,7 @@
         --init bolid/tiny/controlnet --strength 1 --steps 300 --batch 16 --lr 1e-3 --out runs/controlnet-depth
     cp -r runs/controlnet-depth/export bolid/tiny/controlnet-depth
 
-Those that ship went to and fro: 450 steps of 20 on skeletons, which had learnt nothing yet, 300 of 16 on depth from
+Those that ship were made in turns: 450 steps of 20 on skeletons, which had learnt nothing yet, 300 of 16 on depth from
 there, and 360 of 16 on skeletons from that.
 
 TRAIN: for openpose the shards that `bolid shard` writes, for depth the photos of `bolid synth` with their truth
