@@ -1,11 +1,13 @@
-"""Train the tiny family's upscaler: what the autoencoder shows of a photo in, the photo at twice the size out.
+"""Train the tiny family's upscaler: a picture as the base makes it in, the photo at twice the size out.
 
-    bolid synth --person-seed 0:130 --photos 8 --size 384x512 --out photos/large
-    python examples/tiny_family/train_upscaler.py photos/large --vae base/vae --out bolid/tiny/upscaler.safetensors
+    bolid synth --person-seed 0:140 --photos 8 --size 384x512 --out photos/large
+    python examples/tiny_family/train_upscaler.py photos/large --base bolid/tiny/base --out bolid/tiny/upscaler.safetensors
 
-The network is Real-ESRGAN's compact one (SRVGGNetCompact), as `spandrel` loads it. First the picture loss of
-`train_autoencoder.py`, then that and its discriminator (hinge loss, R1 penalty, feature matching). Input and target are
-the same photo, so it also undoes the autoencoder's blur. The same command resumes.
+Each photo is noised to one of the base's later levels and denoised from there, so that it keeps its layout and has the
+base's blur; the photo itself is the target, and the network learns to undo that blur as well (as Real-ESRGAN does with
+its degradations, Wang et al., arXiv:2107.10833). The network is Real-ESRGAN's for a factor of two (RRDBNet on pixels
+folded 2x2), small, as `spandrel` loads it. First the picture loss of `train_autoencoder.py`, then that and its
+discriminator (hinge loss, R1 penalty, feature matching). The same command resumes.
 """
 
 from __future__ import annotations
@@ -16,31 +18,60 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from measure_base import load
 from safetensors.torch import save_file
-from spandrel.architectures.Compact import Compact
+from spandrel.architectures.ESRGAN import ESRGAN
 from timebox import TimeBox
 from torch import nn
 from train_autoencoder import Adversarial, Discriminator, crop_corners, face_boxes, picture_loss
-from truth import read_resized, read_truth, rebuilt
+from train_base import FEW_STEPS
+from truth import read_resized, read_truth
 
 from bolid.train_adapter.precision import computing
 
 FACTOR = 2
 FACE_WEIGHT = 4.0
+LATER = (3, 4, 5, 6)  # indices of FEW_STEPS: from which levels photos are denoised
 PLAIN = 0.3  # the part of the time without the discriminator
 
 
-class Pairs:
-    """Photos [N, h, w, 3] as the autoencoder shows them, and [N, 2h, 2w, 3] as they are; both uint8."""
+@torch.no_grad()
+def denoised(photos: np.ndarray, captions: list[str], base: Path) -> np.ndarray:
+    """Photos, uint8 [N, h, w, 3], noised to one of the levels LATER, each in turn, and denoised from there."""
+    pipe = load(base, "cpu")
+    scale, made = pipe.vae.config.scaling_factor, np.empty_like(photos)
+    generator = torch.Generator().manual_seed(0)
+    for i, level in enumerate(LATER):
+        rows = np.arange(i, len(photos), len(LATER))
+        for batch in np.split(rows, range(16, len(rows), 16)):
+            text, _ = pipe.encode_prompt([captions[row] for row in batch], pipe.device, 1, False)
+            pixels = pipe.image_processor.preprocess(photos[batch].astype(np.float32) / 255)
+            pipe.scheduler.set_timesteps(timesteps=list(FEW_STEPS[level:]))
+            with computing(pipe.device):
+                latents = scale * pipe.vae.encode(pixels).latents.float()
+                noise = torch.randn(latents.shape, generator=generator)
+                latents = pipe.scheduler.add_noise(latents, noise, pipe.scheduler.timesteps[:1])
+                for t in pipe.scheduler.timesteps:
+                    prediction = pipe.unet(latents, t, text).sample.float()
+                    latents = pipe.scheduler.step(prediction, t, latents, generator, return_dict=False)[0]
+                pictures = pipe.vae.decode(latents / scale).sample.float()
+            made[batch] = (pipe.image_processor.postprocess(pictures, "np") * 255).round()
+    return made
 
-    def __init__(self, photos: Path, vae: Path, limit: int, size: tuple[int, int]) -> None:
+
+class Pairs:
+    """Photos [N, h, w, 3] as the base makes them, and [N, 2h, 2w, 3] as they are; both uint8. `cache`: a file for the
+    former."""
+
+    def __init__(self, photos: Path, base: Path, limit: int, size: tuple[int, int], cache: Path) -> None:
         truth = read_truth(photos)[:limit]
         large = (FACTOR * size[0], FACTOR * size[1])
         self.wanted = read_resized(truth, large)
-        small = np.stack([cv2.resize(x, size[::-1], interpolation=cv2.INTER_AREA) for x in self.wanted])
-        autoencoder = AutoencoderTiny.from_pretrained(vae, torch_dtype=torch.float32).eval()
-        self.given = rebuilt(small, autoencoder.to(memory_format=torch.channels_last))
+        if not cache.exists():
+            small = np.stack([cv2.resize(x, size[::-1], interpolation=cv2.INTER_AREA) for x in self.wanted])
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            np.save(cache, denoised(small, [row["caption"] for row in truth], base))
+        self.given = np.load(cache)
         self.faces, self.size = face_boxes(truth, size), size
 
     def crops(self, rng: np.random.Generator, count: int, crop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -70,26 +101,25 @@ def enlarge(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/upscaler"))
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--limit", type=int, default=1200)
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop", type=int, default=48, help="side of what is given")
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--adversarial", type=float, default=0.4)
-    parser.add_argument("--features", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--features", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    pairs = Pairs(args.photos, args.vae, args.limit, tuple(args.size))
-    network = Compact(num_feat=args.features, num_conv=args.layers, upscale=FACTOR).to(
-        memory_format=torch.channels_last
-    )
+    pairs = Pairs(args.photos, args.base, args.limit, tuple(args.size), args.work / "given.npy")
+    folded = {"in_nc": 12, "scale": 2 * FACTOR, "shuffle_factor": 2}
+    network = ESRGAN(num_filters=args.features, num_blocks=args.blocks, **folded).to(memory_format=torch.channels_last)
     discriminator = Discriminator().to(memory_format=torch.channels_last)
     adversarial = Adversarial(discriminator, args.lr, args.adversarial)
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
