@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import decode_image, difference_hash, encode_jpeg
+from bolid.formats.images import decode_image, difference_hash, encode_png
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
     Sample,
@@ -193,7 +193,7 @@ def _crop(sample: Sample, family: Family) -> tuple[Sample, np.ndarray]:
     for name in ("face_box", "others", "dhash"):  # of the whole photo
         meta.pop(name, None)
     tensors = {**sample.tensors, "keypoints": keypoints}
-    return Sample(sample.key, encode_jpeg(cut), meta, sample.caption, tensors), picture
+    return Sample(sample.key, encode_png(cut), meta, sample.caption, tensors), picture
 
 
 def _with_latents(
