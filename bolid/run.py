@@ -161,6 +161,12 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's content survive a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename inside ``path`` survive a power cut (where the system can)."""
     with contextlib.suppress(OSError):
@@ -270,10 +276,11 @@ class _Lock:
 def only_writer(out: str | os.PathLike[str], *, folder: bool) -> Iterator[None]:
     """Keep other processes from writing ``out``, a file or a folder. Raises BolidError where one does already.
 
-    A folder is made, and locked itself; for a file there is .NAME.lock beside it until the end.
+    A folder is made, and locked itself; it goes again if it is still empty at the end. For a file there is .NAME.lock
+    beside it until then.
     """
     out = Path(out)
-    place = out if folder else out.with_name(f".{out.name}.lock")
+    place, new = out if folder else out.with_name(f".{out.name}.lock"), not out.exists()
     with disk_errors(out):
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = _Lock(place, folder)
@@ -284,6 +291,9 @@ def only_writer(out: str | os.PathLike[str], *, folder: bool) -> Iterator[None]:
     finally:
         if not folder and lock.is_of(place):
             place.unlink()
+        elif folder and new:
+            with contextlib.suppress(OSError):  # not empty
+                place.rmdir()
         lock.release()
 
 
@@ -312,8 +322,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as temporary:
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
             os.replace(temporary, path)
             sync_directory(path.parent)
 

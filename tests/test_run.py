@@ -187,4 +187,12 @@ def test_one_process_writes_a_place(tmp_path, folder):
     for _ in range(2):
         with run.only_writer(out, folder=folder):
             pass
-    assert os.listdir(tmp_path) == (["out"] if folder else [])
+    assert os.listdir(tmp_path) == (["out"] if folder else []), "the killed one has made it"
+
+
+def test_a_folder_in_which_nothing_was_written_goes(tmp_path):
+    with pytest.raises(BolidError), run.only_writer(tmp_path / "a" / "out", folder=True):
+        raise BolidError("wrong")
+    with run.only_writer(tmp_path / "b", folder=True):
+        (tmp_path / "b" / "x").touch()
+    assert not (tmp_path / "a" / "out").exists() and (tmp_path / "b" / "x").exists()
