@@ -208,8 +208,8 @@ _CANNOT_WRITE = (
 def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """An empty file or folder beside ``path``, to be filled and renamed; gone afterwards.
 
-    It is .NAME.tmp.SUFFIX: whoever writes ``path`` next takes over what a killed process has left. While another
-    writer holds it, .NAME-2.tmp.SUFFIX is taken, and so on. Raises OSError where it cannot be made.
+    It is .NAME.bolid-tmp.SUFFIX: whoever writes ``path`` next takes over what a killed process has left. While another
+    writer holds it, .NAME-2.bolid-tmp.SUFFIX is taken, and so on. Raises OSError where it cannot be made.
     """
     suffix = "" if folder else path.suffix
     stem = path.name.removesuffix(suffix)
@@ -218,7 +218,7 @@ def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
     if fcntl is None:
         stem += f"-{os.getpid()}-{threading.get_ident()}"
     for number in itertools.count(1):
-        place = path.with_name(f".{stem}{f'-{number}' if number > 1 else ''}.tmp{suffix}")
+        place = path.with_name(f".{stem}{f'-{number}' if number > 1 else ''}.bolid-tmp{suffix}")
         if (lock := _Lock(place, folder)).held:
             break
     try:
@@ -235,7 +235,7 @@ def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 class _Lock:
-    """A file or folder, made where there is none, and `held` unless another process or thread holds it.
+    """A file or folder, made where there is none. `held` unless another process or thread holds it, or it is a link.
 
     A kill lets it go. Where a file system knows no locks, nobody else is taken to write.
     """
@@ -245,9 +245,17 @@ class _Lock:
             place.mkdir(parents=True, exist_ok=True)
         self.held, self.descriptor = True, -1
         if fcntl is None:
-            folder or place.touch()
+            if not folder:
+                place.touch()
             return
-        self.descriptor = os.open(place, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+        flags = os.O_NOFOLLOW | (os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT)
+        try:
+            self.descriptor = os.open(place, flags, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            self.held = False
+            return
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.held = self.is_of(place)  # or its holder has renamed or removed it meanwhile
@@ -276,11 +284,11 @@ class _Lock:
 def only_writer(out: str | os.PathLike[str], *, folder: bool) -> Iterator[None]:
     """Keep other processes from writing ``out``, a file or a folder. Raises BolidError where one does already.
 
-    A folder is made, and locked itself; it goes again if it is still empty at the end. For a file there is .NAME.lock
-    beside it until then.
+    A folder is made, and locked itself; it goes again if it is still empty at the end. For a file there is
+    .NAME.bolid-lock beside it until then.
     """
     out = Path(out)
-    place, new = out if folder else out.with_name(f".{out.name}.lock"), not out.exists()
+    place, new = out.resolve() if folder else out.with_name(f".{out.name}.bolid-lock"), not out.exists()
     with disk_errors(out):
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = _Lock(place, folder)

@@ -138,8 +138,13 @@ def test_a_home_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatc
 
 def test_what_a_killed_process_leaves_of_a_file_is_taken_over(tmp_path):
     """By its exact name: nothing else of anybody's."""
-    names = [".x.checkpoint.safetensors", "..x.checkpoint.tmp.safetensors2", ".x.tmp.safetensors", "notes.tmp"]
-    for name in [*names, "..x.checkpoint.tmp.safetensors"]:
+    names = [
+        ".x.checkpoint.safetensors",
+        "..x.checkpoint.bolid-tmp.safetensors2",
+        ".x.bolid-tmp.safetensors",
+        "notes.tmp",
+    ]
+    for name in [*names, "..x.point.bolid-tmp.safetensors"]:
         (tmp_path / name).write_text("long and half-written")
     run.remove_leftovers(tmp_path / names[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -149,11 +154,21 @@ def test_what_a_killed_process_leaves_of_a_file_is_taken_over(tmp_path):
 
 
 def test_what_a_killed_process_leaves_of_a_folder_is_taken_over(tmp_path):
-    (tmp_path / ".model.tmp" / "deep").mkdir(parents=True)
-    (tmp_path / ".model.tmp" / "deep" / "half").touch()
+    (tmp_path / ".model.bolid-tmp" / "deep").mkdir(parents=True)
+    (tmp_path / ".model.bolid-tmp" / "deep" / "half").touch()
     with run.atomic_folder(tmp_path / "model") as folder:
         (folder / "whole").touch()
     assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["whole"]
+
+
+def test_a_link_or_a_folder_under_the_temporary_name_is_left_alone(tmp_path):
+    (tmp_path / "thesis").write_text("thesis")
+    (tmp_path / ".x.bolid-tmp.txt").symlink_to(tmp_path / "thesis")
+    (tmp_path / ".y.bolid-tmp.txt").mkdir()
+    for name in ("x.txt", "y.txt"):
+        run.write_atomic(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "thesis").read_text() == "thesis" and len(os.listdir(tmp_path)) == 5
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):

@@ -8,6 +8,7 @@ before a random file operation: an opening to write, a rename, a removal.
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import json
 import mmap
@@ -74,21 +75,18 @@ def _kill_at(seconds: float | None, number: int, counter: mmap.mmap) -> None:
     sys.addaudithook(hook)
 
 
-def _serve(modules: Path) -> None:
+def _serve() -> None:
     """Fork for every run that a line of stdin asks for; answer with its status (None: killed), seconds and operations.
 
     A line is JSON: arguments, folder, after (seconds of processor time until the kill, or null), before (operation, or
-    0).
+    0); or {"modules": FILE}, to import what that file lists.
     """
-    for name in json.loads(modules.read_text()):
-        try:
-            importlib.import_module(name)
-        except Exception:  # some are only to be imported by others
-            continue
     counter = mmap.mmap(-1, 4)
-    print("ready", flush=True)
     for line in sys.stdin:
         run = json.loads(line)
+        if "modules" in run:
+            _import_all(json.loads(Path(run["modules"]).read_text()))
+            continue
         counter[:4] = bytes(4)
         if (process := os.fork()) == 0:
             _enter(Path(run["folder"]), "a")
@@ -101,6 +99,14 @@ def _serve(modules: Path) -> None:
         status = os.waitstatus_to_exitcode(status)
         status = None if status in (-signal.SIGKILL, -signal.SIGPROF) else status
         print(json.dumps([status, used.ru_utime + used.ru_stime, struct.unpack("I", counter[:4])[0]]), flush=True)
+
+
+def _import_all(modules: list[str]) -> None:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception:  # some are only to be imported by others
+            continue
 
 
 def _fresh(folder: Path, arguments: list[str]) -> None:
@@ -138,30 +144,35 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class _Server:
-    """A process that has imported what a command imports, and forks."""
+    """A process that has imported what the commands import, and forks."""
 
-    def __init__(self, modules: Path) -> None:
-        command = [sys.executable, __file__, "serve", str(modules)]
+    def __init__(self) -> None:
+        command = [sys.executable, __file__, "serve"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
+        atexit.register(self.close)
+
+    def load(self, modules: Path) -> None:
+        self._ask({"modules": str(modules)})
 
     def run(
         self, arguments: list[str], folder: Path, after: float | None = None, before: int = 0
     ) -> tuple[int | None, float, int]:
         """(exit status or None where it was killed, seconds, operations)."""
-        request = {"arguments": arguments, "folder": str(folder), "after": after, "before": before}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return tuple(json.loads(self._answer()))
-
-    def _answer(self) -> str:
+        self._ask({"arguments": arguments, "folder": str(folder), "after": after, "before": before})
         line = self.process.stdout.readline()
         assert line, "the process that forks has ended"
-        return line
+        return tuple(json.loads(line))
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+_server = functools.cache(_Server)  # one for all commands
 
 
 @dataclass
@@ -200,32 +211,30 @@ def kill(
 
     finish(arguments, whole := folder("whole"))
     expected, tally = contents(whole), Kills(name)
-    server = _Server(whole / MODULES)
-    try:
-        status, seconds, operations = server.run(arguments, timed := folder("timed"))
-        assert status == 0, f"forked, it ends with {status}: {_words(timed)}"
-        assert contents(timed) == expected, f"forked, it writes something else: {_different(timed, expected)}"
-        rng, chain = np.random.default_rng(sum(name.encode())), 0
-        while tally.killed < kills and chain < 3 * kills:
-            chain += 1
-            place = folder(str(chain))
-            for _ in range(min(int(rng.integers(1, CHAIN + 1)), kills - tally.killed)):
-                moment, number = float(rng.uniform(0, seconds)), int(rng.integers(1, operations + 1))
-                timer = {"after": moment} if rng.random() < 0.5 else {"before": number}
-                if server.run(arguments, place, **timer)[0] is not None:
-                    tally.too_late += 1
-                    break
-                tally.killed += 1
-            status = server.run(arguments, place)[0]
-            if status not in ends:
-                tally.failures.append(f"{chain}: ended with {status}: {_words(place)}")
-            elif different := _different(place, expected):
-                tally.failures.append(f"{chain}: different {different}")
-            else:
-                shutil.rmtree(place)
+    server = _server()
+    server.load(whole / MODULES)
+    status, seconds, operations = server.run(arguments, timed := folder("timed"))
+    assert status == 0, f"forked, it ends with {status}: {_words(timed)}"
+    assert contents(timed) == expected, f"forked, it writes something else: {_different(timed, expected)}"
+    rng, chain = np.random.default_rng(sum(name.encode())), 0
+    while tally.killed < kills and chain < 3 * kills:
+        chain += 1
+        place = folder(str(chain))
+        for _ in range(min(int(rng.integers(1, CHAIN + 1)), kills - tally.killed)):
+            moment, number = float(rng.uniform(0, seconds)), int(rng.integers(1, operations + 1))
+            timer = {"after": moment} if rng.random() < 0.5 else {"before": number}
+            if server.run(arguments, place, **timer)[0] is not None:
+                tally.too_late += 1
+                break
+            tally.killed += 1
+        status = server.run(arguments, place)[0]
+        if status not in ends:
+            tally.failures.append(f"{chain}: ended with {status}: {_words(place)}")
+        elif different := _different(place, expected):
+            tally.failures.append(f"{chain}: different {different}")
+        else:
+            shutil.rmtree(place)
         print(f"{tally}; {seconds:.1f} s and {operations} operations a run", file=sys.stderr, flush=True)
-    finally:
-        server.close()
     print(tally)
     assert not tally.failures, f"{tally}\n" + "\n".join(tally.failures)
 
@@ -241,6 +250,6 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
     prepare_environment()
     if sys.argv[1] == "serve":
-        _serve(Path(sys.argv[2]))
+        _serve()
     else:
         _fresh(Path(sys.argv[2]), sys.argv[3:])

@@ -30,7 +30,7 @@ from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, 
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 # What a killed writer leaves, and nothing else.
-_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp|\.index(-\d+)?\.tmp\.json")
+_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp|\.index(-\d+)?\.bolid-tmp\.json")
 
 
 class ShardWriter:
