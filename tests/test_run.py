@@ -139,8 +139,8 @@ def test_a_home_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatc
 def test_what_a_killed_process_leaves_of_a_file_is_taken_over(tmp_path):
     """By its exact name: nothing else of anybody's."""
     names = [
-        ".x.checkpoint.safetensors",
-        "..x.checkpoint.bolid-tmp.safetensors2",
+        ".x.point.safetensors",
+        "..x.point.bolid-tmp.safetensors2",
         ".x.bolid-tmp.safetensors",
         "notes.tmp",
     ]
