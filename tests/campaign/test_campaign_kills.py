@@ -82,5 +82,5 @@ def test_generate(tmp_path):
 
 
 def test_synth(tmp_path):
-    command = ["synth", "--person-seed", "100000:100002", "--photos", "2", "--size", "48x64", "-o", "out"]
+    command = ["synth", "--person-seed", "100000:100002", "--photos", "2", "--size", "64x86", "-o", "out"]
     kill("synth", command, tmp_path, KILLS)
