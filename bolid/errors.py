@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 
 class BolidError(Exception):
     """Something the user can put right.
@@ -18,3 +21,23 @@ class BolidError(Exception):
     def __reduce__(self) -> tuple:
         # The default would lose the hint on the way back from a worker process.
         return type(self), (self.message, self.hint)
+
+
+_AMOUNT = re.compile(r"to allocate (\d[\d.]*) ?(bytes|[KMGT]i?B)")
+
+
+def out_of_memory(error: BaseException) -> BolidError | None:
+    """What a failed allocation of Python's, NumPy's, torch's or the system's means to a user. None for other errors."""
+    text = str(error)
+    if not (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, on a GPU
+        or (isinstance(error, RuntimeError) and "allocate memory" in text)  # torch's, on a CPU
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    ):
+        return None
+    amount = ""
+    if found := _AMOUNT.search(text):
+        plain = f"{int(found[1]) / 2**20:.0f} MiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
+        amount = f": another {plain} cannot be had"
+    return BolidError(f"too little memory{amount}", "lower --batch-size, --workers or --size, or close other programs")

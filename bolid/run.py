@@ -7,9 +7,9 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
 
@@ -156,6 +161,12 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's content survive a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename inside ``path`` survive a power cut (where the system can)."""
     with contextlib.suppress(OSError):
@@ -193,21 +204,111 @@ _CANNOT_WRITE = (
 )  # fmt: skip
 
 
-def _temporary(path: Path, suffix: str) -> Path:
-    """The name under which ``path`` is written first: .NAME.PROCESS.tmp.SUFFIX, by which a leftover is known."""
+@contextlib.contextmanager
+def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """An empty file or folder beside ``path``, to be filled and renamed; gone afterwards.
+
+    It is .NAME.bolid-tmp.SUFFIX: whoever writes ``path`` next takes over what a killed process has left. While another
+    writer holds it, .NAME-2.bolid-tmp.SUFFIX is taken, and so on. Raises OSError where it cannot be made.
+    """
+    suffix = "" if folder else path.suffix
     stem = path.name.removesuffix(suffix)
     if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
-    return path.with_name(f".{stem}.{os.getpid()}.tmp{suffix}")
+    if fcntl is None:
+        stem += f"-{os.getpid()}-{threading.get_ident()}"
+    for number in itertools.count(1):
+        place = path.with_name(f".{stem}{f'-{number}' if number > 1 else ''}.bolid-tmp{suffix}")
+        if (lock := _Lock(place, folder)).held:
+            break
+    try:
+        if folder:
+            for old in place.iterdir():
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        else:
+            os.truncate(place, 0)
+        yield place
+    finally:
+        if lock.is_of(place):  # not yet renamed
+            shutil.rmtree(place, ignore_errors=True) if folder else place.unlink()
+        lock.release()
+
+
+class _Lock:
+    """A file or folder, made where there is none. `held` unless another process or thread holds it, or it is a link.
+
+    A kill lets it go. Where a file system knows no locks, nobody else is taken to write.
+    """
+
+    def __init__(self, place: Path, folder: bool = False) -> None:
+        if folder:
+            place.mkdir(parents=True, exist_ok=True)
+        self.held, self.descriptor = True, -1
+        if fcntl is None:
+            if not folder:
+                place.touch()
+            return
+        flags = os.O_NOFOLLOW | (os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT)
+        try:
+            self.descriptor = os.open(place, flags, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            self.held = False
+            return
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.held = self.is_of(place)  # or its holder has renamed or removed it meanwhile
+        except BlockingIOError:
+            self.held = False
+        except OSError:
+            pass
+        if not self.held:
+            self.release()
+
+    def is_of(self, place: Path) -> bool:
+        """Whether ``place`` is still what was locked."""
+        try:
+            state = os.stat(place)
+        except FileNotFoundError:
+            return False
+        return self.descriptor < 0 or os.path.samestat(os.fstat(self.descriptor), state)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+@contextlib.contextmanager
+def only_writer(out: str | os.PathLike[str], *, folder: bool) -> Iterator[None]:
+    """Keep other processes from writing ``out``, a file or a folder. Raises BolidError where one does already.
+
+    A folder is made, and locked itself; it goes again if it is still empty at the end. For a file there is
+    .NAME.bolid-lock beside it until then.
+    """
+    out = Path(out)
+    place, new = out.resolve() if folder else out.with_name(f".{out.name}.bolid-lock"), not out.exists()
+    with disk_errors(out):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = _Lock(place, folder)
+    if not lock.held:
+        raise BolidError(f"another process is writing {out}", "wait until it has ended, or choose another --out")
+    try:
+        yield
+    finally:
+        if not folder and lock.is_of(place):
+            place.unlink()
+        elif folder and new:
+            with contextlib.suppress(OSError):  # not empty
+                place.rmdir()
+        lock.release()
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of ``path`` beside it; called before the one process writes that may."""
-    stem, _, suffix = _temporary(path, path.suffix).name.rpartition(f".{os.getpid()}.tmp")
-    pattern = re.compile(rf"{re.escape(stem)}\.\d+\.tmp{re.escape(suffix)}")
-    for other in path.parent.iterdir() if path.parent.is_dir() else ():
-        if pattern.fullmatch(other.name):
-            other.unlink(missing_ok=True)
+    """Remove what a killed process has left of ``path`` beside it."""
+    with contextlib.suppress(OSError), _temporary(path):
+        pass
 
 
 @contextlib.contextmanager
@@ -227,15 +328,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.exists() and not path.is_file():
             raise BolidError(f"{path} is a device, a pipe or a socket", "give the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path, path.suffix)
-        try:
+        with _temporary(path) as temporary:
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
             os.replace(temporary, path)
             sync_directory(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -244,11 +341,8 @@ def unfinished(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path.with_stem(f"{path.stem}-{threading.get_ident()}"), path.suffix)
-        try:
+        with _temporary(path) as temporary:
             yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def claim(temporary: Path, path: Path) -> bool:
@@ -272,14 +366,9 @@ def claim(temporary: Path, path: Path) -> bool:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill, which is renamed to ``path`` at the end; a failure leaves nothing."""
     path = Path(path)
-    temporary = _temporary(path, "")
-    with disk_errors(path):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            os.rename(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(path), _temporary(path, folder=True) as temporary:
+        yield temporary
+        os.rename(temporary, path)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import decode_image, difference_hash, encode_jpeg
+from bolid.formats.images import decode_image, difference_hash, encode_png
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
     Sample,
@@ -19,7 +19,7 @@ from bolid.formats.shards import (
     directory_sha256,
     read_index,
 )
-from bolid.formats.storage import place
+from bolid.formats.storage import alone, place
 from bolid.models.families import Family, match_family
 from bolid.run import Progress, derive_seed, pick_device, run_record
 from bolid.views import person_crop
@@ -92,8 +92,9 @@ def shard(
         part: run_record("training-shards", family=chosen, config={**config, "part": part}, seed=seed, inputs=inputs)
         for part in parts
     }
-    writers = {part: ShardWriter(place(out) / part, record, max_bytes) for part, record in records.items()}
-    return _write(reader, people, rejected, parts, writers, chosen, device, progress)
+    with alone(out):
+        writers = {part: ShardWriter(place(out) / part, record, max_bytes) for part, record in records.items()}
+        return _write(reader, people, rejected, parts, writers, chosen, device, progress)
 
 
 def _write(
@@ -192,7 +193,7 @@ def _crop(sample: Sample, family: Family) -> tuple[Sample, np.ndarray]:
     for name in ("face_box", "others", "dhash"):  # of the whole photo
         meta.pop(name, None)
     tensors = {**sample.tensors, "keypoints": keypoints}
-    return Sample(sample.key, encode_jpeg(cut), meta, sample.caption, tensors), picture
+    return Sample(sample.key, encode_png(cut), meta, sample.caption, tensors), picture
 
 
 def _with_latents(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bolid.errors import BolidError
+from bolid.errors import BolidError, out_of_memory
 from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_family
 from bolid.run import Progress, canonical_json
 from bolid_cli._command import LARGEST_SEED, explain_usage
@@ -207,12 +207,12 @@ def show_error(error: BaseException) -> int:
         status, what = (error.status, f"ended by {error}") if isinstance(error, Terminated) else (130, "interrupted")
         note(f"{what}; the same command goes on where it stopped")
         return status
-    if isinstance(error, BolidError):
-        message, hint = error.message, error.hint
+    known = error if isinstance(error, BolidError) else out_of_memory(error)
+    if known is not None:
+        _show(known.message, known.hint)
     else:
-        message = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a fault in bolid; BOLID_DEBUG=1 before the same command shows where"
-    _show(message, hint)
+        _show(f"unexpected {type(error).__name__}: {error}", hint)
     return getattr(error, "exit_code", 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,11 +15,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # each its share of 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from gallery import Server
 
 from bolid.formats.images import encode_jpeg
 from bolid.formats.shards import Sample, sample_key
-from bolid.run import run_record
+from bolid.run import atomic_folder, run_record
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -86,9 +88,15 @@ def rendered_people(tmp_path_factory):
     """photos/<person>/*.jpg, *.txt, *.json: three validation people with five photos each, 256x192."""
     from bolid.synth.render import write_photos
 
+    base = tmp_path_factory.getbasetemp()
+    once = (base.parent if workers else base) / "rendered-once"  # by the first worker that needs them
+    with FileLock(f"{once}.lock"):
+        if not once.exists():
+            with atomic_folder(once) as making:
+                for seed in (100_000, 100_001, 100_002):
+                    write_photos(making, seed, 5, size=(256, 192))
     folder = tmp_path_factory.mktemp("rendered")
-    for seed in (100_000, 100_001, 100_002):
-        write_photos(folder, seed, 5, size=(256, 192))
+    shutil.copytree(once, folder, dirs_exist_ok=True)
     return folder
 
 

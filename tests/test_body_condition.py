@@ -8,14 +8,12 @@ from bolid.method import losses
 from bolid.method.body_condition import (
     BRANCHES,
     build_ip_adapter_image_embeds,
-    compose_projection,
     drop_condition,
     factorise_kv,
     initial_state,
     install,
     largest_kv_rank,
     merge_kv,
-    norm_preserving_projection,
     null_condition,
 )
 
@@ -144,35 +142,6 @@ def test_thin_matrices_start_as_wide_as_full_ones_and_are_smaller(unet):
         assert sum(part.numel() for part in parts) < weight.numel()
         assert sum(part.numel() + part.numel() // rank for part in parts) >= weight.numel(), "the largest such rank"
         assert products[name].std() == pytest.approx(float(weight.std()), rel=0.2)
-
-
-def test_tokens_can_grow_with_the_length_of_the_vector(unet):
-    vectors = 3 * torch.randn(500, BODY_DIM, generator=torch.Generator().manual_seed(0))
-    state = initial_state(unet, "body", BODY_DIM)
-    shares, spreads = [], []
-    for each in (state, norm_preserving_projection(state, vectors, strength=8)):
-        install(unet, [each])
-        with torch.no_grad():
-            null, half, whole = (
-                unet.encoder_hid_proj.image_projection_layers[0](scale * vectors[:, None]) for scale in (0, 0.5, 1)
-            )
-        shares.append(float((half - null).norm() / (whole - null).norm()))
-        spreads.append(float((whole - whole.mean(0)).norm()))
-    assert shares[0] > 0.7 and shares[1] == pytest.approx(0.5, abs=0.03), "the second is all but linear"
-    assert spreads[1] == pytest.approx(spreads[0], rel=0.1), "and vectors of usual length say as much"
-
-
-def test_a_branch_can_be_told_to_see_other_bodies(unet):
-    generator = torch.Generator().manual_seed(0)
-    vectors, matrix = (torch.randn(BODY_DIM, BODY_DIM, generator=generator) for _ in range(2))
-    offset = torch.randn(BODY_DIM, generator=generator)
-    state = initial_state(unet, "body", BODY_DIM)
-    tokens = []
-    for each, bodies in ((state, vectors @ matrix.T + offset), (compose_projection(state, matrix, offset), vectors)):
-        install(unet, [each])
-        with torch.no_grad():
-            tokens.append(unet.encoder_hid_proj.image_projection_layers[0](bodies[:, None]))
-    torch.testing.assert_close(*tokens, rtol=1e-4, atol=1e-4)
 
 
 def test_layout_is_diffusers_own(unet):

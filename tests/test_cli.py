@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -10,11 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import bolid
-from bolid.errors import BolidError
+from bolid.errors import BolidError, out_of_memory
 from bolid_cli import _console
 from bolid_cli.main import COMMANDS, app
 
@@ -89,6 +92,31 @@ def test_errors_are_told(capsys):
     assert _console.show_error(ZeroDivisionError("division by zero")) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: unexpected ZeroDivisionError: division by zero") and "BOLID_DEBUG=1" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "amount"),
+    [
+        (MemoryError(), ""),
+        (MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)"), "7.45 GiB"),
+        (RuntimeError("can't allocate memory: you tried to allocate 4194304000 bytes."), "4000 MiB"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA: tried to allocate 20.00 MiB."), "20.00 MiB"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+    ],
+)  # fmt: skip
+def test_too_little_memory_says_how_much(capsys, error, amount):
+    assert _console.show_error(error) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: too little memory") and amount in shown and "lower --batch-size" in shown
+
+
+def test_allocations_that_fail_are_told():
+    """By the libraries themselves: more than any machine has."""
+    for allocate in (lambda: bytearray(2**62), lambda: np.empty(2**58), lambda: torch.empty(2**55)):
+        with pytest.raises((MemoryError, RuntimeError)) as caught:
+            allocate()
+        assert out_of_memory(caught.value) is not None
+    assert out_of_memory(RuntimeError("mat1 and mat2")) is None and out_of_memory(OSError("x")) is None
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_a_picture_of_another_command_is_kept(world, tmp_path, monkeypatch):
         raise OSError(28, "no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(bolid.generate.saving, "save_picture", full)
+        patched.setattr("bolid.formats.pictures.write_picture", full)
         with pytest.raises(BolidError, match="no space left"):
             names(seed=3)
     assert len(list(tmp_path.iterdir())) == 4, "nothing half-written"

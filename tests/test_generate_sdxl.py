@@ -31,6 +31,7 @@ def world(tmp_path_factory):
     return make_world(root, sdxl=True, inputs={"face_model": FACE_MODEL}, settings=SETTINGS)
 
 
+@pytest.mark.slow
 def test_lora_few_steps_and_pose(world, tmp_path, monkeypatch):
     family = get_family(world.family)
     unet = load_base(family).unet
@@ -63,6 +64,7 @@ class Darker:
         return pixels.mean((1, 2, 3)), pixels.new_ones(len(pixels), 1, *latent_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_guidance_losses(world, tmp_path, dtype):
     """Both text encoders' states and the added conditions go with their rows, the VAE is in single precision."""

@@ -27,7 +27,7 @@ SIZE = (64, 48)
 NAME = "000-a-photo-of-a-woman.png"
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
+@pytest.fixture(scope="module", params=["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def world(request, tmp_path_factory):
     """With a depth ControlNet as `models pull` fetches the published ones, in half precision alone, and two bodies."""
     root = tmp_path_factory.mktemp("shape")

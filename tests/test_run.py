@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +136,78 @@ def test_a_home_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatc
     assert "BOLID_HOME" in caught.value.hint
 
 
-def test_what_a_killed_process_leaves_of_a_file_is_removed(tmp_path):
+def test_what_a_killed_process_leaves_of_a_file_is_taken_over(tmp_path):
     """By its exact name: nothing else of anybody's."""
-    names = [".x.checkpoint.safetensors", "..x.checkpoint.77.tmp.safetensors2", ".x.77.tmp.safetensors", "notes.tmp"]
-    for name in [*names, "..x.checkpoint.77.tmp.safetensors"]:
-        (tmp_path / name).touch()
+    names = [
+        ".x.point.safetensors",
+        "..x.point.bolid-tmp.safetensors2",
+        ".x.bolid-tmp.safetensors",
+        "notes.tmp",
+    ]
+    for name in [*names, "..x.point.bolid-tmp.safetensors"]:
+        (tmp_path / name).write_text("long and half-written")
     run.remove_leftovers(tmp_path / names[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    run.write_atomic(tmp_path / "x.safetensors", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*names, "x.safetensors"} - {names[2]})
+    assert (tmp_path / "x.safetensors").read_text() == "new"
+
+
+def test_what_a_killed_process_leaves_of_a_folder_is_taken_over(tmp_path):
+    (tmp_path / ".model.bolid-tmp" / "deep").mkdir(parents=True)
+    (tmp_path / ".model.bolid-tmp" / "deep" / "half").touch()
+    with run.atomic_folder(tmp_path / "model") as folder:
+        (folder / "whole").touch()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["whole"]
+
+
+def test_a_link_or_a_folder_under_the_temporary_name_is_left_alone(tmp_path):
+    (tmp_path / "thesis").write_text("thesis")
+    (tmp_path / ".x.bolid-tmp.txt").symlink_to(tmp_path / "thesis")
+    (tmp_path / ".y.bolid-tmp.txt").mkdir()
+    for name in ("x.txt", "y.txt"):
+        run.write_atomic(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "thesis").read_text() == "thesis" and len(os.listdir(tmp_path)) == 5
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    target = tmp_path / "x.txt"
+    with run.atomic_path(target) as first, run.atomic_path(target) as second:
+        assert first != second and first.suffix == second.suffix == ".txt"
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first" and os.listdir(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_one_process_writes_a_place(tmp_path, folder):
+    """Until it ends, even by a kill, which leaves nothing that keeps the next one away."""
+    out = tmp_path / "out"
+    code = f"from bolid.run import only_writer\nwith only_writer({str(out)!r}, folder={folder}):\n print(1, flush=True)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"{code}\n import time; time.sleep(99)"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(BolidError, match="another process is writing .*out") as caught:
+            with run.only_writer(out, folder=folder):
+                pass
+        assert "another --out" in caught.value.hint
+    finally:
+        other.kill()
+        other.wait()
+    for _ in range(2):
+        with run.only_writer(out, folder=folder):
+            pass
+    assert os.listdir(tmp_path) == (["out"] if folder else []), "the killed one has made it"
+
+
+def test_a_folder_in_which_nothing_was_written_goes(tmp_path):
+    with pytest.raises(BolidError), run.only_writer(tmp_path / "a" / "out", folder=True):
+        raise BolidError("wrong")
+    with run.only_writer(tmp_path / "b", folder=True):
+        (tmp_path / "b" / "x").touch()
+    assert not (tmp_path / "a" / "out").exists() and (tmp_path / "b" / "x").exists()

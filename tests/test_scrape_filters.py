@@ -36,8 +36,23 @@ def test_filters(server, tmp_path, listed):
         "/blurred.jpg": jpeg(2, size=(240, 192), blur=12),
         "/marked.jpg": jpeg(3),
         "/other.jpg": jpeg(4),
-        **{f"/more{n}.jpg": jpeg(10 + n) for n in range(40)},
     }
+    out = tmp_path / "photos"
+
+    def more(number):
+        """A photo; after the first ten only once two photos are kept, however slow the machine is."""
+
+        def page(handler):
+            deadline = time.monotonic() + 60
+            ten = sum(hit.startswith("/more") for hit in server.hits) > 10
+            while ten and len(list((out / "Anna").glob("*.jpg"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return photo
+
+        photo = jpeg(10 + number)
+        return page
+
+    server.pages |= {f"/more{n}.jpg": more(n) for n in range(40)}
 
     def corner(image: np.ndarray) -> str:
         return (
@@ -47,7 +62,6 @@ def test_filters(server, tmp_path, listed):
     paths = [path for path in server.pages if path != "/robots.txt"]
     people = {"Anna": paths, "Ben": ["/same.jpg?ben", "/ben.jpg"]}
     server.pages["/same.jpg?ben"], server.pages["/ben.jpg"] = server.pages["/same.jpg"], jpeg(6)
-    out = tmp_path / "photos"
     options = {**WEB, "out": out, "watermark": corner, "max_photos": 2}
     result = scrape(urls=listed(people), **options)
     reasons = {row["source"].removeprefix(server.url): row["reason"] for row in table(out / "dropped.csv")}
@@ -65,7 +79,7 @@ def test_filters(server, tmp_path, listed):
         "/marked.jpg": "watermark: a stripe",
         "/same.jpg?ben": SAME_FILE,
     }
-    assert files(out) == {"Anna": 2, "Ben": 1} and len(enough) < 20, "enough is enough"
+    assert files(out) == {"Anna": 2, "Ben": 1} and len(enough) < 35, "enough is enough"
     assert result.dropped[SAME_FILE] == 2
 
     # Other filters: only what hangs on them is fetched again, and what is there is looked at again.

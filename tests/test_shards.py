@@ -115,7 +115,7 @@ def test_killed_process(written, tmp_path, record):
 
 def test_only_our_own_leftovers_are_removed(tmp_path, people, record):
     (tmp_path / "shards").mkdir()
-    for name in (".notes.tmp.txt", ".x.tmp", ".shard-000000.tar.tmp", ".index.123.tmp.json"):
+    for name in (".notes.tmp.txt", ".x.tmp", ".shard-000000.tar.tmp", ".index.bolid-tmp.json"):
         (tmp_path / "shards" / name).write_text("thesis")
     write(tmp_path / "shards", people, record())
     assert {name for name in os.listdir(tmp_path / "shards") if name[0] == "."} == {".notes.tmp.txt", ".x.tmp"}

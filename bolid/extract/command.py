@@ -30,7 +30,7 @@ from bolid.formats.images import (
 )
 from bolid.formats.photos import read_notes
 from bolid.formats.shards import DEFAULT_MAX_BYTES, INDEX, Sample, ShardWriter, sample_key
-from bolid.formats.storage import place
+from bolid.formats.storage import alone, place
 from bolid.models.families import Family, get_family
 from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress, canonical_json, pick_device, run_record
@@ -168,11 +168,12 @@ def extract(
             config["force"] = True
         digest = hashlib.sha256(canonical_json([[p.source, p.sha256, p.caption] for p in found]).encode()).hexdigest()
         record = run_record("shards", family=chosen, config=config, inputs={"photos": digest})
-        writer = ShardWriter(out, record, max_bytes)
-        if not writer.complete:
-            extraction = Extraction(chosen, pick_device(device), select_person, max_side, model, force)
-            _run(found, writer, extraction, run, progress)
-        index = writer.close()
+        with alone(out):
+            writer = ShardWriter(out, record, max_bytes)
+            if not writer.complete:
+                extraction = Extraction(chosen, pick_device(device), select_person, max_side, model, force)
+                _run(found, writer, extraction, run, progress)
+            index = writer.close()
         result = ExtractResult(
             place(out), index["samples"], index["persons"], index["rejected"], unread,
             _without_photos(found, index["rejected"]), sum(p.person.startswith(UNNAMED) for p in found),

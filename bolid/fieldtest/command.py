@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.doctor import Diagnosis, diagnose
-from bolid.errors import BolidError
+from bolid.errors import BolidError, out_of_memory
 from bolid.fieldtest.measure import Measured, free_memory
 from bolid.fieldtest.privacy import Scrubber
 from bolid.fieldtest.report import REPORT, write_report
@@ -167,9 +167,8 @@ class _Run:
         """The error as texts. Its frames are let go of, and with them the tensors that they hold."""
         text = "".join(traceback.format_exception(error))
         traceback.clear_frames(error.__traceback__)
-        message, hint = (error.message, error.hint) if isinstance(error, BolidError) else (str(error), "")
-        if type(error).__name__ == "OutOfMemoryError":
-            hint = "the device has too little memory for this step"
+        known = error if isinstance(error, BolidError) else out_of_memory(error)
+        message, hint = (known.message, known.hint) if known is not None else (str(error), "")
         return Failure(type(error).__name__, self.scrub(message), self.scrub(hint), self.scrub(text))
 
     def write(self, ended: str = "") -> None:

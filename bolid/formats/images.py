@@ -337,6 +337,13 @@ def is_grey(image: np.ndarray) -> bool:
     return bool(np.mean(np.ptp(few, axis=2) <= 8) >= 0.99)
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] as PNG. Equal pixels, equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
     """uint8 [H, W, 3] as JPEG without colour subsampling and without metadata. Equal pixels, equal bytes."""
     buffer = io.BytesIO()

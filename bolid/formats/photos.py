@@ -40,7 +40,7 @@ DATABASE = ".scrape.sqlite"
 PAGES_FRESH = 7 * 86400  # seconds that a web page is not fetched again
 
 # What a killed run leaves beside the people's folders, and nothing else.
-_LEFTOVER = re.compile(r"\.(people|dropped)\.\d+\.tmp\.csv")
+_LEFTOVER = re.compile(r"\.(people|dropped)(-\d+)?\.bolid-tmp\.csv")
 
 KEPT, FILTERED, FAILED = "kept", "filtered", "failed"
 REMOVED = "removed by hand"

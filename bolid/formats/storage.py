@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from bolid.errors import BolidError
-from bolid.run import atomic_path, home
+from bolid.run import atomic_path, home, only_writer
 
-__all__ = ["fetch", "is_remote", "place", "remote_errors", "send"]
+__all__ = ["alone", "fetch", "is_remote", "place", "remote_errors", "send"]
 
 
 def place(where: str | os.PathLike[str]) -> Path:
@@ -44,6 +44,14 @@ def place(where: str | os.PathLike[str]) -> Path:
 def is_remote(path: Path) -> bool:
     """Whether the path lies in an object store."""
     return "://" in str(path)
+
+
+def alone(directory: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes of this machine from writing a shard directory. Object stores have no locks.
+
+    Raises BolidError where another process writes it.
+    """
+    return contextlib.nullcontext() if is_remote(place(directory)) else only_writer(directory, folder=True)
 
 
 @contextlib.contextmanager

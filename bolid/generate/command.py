@@ -143,7 +143,6 @@ def generate(
         warn = warn or (lambda text: None)
         here = replace(request, device_name="cpu", offload=False) if away else request
         generation = Generation(here, models, progress, warn, on_step)
-        generation.read_prompts(warn)
         for name in sorted(recorded.keys() & generation.inputs.keys()):
             if generation.inputs[name] != recorded[name]:
                 warn(f"the {name.replace('_', ' ')} is another than that of {like}: the picture will differ")

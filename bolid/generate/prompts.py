@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from bolid.generate.request import Request
 
 _WEIGHT = re.compile(r"\([^()]*:\s*-?\d*\.?\d+\s*\)")  # (word:1.8), as other programs write emphasis
 _EXTRA_NETWORK = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:[^<>]*>")
@@ -21,6 +23,20 @@ def unsupported_syntax(prompt: str) -> Iterator[str]:
         yield f"{found} is read as words: prompts have no weights here"
     for found in _EXTRA_NETWORK.findall(prompt):
         yield f"{found} is read as words: LoRAs are loaded with --lora FILE:WEIGHT"
+
+
+def encoded_prompts(pipe: Any, request: Request, warn: Callable[[str], None]) -> dict[str, str]:
+    """Prompt -> what the text encoder reads of it: with the family's clothes where it names none, and cut."""
+    texts = {request.negative: request.negative}
+    texts |= {prompt: request.family.dressed(prompt) for prompt in request.prompts}
+    encoded: dict[str, str] = {}
+    for prompt, text in texts.items():
+        encoded[prompt], lost = split_at_limit(pipe, text)
+        for warning in unsupported_syntax(prompt):
+            warn(warning)
+        if lost:
+            warn(f"the text encoder reads no more than {encoded[prompt]!r}; it does not read {lost!r}")
+    return encoded
 
 
 def split_at_limit(pipe: Any, prompt: str) -> tuple[str, str]:

@@ -265,6 +265,18 @@ class Request:
         """The scale of the ControlNet, with its interval."""
         return parse_scale(self.pose_scale, "--pose-scale")
 
+    @property
+    def control_part(self) -> str | None:
+        """The family's part whose ControlNet the pictures follow; None without one."""
+        if self.uses_shape:
+            return "depth_controlnet"
+        return None if self.pose_from is None else "controlnet"
+
+    @property
+    def control_weight(self) -> Scale:
+        """The scale of that ControlNet."""
+        return self.shape_weight if self.uses_shape else self.pose_weight
+
     @cached_property
     def loras(self) -> list[tuple[Path, float]]:
         """(file, weight) of each LoRA."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bolid.run import atomic_path, claim, run_differences, unfinished
+from bolid.run import atomic_path, claim, run_differences, sync_file, unfinished
 
 
 def save_picture(path: Path, picture: Any, record: dict[str, Any], parameters: str = "") -> None:
@@ -16,20 +16,16 @@ def save_picture(path: Path, picture: Any, record: dict[str, Any], parameters: s
 
     `parameters`: the settings as other programs read them, see `bolid.generate.parameters`.
     """
-    from PIL import Image
-
-    from bolid.formats.pictures import write_picture
-
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     with atomic_path(path) as temporary:
-        write_picture(temporary, image, record, parameters)
+        _write(temporary, picture, record, parameters)
 
 
 def save_beside(path: Path, picture: Any, record: dict[str, Any], parameters: str = "") -> Path:
     """Write to `path`, or, where a picture of another command lies there, to the same with _2, _3, ...: nothing is
     lost, and the same command writes the same files. Returns where."""
     with unfinished(path) as temporary:
-        save_picture(temporary, picture, record, parameters)
+        _write(temporary, picture, record, parameters)
+        sync_file(temporary)
         for place in _places(path):
             if _is_of_run(place, record):
                 os.replace(temporary, place)
@@ -43,6 +39,15 @@ def find_finished(path: Path, records: Sequence[dict[str, Any]]) -> Path | None:
     """The picture that `save_beside` would replace, which has one of the `records`; None where there is none."""
     there = itertools.takewhile(Path.exists, _places(path))
     return next((place for place in there if any(_is_of_run(place, record) for record in records)), None)
+
+
+def _write(path: Path, picture: Any, record: dict[str, Any], parameters: str) -> None:
+    from PIL import Image
+
+    from bolid.formats.pictures import write_picture
+
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    write_picture(path, image, record, parameters)
 
 
 def _places(path: Path) -> Iterator[Path]:

@@ -104,43 +104,6 @@ def initial_state(
     return {"image_proj": image_proj, "ip_adapter": ip_adapter}
 
 
-def norm_preserving_projection(state: State, vectors: torch.Tensor, strength: float = 4.0) -> State:
-    """A body branch whose tokens keep the vector's norm, which the LayerNorm of `state` all but takes out.
-
-    Tokens are LayerNorm(W z + b). The norm of z says how far a body is from the average and how sure the encoder is: a
-    vector from one photo is shorter than one from eight. With a large bias along a direction u that W z hardly ever
-    takes, LayerNorm divides by almost the same number every time:
-
-        LayerNorm(x + k s sqrt(C) u) = (x + k s sqrt(C) u) / (s sqrt(k^2 + |x|^2 / (C s^2))),    x = W z + b, centred
-
-    is x / (k s) and a constant as k = `strength` grows. LayerNorm's own weight is multiplied to bring x to its usual
-    norm, its bias takes the constant out again: for vectors of usual norm little changes, and the file keeps the basic
-    layout. `vectors` [N, D]: usual ones; s is their tokens' root mean square.
-    """
-    proj = {name: tensor.float() for name, tensor in state["image_proj"].items()}
-    bias = proj["proj.bias"].view(BODY_TOKENS, -1)
-    tokens = (vectors @ proj["proj.weight"].T).view(len(vectors), *bias.shape) + bias
-    tokens = tokens - tokens.mean(-1, keepdim=True)
-    usual = tokens.square().mean(-1).sqrt().mean(0)[:, None]  # [S, 1]
-    relative = (tokens / usual).flatten(0, 1)
-    scatter = relative.T @ relative / len(relative)
-    scatter += 1e3 * torch.ones_like(scatter)  # the norm takes the mean out: not along (1, ..., 1)
-    constant = math.sqrt(len(scatter)) * torch.linalg.eigh(scatter).eigenvectors[:, 0]
-    proj["proj.bias"] = (bias + strength * usual * constant).flatten()
-    proj["norm.bias"] = proj["norm.bias"] - strength * proj["norm.weight"] * constant
-    proj["norm.weight"] = proj["norm.weight"] * math.sqrt(strength**2 + 1)
-    dtypes = {name: tensor.dtype for name, tensor in state["image_proj"].items()}
-    return {**state, "image_proj": {name: tensor.to(dtypes[name]) for name, tensor in proj.items()}}
-
-
-def compose_projection(state: State, matrix: torch.Tensor, offset: torch.Tensor) -> State:
-    """A body branch that maps z [D] as `state` maps `matrix` z + `offset` ([D, D], [D])."""
-    proj = state["image_proj"]
-    weight, bias = (proj[f"proj.{name}"].to(matrix) for name in ("weight", "bias"))
-    composed = {"proj.weight": weight @ matrix, "proj.bias": bias + weight @ offset}
-    return {**state, "image_proj": {**proj, **{name: tensor.to(proj[name]) for name, tensor in composed.items()}}}
-
-
 # ---- keys and values of low rank ----------------------------------------------------------------------------------
 
 

@@ -14,14 +14,15 @@ parts of a step.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bolid.errors import BolidError
-from bolid.run import Progress
+from bolid.run import Progress, only_writer, pick_device
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.training import Training
+from bolid.train_adapter.training import Training, start_processes
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,16 @@ def train_adapter(
     """
     if stop_after is not None and stop_after < 1:
         raise BolidError(f"--stop-after is {stop_after}", "give at least 1")
-    training = Training(
-        train, Path(out), config or TrainAdapterConfig(), body_encoder, family, device, seed, stop_after, progress, say
-    )
+    accelerator, config = start_processes(pick_device(device)), config or TrainAdapterConfig()
+    with only_writer(out, folder=True) if accelerator.is_main_process else contextlib.nullcontext():
+        training = Training(
+            accelerator, train, Path(out), config, body_encoder, family, seed, stop_after, progress, say
+        )
+        return _run(training)
+
+
+def _run(training: Training) -> TrainAdapterResult:
+    """Take the steps that are left, and write what has been learnt."""
     if training.already_done:
         return TrainAdapterResult(**training.earlier_result(), already_done=True)
 

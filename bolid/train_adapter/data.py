@@ -359,14 +359,6 @@ def fuse_context(
     return mean, logvar, F.normalize((table.face[context] * present[..., None]).sum(1), dim=-1)
 
 
-def fused_bodies(table: AdapterTable) -> torch.Tensor:
-    """Everybody's c_body, of all their photos, [people, D]."""
-    import torch
-
-    photos = [torch.from_numpy(rows)[None] for rows in table.people]
-    return torch.cat([fuse_context(table, rows, torch.ones_like(rows))[0] for rows in photos])
-
-
 def photo_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
     """One generator for each photo from the `first` of the whole run on: its place in the run is its seed."""
     import torch

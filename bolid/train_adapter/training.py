@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.run import Progress, derive_seed, pick_device
+from bolid.run import Progress, derive_seed
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import draw_batch, draw_rows, photo_generators, save_bodies, what_is_learnt
 from bolid.train_adapter.reports import Log, sample_sheet
@@ -31,17 +31,16 @@ class Training:
     """Everything that a training needs between two of its steps."""
 
     def __init__(
-        self, train: str | Path, out: Path, config: TrainAdapterConfig, body_encoder: str | Path | None,
-        family: str | None, device: str, seed: int, stop_after: int | None, progress: Progress | None,
-        say: Callable[[str], None] | None = None,
+        self, accelerator: Any, train: str | Path, out: Path, config: TrainAdapterConfig,
+        body_encoder: str | Path | None, family: str | None, seed: int, stop_after: int | None,
+        progress: Progress | None, say: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
         from accelerate.utils import set_seed
 
         from bolid.train_adapter.precision import choose_precision
 
         self.out, self.seed, self.progress, self.say = out, seed, progress, say
-        self.accelerator = start_processes(pick_device(device))
-        self.device = self.accelerator.device
+        self.accelerator, self.device = accelerator, accelerator.device
         self.processes, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         self.config = dataclasses.replace(config, precision=choose_precision(config.precision, str(self.device)))
         set_seed(derive_seed(seed, "train-adapter") % 2**32)
@@ -55,6 +54,8 @@ class Training:
         self.already_done = results_are_there(self.paths, self.records, self.checkpoint)
         if not self.already_done:
             self._prepare(train, stop_after)
+        elif self.main and config.schedule != "constant":
+            self._remove_checkpoint()
 
     def _prepare(self, train: str | Path, stop_after: int | None) -> None:
         """The photos, the objective, the branches and what trains them."""
@@ -185,10 +186,13 @@ class Training:
                 flat = merge_kv({name: average[f"{branch}.{name}"] for name in self.branches[branch]})
                 save_adapter(self.paths[branch], {name: tensor.half() for name, tensor in flat.items()}, record)
             if not goes_on:
-                for path in (self.checkpoint, self.bodies):
-                    path.unlink(missing_ok=True)
+                self._remove_checkpoint()
         self.accelerator.wait_for_everyone()
         return self._result(metrics, step, time.monotonic() - self.started)
+
+    def _remove_checkpoint(self) -> None:
+        for path in (self.checkpoint, self.bodies):
+            path.unlink(missing_ok=True)
 
     def earlier_result(self) -> dict[str, Any]:
         """The result's fields, of the training that has been finished before."""

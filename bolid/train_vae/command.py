@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bolid.models.families import match_family
-from bolid.run import Progress, pick_device, run_record, sha256_file
+from bolid.run import Progress, only_writer, pick_device, run_record, sha256_file
 from bolid.train_vae.config import TrainVaeConfig
 from bolid.train_vae.data import ViewTable, encode_table, read_views, unused_photos
 from bolid.train_vae.distillation import load_teacher
@@ -66,9 +66,20 @@ def train_vae(
     others = {name: getattr(config, name) for name in ("init", "distill_from") if getattr(config, name)}
     inputs = {"train": directory_sha256(train)} | {name: sha256_file(path) for name, path in others.items()}
     record = run_record(KIND, family=chosen, config=config, seed=seed, inputs=inputs)
-    if check_result(out, record, checkpoint_path(out)):
-        return earlier_result(out, config)
-    started, device = time.monotonic(), pick_device(device)
+    with only_writer(out, folder=False):
+        if check_result(out, record, checkpoint_path(out)):
+            if config.schedule != "constant":
+                checkpoint_path(out).unlink(missing_ok=True)
+            return earlier_result(out, config)
+        return _train(train, out, config, record, pick_device(device), seed, progress)
+
+
+def _train(
+    train: str | Path, out: Path, config: TrainVaeConfig, record: dict[str, Any], device: str, seed: int,
+    progress: Progress | None,
+) -> TrainVaeResult:  # fmt: skip
+    """Train from the beginning or the checkpoint, and write the encoder."""
+    started = time.monotonic()
     table = read_views(train, config.detail, masks=config.view == "mask")
     teacher = None
     if config.distill_from:

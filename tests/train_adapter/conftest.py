@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from adapter_world import make_world
+from adapter_world import make_world, run
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,12 @@ def with_models(tmp_path_factory):
     tiny = get_family("tiny")
     models = {name: getattr(tiny, name) for name in ("pose", "image_text", "face")}
     return make_world(tmp_path_factory.mktemp("with-models"), models=models)
+
+
+@pytest.fixture(scope="session")
+def trained(world, tmp_path_factory):
+    """A finished training of CONFIG, which nobody changes."""
+    return run(world, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapter_world import CONFIG, run
 
-from bolid.backends.body import BodyEncoder, fuse_views
+from bolid.backends.body import BodyEncoder
 from bolid.errors import BolidError
 from bolid.method.body_condition import null_condition
 from bolid.train_adapter.data import (
@@ -17,7 +17,6 @@ from bolid.train_adapter.data import (
     batch_rows,
     draw_batch,
     draw_rows,
-    fused_bodies,
     photo_generators,
     read_table,
     save_bodies,
@@ -132,15 +131,6 @@ def test_bodies_are_the_mean_of_all_photos_by_confidence(table):
     blind[table.people[0][1:]] = 0
     bodies = dataclasses.replace(table, confidence=blind).person_bodies
     assert torch.allclose(bodies[0], table.body_mean[table.people[0][0]], atol=1e-4)
-
-
-def test_everybodys_vector_is_fused_from_all_their_photos_and_nobody_elses(table):
-    uneven = dataclasses.replace(table, people=[table.people[0][:1], *table.people[1:]])
-    bodies = fused_bodies(uneven)
-    for rows, body in zip(uneven.people, bodies, strict=True):
-        mean, _, _ = fuse_views(table.body_mean[rows], table.body_logvar[rows], table.confidence[rows])
-        assert torch.allclose(body, mean, atol=1e-6)
-    assert not torch.allclose(bodies[0], fused_bodies(table)[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["world", pytest.param("large", marks=pytest.mark.slow)])

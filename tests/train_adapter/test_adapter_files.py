@@ -47,7 +47,7 @@ def test_a_changed_face_recogniser_can_be_noticed(with_models, world, tmp_path):
     assert "face_model" not in load_adapter(run(world, tmp_path / "b", one_step).face, "face")[1]["inputs"]
 
 
-def test_the_file_holds_the_product_of_the_thin_matrices(world, tmp_path):
+def test_the_file_holds_the_product_of_the_thin_matrices(world, trained, tmp_path):
     from bolid.backends.diffusion import load_base
     from bolid.method.body_condition import initial_state, merge_kv
     from bolid.models.families import get_family
@@ -62,7 +62,7 @@ def test_the_file_holds_the_product_of_the_thin_matrices(world, tmp_path):
     stored = load_adapter(still.body, "body")[0]
     assert all(torch.equal(stored[name], tensor.half()) for name, tensor in product.items())
 
-    full, thin = run(world, tmp_path / "full"), run(world, tmp_path / "thin", config)
+    full, thin = trained, run(world, tmp_path / "thin", config)
     for branch in BRANCHES:
         ours, stock = (load_adapter(getattr(r, branch), branch)[0] for r in (thin, full))
         assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in stock.items()}
@@ -168,23 +168,21 @@ def test_tensorboard_is_asked_for_and_not_there(world, tmp_path, monkeypatch):
     assert "pip install 'bolid[tensorboard]'" in error.value.hint and not (tmp_path / "a").exists()
 
 
-def test_training_can_start_from_other_adapters(world, tmp_path):
-    first = run(world, tmp_path / "first")
-    frozen = dataclasses.replace(CONFIG, steps=1, learning_rate=0.0, init=str(tmp_path / "first"))
+def test_training_can_start_from_other_adapters(world, trained, tmp_path):
+    frozen = dataclasses.replace(CONFIG, steps=1, learning_rate=0.0, init=str(trained.face.parent))
     second = run(world, tmp_path / "second", frozen)
-    for branch, a, b in (("face", first.face, second.face), ("body", first.body, second.body)):
+    for branch, a, b in (("face", trained.face, second.face), ("body", trained.body, second.body)):
         ours, theirs = load_adapter(a, branch)[0], load_adapter(b, branch)[0]
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("kv_rank", [0, pytest.param(4, marks=pytest.mark.slow)])
-def test_one_branch_learns_and_the_other_stays(world, tmp_path, branch, kv_rank):
-    run(world, tmp_path / "first")
-    alone = dataclasses.replace(CONFIG, init=str(tmp_path / "first"), branches=branch, kv_rank=kv_rank)
-    run(world, tmp_path / "second", alone)
+def test_one_branch_learns_and_the_other_stays(world, trained, tmp_path, branch, kv_rank):
+    alone = dataclasses.replace(CONFIG, init=str(trained.face.parent), branches=branch, kv_rank=kv_rank)
+    second = run(world, tmp_path / "second", alone)
     for name in BRANCHES:
-        before, after = (load_adapter(tmp_path / run / f"{name}.safetensors", name)[0] for run in ("first", "second"))
+        before, after = (load_adapter(getattr(result, name), name)[0] for result in (trained, second))
         learnt = [not torch.equal(before[key], after[key]) for key in before]
         assert any(learnt) == (name == branch)
     plans = [

@@ -3,7 +3,7 @@
 A directory holds ``shard-000000.tar``, ... and ``index.json``, which is written last: without it the directory is
 unfinished. Members of a sample share a key ``<person>/<sha256[:16]>`` (no dot after the slash):
 
-    <key>.jpg           the photo
+    <key>.jpg           the photo; <key>.png, cropped to the person, in training shards
     <key>.json          width, height, box, person, source, ... (``Sample.meta``)
     <key>.txt           the caption
     <key>.safetensors   every tensor of the sample in one file: at least ``keypoints`` f32 [17, 3] (x, y, confidence;

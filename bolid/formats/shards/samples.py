@@ -14,13 +14,15 @@ from bolid.formats.images import decode_image
 from bolid.formats.parsing import parse_json
 from bolid.run import canonical_json
 
+_PNG = b"\x89PNG"  # how such a file begins
+
 
 @dataclass(frozen=True)
 class Sample:
     """One photo of one person, with its record, caption and tensors."""
 
     key: str
-    image: bytes  # JPEG
+    image: bytes  # JPEG, or PNG
     meta: dict[str, Any]  # plain JSON; "person" is always there
     caption: str
     tensors: dict[str, np.ndarray]
@@ -45,7 +47,7 @@ def encode_sample(sample: Sample) -> list[tuple[str, bytes]]:
         raise ValueError(f"bad sample key {sample.key!r}: expected <person>/<name without dots>")
     tensors = {name: np.ascontiguousarray(value) for name, value in sample.tensors.items()}
     return [
-        (f"{sample.key}.jpg", sample.image),
+        (f"{sample.key}.{'png' if sample.image.startswith(_PNG) else 'jpg'}", sample.image),
         (f"{sample.key}.json", canonical_json(sample.meta).encode()),
         (f"{sample.key}.safetensors", save(tensors)),
         (f"{sample.key}.txt", sample.caption.encode()),
@@ -61,6 +63,7 @@ def _load_tensors(data: bytes) -> dict[str, np.ndarray]:
 # The only decoders of a sample's members: no pickles.
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     "jpg": decode_image,
+    "png": decode_image,
     "json": parse_json,
     "safetensors": _load_tensors,
     "txt": bytes.decode,
@@ -77,7 +80,8 @@ def parse_sample(key: str, members: dict[str, bytes], path: Path) -> Sample:
     try:
         meta = parse_json(members["json"])
         meta["person"]
-        return Sample(key, members["jpg"], meta, members["txt"].decode(), _load_tensors(members["safetensors"]))
+        image = members["png"] if "png" in members else members["jpg"]
+        return Sample(key, image, meta, members["txt"].decode(), _load_tensors(members["safetensors"]))
     except Exception as error:  # safetensors' own class, KeyError, ValueError: all mean the same here
         raise BolidError(
             f"sample {key} in {path} cannot be read: {type(error).__name__}: {error}", "make the shards again"

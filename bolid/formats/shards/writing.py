@@ -26,11 +26,11 @@ from bolid.formats.shards.reading import (
 )
 from bolid.formats.shards.samples import Sample, encode_sample
 from bolid.formats.storage import is_remote, place, remote_errors, send
-from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, write_atomic
+from bolid.run import canonical_json, disk_errors, sha256_file, sync_directory, sync_file, write_atomic
 
 DEFAULT_MAX_BYTES = 256 * 2**20
 # What a killed writer leaves, and nothing else.
-_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp|\.index\.\d+\.tmp\.json")
+_LEFTOVER = re.compile(r"\.shard-\d{6,}(-\d+)?\.tar\.tmp|\.index(-\d+)?\.bolid-tmp\.json")
 
 
 class ShardWriter:
@@ -235,8 +235,7 @@ class TarFile:
     def finish(self) -> dict[str, Any]:
         """Put the tar in its place; returns its entry of the index, with its keys."""
         self._tar.close()
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(self.temporary)
         result = {
             "file": self.path.name,
             "count": len(self.keys),
