@@ -47,7 +47,7 @@ def read_references(folder: PictureFolder, extractor: Extractor, progress: Progr
     from bolid.formats.tensors import load_tensors, save_tensors
 
     evaluators = extractor.evaluators
-    key = canonical_json([CACHE_KIND, 2, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
+    key = canonical_json([CACHE_KIND, 3, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
     path = home() / "evaluate" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
         tensors, record = load_tensors(path, CACHE_KIND)
