@@ -279,10 +279,12 @@ def shapes_of_views(
         return body_from_vector(readings.vectors, *readings.read(evidence, confidence), views, known=known, sex=sex)
     people = encoder.population
     spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
-    mean, logvar = fused or fuse_views(*encoder.gaussians(evidence), confidence, people)[:2]
+    if fused is None:
+        mean, logvar = encoder.gaussians(evidence)
+        fused = fuse_views(mean, logvar, confidence, people)[:2]
     vectors = load_body_vectors(file, encoder.space)
-    numbers = mean.double().numpy(), logvar.double().numpy()
-    return body_from_vector(vectors, *numbers, views, people=spread, known=known, sex=sex)
+    mean, logvar = (part.double().numpy() for part in fused)
+    return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
 
 
 def all_photographs(paths: Sequence[Path], family: Family) -> bool:
