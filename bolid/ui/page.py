@@ -26,7 +26,7 @@ def make_page(workshop: Workshop) -> Any:
     with gr.Blocks(title="BoLID", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<h1>BoLID</h1><p>Pictures of people that keep the body as well as the face. "
-            f"<span class='by'>Family {workshop.family.name}{': ' + note if note else ''}.</span></p>", elem_id="head",
+            f"<span class='by'>Family {workshop.family.name}{': ' + note if note else ''}.</span></p>", elem_id="head", padding=False,
         )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("Person", id="person"):

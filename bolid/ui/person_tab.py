@@ -14,7 +14,6 @@ from bolid.ui.figure import Slider, sliders
 from bolid.ui.telling import seen_html, told
 from bolid.ui.workshop import SYNTHETIC, Portrayed, Workshop
 
-_NONE_SEEN = "<p class='quiet'>What the models see in each photo appears here.</p>"
 _WITHOUT_PHOTOS = """<p class='quiet'>Without photos: a synthetic person is rendered first and has a face; an invented
 one is measurements alone.</p>"""
 _WELCOME = """<div class='welcome'><h3>Nobody is here yet</h3><ol>
@@ -36,7 +35,7 @@ class PersonTab:
                 self._new_person()
             with gr.Column(scale=6, min_width=330):
                 note = _RENDERED if workshop.family.name == "tiny" else ""
-                self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block")
+                self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block", padding=False)
                 with gr.Column(visible=False) as self.figure:
                     self._body()
         self.wanted = gr.State({})  # measurement -> cm (kg), of the sliders that were moved
@@ -64,11 +63,11 @@ class PersonTab:
                 }
             self.sex = gr.Radio([("not said", ""), "woman", "man"], value="", label="Sex")
         self.make = gr.Button("Make profile", variant="primary", elem_id="make")
-        gr.HTML(_WITHOUT_PHOTOS)
+        gr.HTML(_WITHOUT_PHOTOS, padding=False)
         with gr.Row():
             self.synthetic = gr.Button("Synthetic person", elem_id="synthetic", min_width=120)
             self.invent = gr.Button("Invented person", elem_id="invent", min_width=120)
-        self.seen = gr.HTML(_NONE_SEEN, elem_id="seen")
+        self.seen = gr.HTML(elem_id="seen", padding=False)
 
     def _body(self) -> None:
         self.mannequin = gr.Model3D(

@@ -84,9 +84,9 @@ class PictureTab:
     def _results(self) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=250):
-                self.stage = gr.HTML(stage_html(), elem_id="stage")
+                self.stage = gr.HTML(stage_html(), elem_id="stage", padding=False)
             with gr.Column(scale=5, min_width=300, visible=False) as self.details:
-                self.settings = gr.HTML(elem_id="settings")
+                self.settings = gr.HTML(elem_id="settings", padding=False)
                 self.command = gr.Textbox(label="As a command", lines=2, interactive=False, buttons=["copy"],
                                           elem_id="command")  # fmt: skip
                 with gr.Row():
