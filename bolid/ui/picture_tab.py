@@ -12,12 +12,12 @@ import gradio as gr
 from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
-from bolid.ui.photos import enlarged
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Made, Stopped, Wish
 from bolid.ui.telling import ASKED, STOPPED, settings_html, stage_html, told
 from bolid.ui.workshop import Workshop
 
-_SIDE = 768  # pixels: pictures before and after are shown so large
+_SIDE = 560  # pixels: pictures before and after are shown so high
+_PROMPT = "a full body photo of a {} waving, in a red top and blue trousers, on a beach"
 
 
 class PictureTab:
@@ -41,7 +41,7 @@ class PictureTab:
         family = self.workshop.family
         self.prompt = gr.Textbox(
             label="Prompt", lines=3, elem_id="prompt", autofocus=True,
-            value="a full body photo of a woman waving, in a red top and blue trousers, on a beach",
+            value=_PROMPT.format("woman"),
         )  # fmt: skip
         self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; empty: nobody in particular",
                                multiselect=True, elem_id="who")  # fmt: skip
@@ -93,7 +93,7 @@ class PictureTab:
                     self.again = gr.Button("Repeat", elem_id="repeat", min_width=90)
                     self.mark = gr.Button("Mark to compare", elem_id="mark", min_width=90)
                 self.before = gr.Button("Compare with the base", elem_id="compare-base")
-                self.beside = gr.Button("Compare with the marked one", interactive=False, elem_id="compare-marked")
+                self.beside = gr.Button("Compare with the marked one", visible=False, elem_id="compare-marked")
         self.slider = gr.ImageSlider(label="Before and after", visible=False, max_height=_SIDE, interactive=False,
                                      elem_id="before-after", buttons=["fullscreen"])  # fmt: skip
         self.gallery = gr.Gallery(
@@ -117,10 +117,14 @@ class PictureTab:
         self.before.click(told(self._with_base), [self.chosen, self.asked], [self.stage, self.slider], **models)
         self.halt.click(self._stop, self.asked, None, js=STOPPED, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
-        self.mark.click(
-            lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
-        )
+        self.mark.click(lambda made: (made, gr.Button(visible=True)), self.chosen, [self.marked, self.beside], **quick)
         self.beside.click(told(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
+
+    def named(self, prompt: str, name: str | None) -> Any:
+        """The prompt that nobody has changed yet, as it names this person."""
+        if not name or prompt not in map(_PROMPT.format, ("woman", "man")):
+            return gr.skip()
+        return _PROMPT.format("woman" if self.workshop.people.is_woman(name) else "man")
 
     def _wish(self, **form: Any) -> Wish:
         """What is in the form, by the names of `Wish`."""
@@ -190,9 +194,11 @@ class PictureTab:
     def _side_by_side(self, left: Made, right: Made) -> Any:
         from PIL import Image
 
-        pair = [enlarged(Image.open(made.path).convert("RGB"), _SIDE)[0] for made in (left, right)]
-        pair = [picture.resize(max(one.size for one in pair), Image.Resampling.LANCZOS) for picture in pair]
-        return gr.ImageSlider(tuple(pair), visible=True, label=f"{_named(left)} | {_named(right)}")
+        pair = [Image.open(made.path).convert("RGB") for made in (left, right)]
+        width, height = max(picture.size for picture in pair)
+        size = round(_SIDE * width / height), _SIDE
+        shown = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pair]
+        return gr.ImageSlider(tuple(shown), visible=True, label=f"{_named(left)} | {_named(right)}")
 
 
 def _sizes(height: int, width: int) -> list[tuple[str, int]]:

@@ -125,7 +125,7 @@ def settings_html(made: Made) -> str:
     rows = {
         "prompt": config.get("prompt"), "read as": config.get("encoded_prompt"), "who": made.who,
         "strength": ", ".join(f"{branch} {_short(scale)}" for branch, scale in scales.items()) or "the base alone",
-        "steps": config.get("steps"), "guidance": config.get("guidance"), "not to show": config.get("negative"),
+        "steps": config.get("steps"), "guidance": _short(config.get("guidance")), "not to show": config.get("negative"),
         "few steps": "yes" if config.get("few_steps") else None, "pose of": config.get("pose_from"),
         "pose": config.get("pose"), "enlarged": f"{config['upscale']} times" if "upscale" in config else None,
         "small faces": "sampled again" if config.get("refine_face") else None,
