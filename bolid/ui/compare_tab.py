@@ -33,10 +33,10 @@ class CompareTab:
                                          label="Prompt", lines=2)  # fmt: skip
                 self.who = gr.Dropdown([], label="Who", multiselect=True, elem_id="compare-who")
                 with gr.Row():
-                    self.across = gr.Dropdown(list(_AXES), value="body strength", label="Across", min_width=130)
+                    self.across = gr.Dropdown(list(_AXES), value="body strength", label="Across", min_width=150)
                     self.across_values = gr.Textbox("0, 0.5, 1", label="Its values", min_width=130)
                 with gr.Row():
-                    self.down = gr.Dropdown(["nothing", *_AXES], value="seed", label="Down", min_width=130)
+                    self.down = gr.Dropdown(["nothing", *_AXES], value="seed", label="Down", min_width=150)
                     self.down_values = gr.Textbox("1, 2", label="Its values", min_width=130)
                 with gr.Row():
                     self.go = gr.Button("Make the grid", variant="primary", elem_id="make-grid", min_width=140)
