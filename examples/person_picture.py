@@ -24,7 +24,7 @@ from bolid.body.profiles import read_known
 from bolid.profile import picture_profile
 
 WIDTH, GAP, CAPTION = 1680, 12, 34  # pixels
-MANNEQUIN = 1060  # of the width
+MANNEQUIN = 920  # of the width
 STANDING = "a full body photo of a {} standing, in a red short-sleeved top and blue trousers, on a beach"
 PORTRAIT = "a portrait of a {}, in a green top, in a park"
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--height", default="172", help="in cm")
     parser.add_argument("--who", default="woman", choices=("woman", "man"))
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 0), help="of the full body and the portrait")
-    parser.add_argument("--out", type=Path, default=Path("docs/person.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/person.jpg"))
     args = parser.parse_args()
     photos = sorted(args.photos.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as work:

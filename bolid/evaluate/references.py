@@ -55,6 +55,8 @@ def read_references(folder: PictureFolder, extractor: Extractor, progress: Progr
     except (BolidError, KeyError):  # missing or unusable
         tensors, rejected = _extract_all(folder, extractor, progress), folder.rejected
         save_tensors(path, tensors, run_record(CACHE_KIND, family=evaluators.family, config={"rejected": rejected}))
+        # As later runs read it: where numbers lie in memory changes how sums are rounded.
+        tensors, _ = load_tensors(path, CACHE_KIND)
     folder.rejected = rejected
     folder.pictures = [folder.pictures[row] for row in tensors["rows"].tolist()]
     people = sorted({photo.person for photo in folder.pictures})
