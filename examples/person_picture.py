@@ -84,9 +84,7 @@ def main() -> None:
             *api.generate([PORTRAIT.format(args.who)], work, seed=portrait, **usual),
         ]
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet(photos, mannequin, made, args.height).quantize(256, dither=Image.Dither.NONE).save(
-            args.out, optimize=True
-        )
+        sheet(photos, mannequin, made, args.height).save(args.out, quality=90)
     print(args.out)
 
 

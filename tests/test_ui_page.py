@@ -24,6 +24,7 @@ from PIL import Image
 from test_images import ODD
 
 from bolid.models.families import get_family
+from bolid.synth.people import sample_person
 
 pytest.importorskip("gradio", reason="pip install 'bolid[ui]' to run these tests")
 pytestmark = pytest.mark.slow
@@ -389,6 +390,9 @@ def set_prompt(page, prompt, seed):
 
 
 def test_a_picture_is_made_and_compared(page):
+    noun = "woman" if sample_person(100_000).phenotypes["gender"] > 0.5 else "man"  # Anna
+    page.get_by_role("tab", name="Picture").click()
+    page.wait_for_function(f"document.querySelector('#prompt textarea')?.value.includes(' of a {noun} ')")
     set_prompt(page, PROMPT, page.viewport_size["width"])
     page.click("#generate")
     page.wait_for_selector(f"#stage img[alt='{PROMPT}']")

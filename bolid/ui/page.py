@@ -51,7 +51,7 @@ def make_page(workshop: Workshop) -> Any:
         quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         page.load(people, everywhere, everywhere, **quick)
         person.person.change(lambda now, *chosen: people(now, *chosen)[1:], everywhere, everywhere[1:], **quick)
-        person.person.change(picture.named, [picture.prompt, person.person], picture.prompt, **quick)
+        picture.follow(person.person)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=True)
     return page
 

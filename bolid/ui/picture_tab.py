@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,11 @@ from bolid.ui.workshop import Workshop
 
 _SIDE = 560  # pixels: pictures before and after are shown so high
 _PROMPT = "a full body photo of a {} waving, in a red top and blue trousers, on a beach"
+_RENAMED = f"""(prompt, noun) => {{
+    const naming = one => {json.dumps(_PROMPT)}.replace('{{}}', one);
+    return noun && ['woman', 'man'].map(naming).includes(prompt) ? naming(noun) : prompt;
+}}"""
+"""JavaScript: the prompt that nobody has changed yet, as it names another person."""
 
 
 class PictureTab:
@@ -33,6 +39,7 @@ class PictureTab:
         self.made = gr.State([])  # Made, the newest first
         self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
         self.asked = gr.Number(visible=False)  # milliseconds
+        self.noun = gr.Textbox(visible=False)
         self._wire()
 
     # ---- layout
@@ -120,11 +127,15 @@ class PictureTab:
         self.mark.click(lambda made: (made, gr.Button(visible=True)), self.chosen, [self.marked, self.beside], **quick)
         self.beside.click(told(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
 
-    def named(self, prompt: str, name: str | None) -> Any:
-        """The prompt that nobody has changed yet, as it names this person."""
-        if not name or prompt not in map(_PROMPT.format, ("woman", "man")):
-            return gr.skip()
-        return _PROMPT.format("woman" if self.workshop.people.is_woman(name) else "man")
+    def follow(self, person: gr.Dropdown) -> None:
+        """Let the prompt at the start name the chosen person."""
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        known = person.change(told(self.noun_of), person, self.noun, **quick)
+        known.then(None, [self.prompt, self.noun], self.prompt, js=_RENAMED, **quick)
+
+    def noun_of(self, name: str | None) -> str:
+        """What a prompt calls this person, by the body; "" for nobody."""
+        return ("woman" if self.workshop.people.is_woman(name) else "man") if name else ""
 
     def _wish(self, **form: Any) -> Wish:
         """What is in the form, by the names of `Wish`."""
