@@ -394,6 +394,8 @@ def test_a_picture_is_made_and_compared(page):
     page.get_by_role("tab", name="Picture").click()
     page.wait_for_function(f"document.querySelector('#prompt textarea')?.value.includes(' of a {noun} ')")
     set_prompt(page, PROMPT, page.viewport_size["width"])
+    page.get_by_text("More settings").click()  # what is left empty there is as usual
+    page.wait_for_selector("#refine-face input")
     page.click("#generate")
     page.wait_for_selector(f"#stage img[alt='{PROMPT}']")
     page.wait_for_function("document.querySelector('#stage img').naturalWidth > 0")
@@ -420,7 +422,7 @@ def long_run(page):
     """A run under way that nobody waits to the end of; new pictures in each window, so that there are previews."""
     set_prompt(page, f"{PROMPT}, running", page.viewport_size["width"])
     page.get_by_text("More settings").click()
-    page.get_by_role("spinbutton", name="Steps", exact=True).fill("200")
+    page.get_by_label("Steps", exact=True).fill("200")
     page.get_by_label("number input for Pictures").fill("16")
     page.click("#generate")
     page.wait_for_function(UNDER_WAY)

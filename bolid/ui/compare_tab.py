@@ -42,7 +42,7 @@ class CompareTab:
                     self.go = gr.Button("Make the grid", variant="primary", elem_id="make-grid", min_width=140)
                     self.halt = gr.Button("Stop", min_width=80)
             with gr.Column(scale=6, min_width=330):
-                self.progress = gr.HTML(padding=False)
+                self.progress = gr.HTML()
                 self.sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False, elem_id="sheet",
                                       buttons=["download", "fullscreen"])  # fmt: skip
         gr.Markdown(_REPORT)
@@ -54,7 +54,7 @@ class CompareTab:
                 )
                 self.judge = gr.Button("Make the report", elem_id="make-report")
             with gr.Column(scale=6, min_width=330):
-                self.report = gr.HTML(elem_id="report", elem_classes="report", padding=False)
+                self.report = gr.HTML(elem_id="report", elem_classes="report")
         self._wire()
 
     def _wire(self) -> None:

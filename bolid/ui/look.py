@@ -8,6 +8,7 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important;
   padding: 12px clamp(8px, 2vw, 20px) 40px !important; }
 .gradio-container > .main { padding: 8px 0 !important; }
+.html-container { padding: 0 !important; }
 #head { padding: 6px 2px 0; }
 #head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 #head p, #head .by { margin: 2px 0 0; color: var(--body-text-color-subdued); }
@@ -23,7 +24,6 @@ CSS = """
 .stage .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
 .stage .bar i { display: block; height: 100%; background: var(--color-accent); transition: width .2s; }
 .stage .words { font-variant-numeric: tabular-nums; min-height: 1.3em; }
-.sharp { image-rendering: pixelated; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important; }
 #gallery { min-height: 0 !important; }
 #gallery .grid-wrap { height: auto !important; min-height: 0 !important; padding-top: 26px; }

@@ -27,7 +27,7 @@ def make_page(workshop: Workshop) -> Any:
         gr.HTML(
             "<h1>BoLID</h1><p>Pictures of people that keep the body as well as the face. "
             f"<span class='by'>Family {workshop.family.name}{': ' + note if note else ''}.</span></p>",
-            elem_id="head", padding=False,
+            elem_id="head",
         )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("Person", id="person"):

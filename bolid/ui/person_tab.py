@@ -35,7 +35,7 @@ class PersonTab:
                 self._new_person()
             with gr.Column(scale=6, min_width=330):
                 note = _RENDERED if workshop.family.name == "tiny" else ""
-                self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block", padding=False)
+                self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block")
                 with gr.Column(visible=False) as self.figure:
                     self._body()
         self.wanted = gr.State({})  # measurement -> cm (kg), of the sliders that were moved
@@ -63,11 +63,11 @@ class PersonTab:
                 }
             self.sex = gr.Radio([("not said", ""), "woman", "man"], value="", label="Sex")
         self.make = gr.Button("Make profile", variant="primary", elem_id="make")
-        gr.HTML(_WITHOUT_PHOTOS, padding=False)
+        gr.HTML(_WITHOUT_PHOTOS)
         with gr.Row():
             self.synthetic = gr.Button("Synthetic person", elem_id="synthetic", min_width=120)
             self.invent = gr.Button("Invented person", elem_id="invent", min_width=120)
-        self.seen = gr.HTML(elem_id="seen", padding=False)
+        self.seen = gr.HTML(elem_id="seen")
 
     def _body(self) -> None:
         self.mannequin = gr.Model3D(

@@ -14,7 +14,7 @@ from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Made, Stopped, Wish
-from bolid.ui.telling import ASKED, STOPPED, settings_html, stage_html, told
+from bolid.ui.telling import ASKED, STOPPED, read_number, settings_html, short, stage_html, told
 from bolid.ui.workshop import Workshop
 
 _SIDE = 560  # pixels: pictures before and after are shown so high
@@ -71,10 +71,12 @@ class PictureTab:
             self.photo = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150,
                                  visible=family.has("controlnet"))  # fmt: skip
             with gr.Row():
-                self.steps = gr.Number(None, label="Steps", info=f"usual: {family.steps}",
-                                       precision=0, min_width=110)  # fmt: skip
-                self.guidance = gr.Number(None, label="Guidance", info=f"usual: {family.defaults.get('guidance', 5)}",
-                                          min_width=110)  # fmt: skip
+                # Texts: a number field that is empty comes as 0.
+                usual_guidance = family.defaults.get("guidance", 5)
+                self.steps, self.guidance = (
+                    gr.Textbox(label=label, placeholder=f"usual: {value}", max_length=8, min_width=110)
+                    for label, value in (("Steps", family.steps), ("Guidance", usual_guidance))
+                )
             self.negative = gr.Textbox(label="What not to show")
             self.refine = gr.Checkbox(False, label="Sample small faces again, larger", elem_id="refine-face")
             self.few = gr.Checkbox(False, label="Few steps: faster, without guidance", visible=bool(family.few_steps))
@@ -91,9 +93,9 @@ class PictureTab:
     def _results(self) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=250):
-                self.stage = gr.HTML(stage_html(), elem_id="stage", padding=False)
+                self.stage = gr.HTML(stage_html(), elem_id="stage")
             with gr.Column(scale=5, min_width=300, visible=False) as self.details:
-                self.settings = gr.HTML(elem_id="settings", padding=False)
+                self.settings = gr.HTML(elem_id="settings")
                 self.command = gr.Textbox(label="As a command", lines=2, interactive=False, buttons=["copy"],
                                           elem_id="command")  # fmt: skip
                 with gr.Row():
@@ -145,7 +147,8 @@ class PictureTab:
         photo = form["pose_from"]
         form |= {
             "prompt": (form["prompt"] or "").strip(), "negative": (form["negative"] or "").strip(), "seed": int(seed),
-            "number": int(form["number"]), "steps": None if form["steps"] is None else int(form["steps"]),
+            "number": int(form["number"]), "steps": read_number("steps", form["steps"], int),
+            "guidance": read_number("guidance", form["guidance"]),
             "pose_from": None if photo is None else self.workshop.keep_pose(Path(photo)), "pose": form["pose"] or "",
         }  # fmt: skip
         return Wish(**form)
@@ -185,7 +188,8 @@ class PictureTab:
     def _refill(self, made: Made) -> list[Any]:
         """The form with the settings of a picture."""
         names = [] if made.who == NOBODY else [self.workshop.people.path(made.who).stem]
-        shown = {"seed": str(made.wish.seed), "pose_from": made.wish.pose_from and str(made.wish.pose_from)}
+        shown: dict[str, Any] = {name: short(getattr(made.wish, name)) for name in ("seed", "steps", "guidance")}
+        shown["pose_from"] = made.wish.pose_from and str(made.wish.pose_from)
         return [names, *({**vars(made.wish), **shown}[name] for name in self.form)]
 
     def _with_base(self, request: gr.Request, made: Made, asked: float) -> Iterator[Any]:
