@@ -344,6 +344,7 @@ def drag(page, slider, start, end):
 
 def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
     name = f"Bea {uuid.uuid4().hex[:4]}"
+    page.wait_for_selector("#mannequin canvas")  # of the person that is there already
     page.fill("#name input, #name textarea", name)
     photos = sorted((rendered_people / "p100001").glob("*.jpg"))[:2]
     drop(page, "#photos", photos)
