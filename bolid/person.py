@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from bolid.backends.body import BodyEncoder
     from bolid.body.shape import Known, Shape
     from bolid.views import PersonRule, View, ViewReader
 
@@ -67,7 +68,7 @@ class Person:
     sha256: tuple[str, ...]  # of the accepted photos
     face_model: str  # sha256 of the face recogniser, "" without a face
     reports: tuple[PhotoReport, ...]  # of every photo, in the order given
-    views: tuple[torch.Tensor, torch.Tensor] | None = None  # what the encoder saw of the photos [M, E], confidence [M]
+    views: tuple[torch.Tensor, torch.Tensor]  # what the encoder saw of the photos [M, E], confidence [M]
 
 
 class PersonReader:
@@ -211,18 +212,8 @@ class PersonReader:
 
         Raises BolidError for a family whose body encoder knows no shape, and for measurements that no adult has.
         """
-        from bolid.body.body_vector import FEW, load_body_vectors, load_readings
-        from bolid.body.profiles import body_from_vector
-
-        file = self.family.require("body_shape")
-        views = len(person.view_weights)
-        if views > FEW and person.views is not None and (readings := load_readings(file, self.encoder.space)):
-            return body_from_vector(readings.vectors, *readings.read(*person.views), views, known=known, sex=sex)
-        vectors = load_body_vectors(file, self.encoder.space)
-        people = self.encoder.population
-        spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
-        mean, logvar = person.body_mean.double().numpy(), person.body_logvar.double().numpy()
-        return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
+        fused = person.body_mean, person.body_logvar
+        return shapes_of_views(self.encoder, self.family.require("body_shape"), *person.views, fused, known, sex)
 
     def distances(
         self, pictures: Sequence[np.ndarray], body: torch.Tensor, face: torch.Tensor | None = None
@@ -262,6 +253,38 @@ class PersonReader:
         # The same crop as `shard` makes of training photos.
         image, _, points = person_crop(view.image, view.box, view.keypoints, self.family.view_size)
         return self.encoder.evidence([image], [points], [view.view_features] if self.encoder.needs_features else None)
+
+
+def shapes_of_views(
+    encoder: BodyEncoder,
+    file: str | os.PathLike[str],
+    evidence: torch.Tensor,
+    confidence: torch.Tensor,
+    fused: tuple[torch.Tensor, torch.Tensor] | None = None,
+    known: Mapping[str, Known] | None = None,
+    sex: str | None = None,
+) -> tuple[Shape, Shape]:
+    """(what views of one person say of the body's shape, what views and measurements say), by a body-shape `file`.
+
+    More than FEW views are read by the file's shape head where it has one, others by their body vector.
+    `evidence` [M, E] and `confidence` [M] as of `BodyEncoder.evidence`; `fused`: body_mean and body_logvar [D] if they
+    are known already. Raises BolidError for a file of another encoder, and for measurements that no adult has.
+    """
+    from bolid.backends.body import fuse_views
+    from bolid.body.body_vector import FEW, load_body_vectors, load_readings
+    from bolid.body.profiles import body_from_vector
+
+    views = len(confidence)
+    if views > FEW and (readings := load_readings(file, encoder.space)):
+        return body_from_vector(readings.vectors, *readings.read(evidence, confidence), views, known=known, sex=sex)
+    people = encoder.population
+    spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
+    if fused is None:
+        mean, logvar = encoder.gaussians(evidence)
+        fused = fuse_views(mean, logvar, confidence, people)[:2]
+    vectors = load_body_vectors(file, encoder.space)
+    mean, logvar = (part.double().numpy() for part in fused)
+    return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)
 
 
 def all_photographs(paths: Sequence[Path], family: Family) -> bool:

@@ -158,7 +158,8 @@ def _measured_person(reader: PersonReader, known: Mapping[str, Known], sex: str 
     vectors = load_body_vectors(reader.family.require("body_shape"), reader.encoder.space)
     shape = body_from_measurements(known, sex)
     mean, logvar = map(_tensor, vectors.vector_of(shape))
-    return Person(mean, logvar, None, torch.zeros(0), (), "", ()), shape
+    nothing = torch.zeros(0)
+    return Person(mean, logvar, None, nothing, (), "", (), (nothing[:, None], nothing)), shape
 
 
 def _knows_shape(family: Family, body_encoder: str) -> bool:

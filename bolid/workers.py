@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import shutil
@@ -337,11 +338,13 @@ def on_ray(work: Work, batches: list[Batch], workers: int) -> Iterator[Results]:
             raise BolidError(f"Ray did not start: {reason}", "try again when the machine is less busy") from error
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every execution
     rows = ray.data.from_items(
         [{"batch": cloudpickle.dumps(batch)} for batch in batches], override_num_blocks=len(batches)
     )
     options = {"num_gpus": 1} if work.device.startswith("cuda") else {"num_cpus": 1}
-    processed = rows.map(_RayWorker, fn_constructor_args=(work,), concurrency=workers, **options)
+    actors = ray.data.ActorPoolStrategy(size=workers)
+    processed = rows.map(_RayWorker, fn_constructor_args=(work,), compute=actors, **options)
     for row in processed.iter_rows():
         results = cloudpickle.loads(row["results"])  # our own actors wrote it
         if isinstance(results, BolidError):

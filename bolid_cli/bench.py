@@ -10,10 +10,13 @@ import typer
 
 from bolid_cli._console import (
     DeviceOption,
+    Engine,
+    EngineOption,
     FamilyOption,
     JsonOption,
     QuietOption,
     SeedOption,
+    WorkersOption,
     choose_family,
     emit,
     emit_json,
@@ -57,6 +60,8 @@ def bench(
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report: one page that needs no other file.")] = None,
+    workers: WorkersOption = 1,
+    engine: EngineOption = Engine.local,
     family: FamilyOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -67,10 +72,14 @@ def bench(
 
     Any method on any base takes part: it reads the benchmark's photos and makes the pictures that its requests.csv
     lists. Beside the methods stands what real photos of the person reach, and what those of strangers do: chance. The
-    table goes to standard error; JSON goes to standard output when that is a pipe or a file, or with --json.
+    table goes to standard error; JSON goes to standard output when that is a pipe or a file, or with --json. Started by
+    torchrun or srun, several processes share the pictures and the first one writes.
     """
-    chosen = choose_family(family, quiet)
     import bolid.evaluate
+    from bolid.workers import this_rank
+
+    quiet = quiet or not this_rank().leads
+    chosen = choose_family(family, quiet)
 
     with progress_bar(quiet) as progress:
         compared = bolid.evaluate.bench(
@@ -83,8 +92,12 @@ def bench(
             family=chosen.name,
             device=device,
             seed=seed,
+            workers=workers,
+            engine=engine.value,
             progress=progress,
         )
+    if compared is None:  # rank 0 reports
+        return
     _print(compared, quiet)
     if html is not None:
         note(f"report: {html}", quiet)

@@ -1,7 +1,7 @@
 """README's second picture: a person's photos, the mannequin that they give, and pictures of that body.
 
-    bolid synth --person-seed 200000 --photos 8 --size 192x256 --out photos
-    python examples/person_picture.py photos/p200000 --height 172 --out docs/person.png
+    bolid synth --person-seed 200006 --photos 8 --size 192x256 --out photos
+    python examples/person_picture.py photos/p200006 --seeds 2265327978179768105 4283743082803622285
 
 Every part is made by the command of its caption.
 """
@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -23,11 +24,9 @@ from bolid.body.profiles import read_known
 from bolid.profile import picture_profile
 
 WIDTH, GAP, CAPTION = 1680, 12, 34  # pixels
-MANNEQUIN = 1060  # of the width
-PROMPTS = (
-    "a full body photo of a woman standing, in a red short-sleeved top and blue trousers, on a beach",
-    "a full body photo of a woman standing, in a white long-sleeved top and black trousers, in the snow",
-)
+MANNEQUIN = 920  # of the width
+STANDING = "a full body photo of a {} standing, in a red short-sleeved top and blue trousers, on a beach"
+PORTRAIT = "a portrait of a {}, in a green top, in a park"
 
 
 def row(pictures: Sequence[Image.Image], width: int) -> Image.Image:
@@ -59,7 +58,7 @@ def sheet(photos: Sequence[Path], mannequin: Path, made: Sequence[Path], height:
     picture.paste(pictures, (left, top + (below - pictures.height) // 2))
     draw.text(
         (left, top + below + 6),
-        'bolid generate "..." --profile me.safetensors --upscale 2 --refine-face',
+        'bolid generate "..." --profile me.safetensors --upscale 2',
         "black",
         font,
     )
@@ -70,29 +69,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of one person's photos")
     parser.add_argument("--height", default="172", help="in cm")
-    parser.add_argument("--prompt", action="append", help="once a picture; by default two full bodies")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pose", help="follow the 3D body in this pose as well, like standing")
-    parser.add_argument("--out", type=Path, default=Path("docs/person.png"))
+    parser.add_argument("--who", default="woman", choices=("woman", "man"))
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 0), help="of the full body and the portrait")
+    parser.add_argument("--out", type=Path, default=Path("docs/person.jpg"))
     args = parser.parse_args()
     photos = sorted(args.photos.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as work:
         me = api.make_profile(photos, Path(work, "me.safetensors"), known=read_known({"height": args.height}))
         mannequin = picture_profile(me.path, Path(work, "me.png"))
-        body = {"body_from": "both", "pose": args.pose} if args.pose else {}
-        made = list(
-            api.generate(
-                args.prompt or PROMPTS,
-                Path(work, "pictures"),
-                profile=me.path,
-                seed=args.seed,
-                upscale=2,
-                refine_face=True,
-                **body,
-            )
-        )
+        usual: dict[str, Any] = {"profile": me.path, "upscale": 2, "refine_face": True}
+        standing, portrait = args.seeds
+        made = [
+            *api.generate([STANDING.format(args.who)], work, seed=standing, pose="standing", **usual),
+            *api.generate([PORTRAIT.format(args.who)], work, seed=portrait, **usual),
+        ]
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet(photos, mannequin, made, args.height).save(args.out)
+        sheet(photos, mannequin, made, args.height).save(args.out, quality=90)
     print(args.out)
 
 

@@ -108,3 +108,22 @@ def test_whose_body_is_known(tmp_path):
     profiles = [tmp_path / "bare.safetensors", tmp_path / "other.safetensors"]
     found = known_bodies(pictures, profiles, ["bare", "other", "true"])
     assert set(found) == {"bare", "true"} and found["bare"] == pytest.approx(shape.mean, abs=1e-5)
+
+
+def test_tinys_reader_sees_pictures_as_profile_sees_photos(rendered_people):
+    """By the shape head where there are three pictures or more, by the body vector else."""
+    from bolid.evaluate.shape_reader import open_reader
+    from bolid.formats.images import read_photo
+    from bolid.models.families import get_family
+    from bolid.person import PersonReader
+
+    family = get_family("tiny")
+    reader, photos = open_reader(family, "cpu"), sorted((rendered_people / "p100000").glob("*.jpg"))
+    whole = PersonReader(family)
+    for count in (1, len(photos)):
+        person, views = whole.read(photos[:count]), []
+        for photo in photos[:count]:
+            image = read_photo(photo)
+            views.append(reader.view(image, whole.view_reader.pose.detect([image])[0][0], None))
+        expected = whole.shapes(person)[0].mean
+        assert np.allclose(reader.body(torch.stack(views)), expected, atol=0.02)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_workers import run_ranks, run_with_ray
 
-from bolid.evaluate import compare, evaluate
+from bolid.evaluate import bench, compare, evaluate
 from bolid.run import canonical_json
 
 pytestmark = pytest.mark.slow
@@ -60,3 +60,11 @@ def test_ranks_give_the_same_figures_and_the_first_writes(pictures, rendered_peo
     first, second = run_ranks([*command, *options, "--html", str(report)], **home)
     assert json.loads(first[first.index("{") :]) == alone and second == ""
     assert report.is_file()
+
+
+def test_ranks_give_the_figures_of_the_benchmark(pictures, rendered_people):
+    options = {"reference": rendered_people, "family": "tiny", "device": "cpu"}
+    alone = figures(bench([pictures], **options))
+    command = [sys.executable, "-m", "bolid_cli.main", "bench", str(pictures), "--reference", str(rendered_people)]
+    first, second = run_ranks([*command, "--family", "tiny", "--device", "cpu", "--json", "--quiet"])
+    assert json.loads(first) == alone and second == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_stopped_run_goes_on_and_samples_nothing_finished_again(world, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in stopped} == times, "what was finished is left alone"
     sampled.clear()
     assert generate(MANY, tmp_path / "out", **options_of(world)) == paths and sampled == []
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(world, tmp_path):
+    def look(path):
+        made.append(tracemalloc.get_traced_memory()[0])
+
+    made: list[int] = []
+    tracemalloc.start()
+    try:
+        generate([f"a photo {i}" for i in range(60)], tmp_path, made=look, **options_of(world))
+    finally:
+        tracemalloc.stop()
+    assert (made[-1] - made[19]) / 40 < 4000  # bytes; a picture has 9,216
 
 
 def test_pictures_of_other_settings_are_not_taken_for_finished(world, tmp_path, sampled):

@@ -178,6 +178,12 @@ def test_somebody_invented_is_the_same_for_the_same_seed(measured):
         measured.synthesise("x", 600_000)
 
 
+def test_the_body_says_what_a_prompt_calls_somebody(measured):
+    for sex in ("woman", "man"):
+        name = measured.portray(sex, [], {"height": "172"}, sex).name
+        assert measured.people.is_woman(name) == (sex == "woman")
+
+
 # ---- pictures
 
 

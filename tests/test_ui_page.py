@@ -24,6 +24,7 @@ from PIL import Image
 from test_images import ODD
 
 from bolid.models.families import get_family
+from bolid.synth.people import sample_person
 
 pytest.importorskip("gradio", reason="pip install 'bolid[ui]' to run these tests")
 pytestmark = pytest.mark.slow
@@ -317,11 +318,36 @@ def fits(page):
     return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def drop(page, selector, files):
+    """Files dragged from the desktop onto the middle of an element, as the browser itself takes them."""
+    page.locator(selector).scroll_into_view_if_needed()
+    box = page.locator(selector).bounding_box()
+    middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **middle, "data": data})
+
+
+def drag(page, slider, start, end):
+    """The thumb of a slider dragged with the mouse from one value to another."""
+    slider.scroll_into_view_if_needed()
+    box, thumb = slider.bounding_box(), 16  # pixels; its middle stays within the slider
+    low, high = float(slider.get_attribute("min")), float(slider.get_attribute("max"))
+    y = box["y"] + box["height"] / 2
+    x = [box["x"] + thumb / 2 + (box["width"] - thumb) * (value - low) / (high - low) for value in (start, end)]
+    page.mouse.move(x[0], y)
+    page.mouse.down()
+    page.mouse.move(x[1], y, steps=5)
+    page.mouse.up()
+
+
 def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
     name = f"Bea {uuid.uuid4().hex[:4]}"
+    page.wait_for_selector("#mannequin canvas")  # of the person that is there already
     page.fill("#name input, #name textarea", name)
     photos = sorted((rendered_people / "p100001").glob("*.jpg"))[:2]
-    page.set_input_files("#photos input[type=file]", photos)
+    drop(page, "#photos", photos)
     page.wait_for_selector(f"#photos :text('{photos[1].stem}')")
     page.click("#make")
     page.wait_for_function("name => document.querySelector('#person input').value == name", arg=name)
@@ -332,10 +358,13 @@ def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
     ready = "v => Math.abs(document.querySelector('#slider-waist input[type=range]').value - v) < 0.06"
     page.wait_for_function(ready, arg=before)
     with page.expect_response(lambda r: "mannequin.glb" in r.url and r.status == 200):
+        drag(page, waist, before, before + 6)
+    moved = float(waist.input_value())
+    assert abs(moved - before - 6) < 2  # a pixel is half a centimetre or so
+    with page.expect_response(lambda r: "mannequin.glb" in r.url and r.status == 200):
         waist.focus()
-        for _ in range(20):
-            page.keyboard.press("ArrowRight")
-    assert float(waist.input_value()) > before + 1
+        page.keyboard.press("ArrowLeft")
+    assert float(waist.input_value()) < moved
     assert fits(page)
     page.fill("#new-name input, #new-name textarea", f"{name} moved")
     page.click("#save-body")
@@ -362,7 +391,12 @@ def set_prompt(page, prompt, seed):
 
 
 def test_a_picture_is_made_and_compared(page):
+    noun = "woman" if sample_person(100_000).phenotypes["gender"] > 0.5 else "man"  # Anna
+    page.get_by_role("tab", name="Picture").click()
+    page.wait_for_function(f"document.querySelector('#prompt textarea')?.value.includes(' of a {noun} ')")
     set_prompt(page, PROMPT, page.viewport_size["width"])
+    page.get_by_text("More settings").click()  # what is left empty there is as usual
+    page.wait_for_selector("#refine-face input")
     page.click("#generate")
     page.wait_for_selector(f"#stage img[alt='{PROMPT}']")
     page.wait_for_function("document.querySelector('#stage img').naturalWidth > 0")
@@ -389,7 +423,7 @@ def long_run(page):
     """A run under way that nobody waits to the end of; new pictures in each window, so that there are previews."""
     set_prompt(page, f"{PROMPT}, running", page.viewport_size["width"])
     page.get_by_text("More settings").click()
-    page.get_by_role("spinbutton", name="Steps", exact=True).fill("200")
+    page.get_by_label("Steps", exact=True).fill("200")
     page.get_by_label("number input for Pictures").fill("16")
     page.click("#generate")
     page.wait_for_function(UNDER_WAY)

@@ -158,7 +158,7 @@ def run_with_ray(command: list[str]) -> str:
     # The actors must find Doubling; the object store needs no third of the machine's memory.
     env = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000",
     }
     for _ in range(3):

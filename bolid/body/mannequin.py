@@ -48,7 +48,7 @@ class Pen:
 
     def label(self, at: tuple[float, float], name: str, value: str) -> None:
         """A measurement's name and, below, its value; `at`: the left end of the line between them."""
-        self.text((at[0], at[1] - 22), name, 17)
+        self.text((at[0], at[1] - 22), name.replace("-", " "), 17)
         self.text(at, value, 19, _LINE)
 
 

@@ -210,10 +210,11 @@ class ShapeMaps:
         """The four maps, f32 [1, H, W, 3] in 0..1."""
         from bolid.body.maps import control_maps
         from bolid.body.mesh import body_model
+        from bolid.body.shape import within_bounds
         from bolid.profile import body_of
 
-        shape, _ = body_of(profile)
-        maps = control_maps(body_model(), shape.mean, _MAPS, pose=pose, size=(height, width), turn=turn)
+        body = within_bounds(body_of(profile)[0].mean)
+        maps = control_maps(body_model(), body, _MAPS, pose=pose, size=(height, width), turn=turn)
         return tuple(torch.from_numpy(maps[name])[None].float() / 255 for name in _MAPS)
 
 

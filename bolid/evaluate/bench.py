@@ -6,25 +6,25 @@ Any method on any base takes part: the benchmark reads pictures, and a table say
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bolid import workers
+from bolid import workers as sharing
 from bolid.errors import BolidError
 from bolid.evaluate.command import PathLike, Run, comparison
 from bolid.evaluate.pictures import PictureFolder, read_methods
 from bolid.evaluate.protocol import CONDITIONING, REFERENCE, REQUESTS
 from bolid.evaluate.results import Comparison
 from bolid.run import Progress
+from bolid.workers import EngineName
 
 if TYPE_CHECKING:
     from bolid.evaluate.evaluators import BodyReader
 
 
-def bench(
+def bench(  # noqa: PLR0913
     pictures: Sequence[PathLike],
     benchmark: PathLike | None = None,
     *,
@@ -37,8 +37,10 @@ def bench(
     family: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    workers: int = 1,
+    engine: EngineName = "local",
     progress: Progress | None = None,
-) -> Comparison:
+) -> Comparison | None:
     """Score methods as `evaluate` does, and half of the held-out photos as if a method had made them.
 
     Args:
@@ -49,11 +51,11 @@ def bench(
         recognisers: InsightFace packs, whose similarities are averaged. Take some that had no part in the methods.
         body_reader: (name, reader) of body ratios instead of the family's probe. What it reads off the reference photos
             is kept between runs under its name: give another version another name.
-        features, html, family, device, seed, progress: as of `evaluate`.
+        features, html, family, device, seed, workers, engine, progress: as of `evaluate`.
 
     Returns:
         The metrics of each method, the differences from the first, and what real photos of the person and of others
-        reach.
+        reach; None in a rank other than the first.
 
     Raises:
         BolidError: no picture can be read, or no reference photo remains.
@@ -67,6 +69,18 @@ def bench(
         conditioning = conditioning or place / CONDITIONING
     if reference is None:
         raise BolidError("no photos of the people are given", "give --benchmark, or --reference")
+    with sharing.start(engine, workers) as run:
+        if run is None:
+            return None
+        scoring = Run(
+            reference, (), conditioning, None, features, html, family, device, seed, progress, run, tuple(recognisers),
+            body_reader, bounded=True,
+        )  # fmt: skip
+        return comparison(*scoring.score(_methods(pictures, prompts)))
+
+
+def _methods(pictures: Sequence[PathLike], prompts: Path | None) -> dict[str, PictureFolder]:
+    """Name -> pictures of every method. Raises BolidError for none, and for one that is given twice."""
     methods: dict[str, PictureFolder] = {}
     for place in map(Path, pictures):
         for name, folder in read_methods(place, prompts).items():
@@ -77,9 +91,4 @@ def bench(
             methods[name] = folder
     if not methods:
         raise BolidError("no pictures are given", "give folders of pictures, one a method, or manifests")
-    here = functools.partial(workers.run, workers=1)
-    run = Run(
-        reference, (), conditioning, None, features, html, family, device, seed, progress, here, tuple(recognisers),
-        body_reader, bounded=True,
-    )  # fmt: skip
-    return comparison(*run.score(methods))
+    return methods

@@ -47,7 +47,7 @@ def read_references(folder: PictureFolder, extractor: Extractor, progress: Progr
     from bolid.formats.tensors import load_tensors, save_tensors
 
     evaluators = extractor.evaluators
-    key = canonical_json([CACHE_KIND, 2, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
+    key = canonical_json([CACHE_KIND, 3, evaluators.fingerprint, [[p.person, p.sha256] for p in folder.pictures]])
     path = home() / "evaluate" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     try:
         tensors, record = load_tensors(path, CACHE_KIND)
@@ -55,6 +55,8 @@ def read_references(folder: PictureFolder, extractor: Extractor, progress: Progr
     except (BolidError, KeyError):  # missing or unusable
         tensors, rejected = _extract_all(folder, extractor, progress), folder.rejected
         save_tensors(path, tensors, run_record(CACHE_KIND, family=evaluators.family, config={"rejected": rejected}))
+        # As later runs read it: where numbers lie in memory changes how sums are rounded.
+        tensors, _ = load_tensors(path, CACHE_KIND)
     folder.rejected = rejected
     folder.pictures = [folder.pictures[row] for row in tensors["rows"].tolist()]
     people = sorted({photo.person for photo in folder.pictures})

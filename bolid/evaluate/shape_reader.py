@@ -32,35 +32,29 @@ class ShapeReader(Protocol):
 
 
 class EncoderShapeReader:
-    """The body encoder, and what its vectors say of the shape. The adapter was trained on the same encoder."""
+    """The body encoder and what it says of the shape, as `profile` reads photos. The adapter was trained on it."""
 
     def __init__(self, encoder: BodyEncoder, family: Family) -> None:
         from bolid.body.body_vector import load_body_vectors
 
-        self.encoder, self.view_size = encoder, family.view_size
-        self.vectors = load_body_vectors(family.require("body_shape"), encoder.space)
-        self.size, self.needs_features = 2 * encoder.body_dim + 1, encoder.needs_features
+        self.encoder, self.view_size, self.file = encoder, family.view_size, family.require("body_shape")
+        load_body_vectors(self.file, encoder.space)  # whether it is for this encoder
+        self.size, self.needs_features = encoder.model.evidence_dim + 1, encoder.needs_features
         self.name = f"body encoder of family {family.name} (which the adapter was trained on)"
 
     def view(self, image: np.ndarray, person: Any, features: np.ndarray | None) -> torch.Tensor:
-        """Mean and log variance of the picture's Gaussian, and the confidence of its pose."""
+        """What the encoder sees of the picture, and the confidence of its pose."""
         from bolid.views import person_crop, whole_box
 
         cut, _, inside = person_crop(image, whole_box(person, image.shape[:2]), person.keypoints, self.view_size)
-        mean, logvar, confidence = self.encoder.encode([cut], [inside], None if features is None else [features])
-        return torch.cat([mean[0], logvar[0], confidence])
+        evidence, confidence = self.encoder.evidence([cut], [inside], None if features is None else [features])
+        return torch.cat([evidence[0], confidence])
 
     def body(self, views: torch.Tensor) -> np.ndarray:
         """The most probable body."""
-        from bolid.backends.body import fuse_views
-        from bolid.body.profiles import body_from_vector
+        from bolid.person import shapes_of_views
 
-        mean, logvar, confidence = views[:, : self.encoder.body_dim], views[:, self.encoder.body_dim : -1], views[:, -1]
-        people = self.encoder.population
-        spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
-        fused, uncertain, _ = fuse_views(mean, logvar, confidence, people)
-        parts = fused.double().numpy(), uncertain.double().numpy()
-        return body_from_vector(self.vectors, *parts, len(views), people=spread)[0].mean
+        return shapes_of_views(self.encoder, self.file, views[:, :-1], views[:, -1])[0].mean
 
 
 def open_reader(family: Family, device: str) -> ShapeReader | None:

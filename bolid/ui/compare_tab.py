@@ -33,16 +33,16 @@ class CompareTab:
                                          label="Prompt", lines=2)  # fmt: skip
                 self.who = gr.Dropdown([], label="Who", multiselect=True, elem_id="compare-who")
                 with gr.Row():
-                    self.across = gr.Dropdown(list(_AXES), value="body strength", label="Across", min_width=130)
+                    self.across = gr.Dropdown(list(_AXES), value="body strength", label="Across", min_width=150)
                     self.across_values = gr.Textbox("0, 0.5, 1", label="Its values", min_width=130)
                 with gr.Row():
-                    self.down = gr.Dropdown(["nothing", *_AXES], value="seed", label="Down", min_width=130)
+                    self.down = gr.Dropdown(["nothing", *_AXES], value="seed", label="Down", min_width=150)
                     self.down_values = gr.Textbox("1, 2", label="Its values", min_width=130)
                 with gr.Row():
                     self.go = gr.Button("Make the grid", variant="primary", elem_id="make-grid", min_width=140)
                     self.halt = gr.Button("Stop", min_width=80)
             with gr.Column(scale=6, min_width=330):
-                self.progress = gr.HTML("")
+                self.progress = gr.HTML()
                 self.sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False, elem_id="sheet",
                                       buttons=["download", "fullscreen"])  # fmt: skip
         gr.Markdown(_REPORT)
@@ -54,7 +54,7 @@ class CompareTab:
                 )
                 self.judge = gr.Button("Make the report", elem_id="make-report")
             with gr.Column(scale=6, min_width=330):
-                self.report = gr.HTML("", elem_id="report", elem_classes="report")
+                self.report = gr.HTML(elem_id="report", elem_classes="report")
         self._wire()
 
     def _wire(self) -> None:

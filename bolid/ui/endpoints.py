@@ -5,7 +5,7 @@ A job's id is the `event_id` that starting it returns. Files are dicts as Gradio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from gradio.context import LocalContext
 
 from bolid.errors import BolidError
 from bolid.ui.pictures import Made, Stopped, Wish
-from bolid.ui.telling import told
+from bolid.ui.telling import read_number, told
 from bolid.ui.workshop import Portrayed, Workshop
 
 
@@ -51,7 +51,7 @@ class Endpoints:
 
     def synthetic(self, name: str, seed: int) -> tuple[dict, dict]:
         """Make a profile of a synthetic person; `seed` from 200000 to 599999. Returns as `profile`."""
-        return self._made(self.workshop.synthesise(name, _number("seed", seed, int)))
+        return self._made(self.workshop.synthesise(name, read_number("seed", seed, int)))
 
     def measurements(self, name: str) -> list[dict]:
         """What a person's body measures: name, title, unit, value, sd, percentile."""
@@ -75,10 +75,10 @@ class Endpoints:
         """Make pictures. Yields how far it is, and the files so far: PNGs that carry their record."""
         job = LocalContext.event_id.get(None) or ""
         wish = Wish(
-            str(prompt or "").strip(), _number("face_scale", face_scale), _number("body_scale", body_scale),
-            _number("number", number, int), _number("seed", seed, int), _number("steps", steps, int),
-            _number("guidance", guidance), str(negative or ""), bool(few_steps), pose=str(pose or ""),
-            upscale=_number("upscale", upscale, int), refine_face=bool(refine_face),
+            str(prompt or "").strip(), read_number("face_scale", face_scale), read_number("body_scale", body_scale),
+            read_number("number", number, int), read_number("seed", seed, int), read_number("steps", steps, int),
+            read_number("guidance", guidance), str(negative or ""), bool(few_steps), pose=str(pose or ""),
+            upscale=read_number("upscale", upscale, int), refine_face=bool(refine_face),
         )  # fmt: skip
         if not isinstance(people, list):
             raise BolidError(f"people is {people!r}", 'give a list of names, like ["Anna"]')
@@ -141,13 +141,6 @@ def _row(row: Any) -> dict:
         "name": row.name, "title": row.title, "unit": row.unit, "value": round(row.value, 2), "sd": round(row.sd, 2),
         "percentile": round(row.percentile, 1), "known": row.known,
     }  # fmt: skip
-
-
-def _number(name: str, value: Any, kind: Callable[[Any], Any] = float) -> Any:
-    try:
-        return None if value is None else kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise BolidError(f"{name} is {str(value)[:80]!r}", "give a number") from None
 
 
 def _numbers(wanted: Any) -> dict[str, float]:

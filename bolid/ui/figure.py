@@ -42,15 +42,13 @@ def sliders() -> tuple[Slider, ...]:
     )
 
 
-def figure_of(profile: Path) -> tuple[Shape, tuple[MeasurementRow, ...]]:
-    """The shape in a profile and its measurements. Raises BolidError where it has none."""
-    with _lock:
-        return body_of(profile)
-
-
 def moved(profile: Path, wanted: Mapping[str, float], hold: bool) -> tuple[Shape, tuple[MeasurementRow, ...]]:
-    """The shape of a profile with these measurements, in centimetres (kilograms). Raises BolidError: no such body."""
-    shape, rows = figure_of(profile)
+    """The shape of a profile with these measurements, in centimetres (kilograms).
+
+    Raises BolidError for a profile without a shape, and where there is no such body.
+    """
+    with _lock:
+        shape, rows = body_of(profile)
     scale = {row.name: 1.0 if row.unit == "kg" else 100.0 for row in rows}
     if unknown := wanted.keys() - scale.keys():
         raise BolidError(f"there is no measurement {min(unknown)!r}", f"the measurements are {', '.join(scale)}")

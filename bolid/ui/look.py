@@ -6,7 +6,9 @@ from typing import Any
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important;
-  padding: 12px 20px 40px !important; }
+  padding: 12px clamp(8px, 2vw, 20px) 40px !important; }
+.gradio-container > .main { padding: 8px 0 !important; }
+.html-container { padding: 0 !important; }
 #head { padding: 6px 2px 0; }
 #head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
 #head p, #head .by { margin: 2px 0 0; color: var(--body-text-color-subdued); }
@@ -22,13 +24,13 @@ CSS = """
 .stage .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
 .stage .bar i { display: block; height: 100%; background: var(--color-accent); transition: width .2s; }
 .stage .words { font-variant-numeric: tabular-nums; min-height: 1.3em; }
-.sharp { image-rendering: pixelated; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)) !important; }
 #gallery { min-height: 0 !important; }
 #gallery .grid-wrap { height: auto !important; min-height: 0 !important; padding-top: 26px; }
 #save-body, #back { align-self: flex-end; flex-grow: 1; }
 input[type=range]::-webkit-slider-thumb { border: 2px solid var(--color-accent) !important; }
 input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent) !important; }
+.dark input[type=range] { --neutral-200: var(--neutral-700); }
 .measures label span { font-size: .85rem !important; }
 .settings dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; font-size: .9rem; }
 .settings dt { color: var(--body-text-color-subdued); }
@@ -46,7 +48,6 @@ button.lg, button.sm, label.lg, label.sm { font-weight: 500 !important; }
 button.lg, label.lg { font-size: .95rem !important; padding: 8px 14px !important; }
 footer { display: none !important; }
 @media (max-width: 640px) {
-  .gradio-container, .gradio-container main { padding: 8px 6px 32px !important; }
   .column:has(> .welcome-block) { order: -1; }
 }
 """

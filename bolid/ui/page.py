@@ -26,7 +26,8 @@ def make_page(workshop: Workshop) -> Any:
     with gr.Blocks(title="BoLID", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<h1>BoLID</h1><p>Pictures of people that keep the body as well as the face. "
-            f"<span class='by'>Family {workshop.family.name}{': ' + note if note else ''}.</span></p>", elem_id="head",
+            f"<span class='by'>Family {workshop.family.name}{': ' + note if note else ''}.</span></p>",
+            elem_id="head",
         )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("Person", id="person"):
@@ -50,6 +51,7 @@ def make_page(workshop: Workshop) -> Any:
         quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         page.load(people, everywhere, everywhere, **quick)
         person.person.change(lambda now, *chosen: people(now, *chosen)[1:], everywhere, everywhere[1:], **quick)
+        picture.follow(person.person)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=True)
     return page
 

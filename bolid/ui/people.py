@@ -6,8 +6,10 @@ import itertools
 import re
 from pathlib import Path
 
+from bolid.body.mesh import PARAMETERS
 from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
+from bolid.formats.profile import load_profile
 from bolid.run import claim, sha256_file
 
 SUFFIX = ".safetensors"
@@ -44,6 +46,11 @@ class People:
         numbered = (f"{name} {number}" for number in itertools.count(2))
         places = (self.profiles / f"{one}{SUFFIX}" for one in itertools.chain([name], numbered))
         return next(place for place in places if claim(profile, place))
+
+    def is_woman(self, name: str) -> bool:
+        """What the body of a person looks like; True where nothing is known of it."""
+        body = load_profile(self.path(name)).body
+        return body is None or float(body.shape_mean[PARAMETERS.index("gender")]) > 0.5
 
     def seed_file(self, name: str) -> Path:
         """Where the seed of a synthetic person is written."""

@@ -14,7 +14,6 @@ from bolid.ui.figure import Slider, sliders
 from bolid.ui.telling import seen_html, told
 from bolid.ui.workshop import SYNTHETIC, Portrayed, Workshop
 
-_NONE_SEEN = "<p class='quiet'>What the models see in each photo appears here.</p>"
 _WITHOUT_PHOTOS = """<p class='quiet'>Without photos: a synthetic person is rendered first and has a face; an invented
 one is measurements alone.</p>"""
 _WELCOME = """<div class='welcome'><h3>Nobody is here yet</h3><ol>
@@ -68,7 +67,7 @@ class PersonTab:
         with gr.Row():
             self.synthetic = gr.Button("Synthetic person", elem_id="synthetic", min_width=120)
             self.invent = gr.Button("Invented person", elem_id="invent", min_width=120)
-        self.seen = gr.HTML(_NONE_SEEN, elem_id="seen")
+        self.seen = gr.HTML(elem_id="seen")
 
     def _body(self) -> None:
         self.mannequin = gr.Model3D(
@@ -90,7 +89,7 @@ class PersonTab:
     # ---- events
 
     def _wire(self) -> None:
-        shown = [self.welcome, self.figure, self.delete, self.download, self.mannequin, self.wanted, self.new_name,
+        shown = [self.welcome, self.figure, self.delete, self.download, self.wanted, self.new_name,
                  *self.measures]  # fmt: skip
         made = [self.person, self.name, self.photos, self.seen]
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
@@ -101,8 +100,9 @@ class PersonTab:
             button.click(told(work), new, made, show_progress_on=[self.seen], **models)
         self.folder.upload(lambda files: files, self.folder, self.photos, api_visibility="private")
         self.open.upload(told(self._opened), self.open, self.person, api_visibility="private")
-        self.person.change(told(self._show), self.person, shown, show_progress="hidden", **body)
-        self.back.click(told(self._show), self.person, shown, show_progress="hidden", **body)
+        for event in (self.person.change, self.back.click):
+            there = event(told(self._show), self.person, shown, show_progress="hidden", **body)
+            there.then(told(self._mannequin), self.person, self.mannequin, show_progress="hidden", **body)
         for number, slider in enumerate(self.measures):
             slider.input(
                 told(self._mover(number)), [self.person, self.wanted, self.hold, slider],
@@ -143,20 +143,27 @@ class PersonTab:
     def _show(self, name: str | None) -> Any:
         if not name:
             buttons = [gr.Button(interactive=False), gr.DownloadButton(interactive=False)]
-            return [gr.HTML(visible=True), gr.Column(visible=False), *buttons, None, {}, "", *self._still()]
+            return [gr.HTML(visible=True), gr.Column(visible=False), *buttons, {}, "", *self._still()]
         path = self.workshop.people.path(name)
         there = [gr.HTML(visible=False), gr.Column(visible=True), gr.Button(interactive=True)]
         there.append(gr.DownloadButton(value=str(path), interactive=True))
         try:
-            shape, rows = self.workshop.shape(name, {})
+            _, rows = self.workshop.shape(name, {})
         except BolidError as error:  # of an encoder that knows no shape
             gr.Warning(html.escape(error.message))
-            return [*there, None, {}, "", *self._still()]
+            return [*there, {}, "", *self._still()]
         moved = [
             gr.Slider(value=round(row.value, 1), label=_label(slider, row.sd), interactive=True)
             for slider, row in zip(self.sliders, rows, strict=True)
         ]
-        return [*there, str(self.workshop.mannequin(shape)), {}, "", *moved]
+        return [*there, {}, "", *moved]
+
+    def _mannequin(self, name: str | None) -> str | None:
+        """Comes when its place is there: Gradio does not draw one that comes together with it."""
+        try:
+            return str(self.workshop.mannequin(self.workshop.shape(name, {})[0])) if name else None
+        except BolidError:  # said already
+            return None
 
     def _still(self) -> list[Any]:
         """The sliders, which nobody can move."""

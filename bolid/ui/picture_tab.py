@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,17 @@ import gradio as gr
 from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.generate.request import LARGEST_SEED
-from bolid.ui.photos import enlarged
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Made, Stopped, Wish
-from bolid.ui.telling import ASKED, STOPPED, settings_html, stage_html, told
+from bolid.ui.telling import ASKED, STOPPED, read_number, settings_html, short, stage_html, told
 from bolid.ui.workshop import Workshop
 
-_SIDE = 768  # pixels: pictures before and after are shown so large
+_SIDE = 560  # pixels: pictures before and after are shown so high
+_PROMPT = "a full body photo of a {} waving, in a red top and blue trousers, on a beach"
+_RENAMED = f"""(prompt, noun) => {{
+    const naming = one => {json.dumps(_PROMPT)}.replace('{{}}', one);
+    return noun && ['woman', 'man'].map(naming).includes(prompt) ? naming(noun) : prompt;
+}}"""
+"""JavaScript: the prompt that nobody has changed yet, as it names another person."""
 
 
 class PictureTab:
@@ -33,6 +39,7 @@ class PictureTab:
         self.made = gr.State([])  # Made, the newest first
         self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
         self.asked = gr.Number(visible=False)  # milliseconds
+        self.noun = gr.Textbox(visible=False)
         self._wire()
 
     # ---- layout
@@ -41,7 +48,7 @@ class PictureTab:
         family = self.workshop.family
         self.prompt = gr.Textbox(
             label="Prompt", lines=3, elem_id="prompt", autofocus=True,
-            value="a full body photo of a woman waving, in a red top and blue trousers, on a beach",
+            value=_PROMPT.format("woman"),
         )  # fmt: skip
         self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; empty: nobody in particular",
                                multiselect=True, elem_id="who")  # fmt: skip
@@ -64,10 +71,12 @@ class PictureTab:
             self.photo = gr.File(label="Pose of the person in this photo", file_types=["image"], height=150,
                                  visible=family.has("controlnet"))  # fmt: skip
             with gr.Row():
-                self.steps = gr.Number(None, label="Steps", info=f"usual: {family.steps}",
-                                       precision=0, min_width=110)  # fmt: skip
-                self.guidance = gr.Number(None, label="Guidance", info=f"usual: {family.defaults.get('guidance', 5)}",
-                                          min_width=110)  # fmt: skip
+                # Texts: a number field that is empty comes as 0.
+                usual_guidance = family.defaults.get("guidance", 5)
+                self.steps, self.guidance = (
+                    gr.Textbox(label=label, placeholder=f"usual: {value}", max_length=8, min_width=110)
+                    for label, value in (("Steps", family.steps), ("Guidance", usual_guidance))
+                )
             self.negative = gr.Textbox(label="What not to show")
             self.refine = gr.Checkbox(False, label="Sample small faces again, larger", elem_id="refine-face")
             self.few = gr.Checkbox(False, label="Few steps: faster, without guidance", visible=bool(family.few_steps))
@@ -93,7 +102,7 @@ class PictureTab:
                     self.again = gr.Button("Repeat", elem_id="repeat", min_width=90)
                     self.mark = gr.Button("Mark to compare", elem_id="mark", min_width=90)
                 self.before = gr.Button("Compare with the base", elem_id="compare-base")
-                self.beside = gr.Button("Compare with the marked one", interactive=False, elem_id="compare-marked")
+                self.beside = gr.Button("Compare with the marked one", visible=False, elem_id="compare-marked")
         self.slider = gr.ImageSlider(label="Before and after", visible=False, max_height=_SIDE, interactive=False,
                                      elem_id="before-after", buttons=["fullscreen"])  # fmt: skip
         self.gallery = gr.Gallery(
@@ -117,10 +126,18 @@ class PictureTab:
         self.before.click(told(self._with_base), [self.chosen, self.asked], [self.stage, self.slider], **models)
         self.halt.click(self._stop, self.asked, None, js=STOPPED, **quick)
         self.gallery.select(told(self._choose), self.made, shown, **quick)
-        self.mark.click(
-            lambda made: (made, gr.Button(interactive=True)), self.chosen, [self.marked, self.beside], **quick
-        )
+        self.mark.click(lambda made: (made, gr.Button(visible=True)), self.chosen, [self.marked, self.beside], **quick)
         self.beside.click(told(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
+
+    def follow(self, person: gr.Dropdown) -> None:
+        """Let the prompt at the start name the chosen person."""
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        known = person.change(told(self.noun_of), person, self.noun, **quick)
+        known.then(None, [self.prompt, self.noun], self.prompt, js=_RENAMED, **quick)
+
+    def noun_of(self, name: str | None) -> str:
+        """What a prompt calls this person, by the body; "" for nobody."""
+        return ("woman" if self.workshop.people.is_woman(name) else "man") if name else ""
 
     def _wish(self, **form: Any) -> Wish:
         """What is in the form, by the names of `Wish`."""
@@ -130,7 +147,8 @@ class PictureTab:
         photo = form["pose_from"]
         form |= {
             "prompt": (form["prompt"] or "").strip(), "negative": (form["negative"] or "").strip(), "seed": int(seed),
-            "number": int(form["number"]), "steps": None if form["steps"] is None else int(form["steps"]),
+            "number": int(form["number"]), "steps": read_number("steps", form["steps"], int),
+            "guidance": read_number("guidance", form["guidance"]),
             "pose_from": None if photo is None else self.workshop.keep_pose(Path(photo)), "pose": form["pose"] or "",
         }  # fmt: skip
         return Wish(**form)
@@ -170,7 +188,8 @@ class PictureTab:
     def _refill(self, made: Made) -> list[Any]:
         """The form with the settings of a picture."""
         names = [] if made.who == NOBODY else [self.workshop.people.path(made.who).stem]
-        shown = {"seed": str(made.wish.seed), "pose_from": made.wish.pose_from and str(made.wish.pose_from)}
+        shown: dict[str, Any] = {name: short(getattr(made.wish, name)) for name in ("seed", "steps", "guidance")}
+        shown["pose_from"] = made.wish.pose_from and str(made.wish.pose_from)
         return [names, *({**vars(made.wish), **shown}[name] for name in self.form)]
 
     def _with_base(self, request: gr.Request, made: Made, asked: float) -> Iterator[Any]:
@@ -190,9 +209,11 @@ class PictureTab:
     def _side_by_side(self, left: Made, right: Made) -> Any:
         from PIL import Image
 
-        pair = [enlarged(Image.open(made.path).convert("RGB"), _SIDE)[0] for made in (left, right)]
-        pair = [picture.resize(max(one.size for one in pair), Image.Resampling.LANCZOS) for picture in pair]
-        return gr.ImageSlider(tuple(pair), visible=True, label=f"{_named(left)} | {_named(right)}")
+        pair = [Image.open(made.path).convert("RGB") for made in (left, right)]
+        width, height = max(picture.size for picture in pair)
+        size = round(_SIDE * width / height), _SIDE
+        shown = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pair]
+        return gr.ImageSlider(tuple(shown), visible=True, label=f"{_named(left)} | {_named(right)}")
 
 
 def _sizes(height: int, width: int) -> list[tuple[str, int]]:

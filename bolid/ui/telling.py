@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from bolid.ui.workshop import Seen
 
 _PREVIEW = 320  # pixels
-_SHARP = 192  # pixels: lower pictures are shown with sharp pixels
 
 
 ASKED = "(...inputs) => [...inputs.slice(0, -1), Date.now()]"
@@ -73,15 +72,11 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stage_html(picture: Made | Progress | None = None, words: str = "") -> str:
-    """A picture that is finished, or as far as it is, with a bar and words. Small ones are shown with sharp pixels."""
-    from PIL import Image
-
+    """A picture that is finished, or as far as it is, with a bar and words."""
     bar, image = "", "<div class='empty'></div>"
     if isinstance(picture, Made):
-        with Image.open(picture.path) as file:
-            kind = " class='sharp'" if file.height < _SHARP else ""
         where = quote(str(picture.path.resolve()))
-        image = f"<img{kind} alt='{html.escape(picture.wish.prompt)}' src='/gradio_api/file={where}'>"
+        image = f"<img alt='{html.escape(picture.wish.prompt)}' src='/gradio_api/file={where}'>"
     elif picture is not None:
         share = (picture.done + picture.step / max(picture.steps, 1)) / max(picture.total, 1)
         words = f"picture {picture.done + 1} of {picture.total}, step {picture.step} of {picture.steps}"
@@ -113,8 +108,17 @@ def seen_html(words: str, seen: Sequence[Seen]) -> str:
     return f"<p class='quiet'>{html.escape(words)}</p>{grid}"
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def short(value: Any) -> str:
+    """A setting as text; "" for None."""
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def read_number(name: str, value: Any, kind: Callable[[Any], Any] = float) -> Any:
+    """A setting that a client gives as number or text; None for none. Raises BolidError for what is no number."""
+    try:
+        return None if value in (None, "") else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BolidError(f"{name} is {str(value)[:80]!r}", "give a number") from None
 
 
 def settings_html(made: Made) -> str:
@@ -124,8 +128,8 @@ def settings_html(made: Made) -> str:
     scales = config.get("scales", {})
     rows = {
         "prompt": config.get("prompt"), "read as": config.get("encoded_prompt"), "who": made.who,
-        "strength": ", ".join(f"{branch} {_short(scale)}" for branch, scale in scales.items()) or "the base alone",
-        "steps": config.get("steps"), "guidance": config.get("guidance"), "not to show": config.get("negative"),
+        "strength": ", ".join(f"{branch} {short(scale)}" for branch, scale in scales.items()) or "the base alone",
+        "steps": config.get("steps"), "guidance": short(config.get("guidance")), "not to show": config.get("negative"),
         "few steps": "yes" if config.get("few_steps") else None, "pose of": config.get("pose_from"),
         "pose": config.get("pose"), "enlarged": f"{config['upscale']} times" if "upscale" in config else None,
         "small faces": "sampled again" if config.get("refine_face") else None,
