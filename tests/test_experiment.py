@@ -43,10 +43,10 @@ def world(tmp_path_factory):
 
 def test_the_protocol_is_frozen_and_takes_validation_people_only(tmp_path):
     whole = protocol.read_protocol()
-    assert whole.whole and len(whole.people) == 24 and len(set(whole.people)) == 24 and len(whole.prompts) == 5
+    assert len(whole.people) == 24 and len(set(whole.people)) == 24 and len(whole.prompts) == 5
     assert all(100_000 <= person < 200_000 for person in whole.people)
     some = protocol.read_protocol(people=2, prompts=1)
-    assert not some.whole and some.people == whole.people[:2] and some.prompts == whole.prompts[:1]
+    assert some.people == whole.people[:2] and some.prompts == whole.prompts[:1]
     assert all(" woman " in p or " man " in p for p in whole.prompts_for(whole.people[0]))
     bad = tmp_path / "protocol.json"
     bad.write_text(protocol.FILE.read_text().replace("190000", "200000"))
@@ -56,10 +56,9 @@ def test_the_protocol_is_frozen_and_takes_validation_people_only(tmp_path):
 
 
 def test_held_out_photos_are_others(tmp_path):
-    small = protocol.Protocol(0, (64, 48), 2, 2, 1, (100_000,), ("x",), False)
-    (name, conditioning), *_ = small.photos(tmp_path).items()
-    assert [path.name for path in conditioning] == ["000.jpg", "001.jpg"]
-    assert sorted(p.name for p in (tmp_path / name).glob("*.jpg")) == ["000.jpg", "001.jpg", "100.jpg", "101.jpg"]
+    small = protocol.Protocol(0, (64, 48), 2, 2, 1, (100_000,), ("x",))
+    assert [path.name for path in small.conditioning_photos(tmp_path, 100_000)] == ["000.jpg", "001.jpg"]
+    assert [path.name for path in small.held_out_photos(tmp_path, 100_000)] == ["100.jpg", "101.jpg"]
 
 
 def test_the_target_photo_is_never_its_own_condition(world):
