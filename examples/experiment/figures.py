@@ -4,8 +4,8 @@
     python examples/experiment/figures.py --family FOLDER --people 3 --bodies 2 --portraits 1   # a quick look
 
 Renders photos of people of the dev set, makes the pictures of each row (a method of methods.py) where they are
-missing, and scores them (instruments.py, readings.py). `--family`: a name, a folder with a family.json, or a .toml file. Pictures, a
-contact sheet and the table stay in --work; what is there is not made again.
+missing, and scores them (instruments.py, readings.py). `--family`: a name, a folder with a family.json, or a .toml
+file. Pictures, a contact sheet and the table stay in --work; what is there is not made again.
 
 Every interval is 95 %, over people, by the jackknife. A mean over pictures weighs people equally. `real`: other renders
 of the same people, which say what the instruments allow.
