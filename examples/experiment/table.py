@@ -42,6 +42,7 @@ from bolid.run import write_atomic
 from bolid.synth.people import sample_person
 
 BODIES, PORTRAITS = 4, 2
+WEIGHTS = (FILE, "face.safetensors", "body.safetensors")
 Figures = dict[str, dict[str, Interval]]
 
 BODY = {
@@ -191,15 +192,22 @@ def trained_as(maker: Maker, methods: Sequence[str]) -> dict[str, str]:
     """Method -> how its weights were trained, and what they take."""
     found = {}
     for method in methods:
+        files = [file for file in METHODS[method].files(maker) if file.name in WEIGHTS]
         if method == DREAMBOOTH:
             found[method] = cost(maker.trained / DREAMBOOTH)
-        elif files := [file for file in METHODS[method].files(maker) if file.name in (FILE, "body.safetensors")]:
-            config = read_record(files[0])["config"]
-            size = sum(file.stat().st_size for file in files[0].parent.glob("*.safetensors") if file.name[0] != ".")
-            found[method] = f"{config['steps']} steps of {config['batch_size']} photos, {size / 1e6:.1f} MB"
-            if config.get("init"):
-                found[method] += ", after earlier trainings"
+        elif files:
+            size = sum(file.stat().st_size for file in files) / 1e6
+            how = dict.fromkeys(training(read_record(file)["config"]) for file in files)
+            found[method] = f"{'; '.join(how)}; {size:.1f} MB"
     return found
+
+
+def training(config: dict[str, Any]) -> str:
+    """The training that a file's record tells of."""
+    steps = config.get("steps_done", config["steps"])  # adapters may be taken before their training's end
+    sampled = " on sampled pictures" if config.get("x_gen") == "sampled" else ""
+    earlier = ", after earlier trainings" if config.get("init") else ""
+    return f"{steps} steps of {config['batch_size']} photos{sampled}{earlier}"
 
 
 def arguments() -> argparse.Namespace:
