@@ -213,6 +213,14 @@ def test_nothing_is_opened_without_a_judge(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_release_takes_all_sealed_people(tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "LOG", tmp_path / "releases.jsonl")
+    monkeypatch.setattr(sys, "argv", ["release.py", "--people", "3", "--work", str(tmp_path)])
+    with pytest.raises(BolidError, match="all sealed people"):
+        release.main()
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_dry_run_takes_dev_people_only(tmp_path, monkeypatch):
     words = ["--dry-run", "--first", "599999", "--people", "3", "--work", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["release.py", *words])

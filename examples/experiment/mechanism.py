@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from build_words import population
 
-from bolid.backends.diffusion import load_base
+from bolid.backends.diffusion import load_base, quiet_diffusers
 from bolid.backends.sampling import Control, Text
 from bolid.errors import BolidError
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
@@ -184,7 +184,8 @@ def train_method(
     text_states = TextStates(pipe, table.captions)
     if text_states([""])[1] is not None:
         raise BolidError(f"the base of family {chosen.name} is an SDXL", "this baseline is for SD 1.x bases")
-    mechanism = build(pipe, chosen, table.embeds.shape[1], derive_seed(seed, method))
+    with quiet_diffusers():
+        mechanism = build(pipe, chosen, table.embeds.shape[1], derive_seed(seed, method))
     parameters = mechanism.parameters
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -276,7 +277,8 @@ class Trained:
         self.family = family or get_family(self.record["family"])
         self.pipe: Any = load_base(self.family, sampler=self.family.defaults)
         self.size = int(self.record["config"]["embedding_size"])
-        self.mechanism = build(self.pipe, self.family, self.size, 0)
+        with quiet_diffusers():
+            self.mechanism = build(self.pipe, self.family, self.size, 0)
         if missing := self.mechanism.parameters.keys() ^ tensors.keys():
             raise BolidError(f"{path} is of another version of its method: {min(missing)}", "train it again")
         with torch.no_grad():

@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(RELEASED))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if not args.dry_run and any(getattr(args, name) != parser.get_default(name) for name in ("first", "people")):
+        raise BolidError("a release is scored on all sealed people", "leave out --first and --people, or --dry-run")
     if not args.judge.is_file():
         raise BolidError(f"there is no judge: looked for {args.judge}", "python examples/experiment/judge/train.py")
     family = get_family(args.family)
