@@ -132,6 +132,11 @@ def headline(table: Table, by: str) -> list[str]:
             if said:
                 own = cell(table.figures[reference][name])
                 lines.append(f"- {kind}, BoLID from eight photos {how}: {own}; {', '.join(said)}.")
+    if EQUAL not in table.figures and any(m in table.figures for m in BASELINES):
+        lines.append(
+            f"- **Not trained equally long**: {EQUAL} is not in this table, so BoLID's differences from trained "
+            "baselines are of unequal trainings (column `trained`)."
+        )
     if lines:
         lines += [
             "",
@@ -257,7 +262,7 @@ def main() -> None:
     table = Table(readings.figures(), differences, facts, few_figures)
     out = args.out or args.work
     write_atomic(out / "experiment.md", markdown(table))
-    figures = {"figures": table.figures, "differences": differences, "few": few_figures, **facts}
+    figures = {"figures": table.figures, "differences": differences, "dreambooth": few_figures, **facts}
     write_atomic(out / "experiment.json", json.dumps(figures, indent=1) + "\n")
     print(f"{time.process_time() - begun:.0f} s of CPU: {out / 'experiment.md'}", file=sys.stderr)
 
