@@ -123,7 +123,9 @@ def parse(group: Any, words: list[str], parent: Any = None) -> None:
 def test_documented_commands_can_be_typed(document, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "--config" in words:
-        Path(words[words.index("--config") + 1]).touch()
+        config = Path(words[words.index("--config") + 1])
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.touch()
     try:
         parse(typer.main.get_command(app), words)
     except Exception as error:

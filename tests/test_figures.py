@@ -21,13 +21,14 @@ import figures
 import fisher_faces
 import instruments
 import mask_reader
+import methods
+import pictures
 import readings
-import rows
 
 
 def test_prompts_are_the_same_each_time_and_name_no_build():
     person = sample_person(100_000)
-    asked, again = (rows.wanted(person, 3, 2) for _ in range(2))
+    asked, again = (pictures.wanted(person, 3, 2) for _ in range(2))
     assert asked == again and len({one.seed for one in asked}) == len(asked)
     assert [one.name for one in asked] == ["full-0", "full-1", "full-2", "portrait-0", "portrait-1", "full-0-again"]
     assert asked[-1].prompt == asked[0].prompt
@@ -39,7 +40,7 @@ def test_prompts_are_the_same_each_time_and_name_no_build():
 
 def test_no_man_is_asked_for_in_a_skirt():
     men = [seed for seed in range(100_000, 100_040) if sample_person(seed).phenotypes["gender"] <= 0.5]
-    prompts = [one.prompt for seed in men for one in rows.wanted(sample_person(seed), 4, 0)]
+    prompts = [one.prompt for seed in men for one in pictures.wanted(sample_person(seed), 4, 0)]
     assert len(prompts) > 40 and not any("skirt" in prompt for prompt in prompts)
 
 
@@ -48,34 +49,34 @@ def test_pictures_are_kept_until_prompt_or_model_changes(tmp_path):
         calls: list[list[str]] = []
         hashes = {"base": "a"}
 
-        def models(self):
+        def models(self, method):
             return self.hashes
 
-        def make(self, row, who, photos, asked):
+        def make(self, method, who, photos, asked):
             self.calls.append([one.name for one in asked])
             return [np.zeros((8, 6, 3), np.uint8) for _ in asked]
 
-    maker, asked = Maker(), [rows.Wanted("full-0", "a", {}, 1), rows.Wanted("full-1", "b", {}, 2)]
+    maker, asked = Maker(), [pictures.Wanted("full-0", "a", {}, 1), pictures.Wanted("full-1", "b", {}, 2)]
     for _ in range(2):
-        folder = rows.make_row(maker, "base", {100_000: (None, asked)}, tmp_path)
+        folder = pictures.make_row(maker, "base", {100_000: (None, asked)}, tmp_path)
     assert maker.calls == [["full-0", "full-1"]] and len(list(folder.glob("p100000/*.png"))) == 2
-    changed = [asked[0], rows.Wanted("full-1", "c", {}, 2)]
-    rows.make_row(maker, "base", {100_000: (None, changed)}, tmp_path)
+    changed = [asked[0], pictures.Wanted("full-1", "c", {}, 2)]
+    pictures.make_row(maker, "base", {100_000: (None, changed)}, tmp_path)
     assert maker.calls[1:] == [["full-1"]]
     maker.hashes = {"base": "b"}
-    rows.make_row(maker, "base", {100_000: (None, changed)}, tmp_path)
+    pictures.make_row(maker, "base", {100_000: (None, changed)}, tmp_path)
     assert maker.calls[2:] == [["full-0", "full-1"]]
 
 
 def test_a_person_who_cannot_be_read_is_left_out(tmp_path, capsys):
     class Maker:
-        def models(self):
+        def models(self, method):
             return {}
 
-        def make(self, row, who, photos, asked):
+        def make(self, method, who, photos, asked):
             raise BolidError("no body", "")
 
-    folder = rows.make_row(Maker(), "bolid-1", {100_000: (None, [rows.Wanted("full-0", "a", {}, 1)])}, tmp_path)
+    folder = pictures.make_row(Maker(), "bolid-1", {100_000: (None, [pictures.Wanted("full-0", "a", {}, 1)])}, tmp_path)
     assert not (folder / "p100000").exists() and "leaves out p100000: no body" in capsys.readouterr().err
 
 
@@ -150,6 +151,7 @@ def some_readings(people: int = 12, noise: float = 0.0) -> readings.Readings:
             {"judge": read}, np.ones((people, 4)), np.tile([1.0, 0.0, 0.0], (people, 1)),
             {"an outsider": np.full((people, 3), 0.2)}, {"an outsider": np.full((people, 3), 0.1)}, asked,
             {"FID": torch.randn(4 * people, 8)}, np.full(people, 2.0), np.full(people, 0.1),
+            np.full((people, 6), 0.5 - scale / 100),
         )  # fmt: skip
 
     found.rows = {"base": row(3), "build-words": row(2), "bolid-1": row(noise), "bolid-8": row(noise), "real": row(0)}
@@ -170,6 +172,21 @@ def test_figures_of_perfect_pictures_are_perfect():
     assert eight["diversity over the base's"].value == pytest.approx(1)
     assert eight["pose as asked, minus the base's"].value == 0
     assert found["bolid-1"]["R2 by judge over that of bolid-8"].value == pytest.approx(1)
+
+
+def test_a_method_is_compared_in_pairs():
+    found = some_readings(noise=0.5).differences("bolid-8", "base")
+    r, text = found["body by judge, mean r"], found["text score"]
+    assert r.interval.low > 0 and r.p < 0.01
+    assert text.interval.value == pytest.approx(0.025) and found["likeness by an outsider"].p == 1
+    same = some_readings().differences("bolid-8", "bolid-1")
+    assert same["body by judge, mean R2, mean of a person's pictures"].interval.value == pytest.approx(0)
+
+
+def test_the_error_is_in_standard_deviations():
+    found = some_readings().figures()
+    name = "body by judge, mean error in standard deviations"
+    assert found["bolid-8"][name].value == pytest.approx(0) and found["base"][name].value > 1
 
 
 def test_the_mean_of_pictures_is_read_better_than_one():
@@ -200,6 +217,22 @@ def test_the_table_has_a_line_for_every_figure():
 def test_every_goal_has_a_figure():
     names = {name for found in some_readings().figures().values() for name in found}
     assert set(figures.ASKED) <= names
+
+
+def test_a_method_says_which_files_it_lacks(tmp_path):
+    maker = methods.Maker(get_family("tiny"), tmp_path)
+    assert maker.lacks("base") == maker.lacks("bolid-8") == maker.lacks("shape-8") == ""
+    assert maker.lacks("ip-adapter") == str(tmp_path / "ip-adapter" / "image.safetensors")
+    assert "bolid/body.safetensors" in maker.lacks("bolid-8-equal")
+
+
+def test_pictures_depend_on_the_models_of_their_method_alone(tmp_path):
+    maker = methods.Maker(get_family("tiny"), tmp_path)
+    base, eight, both = (maker.models(method) for method in ("base", "bolid-8", "bolid-8-both"))
+    assert base.items() < eight.items() < both.items()
+    assert "adapter/body.safetensors" in eight and "adapter/body.safetensors" not in base
+    assert any("controlnet-depth" in name for name in both)
+    assert "training" in maker.models("dreambooth-lora")
 
 
 def test_a_family_can_be_a_folder(tmp_path):

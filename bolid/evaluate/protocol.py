@@ -40,7 +40,6 @@ class Protocol:
     pictures: int  # of each prompt
     people: tuple[int, ...]
     prompts: tuple[str, ...]
-    whole: bool  # nothing was left out
 
     def prompts_for(self, person: int) -> list[str]:
         """The prompts with the person's gender word, and no word for the build: that must come from the photos."""
@@ -65,13 +64,6 @@ class Protocol:
         size = self.photo_size
         return write_photos(folder, person, self.held_out, size=size, start=HELD_OUT_START, framing="full body")
 
-    def photos(self, folder: Path) -> dict[str, list[Path]]:
-        """Render both into one folder; returns person's name -> conditioning photos, in order."""
-        found = {sample_person(person).name: self.conditioning_photos(folder, person) for person in self.people}
-        for person in self.people:
-            self.held_out_photos(folder, person)
-        return found
-
 
 def read_protocol(people: int = 0, prompts: int = 0, file: Path = FILE) -> Protocol:
     """The protocol, or its first so many people and prompts (0: all)."""
@@ -79,9 +71,8 @@ def read_protocol(people: int = 0, prompts: int = 0, file: Path = FILE) -> Proto
     if strangers := [person for person in data["people"] if person not in VALIDATION]:
         raise BolidError(f"{file} names the person {strangers[0]}", "take validation people only: 100,000 to 199,999")
     chosen = tuple(data["people"][: people or None]), tuple(data["prompts"][: prompts or None])
-    whole = len(chosen[0]) == len(data["people"]) and len(chosen[1]) == len(data["prompts"])
     size = (int(data["photo_size"][0]), int(data["photo_size"][1]))
-    return Protocol(data["seed"], size, data["conditioning"], data["held_out"], data["pictures"], *chosen, whole)
+    return Protocol(data["seed"], size, data["conditioning"], data["held_out"], data["pictures"], *chosen)
 
 
 class Benchmark(NamedTuple):

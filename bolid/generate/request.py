@@ -20,7 +20,7 @@ from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_pe
 PathLike = str | os.PathLike[str]
 LARGEST_SEED = 2**63 - 1
 WITH_POSE = BOTH
-"""Where bodies come from where a --pose is given: what kept them better (docs/results/body-from.md)."""
+"""Where bodies come from where a --pose is given: what kept them better (docs/results/family.md)."""
 PICTURE_SEED = 2**32
 """A seed of this or more is one picture's own, from its record: the first picture is sampled with it as it stands."""
 

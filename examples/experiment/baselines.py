@@ -1,10 +1,11 @@
 """The trained baselines: one mechanism a method, trained as BoLID's adapters are.
 
-    python examples/experiment/baselines.py ip-adapter train/ --out runs/baselines/ip-adapter
-    python examples/experiment/baselines.py photomaker train/ --out runs/baselines/photomaker
+    python examples/experiment/baselines.py ip-adapter train/
+    python examples/experiment/baselines.py photomaker train/
 
-`train/` is what `bolid shard` writes. After a kill, the same command goes on where it stopped. mechanism.py has what
-they share. At this size the *mechanism* is what is compared, not the published weights:
+`train/` is what `bolid shard` writes; a method's weights go to runs/trained/METHOD. All are trained as equal.toml says.
+After a kill, the same command goes on where it stopped. mechanism.py has what they share. At this size the *mechanism*
+is what is compared, not the published weights:
 
 ip-adapter: the image embedding of one photo (Ye et al., arXiv:2308.06721; four tokens through one linear layer).
 ip-adapter-attention: those of several photos, mixed by one self-attention layer and averaged (the authors' own earlier
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from bolid.models.families import Family
 from bolid.synth.people import RATIO_NAMES
 from bolid.train_adapter.config import TrainAdapterConfig
 
-DEFAULTS = TrainAdapterConfig()
+EQUAL = Path(__file__).with_name("equal.toml")
 
 
 class PhotoAttention(nn.Module):
@@ -89,7 +91,7 @@ class IpAdapter(Mechanism):
 class IpAdapterAttention(IpAdapter):
     """The same of several photos, mixed by self-attention."""
 
-    most = DEFAULTS.max_context
+    most = TrainAdapterConfig().max_context
 
     def __init__(self, pipe: Any, family: Family, size: int, seed: int) -> None:
         super().__init__(pipe, family, size, seed)
@@ -134,6 +136,11 @@ def train_baseline(method: str, train: Path, out: Path, **settings: Any) -> Path
     return train_method(method, MECHANISMS[method], train, out, **settings)
 
 
+def equal_settings(**changed: Any) -> TrainAdapterConfig:
+    """What all methods are trained with (equal.toml)."""
+    return TrainAdapterConfig(**{**tomllib.loads(EQUAL.read_text(encoding="utf-8")), **changed})
+
+
 def load_baseline(method: str, path: Path, family: Family | None = None) -> Trained:
     """A trained method, ready to generate."""
     return Trained(path, MECHANISMS[method], family)
@@ -143,14 +150,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("train", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=DEFAULTS.steps)
-    parser.add_argument("--batch-size", type=int, default=DEFAULTS.batch_size)
+    parser.add_argument("--out", type=Path, help="by default runs/trained/METHOD")
+    parser.add_argument("--steps", type=int, help="instead of equal.toml's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print(
-        train_baseline(args.method, args.train, args.out, steps=args.steps, batch_size=args.batch_size, seed=args.seed)
-    )
+    torch.set_num_threads(1)
+    config = equal_settings(**({"steps": args.steps} if args.steps else {}))
+    out = args.out or Path("runs/trained") / args.method
+    print(train_baseline(args.method, args.train, out, config=config, seed=args.seed))
 
 
 __all__ = ["FILE", "METHODS", "load_baseline", "train_baseline"]

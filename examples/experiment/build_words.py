@@ -9,9 +9,7 @@ can do, not what a user would reach.
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.run import write_atomic
 from bolid.synth.body import body_ratios
 from bolid.synth.people import RATIO_NAMES, SyntheticPerson, build_words, sample_person
 
@@ -31,7 +28,6 @@ POPULATION = range(300)  # seeds of training people; their mean is what "long" a
 REMARKABLE, VERY = 0.4, 1.2  # standard deviations, as in the training captions
 MOST = 3  # ratios in words; no training caption has more
 WHO = re.compile(r"\b(woman|man)\b")
-TABLE = "prompts.csv"  # `evaluate` reads the protocol's prompts from it
 
 
 @functools.cache
@@ -88,22 +84,3 @@ def with_build(
                 break
         changed.append(longer)
     return changed
-
-
-def write_table(folder: Path, person: str, pictures: Sequence[Path], prompts: Sequence[str]) -> None:
-    """Add rows to folder/prompts.csv: the protocol's own prompt of each picture, in place of the person's earlier rows.
-
-    So the pictures pair with those of other methods, and the text score is of what all methods were asked for.
-    """
-    path = folder / TABLE
-    rows = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["person"] != person]
-    for picture, prompt in zip(pictures, prompts, strict=True):
-        rows.append({"file": picture.relative_to(folder).as_posix(), "prompt": prompt, "person": person})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["file", "prompt", "person"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue())

@@ -1,7 +1,5 @@
 """DreamBooth-LoRA with prior preservation (Ruiz et al., arXiv:2208.12242; BoLID Eq. 9 and 10): a training per person.
 
-    python examples/experiment/run.py dreambooth-lora --work runs/experiment
-
 From one person's conditioning photos it trains a LoRA on the attention of the frozen base's UNet, for "a photo of a q
 woman" (q: a word that no caption has), while pictures that the base made of "a photo of a woman" keep the class as it
 is. The file is a LoRA in diffusers' own layout; `bolid generate --lora` takes it too. A record beside it has the

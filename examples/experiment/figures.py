@@ -3,9 +3,9 @@
     python examples/experiment/figures.py --people 24 --out docs/results
     python examples/experiment/figures.py --family FOLDER --people 3 --bodies 2 --portraits 1   # a quick look
 
-Renders photos of people of the dev set, makes the pictures of each row (rows.py) where they are missing, and scores
-them (instruments.py, readings.py). `--family`: a name, a folder with a family.json, or a .toml file. Pictures, a
-contact sheet and the table stay in --work; what is there is not made again.
+Renders photos of people of the dev set, makes the pictures of each row (a method of methods.py) where they are
+missing, and scores them (instruments.py, readings.py). `--family`: a name, a folder with a family.json, or a .toml
+file. Pictures, a contact sheet and the table stay in --work; what is there is not made again.
 
 Every interval is 95 %, over people, by the jackknife. A mean over pictures weighs people equally. `real`: other renders
 of the same people, which say what the instruments allow.
@@ -28,10 +28,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from instruments import JUDGE_FILE, Readers
-from people import read_people
-from PIL import Image
+from methods import BASE, BOTH, EIGHT, METHODS, ONE, SHAPE, TRAINED, WORDS, Maker, seconds_a_picture
+from people import dev_people, read_people
+from pictures import contact_sheet, make_row, people_of
 from readings import Readings
-from rows import EIGHT, ROWS, Maker, make_row, photos_of, seconds_a_picture, wanted
 
 from bolid.errors import BolidError
 from bolid.method.metrics import Interval
@@ -50,6 +50,8 @@ ASKED = {
 }  # fmt: skip
 """What the project set itself for bolid-8 (bolid-1 for its share of bolid-8)."""
 
+ROWS = (BASE, WORDS, ONE, EIGHT, SHAPE, BOTH)
+
 
 def table(figures: dict[str, dict[str, Interval]], facts: dict[str, Any]) -> str:
     """Markdown: a line a figure, a column a row."""
@@ -66,7 +68,7 @@ def table(figures: dict[str, dict[str, Interval]], facts: dict[str, Any]) -> str
         f"from seed {facts['first']}; of each {facts['bodies']} full-body pictures and {facts['portraits']} portraits "
         "a column, equal prompts and noise. Value and 95 % interval over people.",
         "",
-        *(f"- {row}: {ROWS.get(row, 'other renders of the same people')}" for row in columns),
+        *(f"- {row}: {METHODS[row].what if row in METHODS else 'other renders of the same people'}" for row in columns),
         *(f"- left out: {row}, which lacks {lack}" for row, lack in facts["lacks"].items()),
         "",
         f"| figure | asked | {' | '.join(columns)} |",
@@ -96,20 +98,8 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def contact_sheet(folders: dict[str, Path], people: list[str], path: Path) -> None:
-    """Full body and portrait of the first people, one row below the other."""
-    rows = []
-    for folder in folders.values():
-        files = [folder / name / f"{kind}-0.png" for name in people[:5] for kind in ("full", "portrait")]
-        if all(file.is_file() for file in files):
-            rows.append(np.concatenate([np.asarray(Image.open(file)) for file in files], 1))
-    if rows:
-        Image.fromarray(np.concatenate(rows)).save(path)
-
-
-def commit() -> str:
-    """The commit of this file's repository; with "+" where something is changed."""
-    root = Path(__file__).parent
+def commit(root: Path = Path(__file__).parent) -> str:
+    """The short commit of a repository; with "+" where something is changed. "" without git."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout
@@ -118,25 +108,29 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_common(parser: argparse.ArgumentParser, work: Path) -> None:
+    """The options that all tables have."""
     parser.add_argument(
         "--family", help="a name, a folder with a family.json or a .toml file; by default the chosen one"
     )
     parser.add_argument("--adapter", type=Path, help="a folder with other branches than the family's")
+    parser.add_argument("--trained", type=Path, default=TRAINED, help="what baselines.py has written")
+    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="another judge's file")
     parser.add_argument("--people", type=int, default=24)
     parser.add_argument("--first", type=int, default=read_people("dev").seeds.start, help="seed of the first person")
+    parser.add_argument("--work", type=Path, default=work, help="photos and pictures")
+    parser.add_argument("--out", type=Path, help="folder of the table; by default WORK")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser, Path("runs/figures"))
+    parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(ROWS))
     parser.add_argument("--bodies", type=int, default=4, help="full-body pictures of each person")
     parser.add_argument("--portraits", type=int, default=2, help="of each person")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--work", type=Path, default=Path("runs/figures"), help="photos and pictures")
-    parser.add_argument("--judge", type=Path, default=JUDGE_FILE, help="another judge's file")
-    parser.add_argument("--out", type=Path, help="folder of family.md and family.json; by default WORK")
     args = parser.parse_args()
     if args.people < 3 or args.bodies < 2 or args.portraits < 1:
         raise BolidError("too few pictures for any figure", "give --people 3, --bodies 2 and --portraits 1 at least")
-    if not set(range(args.first, args.first + args.people)) <= set(read_people("dev").seeds):
-        raise BolidError("these people are not of the dev set", f"they are {read_people('dev').seeds}")
     return args
 
 
@@ -144,20 +138,16 @@ def main() -> None:
     args, begun = arguments(), time.process_time()
     torch.set_num_threads(1)
     family = get_family(args.family)
-    maker, readers = Maker(family, args.adapter), Readers(family, args.judge)
-    people = {}
-    for seed in range(args.first, args.first + args.people):
-        who = sample_person(seed)
-        asked = wanted(who, args.bodies, args.portraits)
-        people[seed] = (photos_of(who, args.work / "photos", args.bodies, args.portraits), asked)
+    maker, readers = Maker(family, args.trained, args.adapter), Readers(family, args.judge)
+    people = people_of(dev_people(args.first, args.people), args.work / "photos", args.bodies, args.portraits)
     lacks = {row: lack for row in args.rows if (lack := maker.lacks(row))}
-    chosen = [row for row in ROWS if row in args.rows and row not in lacks]
+    chosen = [row for row in METHODS if row in args.rows and row not in lacks]
     folders = {}
     for row in chosen:
         print(f"{time.process_time() - begun:.0f} s of CPU: pictures of {row}", file=sys.stderr, flush=True)
         folders[row] = make_row(maker, row, people, args.work / "pictures")
-    seconds = seconds_a_picture(maker, *people[args.first])
-    contact_sheet(folders, [sample_person(seed).name for seed in people], args.work / "sheet.png")
+    seconds = seconds_a_picture(maker, *people[args.first], sample_person(args.first))
+    contact_sheet(folders, list(people), args.work / "sheet.png")
     print(f"{time.process_time() - begun:.0f} s of CPU: scoring", file=sys.stderr, flush=True)
     readings = Readings(readers, people, folders)
     figures = readings.figures()
@@ -165,7 +155,7 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(), "commit": commit(), "family": family.name,
         "size": list(family.image_size), "people": len(readings.people), "first": args.first, "bodies": args.bodies,
         "portraits": args.portraits, "lacks": lacks, "seconds": seconds, "instruments": readers.instruments,
-        "models": maker.models(),
+        "models": {row: maker.models(row) for row in chosen},
     }  # fmt: skip
     out = args.out or args.work
     write_atomic(out / "family.md", table(figures, facts))

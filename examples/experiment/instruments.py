@@ -1,4 +1,4 @@
-"""The instruments of figures.py: two readers of bodies, a detector and a recogniser of faces, the image-text model.
+"""The instruments of the tables: two readers of bodies, a detector and a recogniser of faces, the image-text model.
 
 Shapes: N pictures, P people, R body ratios, D features.
 """

@@ -1,4 +1,4 @@
-"""What the trained baselines share: the data, the draw of a batch, the training loop, and writing pictures.
+"""What the trained baselines share: the data, the draw of a batch, and the training loop.
 
 A baseline is a `Mechanism`: it puts trainable layers beside the frozen base, says how the base predicts with them, and
 what it is given of a person when it generates. All have the same base, shards, steps, batches, learning rate, drop-out
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from build_words import population
 
-from bolid.backends.diffusion import decode_latents, load_base
-from bolid.backends.sampling import Control, Text, sample
+from bolid.backends.diffusion import load_base, quiet_diffusers
+from bolid.backends.sampling import Control, Text
 from bolid.errors import BolidError
 from bolid.formats.checkpoint import load_checkpoint, save_checkpoint
 from bolid.formats.shards import directory_sha256, group_by_person, read_index, read_shards
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.generate import save_picture
 from bolid.method import losses
 from bolid.method.optim import adapter_schedule, update_ema
 from bolid.models.families import Family, get_family
@@ -38,6 +37,7 @@ from bolid.synth.people import RATIO_NAMES, sample_person
 from bolid.train_adapter.config import TrainAdapterConfig
 from bolid.train_adapter.data import TextStates, batch_rows, without_build
 from bolid.train_adapter.denoiser import training_schedule
+from bolid.train_adapter.precision import choose_precision, computing, store_frozen
 from bolid.train_adapter.setup import base_sha256
 
 KIND = "image-adapter"
@@ -80,7 +80,8 @@ class Table:
     @cached_property
     def ratios(self) -> torch.Tensor:
         """The true body ratios of each person, standardised, [people, R]; people are seeds of `bolid synth`."""
-        return torch.stack([true_ratios(name) for name in self.names])
+        with torch.autocast("cpu", enabled=False):
+            return torch.stack([true_ratios(name) for name in self.names])
 
 
 def true_ratios(name: str) -> torch.Tensor:
@@ -171,13 +172,11 @@ def train_method(
     train: Path,
     out: Path,
     *,
-    steps: int,
-    batch_size: int,
+    config: TrainAdapterConfig,
     seed: int = 0,
     family: str | None = None,
 ) -> Path:
     """Train one baseline and write out/image.safetensors. The same call after a kill goes on."""
-    config = TrainAdapterConfig(steps=steps, batch_size=batch_size)
     chosen = get_family(family or read_index(train)["record"]["family"])
     table = Table(train)
     pipe = load_base(chosen, "cpu")
@@ -185,7 +184,8 @@ def train_method(
     text_states = TextStates(pipe, table.captions)
     if text_states([""])[1] is not None:
         raise BolidError(f"the base of family {chosen.name} is an SDXL", "this baseline is for SD 1.x bases")
-    mechanism = build(pipe, chosen, table.embeds.shape[1], derive_seed(seed, method))
+    with quiet_diffusers():
+        mechanism = build(pipe, chosen, table.embeds.shape[1], derive_seed(seed, method))
     parameters = mechanism.parameters
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -194,22 +194,26 @@ def train_method(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
     inputs = {"train": directory_sha256(train), "base": base_sha256(chosen)}
-    settings = {"method": method, "steps": steps, "batch_size": batch_size, "embedding_size": table.embeds.shape[1]}
+    steps = config.steps
+    settings = {"method": method, "embedding_size": table.embeds.shape[1], **asdict(config)}
     record = run_record(KIND, family=chosen, config=settings, seed=seed, inputs=inputs)
     tensors = {**parameters, **{f"average.{name}": value for name, value in average.items()}}
     checkpoint = out / ".checkpoint.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     step = load_checkpoint(checkpoint, record, tensors, optimizer)
-    schedule = training_schedule(pipe)
+    schedule, positions = training_schedule(pipe), math.prod(table.latents.shape[-2:])
+    store_frozen(pipe.unet, choose_precision(config.precision, "cpu"))
     saved = started = time.monotonic()
     recent = math.nan
     while step < steps:
         draw, target = draw_step(table, mechanism.most, config, schedule, text_states, step, seed, method)
         alphas = losses.alpha_bar(schedule, draw.timesteps)
+        with computing("cpu", config.precision, positions):
+            prediction, more = mechanism.predict(table, draw), mechanism.extra_loss(table, draw)
         loss = losses.loss_diffusion(
-            mechanism.predict(table, draw), target, alphas, schedule.config.prediction_type, config.min_snr_gamma
+            prediction.float(), target, alphas, schedule.config.prediction_type, config.min_snr_gamma
         )
-        if (more := mechanism.extra_loss(table, draw)) is not None:
+        if more is not None:
             loss = loss + more
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * adapter_schedule(step, config.steps)
@@ -264,7 +268,7 @@ def draw_step(
 
 
 class Trained:
-    """A trained baseline in its family's pipeline."""
+    """A trained baseline in its family's pipeline, ready to sample."""
 
     def __init__(
         self, path: Path, build: Callable[[Any, Family, int, int], Mechanism], family: Family | None = None
@@ -273,33 +277,10 @@ class Trained:
         self.family = family or get_family(self.record["family"])
         self.pipe: Any = load_base(self.family, sampler=self.family.defaults)
         self.size = int(self.record["config"]["embedding_size"])
-        self.mechanism = build(self.pipe, self.family, self.size, 0)
+        with quiet_diffusers():
+            self.mechanism = build(self.pipe, self.family, self.size, 0)
         if missing := self.mechanism.parameters.keys() ^ tensors.keys():
             raise BolidError(f"{path} is of another version of its method: {min(missing)}", "train it again")
         with torch.no_grad():
             for name, parameter in self.mechanism.parameters.items():
                 parameter.requires_grad_(False).copy_(tensors[name])
-
-    def generate(
-        self, prompts: Sequence[str], out: Path, person: Person, *, n: int, seed: int, photos: dict[str, str]
-    ) -> list[Path]:
-        """`n` pictures of each prompt, with `bolid generate`'s seeds and settings. `photos`: hashes, for the record."""
-        steps, guidance = self.family.steps, self.family.guidance
-        jobs = [(index, number) for index in range(len(prompts)) for number in range(n)]
-        seeds = [derive_seed(seed, "generate", index, number) for index, number in jobs]
-        with torch.no_grad():
-            latents = sample(
-                self.pipe, self.mechanism.text([prompts[index] for index, _ in jobs], person),
-                size=self.family.image_size, steps=self.family.schedule, guidance=guidance,
-                generators=[torch.Generator().manual_seed(s) for s in seeds],
-                vectors=self.mechanism.vectors(person), controls=self.mechanism.controls(person),
-            )  # fmt: skip
-        pictures = decode_latents(self.pipe, latents)
-        settings = {"steps": steps, "guidance": guidance.plain(), "negative": "", "scales": {"image": 1.0}}
-        paths = []
-        for (index, number), picture_seed, picture in zip(jobs, seeds, pictures, strict=True):
-            config = {"prompt": prompts[index], **settings, "person": person.name}
-            record = run_record("picture", family=self.family, config=config, seed=picture_seed, inputs=photos)
-            paths.append(out / f"{index:03d}-{number}.png")
-            save_picture(paths[-1], picture, record)
-        return paths

@@ -45,6 +45,14 @@ def read_people(name: str, folder: Path = FOLDER) -> People:
         raise BolidError(f"{file} is damaged: {error}", "it needs name, purpose, first and count") from error
 
 
+def dev_people(first: int, count: int) -> range:
+    """Seeds of the dev set. Raises BolidError for others."""
+    dev, chosen = read_people("dev").seeds, range(first, first + count)
+    if not set(chosen) <= set(dev):
+        raise BolidError("these people are not of the dev set", f"they are {dev}")
+    return chosen
+
+
 @dataclass(frozen=True)
 class MadeWith:
     """The people behind a shipped file: use (trained, fitted, calibrated, chosen) -> their seeds. `unknown`: the uses

@@ -71,8 +71,9 @@ class PuLid(Mechanism):
         x0, own = self.few_steps(noise, text, person)
         layout, semantics = alignment(own, plain)
         known = table.faces[draw.context[:rows, 0]]
-        pixels = self.pipe.vae.decode(x0 / self.pipe.vae.config.scaling_factor).sample
-        identity = loss_face(self.faces(pixels), known) * known.any(1)
+        with torch.autocast("cpu", enabled=False):
+            pixels = self.pipe.vae.decode(x0.float() / self.pipe.vae.config.scaling_factor).sample
+            identity = loss_face(self.faces(pixels), known) * known.any(1)
         return SEMANTICS * semantics + LAYOUT * layout + IDENTITY * identity.mean()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the instruments of figures.py read off pictures, and the figures that are made of it.
+"""What the instruments read off pictures, and the figures that are made of it.
 
 Shapes: P people, N pictures of each, R body ratios.
 """
@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from build_words import population
 from instruments import OUTSIDER, OWN, REFERENCES, Readers
-from rows import BASE, EIGHT, ONE, REAL, WORDS, Photos, Wanted, load
+from methods import BASE, EIGHT, ONE, REAL, WORDS
+from pictures import People, Wanted, load
 
 from bolid.backends.image_text import ImageTextModel
 from bolid.method.distributions import frechet_interval, kernel_distance
@@ -24,7 +26,9 @@ from bolid.method.feature_statistics import FeatureStatistics
 from bolid.method.metrics import (
     Interval,
     correlation_interval,
+    correlation_left_out,
     jackknife_interval,
+    jackknife_p_value,
     perceptual_distance,
     r2_scores,
 )
@@ -37,8 +41,6 @@ from measure_base import edge_energy
 
 COLOURS = ("top_color", "bottom_color")
 LIGHT = np.array([0.2126, 0.7152, 0.0722])  # luminance of linear RGB (Rec. 709)
-
-People = dict[int, tuple[Photos, list[Wanted]]]
 
 
 @dataclass
@@ -54,6 +56,18 @@ class Row:
     features: dict[str, torch.Tensor]  # figure -> [P * N, D] of full bodies
     edges: np.ndarray  # [P] of full bodies
     diversity: np.ndarray  # [P]
+    text: np.ndarray  # [P, N] cosine with the prompt that all methods were given
+
+
+class Difference(NamedTuple):
+    """A paired difference, its interval, and its p-value, not corrected for there being several."""
+
+    interval: Interval
+    p: float
+
+
+Statistic = Callable[[np.ndarray], float]
+"""Of some people, by their rows."""
 
 
 class Readings:
@@ -91,7 +105,7 @@ class Readings:
             again.append(pictures.pop("full-0-again"))
             bodies.append([picture for one, picture in pictures.items() if one.startswith("full")])
             portraits.append([picture for one, picture in pictures.items() if one.startswith("portrait")])
-            asked.append([one.attributes for one in requests if one.name in pictures])
+            asked.append([one for one in requests if one.name in pictures])
         return self._row(bodies, portraits, again, asked)
 
     def _read_real(self) -> Row:
@@ -101,7 +115,7 @@ class Readings:
 
     def _row(
         self, bodies: list[list[np.ndarray]], portraits: list[list[np.ndarray]], again: list[np.ndarray] | None,
-        asked: list[list[dict[str, Any]]] | None,
+        asked: list[list[Wanted]] | None,
     ) -> Row:  # fmt: skip
         """Of each person: full bodies, portraits, the first body with other noise, and what they were asked to show."""
         readers, each = self.readers, len(bodies[0])
@@ -132,15 +146,19 @@ class Readings:
                 float(perceptual_distance([a], [b])) for a, b in zip(views[::2], views[1::2], strict=True)
             ])  # fmt: skip
         scores: dict[str, np.ndarray] = {}
+        text = np.full((len(bodies), 1), np.nan)
         if asked is not None:
             pictures = [p for body, portrait in zip(bodies, portraits, strict=True) for p in (*body, *portrait)]
-            scores = as_asked(readers.tower, pictures, [one for theirs in asked for one in theirs], len(bodies))
+            requests = [one for theirs in asked for one in theirs]
+            scores = as_asked(readers.tower, pictures, [one.attributes for one in requests], len(bodies))
+            embeds = readers.tower.encode_text([one.prompt for one in requests]).float()
+            text = (readers.tower.encode_images(pictures).float() * embeds).sum(1).view(len(bodies), -1).numpy()
         return Row(
             {name: one.read(flat).reshape(len(bodies), each, -1) for name, one in readers.bodies.items()},
             np.array([[bool(readers.faces.detect(p)) for p in theirs] for theirs in bodies], float),
             np.array([[bool(face) for face in theirs] for theirs in faces], float),
             likeness, strangers, scores, features,
-            np.array([edge_energy(np.stack(theirs)) for theirs in bodies]), diversity,
+            np.array([edge_energy(np.stack(theirs)) for theirs in bodies]), diversity, text,
         )  # fmt: skip
 
     # ---- figures --------------------------------------------------------------------------------------------------
@@ -153,20 +171,46 @@ class Readings:
             found[name] = dict(itertools.chain(*bodies)) | self._faces(name) | self._looks(name)
         return found
 
-    def over_people(self, statistic: Callable[[np.ndarray], float]) -> Interval:
-        """A statistic of rows of people, and its jackknife interval."""
+    def without_each(self, statistic: Statistic) -> tuple[float, torch.Tensor]:
+        """A statistic of rows of people, and its values without each person, f64 [P], for a jackknife."""
         rows = np.arange(len(self.people))
-        left_out = torch.tensor([statistic(rows[rows != person]) for person in rows])
-        value = statistic(rows)
+        left_out = torch.tensor([statistic(rows[rows != person]) for person in rows], dtype=torch.float64)
+        return statistic(rows), left_out
+
+    def over_people(self, statistic: Statistic) -> Interval:
+        """A statistic of rows of people, and its jackknife interval."""
+        value, left_out = self.without_each(statistic)
         return jackknife_interval(value, left_out) if left_out.isfinite().all() else Interval(value, np.nan, np.nan)
 
     def mean(self, values: np.ndarray) -> Interval:
         """Of [P, N] or [P], people weighing equally."""
-        each = values.reshape(len(values), -1)
-        theirs = np.array([np.nan if np.isnan(row).all() else np.nanmean(row) for row in each])
+        theirs = of_people(values)
         return self.over_people(
             lambda rows: float(np.nanmean(theirs[rows])) if not np.isnan(theirs[rows]).all() else np.nan
         )
+
+    def differences(self, name: str, other: str) -> dict[str, Difference]:
+        """Figure -> how much more `name` has than `other`, over pairs of equal person, prompt and noise."""
+        mine, theirs = self.rows[name], self.rows[other]
+        found = {}
+        for by in self.readers.bodies:
+            a, b = self._ratios(name, by)[0], self._ratios(other, by)[0]
+            if len(self.people) >= 5:
+                truth, one, two = (torch.from_numpy(x.astype(float)) for x in (self.truth, a, b))
+                found[f"body by {by}, mean r"] = difference(*correlation_left_out(truth, one, two), bound=2.0)
+            of_r2 = self.without_each(lambda rows, a=a, b=b: self._r2(a, rows) - self._r2(b, rows))
+            found[f"body by {by}, mean R2, mean of a person's pictures"] = difference(*of_r2)
+        for by, values in mine.likeness.items():
+            gap = of_people(values) - of_people(theirs.likeness[by])
+            found[f"likeness by {by}"] = difference(*self.without_each(lambda rows, g=gap: float(g[rows].mean())))
+        for label, one, two in (
+            ("face found, portraits", mine.found_portraits, theirs.found_portraits),
+            ("face found, full bodies", mine.found_bodies, theirs.found_bodies),
+            ("text score", mine.text, theirs.text),
+        ):
+            gap = of_people(one) - of_people(two)
+            found[label] = difference(*self.without_each(lambda rows, g=gap: float(g[rows].mean())))
+        return found
 
     def _r2(self, ratios: np.ndarray, rows: np.ndarray, part: int | None = None) -> float:
         """Mean over the ratios, or of one, of readings [P, R]."""
@@ -188,6 +232,8 @@ class Readings:
                 lambda rows: float(np.mean([self._r2(one, rows) for one in single]))
             ),
         }
+        off = np.abs(mean - self.truth) / population()[1]
+        found[f"body by {by}, mean error in standard deviations"] = self.mean(off)
         for part, label in enumerate(RATIO_NAMES):
             found[f"{label.replace('_', ' ')} by {by}, R2"] = self.over_people(
                 lambda rows, p=part: self._r2(mean, rows, p)
@@ -246,7 +292,7 @@ class Readings:
 
     def _looks(self, name: str) -> dict[str, Interval]:
         row, real = self.rows[name], self.rows[REAL]
-        found = {}
+        found = {} if name == REAL else {"text score": self.mean(row.text)}
         for label, values in row.asked.items():
             found[f"{label} as asked"] = self.mean(values)
             if BASE in self.rows and name != BASE:
@@ -273,6 +319,17 @@ class Readings:
         found = FeatureStatistics(features.shape[1])
         found.update(features)
         return found
+
+
+def of_people(values: np.ndarray) -> np.ndarray:
+    """[P]: the mean of each person's values [P, N] or [P], without nan."""
+    each = values.reshape(len(values), -1)
+    return np.array([np.nan if np.isnan(row).all() else np.nanmean(row) for row in each])
+
+
+def difference(value: float, left_out: torch.Tensor, bound: float = np.inf) -> Difference:
+    """Of a statistic's value and its values without each person (`Readings.without_each`)."""
+    return Difference(jackknife_interval(value, left_out, bound=bound), jackknife_p_value(value, left_out))
 
 
 def likeness_of(face: Mapping[str, np.ndarray], references: Sequence[Mapping[str, np.ndarray]], by: str) -> float:

@@ -1,280 +1,270 @@
-"""The experiment's table, in one command: every method over the frozen protocol, scored side by side.
+"""Table 1: BoLID, its ablations and the baselines, on held-out people, with paired differences. Writes experiment.md.
 
-    python examples/experiment/table.py --work runs/experiment --baselines runs/baselines
+    python examples/experiment/table.py --out docs/results
+    python examples/experiment/table.py --methods base bolid-8 --people 5     # a quick look
 
-Generates missing pictures (run.py), compares all methods with the base by `bolid evaluate`'s own
-functions, and writes docs/results/experiment.md and .json, and report.html beside the pictures. Of a smaller run
-(--people, --prompts, --methods) the tables go beside the pictures too. When only some methods have changed:
-
-    python examples/experiment/table.py --methods base bolid-1 bolid-8 \\
-        --earlier docs/results/experiment.json --out docs/results
-
-generates those alone and takes the others from that file, if both have equal figures of the first method. Methods that
-were trained again with other seeds: --trainings, folders like that of --baselines (trainings.py).
+The methods (methods.py) that have to be trained are read from --trained; those that are not there are left out, and
+the table says so. Pictures are made where missing or where a model has changed, and scored by the instruments of
+figures.py. DreamBooth trains a LoRA for each person, so it has fewer people (--dreambooth) and a table of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from baselines import FILE
 from baselines import METHODS as BASELINES
 from dreambooth import cost
-from run import BASE_ALONE, DREAMBOOTH, EQUAL, METHODS, OWN_ADAPTERS, WORDS, Bench, arguments, run
-from trainings import markdown as trainings_table
-from trainings import name_of, split
+from figures import add_common, cell, commit, number
+from instruments import Readers
+from methods import BASE, DREAMBOOTH, EIGHT, EQUAL, METHODS, REAL, WORDS, Maker
+from people import dev_people
+from pictures import contact_sheet, make_row, people_of
+from readings import Difference, Readings
 
 from bolid.errors import BolidError
-from bolid.evaluate.command import compare
-from bolid.evaluate.protocol import Protocol, read_protocol
-from bolid.evaluate.results import DESCRIPTIONS, HIGHER, Comparison, Difference, Evaluation, Metric
 from bolid.formats.tensors import read_record
-from bolid.run import canonical_json, write_atomic
+from bolid.method.metrics import Interval, holm
+from bolid.models.families import get_family
+from bolid.run import write_atomic
+from bolid.synth.people import sample_person
 
-ROOT = Path(__file__).parents[2]
-GUIDED_BY = "`--face-guidance 1 --body-guidance 1`"
-WHAT = {
-    "base": "the frozen base, no photo",
-    WORDS: "the frozen base, the true build in words, no photo",
-    "ip-adapter": "IP-Adapter, image embedding of 1 photo",
-    "ip-adapter-attention": "IP-Adapter, self-attention over 8 photos",
-    "photomaker": "PhotoMaker's mechanism, 8 photos (4 are stacked)",
-    "instantid": "InstantID's mechanism, 1 face, and where the base has it",
-    "pulid": "PuLID's mechanism, 1 face",
-    "upper-bound": "the true body ratios through IP-Adapter's layers, no photo",
-    "bolid-1": "BoLID, 1 photo",
-    EQUAL: "BoLID, 8 photos, trained as long as the baselines",
-    "bolid-8": "BoLID, 8 photos",
-    "bolid-1-guided": f"bolid-1 with {GUIDED_BY}",
-    "bolid-8-guided": f"bolid-8 with {GUIDED_BY}",
-    "bolid-8-mean": "bolid-8, the plain mean of the views instead of the product of experts",
-    "bolid-8-no-confidence": "bolid-8, every view of full confidence",
-    "bolid-8-no-id": f"{EQUAL} without L_id",
-    "bolid-8-no-clip": f"{EQUAL} without L_CLIP",
-    DREAMBOOTH: "DreamBooth-LoRA with prior preservation, 8 photos",
-}
+BODIES, PORTRAITS = 4, 2
+WEIGHTS = (FILE, "face.safetensors", "body.safetensors")
+Figures = dict[str, dict[str, Interval]]
 
-
-RIVALS = {  # baseline -> methods that the table subtracts it from, in pairs
-    "bolid-8": ("bolid-8-mean", "bolid-8-no-confidence"),
-    EQUAL: ("bolid-8-no-id", "bolid-8-no-clip"),
-    WORDS: ("bolid-1", "bolid-8"),
-    "ip-adapter-attention": (EQUAL, "bolid-8"),
-    "photomaker": (EQUAL, "bolid-8"),
-    "instantid": (EQUAL, "bolid-8"),
-    "pulid": (EQUAL, "bolid-8"),
-}
+BODY = {
+    "r": ("body by {by}, mean r", "correlation of ten body ratios with the truth over people, mean of the ratios; of "
+          f"the reading of a person's {BODIES} full bodies together"),
+    "R2": ("body by {by}, mean R2, mean of a person's pictures", "of the same readings"),
+    "error": ("body by {by}, mean error in standard deviations", "of the same readings, in standard deviations over "
+              "people, mean of the ratios"),
+}  # fmt: skip
+FACE = {
+    "likeness": ("likeness by an outsider", f"cosine with 2 real portraits, 0 without a face, mean of {PORTRAITS} "
+                 "portraits"),
+    "portraits with a face": ("face found, portraits", f"mean of {PORTRAITS} portraits"),
+    "full bodies with a face": ("face found, full bodies", f"mean of {BODIES} full bodies"),
+}  # fmt: skip
+PICTURE = {
+    "text score": ("text score", "cosine of picture and prompt, mean of all six pictures"),
+    "pose": ("pose as asked", "share of full bodies"),
+    "colours": ("colours as asked", "share of asked colours of clothes, mean of all six pictures"),
+    "scene": ("scene as asked", "share of pictures of which a scene is asked"),
+    "diversity": ("diversity over the base's", "distance of two pictures of one prompt with other noise"),
+    "FID": ("FID", f"of {BODIES} full bodies a person against other renders of the same people"),
+    "KID, 1e-3": ("KID, 1e-3", "of the same"),
+}  # fmt: skip
+COMPARED = ("r", "R2", "likeness", "full bodies with a face", "text score")
 
 
-def with_earlier(compared: Comparison, earlier: dict[str, Any]) -> Comparison:
-    """The comparison, with missing methods from the `earlier` figures of an experiment.json.
+@dataclass
+class Table:
+    """What `markdown` writes. Outer keys are methods, of `differences` the reference first."""
 
-    Raises BolidError unless both have equal figures of the first method: then protocol, base and evaluators are equal.
-    """
-    first = compared.baseline
-    known = {name: _evaluation(figures) for name, figures in earlier["methods"].items()}
-    if _comparable(known[first]) != _comparable(compared.methods[first]):
-        raise BolidError(
-            f"the earlier figures of {first} are not those of now", "make all methods anew, without --earlier"
-        )
-    lacking = [name for name in known if name not in compared.methods]
-    methods = compared.methods | {name: known[name] for name in lacking}
-    differences = compared.differences | {name: _difference(earlier["differences"][name]) for name in lacking}
-    order = [name for name in METHODS if name in methods]
-    return replace(compared, methods={name: methods[name] for name in order}, differences=differences)
+    figures: Figures
+    differences: dict[str, dict[str, dict[str, Difference]]]
+    facts: dict[str, Any]
+    few: Figures = field(default_factory=dict)  # of DreamBooth's people
 
 
-def _evaluation(data: dict[str, Any]) -> Evaluation:
-    return Evaluation(**{**data, "metrics": {name: Metric(**metric) for name, metric in data["metrics"].items()}})
-
-
-def _difference(data: dict[str, Any]) -> dict[str, Difference]:
-    """In the order of DESCRIPTIONS, like the other table."""
-    return {name: Difference(**data[name]) for name in DESCRIPTIONS if name in data}
-
-
-def _comparable(evaluation: Evaluation) -> dict[str, tuple[Any, ...]]:
-    """The figures to the digits that the table shows: equal on other machines too."""
+def columns_of(readers: Sequence[str], parts: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Heading -> figure; those of the body once for each reader."""
     return {
-        name: (metric.n, metric.measured_by, None if metric.value is None else round(metric.value, 3) + 0)
-        for name, metric in evaluation.metrics.items()
+        heading if "{by}" not in name else f"{heading} by {by}": name.format(by=by)
+        for heading, (name, _) in parts.items()
+        for by in (readers if "{by}" in name else [""])
     }
 
 
-def markdown(
-    compared: Comparison,
-    protocol: Protocol,
-    trained: dict[str, str],
-    against: Sequence[Comparison] = (),
-    made: Sequence[str] | None = None,
-    variance: Sequence[str] = (),
-) -> str:
-    """The tables: figures of `compared`, and of each of `against` the differences from its first method.
+def lines_of(figures: Figures, columns: dict[str, str]) -> list[str]:
+    """A line a method, a column a figure."""
+    lines = [f"| method | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for method, found in figures.items():
+        lines.append(f"| {method} | {' | '.join(cell(found.get(name)) for name in columns.values())} |")
+    return lines
 
-    `made`: the methods whose pictures were generated now; the others are from an earlier run. `variance`: the lines of
-    the table of trainings.
-    """
-    methods = list(compared.methods)
-    made = methods if made is None else made
-    first = compared.methods[methods[0]]
-    some = "" if list(made) == list(METHODS) else f" --methods {' '.join(made)}"
-    rest = [name for name in methods if name not in made]
+
+def differences_of(
+    reference: str, rivals: dict[str, dict[str, Difference]], columns: dict[str, str]
+) -> tuple[list[str], dict[tuple[str, str], float]]:
+    """The table of `reference` minus each rival, and (rival, figure) -> its p-value by Holm's correction for all
+    differences of the table."""
+    tested = [(rival, name) for rival, found in rivals.items() for name in columns.values() if name in found]
+    adjusted = dict(zip(tested, holm([rivals[rival][name].p for rival, name in tested]), strict=True))
+    lines = [f"| {reference} minus | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for rival, found in rivals.items():
+        cells = []
+        for name in columns.values():
+            one = found.get(name)
+            p = adjusted.get((rival, name), 1.0)
+            mark = "**" if p <= 0.05 else ""
+            cells.append("" if one is None else f"{mark}{cell(one.interval)}{mark} p {p_value(p)}")
+        lines.append(f"| {rival} | {' | '.join(cells)} |")
+    return lines, adjusted
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def headline(table: Table, by: str) -> list[str]:
+    """The claims in words, from the figures: BoLID from eight photos against the best trained baseline, words, base."""
+    lines = []
+    for kind, name in (("Bodies, r", BODY["r"][0].format(by=by)), ("Faces, likeness", FACE["likeness"][0])):
+        for reference, how in ((EQUAL, "trained as the others"), (EIGHT, "as it ships, trained longer")):
+            against = {m: found[name].interval for m, found in table.differences.get(reference, {}).items()}
+            trained = [m for m in BASELINES if m in against and m != "upper-bound"]
+            best = [max(trained, key=lambda m, name=name: table.figures[m][name].value)] if trained else []
+            said = [f"{signed(against[m])} over {m}" for m in [*best, WORDS, BASE] if m in against]
+            if said:
+                own = cell(table.figures[reference][name])
+                lines.append(f"- {kind}, BoLID from eight photos {how}: {own}; {', '.join(said)}.")
+    if EQUAL not in table.figures and any(m in table.figures for m in BASELINES):
+        lines.append(
+            f"- **Not trained equally long**: {EQUAL} is not in this table, so BoLID's differences from trained "
+            "baselines are of unequal trainings (column `trained`)."
+        )
+    if lines:
+        lines += [
+            "",
+            "The first method after each figure is the best of the trained baselines by that figure. Where an interval "
+            "holds 0, the two are not told apart.",
+        ]
+    return lines
+
+
+def signed(value: Interval) -> str:
+    return f"{value.value:+.3f} ({number(value.low)} to {number(value.high)})"
+
+
+def markdown(table: Table) -> str:
+    facts, readers = table.facts, table.facts["readers"]
+    made = [method for method in table.figures if method != REAL]
+    many = f"{facts['people']} people"
     lines = [
-        "# The experiment: who keeps the body?",
-        "",
-        f"Made by `python examples/experiment/table.py{some}`; nothing in it is typed by hand.",
-        *([f"From an earlier run, by `--earlier`, are {', '.join(rest)}."] if rest else []),
-        f"{first.people} synthetic people that no model was trained on, {len(protocol.prompts)} prompts each, "
-        f"{protocol.pictures} pictures of each, equal seeds; {first.references} held-out photos.",
-        "The protocol is `bolid/evaluate/protocol.json`.",
-        "",
-        "| method | what it is | trained |",
-        "|---|---|---|",
-        *(f"| {name} | {WHAT[name]} | {trained.get(name, '')} |" for name in methods),
-        "",
-        "Value and 95 % interval (people are resampled). ↑ more is better, ↓ less is better. **Bold**: "
-        f"differs from {compared.baseline}, in pairs; p at most 0.05 with Holm's correction for the methods that were "
-        "generated together.",
-        "",
-        f"| figure | {' | '.join(methods)} | n |",
-        f"|---|{'---|' * len(methods)}---|",
-    ]
-    for name in first.metrics:
-        cells = [_cell(compared, method, name) for method in methods]
-        counts = "/".join(dict.fromkeys(str(compared.methods[m].metrics[name].n) for m in methods))
-        lines.append(f"| {_label(name)} | {' | '.join(cells)} | {counts} |")
-    for other in against:
-        lines += ["", *_differences(other)]
-    if variance:
-        lines += ["", *variance]
-    lines += ["", *_notes(compared)]
+        "# Table 1: who keeps the person?", "",
+        f"Made by `python examples/experiment/table.py`, {facts['date']}, commit {facts['commit']}; nothing in it is "
+        "typed by hand.", "",
+        f"Family {facts['family']} at {facts['size']} (height x width), which knows rendered people only: the "
+        f"*mechanism* of each method is compared, not its published weights. {many} that no training has seen, from "
+        f"seed {facts['first']}; of each {BODIES} full bodies and {PORTRAITS} portraits a method, of equal photos, "
+        "prompts and noise. Value and 95 % interval over people (jackknife); n is "
+        f"{many} in every cell{facts['left out']}.", "",
+        *headline(table, readers[0]), "",
+        "| method | what it is | simplified | trained |", "|---|---|---|---|",
+        *(f"| {m} | {METHODS[m].what} | {METHODS[m].simplified} | {facts['trained'].get(m, '')} |"
+          for m in [*made, *(m for m in table.few if m not in table.figures)]),
+        f"| {REAL} | other renders of the same people: what the instruments allow | | |",
+        *(f"\nLeft out: {method}, which lacks {lack}." for method, lack in facts["lacks"].items()), "",
+        "## Body and face", "", *lines_of(table.figures, columns_of(readers, BODY) | columns_of(readers, FACE)), "",
+        "## Prompt and picture", "", *lines_of(table.figures, columns_of(readers, PICTURE)), "",
+    ]  # fmt: skip
+    compared = {h: n for h, n in columns_of(readers, BODY | FACE | PICTURE).items() if h.split(" by ")[0] in COMPARED}
+    for reference, rivals in table.differences.items():
+        found, _ = differences_of(reference, rivals, compared)
+        lines += [
+            f"## {reference} minus the others", "",
+            "Pairs of equal person, prompt and noise. **Bold**: p at most 0.05; p by Holm's correction for all "
+            "differences of this table.", "", *found, "",
+        ]  # fmt: skip
+    if table.few:
+        columns = columns_of(readers, {"error": BODY["error"]} | FACE | {"text score": PICTURE["text score"]})
+        lines += [
+            "## DreamBooth-LoRA, a training for each person", "",
+            f"On the first {facts['few']} people alone; n is {facts['few']} people in every cell. The other columns "
+            "are of the same people.", "", *lines_of(table.few, columns), "",
+        ]  # fmt: skip
+    lines += ["## What is averaged", ""]
+    lines += [f"- {heading}: {what}" for heading, (_, what) in {**BODY, **FACE, **PICTURE}.items()]
+    lines += ["", "What measured it:", ""] + [f"- {what}: {by}" for what, by in facts["instruments"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _label(name: str) -> str:
-    return f"{name.replace('_', ' ')} {'↑' if DESCRIPTIONS[name][0] == HIGHER else '↓'}"
+def trained_as(maker: Maker, methods: Sequence[str]) -> dict[str, str]:
+    """Method -> how its weights were trained, and what they take."""
+    found = {}
+    for method in methods:
+        files = [file for file in METHODS[method].files(maker) if file.name in WEIGHTS]
+        if method == DREAMBOOTH:
+            found[method] = cost(maker.trained / DREAMBOOTH)
+        elif files:
+            size = sum(file.stat().st_size for file in files) / 1e6
+            how = dict.fromkeys(training(read_record(file)["config"]) for file in files)
+            found[method] = f"{'; '.join(how)}; {size:.1f} MB"
+    return found
 
 
-def _differs(difference: Difference | None) -> bool:
-    """Whether it is significant; of an earlier run without p-values, whether the interval leaves out 0."""
-    if difference is None or difference.low is None or difference.high is None:
-        return False
-    return difference.differs if difference.p is not None else difference.low > 0 or difference.high < 0
+def training(config: dict[str, Any]) -> str:
+    """The training that a file's record tells of."""
+    steps = config.get("steps_done", config["steps"])  # adapters may be taken before their training's end
+    sampled = " on sampled pictures" if config.get("x_gen") == "sampled" else ""
+    earlier = ", after earlier trainings" if config.get("init") else ""
+    return f"{steps} steps of {config['batch_size']} photos{sampled}{earlier}"
 
 
-def _cell(compared: Comparison, method: str, name: str) -> str:
-    metric: Metric = compared.methods[method].metrics[name]
-    if metric.value is None:
-        return "–"
-    interval = "" if metric.low is None else f" ({metric.low:.3f} to {metric.high:.3f})"
-    differs = _differs(compared.differences.get(method, {}).get(name))
-    return (f"**{metric.value:.3f}**" if differs else f"{metric.value:.3f}") + interval
-
-
-def _differences(against: Comparison) -> list[str]:
-    """The other methods minus the first, over pairs, with intervals."""
-    methods = list(against.differences)
-    lines = [
-        f"How much more than {against.baseline}, over pairs of equal person, prompt and noise. **Bold**: p at most "
-        "0.05 with Holm's correction.",
-        "",
-        f"| figure | {' | '.join(methods)} |",
-        f"|---|{'---|' * len(methods)}",
-    ]
-    for name in against.differences[methods[0]]:
-        cells = []
-        for method in methods:
-            one = against.differences[method].get(name)
-            if one is None or one.value is None or one.low is None:
-                cells.append("–")
-                continue
-            mark = "**" if _differs(one) else ""
-            cells.append(f"{mark}{one.value:+.3f}{mark} ({one.low:+.3f} to {one.high:+.3f})")
-        if set(cells) != {"–"}:
-            lines.append(f"| {_label(name)} | {' | '.join(cells)} |")
-    return lines
-
-
-def _notes(compared: Comparison) -> list[str]:
-    first = next(iter(compared.methods.values()))
-    lines = ["What the figures are, and what measured them:", ""]
-    for name, metric in first.metrics.items():
-        note = f" ({metric.note})" if metric.note else ""
-        lines.append(f"- {name.replace('_', ' ')}: {DESCRIPTIONS[name][1]}; {metric.measured_by}{note}")
-    return lines
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser, Path("runs/experiment"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--dreambooth", type=int, default=4, help="people whom DreamBooth is trained for")
+    args = parser.parse_args()
+    if args.people < 5 or BASE not in args.methods:
+        raise BolidError("too few people or no base to compare with", "give --people 5 or more, and base among them")
+    return args
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the first is compared with"
-    )
-    parser.add_argument(
-        "--earlier", type=Path, help="experiment.json of an earlier run, for the methods not in --methods"
-    )
-    parser.add_argument("--trainings", type=Path, nargs="*", default=[], help="like --baselines, by other seeds")
-    parser.add_argument("--out", type=Path, help="folder of experiment.md and .json; by default docs/results/, or WORK")
-    args = parser.parse_args()
-    protocol = read_protocol(args.people, args.prompts)
-    whole = protocol.whole and args.methods == list(METHODS)
-    bench = Bench(args.work, protocol, args.baselines, args.family, args.adapter)
-    out = args.out or (ROOT / "docs" / "results" if whole else bench.work)
-    folders = []
-    for method in args.methods:
-        print(f"pictures of {method}", file=sys.stderr, flush=True)
-        folders.append(run(method, protocol, bench))
-    again = [method for method in args.methods if method in (*BASELINES, *OWN_ADAPTERS)]
-    others = [
-        run(method, protocol, Bench(args.work, protocol, place, args.family), name_of(method, number))
-        for number, place in enumerate(args.trainings, 1)
-        for method in again
-    ]
-    print("scoring", file=sys.stderr, flush=True)
-    base = bench.work / "pictures" / "base" if "base" in args.methods else None
-    compared = compare(
-        [*folders, *others], bench.work / "photos", base=base,
-        html=bench.work / "report.html", family=bench.family.name,
-    )  # fmt: skip
-    compared, trained_again = split(compared, again)
-    made = dict(zip(args.methods, folders, strict=True))
-    against = {}
-    for peer, rivals in RIVALS.items():
-        if peer in made and (theirs := [made[rival] for rival in rivals if rival in made]):
-            against[peer] = compare([made[peer], *theirs], bench.work / "photos", family=bench.family.name)
-    trained = {}
-    for name in args.methods:
-        if name in BASE_ALONE:
-            continue
-        if name == DREAMBOOTH:
-            trained[name] = cost(bench.work / DREAMBOOTH)
-            continue
-        file = bench.baseline_file(name) if name in BASELINES else bench.adapter_of(name) / "body.safetensors"
-        config = read_record(file)["config"]
-        photos = config["batch_size"] * config.get("gradient_accumulation_steps", 1) * config.get("processes", 1)
-        # Adapters may have been taken from a training before its end.
-        trained[name] = f"{config.get('steps_done', config['steps'])} steps of {photos}"
-        source = {"sampled": " on sampled pictures", "swapped": " on photos with somebody else's body as the condition"}
-        trained[name] += source.get(config.get("x_gen"), "")
-        if config.get("init"):
-            trained[name] += ", after earlier trainings"
-    if args.earlier:
-        earlier = json.loads(args.earlier.read_text(encoding="utf-8"))
-        compared = with_earlier(compared, earlier)
-        trained = {**earlier["trained"], **trained}
-        for peer, pairs in earlier.get("against", {}).items():
-            kept = {name: _difference(data) for name, data in pairs.items() if name not in args.methods}
-            if peer not in against and kept:
-                against[peer] = Comparison(peer, {}, kept)
-    text = markdown(compared, protocol, trained, list(against.values()), args.methods, trainings_table(trained_again))
-    figures = {**json.loads(canonical_json(compared)), "trained": trained}
-    figures["against"] = {peer: json.loads(canonical_json(other))["differences"] for peer, other in against.items()}
-    write_atomic(out / "experiment.md", text)
+    args, begun = arguments(), time.process_time()
+    torch.set_num_threads(1)
+    family = get_family(args.family)
+    maker, readers = Maker(family, args.trained, args.adapter), Readers(family, args.judge)
+    people = people_of(dev_people(args.first, args.people), args.work / "photos", BODIES, PORTRAITS)
+    few = dict(list(people.items())[: args.dreambooth])
+    lacks = {method: lack for method in args.methods if (lack := maker.lacks(method))}
+    folders = {}
+    for method in (m for m in METHODS if m in args.methods and m not in lacks):
+        print(f"{time.process_time() - begun:.0f} s of CPU: pictures of {method}", file=sys.stderr, flush=True)
+        some = few if method == DREAMBOOTH else people
+        folders[method] = make_row(maker, method, some, args.work / "pictures")
+    contact_sheet(folders, list(few), args.work / "sheet.png")
+    print(f"{time.process_time() - begun:.0f} s of CPU: scoring", file=sys.stderr, flush=True)
+    everywhere = {method: folder for method, folder in folders.items() if method != DREAMBOOTH}
+    readings, few_figures = Readings(readers, people, everywhere), {}
+    if DREAMBOOTH in folders:
+        beside = [m for m in (BASE, WORDS, "ip-adapter", DREAMBOOTH, EQUAL, EIGHT) if m in folders]
+        few_figures = Readings(readers, few, {method: folders[method] for method in beside}).figures()
+    gone = [sample_person(seed).name for seed in people if seed not in readings.people]
+    facts = {
+        "date": datetime.now(UTC).date().isoformat(), "commit": commit(), "family": family.name,
+        "size": list(family.image_size), "people": len(readings.people), "first": args.first, "few": len(few),
+        "left out": f" (without {', '.join(gone)}, for whom a method failed)" if gone else "", "lacks": lacks,
+        "readers": list(readers.bodies), "instruments": readers.instruments,
+        "trained": trained_as(maker, list(folders)), "models": {method: maker.models(method) for method in folders},
+    }  # fmt: skip
+    differences = {
+        reference: {m: readings.differences(reference, m) for m in everywhere if m != reference}
+        for reference in (EQUAL, EIGHT)
+        if reference in everywhere
+    }
+    table = Table(readings.figures(), differences, facts, few_figures)
+    out = args.out or args.work
+    write_atomic(out / "experiment.md", markdown(table))
+    figures = {"figures": table.figures, "differences": differences, "dreambooth": few_figures, **facts}
     write_atomic(out / "experiment.json", json.dumps(figures, indent=1) + "\n")
-    print(out / "experiment.md")
+    print(f"{time.process_time() - begun:.0f} s of CPU: {out / 'experiment.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

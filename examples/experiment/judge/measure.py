@@ -40,8 +40,8 @@ and reads them with a small transformer, which also places the keypoints in dept
 while working, is a residual network; the two share no weights, no people and no pictures. Looks (looks.py): other
 lenses, lights, cloths, places, colours.
 
-Only `figures.py` and `release.py` use it, to report and not to choose; a test keeps the packages and all other scripts
-from it. It means nothing for pictures of other worlds.
+Only `figures.py`, `table.py` and `release.py` use it, to report and not to choose; a test keeps the packages and all
+other scripts from it. It means nothing for pictures of other worlds.
 
 License: Apache-2.0. The training pictures are renders of Anny (Apache-2.0, shapes CC0).
 """
@@ -167,7 +167,8 @@ def main() -> None:
     facts = {
         "people": f"{config['people']['count']} from seed {config['people']['first']}, {config['photos']} photos each, "
         "rendered at 256x192",
-        "steps": f"{config['steps']} of {config['batch']} pictures, AdamW {config['lr']}, cosine",
+        "steps": f"{config['steps']} of {config['batch']} pictures, AdamW {config['lr']}, falling over the last 30 %",
+        "began with": "random weights" if config["init"] is None else f"a checkpoint, SHA-256 {config['init'][:12]}",
         "standard deviations scaled on": f"{config['calibration']['count']} from seed {config['calibration']['first']}",
         "seed": judge.record["seed"],
     }
