@@ -58,7 +58,7 @@ def sheet(photos: Sequence[Path], mannequin: Path, made: Sequence[Path], height:
     picture.paste(pictures, (left, top + (below - pictures.height) // 2))
     draw.text(
         (left, top + below + 6),
-        'bolid generate "..." --profile me.safetensors --upscale 2',
+        'bolid generate "..." --profile me.safetensors --upscale 2 --refine-face',
         "black",
         font,
     )
