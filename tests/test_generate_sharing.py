@@ -67,6 +67,7 @@ def test_a_stopped_run_goes_on_and_samples_nothing_finished_again(world, tmp_pat
     assert generate(MANY, tmp_path / "out", **options_of(world)) == paths and sampled == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pictures(world, tmp_path):
     def look(path):
         made.append(tracemalloc.get_traced_memory()[0])

@@ -203,6 +203,7 @@ def random_mask_rcnn():
     return network.eval()
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_torchvisions_mask_rcnn(random_mask_rcnn, tmp_path):
     published = tmp_path / f"{mask_rcnn.NAME}_coco-73cbd019.pth"
     torch.save(random_mask_rcnn.state_dict(), published)

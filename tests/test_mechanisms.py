@@ -51,6 +51,7 @@ def drawn(table, one, pipe):
     return mechanism.draw_step(table, one.most, config, training_schedule(pipe), states, 0, 0, "x")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["photomaker", "instantid", "upper-bound"])
 def test_each_is_trained_and_samples(method, world, tmp_path):
     train, family = world

@@ -59,6 +59,7 @@ def line(rng: np.random.Generator) -> list[str]:
     return [word for word in words if "\0" not in word]
 
 
+@pytest.mark.slow
 def test_random_command_lines(folder):
     failures, ends = [], {0: 0, 1: 0, 2: 0}
     before = sorted(path.name for path in Path("/").iterdir())
