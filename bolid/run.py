@@ -219,7 +219,12 @@ def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
         stem += f"-{os.getpid()}-{threading.get_ident()}"
     for number in itertools.count(1):
         place = path.with_name(f".{stem}{f'-{number}' if number > 1 else ''}.bolid-tmp{suffix}")
-        if (lock := _Lock(place, folder)).held:
+        lock = _Lock(place, folder)
+        if lock.held and not folder and place.stat().st_nlink > 1:  # killed after `claim`: it is the finished file, too
+            place.unlink()
+            lock.release()
+            lock = _Lock(place)
+        if lock.held:
             break
     try:
         if folder:

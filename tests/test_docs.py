@@ -234,23 +234,27 @@ def test_functions_named_in_the_reference_of_python_exist(name):
 
 
 def test_figures_in_readme_are_those_that_were_measured():
-    measured = json.loads(text_of(ROOT / "docs" / "results" / "family.json"))["figures"]
+    measured = json.loads(text_of(ROOT / "docs" / "results" / "experiment.json"))
     cells = {
         line.split(" | ")[0].lstrip("| "): [float(n) for n in re.findall(r"-?\d\.\d\d", line)]
         for line in text_of(ROOT / "README.md").splitlines()
         if line.startswith("| ")
     }
-    rows = ("base", "build-words", "bolid-8", "bolid-8-both", "real")
-    for said, name, with_intervals in (
-        ("correlation of ten body ratios with the truth", "body by masks, mean r", rows[2:4]),
-        ("the same minus words'", "r by masks minus build-words's", rows[2:4]),
-        ("face found: portraits", "face found, portraits", ()),
-        ("face found: full bodies", "face found, full bodies", ()),
-        ("likeness in portraits, over real photos'", "likeness by an outsider, over real photos'", rows[2:4]),
+    for said, method in (
+        ("base, no photo", "base"),
+        ("base, the *true* build in words", "build-words"),
+        ("IP-Adapter, one photo", "ip-adapter"),
+        ("BoLID, eight photos, trained as long", "bolid-8-equal"),
+        ("**BoLID, eight photos, as it ships**", "bolid-8"),
+        ("the same with `--pose`", "bolid-8-both"),
+        ("other photos of the person", "real"),
     ):
-        known = [row for row in rows if name in measured[row]]
-        wanted = [v for row in known for v in measured[row][name][: 3 if row in with_intervals else 1]]
-        assert known and cells[said] == pytest.approx(wanted, abs=0.0051), said
+        found = measured["figures"][method]
+        wanted = [*found["body by judge, mean r"][:3], *found["likeness by an outsider"][:3]]
+        assert cells[said] == pytest.approx(wanted, abs=0.0051), said
+    words = measured["differences"]["bolid-8"]["build-words"]["body by judge, mean r"][0]
+    sentence = re.search(r"over the words: (\S+) \((\S+) to (\S+)\)", text_of(ROOT / "README.md").replace("\n", " "))
+    assert sentence and [float(n) for n in sentence.groups()] == pytest.approx(words, abs=0.0051)
 
 
 def test_diagram_is_whole():

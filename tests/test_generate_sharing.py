@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_a_stopped_run_goes_on_and_samples_nothing_finished_again(world, tmp_pat
         generate(MANY, tmp_path / "out", made=stop, **options_of(world))
     assert sorted(stopped) == sorted((tmp_path / "out").iterdir()), "each path is told as soon as it is there"
     times = {path: path.stat().st_mtime_ns for path in stopped}
+    os.link(stopped[0], stopped[0].with_name(f".{stopped[0].stem}.bolid-tmp.png"))  # killed before it was removed
     sampled.clear()
     told: list[Path] = []
     paths = generate(MANY, tmp_path / "out", made=told.append, **options_of(world))

@@ -153,6 +153,19 @@ def test_what_a_killed_process_leaves_of_a_file_is_taken_over(tmp_path):
     assert (tmp_path / "x.safetensors").read_text() == "new"
 
 
+@pytest.mark.skipif(run.fcntl is None, reason="leftovers are taken over by their locks")
+def test_a_file_that_was_named_before_the_kill_stays_whole(tmp_path):
+    named, leftover = tmp_path / "x.txt", tmp_path / ".x.bolid-tmp.txt"
+    named.write_text("whole")
+    os.link(named, leftover)
+    with run.unfinished(named) as temporary:
+        temporary.write_text("another run's")
+        assert (temporary, named.read_text()) == (leftover, "whole")
+    os.link(named, leftover)
+    run.remove_leftovers(named)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"] and named.read_text() == "whole"
+
+
 def test_what_a_killed_process_leaves_of_a_folder_is_taken_over(tmp_path):
     (tmp_path / ".model.bolid-tmp" / "deep").mkdir(parents=True)
     (tmp_path / ".model.bolid-tmp" / "deep" / "half").touch()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bolid.run import atomic_path, claim, run_differences, sync_file, unfinished
+from bolid.run import atomic_path, claim, remove_leftovers, run_differences, sync_file, unfinished
 
 
 def save_picture(path: Path, picture: Any, record: dict[str, Any], parameters: str = "") -> None:
@@ -36,9 +36,15 @@ def save_beside(path: Path, picture: Any, record: dict[str, Any], parameters: st
 
 
 def find_finished(path: Path, records: Sequence[dict[str, Any]]) -> Path | None:
-    """The picture that `save_beside` would replace, which has one of the `records`; None where there is none."""
+    """The picture that `save_beside` would replace, which has one of the `records`; None where there is none.
+
+    Of a process that was killed after it had named its picture, the temporary file is removed.
+    """
     there = itertools.takewhile(Path.exists, _places(path))
-    return next((place for place in there if any(_is_of_run(place, record) for record in records)), None)
+    found = next((place for place in there if any(_is_of_run(place, record) for record in records)), None)
+    if found is not None:
+        remove_leftovers(path)
+    return found
 
 
 def _write(path: Path, picture: Any, record: dict[str, Any], parameters: str) -> None:
