@@ -148,8 +148,8 @@ def test_pictures_come_nearer_to_the_person(rendered_people, tmp_path):
         seen = {}
         for weight in (0, 1):
             paths = generate(
-                [prompt], tmp_path / f"{part}{weight}", profile=tmp_path / "me.safetensors", device="cpu", n=NUMBER[part], steps=8,
-                **{f"{part}_guidance": weight},
+                [prompt], tmp_path / f"{part}{weight}", profile=tmp_path / "me.safetensors", device="cpu",
+                n=NUMBER[part], steps=8, **{f"{part}_guidance": weight},
             )  # fmt: skip
             seen[weight] = unlike(part, [np.asarray(Image.open(path)) for path in paths])
             with Image.open(paths[0]) as picture:
