@@ -32,10 +32,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny-pictures": {
         "description": "The tiny family's second stage, with --branches body --init FIRST: Eq. 14 with L_id by the "
-        "body encoder and L_CLIP, on pictures sampled in the family's eight steps. Not run on a GPU.",
+        "body encoder and L_CLIP, on pictures sampled in the family's six steps. Not run on a GPU.",
         "steps": 300, "batch_size": 12, "learning_rate": 6e-4, "ema": 0.97,
         "build_word_dropout": 1.0, "id_weight": 0.4, "id_loss": "body", "clip_weight": 0.3,
-        "x_gen": "sampled", "x_gen_steps": 8, "x_gen_grad_steps": 2, "pixel_every": 1,
+        "x_gen": "sampled", "x_gen_steps": 6, "x_gen_grad_steps": 2, "pixel_every": 1,
     },
     "sd15-12gb": {
         "description": "SD 1.5 at 512x512 on a card of 12 GB: 6.7 GB for the base, the adapters and a batch of 4, and "

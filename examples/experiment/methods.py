@@ -7,6 +7,7 @@ compared, not published weights.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,12 @@ from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.sampling import Control, Text, sample
 from bolid.formats.adapter import load_adapter, nested_state_dict
+from bolid.generate import generate
+from bolid.generate.models import Models
 from bolid.generate.shape_map import depth_picture
 from bolid.models.families import Family
 from bolid.person import Person, PersonReader
+from bolid.profile import make_profile
 from bolid.run import canonical_json, sha256_file
 from bolid.scales import Scale, parse_guidance, parse_scale
 from bolid.synth.people import SyntheticPerson, build_words
@@ -149,6 +153,11 @@ class Maker:
     @cached_property
     def reader(self) -> PersonReader:
         return PersonReader(self.family)
+
+    @cached_property
+    def loaded(self) -> Models:
+        """The networks of `generate`."""
+        return Models()
 
     @cached_property
     def image_text(self) -> ImageTextModel:
@@ -280,6 +289,20 @@ def by_shape(branches: bool, maker: Maker, task: Task) -> list[np.ndarray]:
     return pictures
 
 
+def bolid_with(options: dict[str, Any], maker: Maker, task: Task) -> list[np.ndarray]:
+    """`bolid profile` of eight photos and `bolid generate` with these options."""
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        profile = make_profile(task.photos.given, Path(folder) / "me.safetensors", reader=maker.reader).path
+        for one in task.asked:
+            (path,) = generate(
+                [one.prompt], Path(folder) / one.name, profile=profile, adapter=maker.shipped, seed=one.seed,
+                family=maker.family.name, models=maker.loaded, **options,
+            )  # fmt: skip
+            pictures.append(np.asarray(Image.open(path).convert("RGB")))
+    return pictures
+
+
 def dreambooth_lora(maker: Maker, task: Task) -> list[np.ndarray]:
     """A LoRA for this person alone, trained on all photos."""
     file = maker.trained / DREAMBOOTH / f"{task.who.name}.safetensors"
@@ -348,6 +371,17 @@ METHODS: dict[str, Method] = {
     EQUAL: Method("BoLID, eight photos, trained as the others", partial(bolid, 8, equal=True), _equal),
     ONE: Method("BoLID, one full-body photo, the adapters that ship", partial(bolid, 1), _shipped),
     EIGHT: Method("BoLID, eight photos, the adapters that ship", partial(bolid, 8), _shipped),
+    "bolid-8-refined": Method(
+        "bolid-8 with `--refine-face`", partial(bolid_with, {"refine_face": True}), _shipped
+    ),
+    "bolid-8-face-guided": Method(
+        "bolid-8 with `--face-guidance 1`, whose gradient is the family's own face model's",
+        partial(bolid_with, {"face_guidance": 1.0}), _shipped,
+    ),
+    "bolid-8-body-guided": Method(
+        "bolid-8 with `--body-guidance 1`, whose gradient is the body encoder's",
+        partial(bolid_with, {"body_guidance": 1.0}), _shipped,
+    ),
     "bolid-8-mean": Method(
         "bolid-8, the plain mean of the views instead of the product of experts", partial(bolid_fused, "mean"), _shipped
     ),

@@ -19,9 +19,9 @@ WORK=${WORK:-/tmp/bolid-device}
 INIT=${INIT:-bolid/tiny/base} # the earlier base
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-device=cuda widths="128 128 256 384" crops=192 samples=768 adversarial=384 photos=40000
+device=cuda widths="128 128 256 384" crops=192 samples=768 few=384 photos=40000
 if [ "${DRY:-}" ]; then
-  MINUTES=0.6 device=cpu widths="32 32 64" crops=4 samples=4 adversarial=4 photos=64
+  MINUTES=0.6 device=cpu widths="32 32 64" crops=4 samples=4 few=4 photos=64
 fi
 share() { awk "BEGIN { print $MINUTES * $1 }"; }
 mkdir -p "$OUT" "$WORK"
@@ -54,8 +54,10 @@ trap pack EXIT
   # Part 2: the base, then its few-step version.
   $PYTHON $recipe/train_base.py "$WORK/photos" --vae "$WORK/decoder" --out "$WORK/base" --minutes "$(share 0.55)" \
     --device $device --batch $samples --widths $widths --lr 1e-3 --limit $photos --sheet-minutes 2 --init "$INIT"
-  $PYTHON $recipe/train_adversarial.py "$WORK/photos" --base "$WORK/base" --out "$WORK/few-steps" \
-    --minutes "$(share 0.20)" --device $device --batch $adversarial --limit $photos --sheet-minutes 1
+  $PYTHON $recipe/distill_guidance.py "$WORK/photos" --base "$WORK/base" --out "$WORK/distilled" \
+    --minutes "$(share 0.10)" --device $device --batch $few --limit $photos --sheet-minutes 1
+  $PYTHON $recipe/train_adversarial.py "$WORK/photos" --base "$WORK/base" --start "$WORK/distilled" \
+    --out "$WORK/few-steps" --minutes "$(share 0.10)" --device $device --batch $few --limit $photos --sheet-minutes 1
   # Part 4, to come: train-vae --preset tiny and train-adapter --preset tiny on shards made beforehand.
   date
 } 2>&1 | tee "$OUT/log.txt"

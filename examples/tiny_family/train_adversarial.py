@@ -1,8 +1,8 @@
 """Finetune a base for few steps without guidance, against a discriminator that sees real photos' latents.
 
-    python examples/tiny_family/train_adversarial.py PHOTOS --base base --out base-few --minutes 15
+    python examples/tiny_family/train_adversarial.py PHOTOS --base base --start distilled --out few --minutes 10
 
-BASE is the OUT of `train_base.py`. The generator is its UNet: x0-hat from each of FEW_STEPS' noise levels, noised anew
+BASE is the OUT of `train_base.py`, START that of `distill_guidance.py`. The generator is START's UNet: x0-hat from each of FEW_STEPS' noise levels, noised anew
 for the next one, as the sampler does it. A pool of pictures goes through these levels, one a training step, so that
 each level is trained on what the sampler makes before it, at no further cost.
 The discriminator has a logit at each position of latents noised at random: small convolutions on the frozen UNet's
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from distill_guidance import Pool
 from timebox import RANK, TimeBox
 from torch import nn
 from train_base import (
@@ -99,25 +100,6 @@ def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The mean over a head's positions [B, 1, h, w], as much as `weights` [B, 1, H, W] have there."""
     weights = F.adaptive_avg_pool2d(weights, values.shape[2:])
     return (weights * values).sum() / weights.sum()
-
-
-class Pool:
-    """Pictures on their way through the sampler's levels: x0-hat so far, level, tokens; what positions count, by the
-    photo whose caption it is (its person stands about there)."""
-
-    def __init__(self, data: TrainingSet, count: int, rng: np.random.Generator) -> None:
-        self.data = data
-        self.x0, self.weights, self.tokens = data.draw(rng, count)
-        self.level = torch.arange(count, device=self.x0.device) % len(FEW_STEPS)
-
-    def advance(self, made: torch.Tensor, rng: np.random.Generator) -> None:
-        """Each picture goes on to the next level; after the last one, another begins from noise."""
-        self.x0, self.level = made.detach(), self.level + 1
-        done = self.level == len(FEW_STEPS)
-        _, weights, tokens = self.data.draw(rng, len(done))
-        self.tokens = torch.where(done[:, None], tokens, self.tokens)
-        self.weights = torch.where(done[:, None, None, None], weights, self.weights)
-        self.level = torch.where(done, 0, self.level)  # at the first level the picture's part is 0
 
 
 class AdversarialStep:
@@ -204,12 +186,13 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--base", type=Path, required=True, help="OUT of train_base.py, with its export and latents")
+    parser.add_argument("--start", type=Path, help="a folder with the export to begin with; by default BASE")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--limit", type=int, default=40000, help="photos of each folder at most")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=3e-5)
+    parser.add_argument("--lr", type=float, default=4e-5)
     parser.add_argument("--discriminator-lr", type=float, default=1e-3)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
     parser.add_argument("--anchor", type=float, default=3.0, help="weight of the drift of the picture's coarse values")
@@ -228,7 +211,7 @@ def main() -> None:
     args = options()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    pipe = StableDiffusionPipeline.from_pretrained(args.base / "export", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained((args.start or args.base) / "export", torch_dtype=torch.float32)
     vae: AutoencoderTiny = pipe.vae.eval().to(args.device, memory_format=torch.channels_last)
     text, unet = pipe.text_encoder.eval().requires_grad_(False).to(args.device), pipe.unet.train().to(args.device)
     unet.to(memory_format=torch.channels_last)
