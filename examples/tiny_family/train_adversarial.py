@@ -2,9 +2,10 @@
 
     python examples/tiny_family/train_adversarial.py PHOTOS --base base --start distilled --out few --minutes 10
 
-BASE is the OUT of `train_base.py`, START that of `distill_guidance.py`. The generator is START's UNet: x0-hat from each of FEW_STEPS' noise levels, noised anew
-for the next one, as the sampler does it. A pool of pictures goes through these levels, one a training step, so that
-each level is trained on what the sampler makes before it, at no further cost.
+BASE is the OUT of `train_base.py`, START that of `distill_guidance.py`. The generator is START's UNet: x0-hat from
+each of FEW_STEPS' noise levels, noised anew for the next one, as the sampler does it. A pool of pictures goes through
+these levels, one a training step, so that each level is trained on what the sampler makes before it, at no further
+cost.
 The discriminator has a logit at each position of latents noised at random: small convolutions on the frozen UNet's
 features (LADD, Sauer et al. 2024, arXiv:2403.12015) and on the latents themselves. Hinge losses. Each step's features
 serve both sides, so a step costs two and a half times one of `train_base.py`.
