@@ -351,7 +351,7 @@ def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
     page.wait_for_selector(f"#photos :text('{photos[1].stem}')")
     page.click("#make")
     page.wait_for_function("name => document.querySelector('#person input').value == name", arg=name)
-    assert page.locator("#seen figure").count() == 2 and "weight" in page.inner_text("#seen")
+    assert page.locator("#detections figure").count() == 2 and "weight" in page.inner_text("#detections")
     page.wait_for_selector("#mannequin canvas")
     waist = page.locator("#slider-waist input[type=range]")
     before = next(r["value"] for r in client.call("measurements", name=name) if r["name"] == "waist")
