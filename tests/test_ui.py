@@ -249,10 +249,10 @@ def test_a_job_can_be_stopped_before_it_begins(measured):
     with pytest.raises(Stopped):
         list(measured.pictures("later", PictureRequest(PROMPT, steps=1), []))
     assert measured.stop("page", until=5.0) is False
-    for asked in (4.0, 5.0):
+    for requested_at in (4.0, 5.0):
         with pytest.raises(Stopped):
-            list(measured.pictures("page", PictureRequest(PROMPT, steps=1), [], asked))
-    with measured.job("page", asked=6.0) as job:
+            list(measured.pictures("page", PictureRequest(PROMPT, steps=1), [], requested_at))
+    with measured.job("page", requested_at=6.0) as job:
         assert measured.stop("page", until=5.5) is False  # a click that arrives late
         job.check()
         assert measured.stop("page", until=6.0) is True
