@@ -45,8 +45,8 @@ def test_ray_gives_the_same_figures(pictures, rendered_people):
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
     alone = figures(evaluate(pictures, rendered_people, family="tiny", device="cpu"))
     command = [sys.executable, "-m", "bolid_cli.main", "evaluate", str(pictures), "--reference", str(rendered_people)]
-    told = run_with_ray([*command, "--family", "tiny", "--json", "--quiet", "--engine", "ray", "--workers", "2"])
-    assert json.loads(told[told.index("{") :]) == alone
+    output = run_with_ray([*command, "--family", "tiny", "--json", "--quiet", "--engine", "ray", "--workers", "2"])
+    assert json.loads(output[output.index("{") :]) == alone
 
 
 def test_ranks_give_the_same_figures_and_the_first_writes(pictures, rendered_people, tmp_path):

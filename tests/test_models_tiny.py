@@ -136,13 +136,15 @@ def test_a_profile_says_how_much_of_the_body_its_photos_show(rendered_people, tm
     assert {report.down_to for report in reports if report.photo in whole} == {"feet"}
     assert next(report for report in reports if report.photo == cut).down_to not in ("", "feet")
 
-    told = {}
+    messages = {}
     for photo in (whole[0], cut):
         out = tmp_path / f"{photo.parent.name}-{photo.stem}.safetensors"
         result = CliRunner().invoke(app, ["profile", str(photo), "--out", str(out)])
         assert result.exit_code == 0 and result.stdout.strip() == str(out)
-        told[photo] = result.stderr
-    assert "no photo shows the whole body" not in told[whole[0]] and "no photo shows the whole body" in told[cut]
+        messages[photo] = result.stderr
+    assert (
+        "no photo shows the whole body" not in messages[whole[0]] and "no photo shows the whole body" in messages[cut]
+    )
 
 
 @pytest.mark.slow
@@ -199,7 +201,7 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
     assert len(photos) >= 3
     limbs = slice(5, 17)
 
-    def painted(photo: Path, scale: float) -> np.ndarray:
+    def generated(photo: Path, scale: float) -> np.ndarray:
         (path,) = generate(
             [prompt], tmp_path / f"{photo.stem}-{scale}", pose_from=photo, pose_scale=scale, device="cpu"
         )
@@ -207,13 +209,13 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
         return shown.keypoints[limbs, :2]
 
     misses: dict[float, list[float]] = {1.0: [], 0.0: []}
-    without = painted(photos[0], 0.0)  # the same whatever the photo
+    without = generated(photos[0], 0.0)  # the same whatever the photo
     for photo in photos[:4]:
         (person,) = pose.detect([read_photo(photo)])[0][:1]
         _, _, asked = views.person_crop(
             read_photo(photo), views.whole_box(person, (256, 192)), person.keypoints, family.image_size
         )
-        for scale, shown in ((1.0, painted(photo, 1.0)), (0.0, without)):
+        for scale, shown in ((1.0, generated(photo, 1.0)), (0.0, without)):
             distance = np.linalg.norm(shown - asked[limbs, :2], axis=1)
             misses[scale].append(float(np.median(distance)) / family.image_size[0])
     assert np.mean(misses[1.0]) < 0.05 and np.mean(misses[1.0]) < 0.5 * np.mean(misses[0.0]), misses

@@ -72,12 +72,12 @@ def test_only_the_head_changes(refiner, full_body):
     picture, (left, top, right, bottom) = full_body
     asked = []
 
-    def repaint(crops, prompts, seeds, strength):
+    def sample(crops, prompts, seeds, strength):
         asked.append((prompts, seeds, strength))
         return [np.zeros_like(crop) for crop in crops]
 
     plain = np.full((128, 96, 3), 200, np.uint8)
-    changed, same_as_before = refiner([picture, plain], ["a full body photo of a man", "nobody"], [5, 6], repaint)
+    changed, same_as_before = refiner([picture, plain], ["a full body photo of a man", "nobody"], [5, 6], sample)
     assert asked == [(["a portrait of a man"], [5], 0.5)]
     assert np.array_equal(same_as_before, plain)
     middle = changed[int((top + bottom) / 2), int((left + right) / 2)]

@@ -145,9 +145,9 @@ def anna(client, rendered_people):
     """A person on the page, from photos that were uploaded."""
     photos = sorted((rendered_people / "p100000").glob("*.jpg"))
     files = client.upload(*((path.name, path.read_bytes()) for path in photos))
-    said, file = client.call("profile", name="Anna", photos=files, known={"height": "172"})
-    assert said["name"] == "Anna" and len(said["photos"]) == 5 and client.fetch(file)[8:20].startswith(b"{")
-    return said
+    profile, file = client.call("profile", name="Anna", photos=files, known={"height": "172"})
+    assert profile["name"] == "Anna" and len(profile["photos"]) == 5 and client.fetch(file)[8:20].startswith(b"{")
+    return profile
 
 
 def picture(client, state):
@@ -175,8 +175,8 @@ def test_photos_become_a_profile_and_pictures(client, anna, folder, tmp_path):
 
 
 def test_a_body_is_moved_and_a_person_deleted(client, anna):
-    said, file = client.call("edit", name="Anna", wanted={"waist": 75}, new_name="Anna 75")
-    assert abs(next(r["value"] for r in said["measurements"] if r["name"] == "waist") - 75) < 1
+    profile, file = client.call("edit", name="Anna", wanted={"waist": 75}, new_name="Anna 75")
+    assert abs(next(r["value"] for r in profile["measurements"] if r["name"] == "waist") - 75) < 1
     assert client.fetch(client.call("mannequin", name="Anna", wanted={"waist": 80})).startswith(b"glTF")
     assert client.call("delete", name="Anna 75")["people"] == ["Anna"] == client.call("people")
     with pytest.raises(urllib.error.HTTPError):
@@ -194,8 +194,8 @@ def test_bad_pictures_get_a_message(client, anna, rendered_people):
         assert "can be used" in text and str(Path.cwd()) not in text and "uploads" not in text and "<b>" not in text
     # Among good ones they are listed.
     files = client.upload(("good.jpg", photo), *bad.items())
-    said, _ = client.call("profile", name="Mixed", photos=files)
-    assert [p["photo"] for p in said["photos"] if not p["rejected"]] == ["good.jpg"]
+    profile, _ = client.call("profile", name="Mixed", photos=files)
+    assert [p["photo"] for p in profile["photos"] if not p["rejected"]] == ["good.jpg"]
     client.call("delete", name="Mixed")
 
 

@@ -76,10 +76,10 @@ def run_ranks(command: list[str], names: tuple[str, str, str] = ("RANK", "WORLD_
         )
         for rank in range(2)
     ]  # fmt: skip
-    told = [process.communicate(timeout=240) for process in processes]
-    for process, (_, talk) in zip(processes, told, strict=True):
+    results = [process.communicate(timeout=240) for process in processes]
+    for process, (_, talk) in zip(processes, results, strict=True):
         assert process.returncode == 0, talk
-    return [out.strip() for out, _ in told]
+    return [out.strip() for out, _ in results]
 
 
 def rank_script(workers: int = 1, fails_at: int = -1, tells: bool = True) -> list[str]:
@@ -173,9 +173,9 @@ def run_with_ray(command: list[str]) -> str:
 def test_ray_gives_results_in_order_up_to_an_error():
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
     script = RAY_SCRIPT.format(tests=str(Path(__file__).parent))
-    told = run_with_ray([sys.executable, "-c", script]).splitlines()
-    told = [line for line in told if "(raylet)" not in line]  # which Ray says now and then of actors that were ended
-    assert told == ["[]", *map(str, EXPECTED[:20]), "error: a bad batch"]
+    lines = run_with_ray([sys.executable, "-c", script]).splitlines()
+    lines = [line for line in lines if "(raylet)" not in line]  # which Ray says now and then of actors that were ended
+    assert lines == ["[]", *map(str, EXPECTED[:20]), "error: a bad batch"]
 
 
 def test_an_actor_without_its_model_says_so():

@@ -43,8 +43,8 @@ class CompareTab:
                     self.stop = gr.Button("Stop", min_width=80)
             with gr.Column(scale=6, min_width=330):
                 self.progress = gr.HTML()
-                self.sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False, elem_id="sheet",
-                                      buttons=["download", "fullscreen"])  # fmt: skip
+                self.contact_sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False,
+                                              elem_id="sheet", buttons=["download", "fullscreen"])  # fmt: skip
         gr.Markdown(_REPORT)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
@@ -62,7 +62,7 @@ class CompareTab:
         requested_at = gr.Number(visible=False)  # milliseconds
         form = [self.prompt, self.who, self.across, self.across_values, self.down, self.down_values]
         self.start.click(
-            readable_errors(self._grid), [*form, requested_at], [self.progress, self.sheet], js=WITH_TIME,
+            readable_errors(self._grid), [*form, requested_at], [self.progress, self.contact_sheet], js=WITH_TIME,
             show_progress_on=[self.progress], **models,
         )  # fmt: skip
         self.stop.click(
