@@ -23,7 +23,15 @@ from bolid.ui import body_sliders
 from bolid.ui.access import Access
 from bolid.ui.people import People
 from bolid.ui.photos import MAX_BYTES, MAX_PHOTOS, enlarged, uploaded
-from bolid.ui.pictures import GeneratedPicture, Job, PictureGenerator, PictureRequest, Progress, Stopped, Subject
+from bolid.ui.pictures import (
+    GeneratedPicture,
+    Job,
+    PictureGenerator,
+    PictureRequest,
+    SamplingProgress,
+    Stopped,
+    Subject,
+)
 from bolid.ui.workspace import Workspace
 from bolid_cli.main import app
 
@@ -45,7 +53,9 @@ def generator(world, tmp_path):
 def pictures(generator, request, *subjects, job=None):
     """The pictures of a request, and the progress in between."""
     events = list(generator.generate(job or Job(), request, list(subjects) or [Subject()]))
-    return [e for e in events if isinstance(e, GeneratedPicture)], [e for e in events if isinstance(e, Progress)]
+    return [e for e in events if isinstance(e, GeneratedPicture)], [
+        e for e in events if isinstance(e, SamplingProgress)
+    ]
 
 
 def pixels(made):

@@ -16,7 +16,7 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.ui.photos import enlarged
-from bolid.ui.pictures import GeneratedPicture, Progress
+from bolid.ui.pictures import GeneratedPicture, SamplingProgress
 
 if TYPE_CHECKING:
     from bolid.ui.workspace import PhotoDetection
@@ -71,7 +71,7 @@ def readable_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def stage_html(picture: GeneratedPicture | Progress | None = None, words: str = "") -> str:
+def stage_html(picture: GeneratedPicture | SamplingProgress | None = None, words: str = "") -> str:
     """A finished picture, or the preview of an unfinished one with a progress bar and words."""
     bar, image = "", "<div class='empty'></div>"
     if isinstance(picture, GeneratedPicture):

@@ -101,7 +101,7 @@ class PictureRequest:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SamplingProgress:
     """The progress of a job. `preview`: uint8 [H, W, 3], now and then."""
 
     done: int
@@ -185,7 +185,7 @@ class PictureGenerator:
 
     def generate(
         self, job: Job, request: PictureRequest, subjects: list[Subject], out: Path | None = None
-    ) -> Iterator[Progress | GeneratedPicture]:
+    ) -> Iterator[SamplingProgress | GeneratedPicture]:
         """Generate the pictures of each subject, one at a time, into pictures/NAME."""
         request.check()
         total = len(subjects) * request.number
@@ -200,7 +200,7 @@ class PictureGenerator:
                         callback = StepCallback(
                             job,
                             self.models,
-                            lambda *step: emit(Progress(done, total, *step)),  # noqa: B023
+                            lambda *step: emit(SamplingProgress(done, total, *step)),  # noqa: B023
                         )
                         options = request.options(self.family, set(subject.branches))
                         path = self._one(request.prompt, subject, seed, options, out, callback)
@@ -212,7 +212,7 @@ class PictureGenerator:
 
     def grid(
         self, job: Job, request: PictureRequest, subjects: list[Subject], grid: list[str], total: int
-    ) -> Iterator[Progress | str]:
+    ) -> Iterator[SamplingProgress | str]:
         """A contact sheet of the `grid`, as `generate` has it, of so many pictures in `total`; its path comes last."""
         profiles = [subject.profile for subject in subjects if subject.profile is not None]
 
@@ -223,7 +223,7 @@ class PictureGenerator:
             def report(step: int, steps: int, preview: np.ndarray | None) -> None:
                 if step == 1:
                     began[0] = next(done)
-                emit(Progress(began[0], total, step, steps, preview))
+                emit(SamplingProgress(began[0], total, step, steps, preview))
 
             with self.lock:
                 job.check()

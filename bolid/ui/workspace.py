@@ -25,7 +25,7 @@ from bolid.run import pick_device, sha256_file, write_atomic
 from bolid.ui import body_sliders
 from bolid.ui.people import People, check_name
 from bolid.ui.photos import delete_folder, draw_detections, faded_photo, own_folder, uploaded
-from bolid.ui.pictures import GeneratedPicture, Job, PictureGenerator, PictureRequest, Progress, Subject
+from bolid.ui.pictures import GeneratedPicture, Job, PictureGenerator, PictureRequest, SamplingProgress, Subject
 from bolid.views import View
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Workspace:
 
     def pictures(
         self, job_name: str, request: PictureRequest, names: Sequence[str], requested_at: float = 0.0
-    ) -> Iterator[Progress | GeneratedPicture]:
+    ) -> Iterator[SamplingProgress | GeneratedPicture]:
         """The pictures of a request, as they come. Raises Stopped after `stop(job_name)`; `requested_at`: see there."""
         with self.job(job_name, requested_at) as job:
             yield from self.generator.generate(job, request, self.subjects(names))
@@ -206,7 +206,7 @@ class Workspace:
 
     def grid(
         self, job_name: str, prompt: str, names: Sequence[str], axes: Mapping[str, str], requested_at: float = 0.0
-    ) -> Iterator[Progress | str]:
+    ) -> Iterator[SamplingProgress | str]:
         """A contact sheet over values of settings, like {"body-scale": "0, 1"}; its path comes last."""
         request = PictureRequest(prompt.strip())
         request.check()
