@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -28,10 +29,19 @@ def pytest_xdist_auto_num_workers(config):
     return min(4, (os.cpu_count() or 1) + 1)
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory):
+    """A new folder's path each time; pytest's `mktemp` would search all folders for a free name."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def away_from_home(tmp_path_factory, monkeypatch):
+def away_from_home(homes, monkeypatch):
     """No remembered family, no family from the environment."""
-    monkeypatch.setenv("BOLID_HOME", str(tmp_path_factory.mktemp("home")))
+    home = next(homes)
+    home.mkdir()
+    monkeypatch.setenv("BOLID_HOME", str(home))
     monkeypatch.delenv("BOLID_FAMILY", raising=False)
     monkeypatch.delenv("BOLID_COMMERCIAL", raising=False)
     monkeypatch.delenv("BOLID_DEBUG", raising=False)

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,10 @@ from test_images import ODD
 from bolid.models.families import get_family
 from bolid.synth.people import sample_person
 
-pytest.importorskip("gradio", reason="pip install 'bolid[ui]' to run these tests")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("gradio") is None, reason="pip install 'bolid[ui]' to run these tests"),
+]
 
 PROMPT = "a full body photo of a woman, in a red top and blue trousers, on a beach"
 PATIENCE = 120  # seconds; of a busy machine
