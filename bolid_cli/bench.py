@@ -27,18 +27,20 @@ from bolid_cli._console import (
     print_table,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 if TYPE_CHECKING:
     from bolid.evaluate.results import Comparison, Metric
 
 
+@configurable
 def bench(
     pictures: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Folders of pictures, one a method; or tables (CSV, JSONL) of picture, person, prompt, seed, method.",
         ),
-    ],
+    ] = None,
     benchmark: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="What `bolid bench make` wrote: photos, people, prompts."),
@@ -83,7 +85,7 @@ def bench(
 
     with progress_bar(quiet) as progress:
         compared = bolid.evaluate.bench(
-            pictures,
+            pictures or [],
             benchmark,
             reference=reference,
             conditioning=conditioning,

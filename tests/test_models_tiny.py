@@ -223,7 +223,7 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
 
 @pytest.mark.slow
 def test_which_of_several_people_is_taken(rendered_people, tmp_path):
-    """The embedded models on two people in one picture: --person counts from the left, and the table says who it is."""
+    """The embedded models on two people in one picture: --select-person counts from the left."""
     whole = []
     for path in sorted(rendered_people.glob("*/*.jpg")):
         framing = json.loads(path.with_suffix(".json").read_text())["attributes"]["framing"]
@@ -238,7 +238,9 @@ def test_which_of_several_people_is_taken(rendered_people, tmp_path):
     bodies = {}
     for rule in (1, 2):
         out = tmp_path / f"{rule}.safetensors"
-        run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", str(rule), "-o", str(out)])
+        run = CliRunner().invoke(
+            app, ["profile", str(tmp_path / "both.png"), "--select-person", str(rule), "-o", str(out)]
+        )
         assert run.exit_code == 0 and f"{rule} of 2" in run.stderr, run.stderr
         assert "1 photos show several people" in run.stderr
         bodies[rule] = load_profile(out).body_mean
@@ -246,7 +248,11 @@ def test_which_of_several_people_is_taken(rendered_people, tmp_path):
         make_profile([photo], tmp_path / "alone.safetensors", device="cpu")
         alone = load_profile(tmp_path / "alone.safetensors").body_mean
         assert (bodies[rule] - alone).norm() < (bodies[3 - rule] - alone).norm()
-    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "only"])
-    assert run.exit_code == 1 and "several people (--person only)" in run.stderr and "--person main" in run.stderr
-    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "left"])
-    assert run.exit_code == 1 and "--person is 'left'" in run.stderr
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--select-person", "only"])
+    assert (
+        run.exit_code == 1
+        and "several people (--select-person only)" in run.stderr
+        and "--select-person main" in run.stderr
+    )
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--select-person", "left"])
+    assert run.exit_code == 1 and "--select-person is 'left'" in run.stderr
