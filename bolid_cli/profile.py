@@ -183,7 +183,7 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a profile's body measures.
+    """Show the measurements of a profile's body.
 
     Sizes are in cm, with ± their standard deviation and the percentile among synthetic adults of the same sex. Photos
     do not show size: without a known height it is the population's. bolid inspect shows what else is in the file.

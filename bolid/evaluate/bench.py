@@ -37,8 +37,8 @@ def bench(
         benchmark: what `make_benchmark` wrote: photos and requests. Pictures are named as there, or carry their prompt.
         reference: photos of the people, `<person>/*.jpg`, instead of the benchmark's.
         recognisers: InsightFace packs, whose similarities are averaged. Take some that had no part in the methods.
-        body_reader: (name, reader) of body ratios instead of the family's probe. What it reads off the reference photos
-            is kept between runs under its name: give another version another name.
+        body_reader: (name, reader) of body ratios instead of the family's probe. Its figures of the reference photos
+            are kept between runs under its name: give another version another name.
         options: see `ScoringOptions`. `conditioning`: the photos that the methods were given, instead of the
             benchmark's.
 
