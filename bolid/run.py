@@ -24,6 +24,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
+LARGEST_SEED = 2**63 - 1
 
 Progress = Callable[[int, int, str], None]
 """How a long function reports: (done, total, what it is doing). ``total`` 0: not known."""

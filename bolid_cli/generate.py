@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bolid.errors import BolidError
-from bolid_cli._command import LARGEST_SEED
+from bolid.run import LARGEST_SEED
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     Engine,

@@ -12,12 +12,12 @@ from bolid.backends.pose import PoseModel
 from bolid.generate.refine import FaceRefiner, cut, lay_back, portrait_prompt, window
 from bolid.models.families import get_family
 from bolid.synth.people import sample_person, sample_plan
-from bolid.synth.render import Photo, Renderer
+from bolid.synth.render import RenderedPhoto, Renderer
 
 SIZE = (128, 96)
 
 
-def photo_of(seed: int, size: tuple[int, int], **plan) -> Photo:
+def photo_of(seed: int, size: tuple[int, int], **plan) -> RenderedPhoto:
     person = sample_person(seed)
     return Renderer(person, size).render(sample_plan(person, 0, yaw=0.0, **plan))
 

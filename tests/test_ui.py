@@ -24,12 +24,12 @@ from bolid.ui.access import Access
 from bolid.ui.people import People
 from bolid.ui.photos import MAX_BYTES, MAX_PHOTOS, enlarged, uploaded
 from bolid.ui.pictures import (
+    Cancelled,
     GeneratedPicture,
     Job,
     PictureGenerator,
     PictureRequest,
     SamplingProgress,
-    Stopped,
     Subject,
 )
 from bolid.ui.workspace import Workspace
@@ -242,7 +242,7 @@ def test_models_are_loaded_once(world, generator):
 
 def test_a_job_stops_within_a_step_and_the_next_one_goes_on(generator):
     job, seen = Job(), []
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         for event in generator.generate(job, PictureRequest(PROMPT, number=16, steps=200), [Subject()]):
             seen.append(event)
             job.stop()
@@ -256,17 +256,17 @@ def test_a_job_stops_within_a_step_and_the_next_one_goes_on(generator):
 
 def test_a_job_can_be_stopped_before_it_begins(measured):
     assert measured.stop("later") is False
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(measured.pictures("later", PictureRequest(PROMPT, steps=1), []))
     assert measured.stop("page", until=5.0) is False
     for requested_at in (4.0, 5.0):
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             list(measured.pictures("page", PictureRequest(PROMPT, steps=1), [], requested_at))
     with measured.job("page", requested_at=6.0) as job:
         assert measured.stop("page", until=5.5) is False  # a click that arrives late
         job.check()
         assert measured.stop("page", until=6.0) is True
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             job.check()
     assert not list(measured.people.pictures.rglob("*.png"))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bolid.body.measurements import MEASUREMENTS, Tape, edges_of, plane_axes, section
-from bolid.body.rendering import Buffer, Viewpoint, clay, draw
+from bolid.body.rendering import Buffer, Viewpoint, clay, render_view
 from bolid.body.shape import within_bounds
 
 _SIZE = (1180, 2120)  # height, width
@@ -68,7 +68,7 @@ def mannequin(
         left = middle - _REACH
         size = (_FINE * _SIZE[0], _FINE * 2 * _REACH)
         fine = Viewpoint(turn, scale * _FINE, (_FINE * _REACH, _FINE * _FLOOR), size)
-        buffer = draw(fine, shown, tape.model.faces, places)
+        buffer = render_view(fine, shown, tape.model.faces, places)
         part = paper[:, _FINE * left : _FINE * (middle + _REACH)]
         seen = buffer.values[buffer.mask]
         covered = suit(seen[:, :3], seen[:, 3])[:, None]

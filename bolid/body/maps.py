@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bolid.body.mesh import BodyModel
-from bolid.body.rendering import Buffer, Viewpoint, draw
+from bolid.body.rendering import Buffer, Viewpoint, render_view
 from bolid.errors import BolidError
 from bolid.method.openpose import draw_openpose
 from bolid.synth.geometry import rasterise
@@ -47,7 +47,7 @@ def control_maps(
         raise BolidError(f"--size is {size[1]}x{size[0]}", "give WIDTHxHEIGHT from 32 to 8192 pixels")
     vertices = model.posed(parameters, pose)
     view = framed(vertices, parameters[0], size, turn)
-    buffer = draw(view, vertices, model.faces)
+    buffer = render_view(view, vertices, model.faces)
     makers = {
         "depth": lambda: depth_map(view.project(vertices), model.faces, size),
         "normal": lambda: _normal(buffer),

@@ -61,7 +61,9 @@ class Buffer:
     values: np.ndarray
 
 
-def draw(view: Viewpoint, vertices: np.ndarray, faces: np.ndarray, quantities: np.ndarray | None = None) -> Buffer:
+def render_view(
+    view: Viewpoint, vertices: np.ndarray, faces: np.ndarray, quantities: np.ndarray | None = None
+) -> Buffer:
     """The body [V, 3] in a view, and `quantities` [V, C] of its vertices."""
     depth, triangle, weights = rasterise(view.project(vertices), faces, *view.size)
     mask = triangle >= 0

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bolid.ui.messages import TIME, WITH_TIME, readable_errors, stage_html
-from bolid.ui.pictures import Stopped
+from bolid.ui.pictures import Cancelled
 from bolid.ui.workspace import Workspace
 
 _AXES = {
@@ -89,7 +89,7 @@ class CompareTab:
                 yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
         except Exception as error:
             yield [stage_html(words="stopped"), gr.skip()]
-            if not isinstance(error, Stopped):
+            if not isinstance(error, Cancelled):
                 raise
 
     def _stop(self, session: gr.Request, until: float) -> None:

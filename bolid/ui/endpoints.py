@@ -14,7 +14,7 @@ from gradio.context import LocalContext
 
 from bolid.errors import BolidError
 from bolid.ui.messages import read_number, readable_errors
-from bolid.ui.pictures import GeneratedPicture, PictureRequest, Stopped
+from bolid.ui.pictures import Cancelled, GeneratedPicture, PictureRequest
 from bolid.ui.workspace import NewPerson, Workspace
 
 
@@ -96,7 +96,7 @@ class Endpoints:
                              "steps": event.steps}  # fmt: skip
                 yield state, files
             yield {**state, "state": "finished", "done": len(files)}, files
-        except Stopped:
+        except Cancelled:
             yield {**state, "state": "cancelled", "done": len(files)}, files
 
     def cancel(self, job: str) -> bool:

@@ -12,9 +12,9 @@ import gradio as gr
 
 from bolid.body.mesh import poses
 from bolid.errors import BolidError
-from bolid.generate.request import LARGEST_SEED
+from bolid.run import LARGEST_SEED
 from bolid.ui.messages import TIME, WITH_TIME, read_number, readable_errors, settings_html, short, stage_html
-from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, GeneratedPicture, PictureRequest, Stopped
+from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Cancelled, GeneratedPicture, PictureRequest
 from bolid.ui.workspace import Workspace
 
 _SIDE = 560  # pixels: pictures before and after are shown so high
@@ -177,7 +177,7 @@ class PictureTab:
                     yield [stage_html(event), *nothing]
         except Exception as error:
             yield [stage_html(chosen, words="stopped"), *nothing]
-            if not isinstance(error, Stopped):
+            if not isinstance(error, Cancelled):
                 raise
 
     def _stop(self, session: gr.Request, until: float) -> None:
@@ -218,7 +218,7 @@ class PictureTab:
                     yield [stage_html(event), gr.skip()]
         except Exception as error:
             yield [stage_html(picture, words="stopped"), gr.skip()]
-            if not isinstance(error, Stopped):
+            if not isinstance(error, Cancelled):
                 raise
 
     def _side_by_side(self, left: GeneratedPicture, right: GeneratedPicture) -> Any:

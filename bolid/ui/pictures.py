@@ -17,7 +17,8 @@ from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
 from bolid.generate import generate
 from bolid.generate.models import Models
-from bolid.generate.request import LARGEST_SEED, picture_seed
+from bolid.generate.request import picture_seed
+from bolid.run import LARGEST_SEED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ _PREVIEWS = 0.2  # of the time, at most, goes to previews
 _PAUSE = 0.2  # seconds between two steps that are reported, so that slow clients do not fall behind
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """A client has stopped the sampling."""
 
 
@@ -146,9 +147,9 @@ class Job:
         self._stop.set()
 
     def check(self) -> None:
-        """Raises Stopped after `stop`."""
+        """Raises Cancelled after `stop`."""
         if self._stop.is_set():
-            raise Stopped
+            raise Cancelled
 
     def events(self, work: Any) -> Iterator[Any]:
         """What `work(emit)` emits, as it comes; then what it raised is raised here."""
@@ -272,7 +273,7 @@ class StepCallback:
         self._reported = 0.0  # when a step was reported last
 
     def __call__(self, step: int, steps: int, x0: torch.Tensor) -> None:
-        """As `bolid.backends.sampling.OnStep`. Raises Stopped."""
+        """As `bolid.backends.sampling.OnStep`. Raises Cancelled."""
         self.job.check()
         began = time.monotonic()
         if 1 < step < steps and began < self._reported + _PAUSE:

@@ -192,7 +192,7 @@ class Workspace:
     def pictures(
         self, job_name: str, request: PictureRequest, names: Sequence[str], requested_at: float = 0.0
     ) -> Iterator[SamplingProgress | GeneratedPicture]:
-        """The pictures of a request, as they come. Raises Stopped after `stop(job_name)`; `requested_at`: see there."""
+        """The pictures of a request, as they come. Raises Cancelled after `stop(job_name)`; `requested_at`: see it."""
         with self.job(job_name, requested_at) as job:
             yield from self.generator.generate(job, request, self.subjects(names))
 
