@@ -98,6 +98,7 @@ def test_a_manifest_holds_several_methods(world, tmp_path):
         read_methods(tmp_path / "one.csv")
 
 
+@pytest.mark.slow
 def test_methods_stand_between_real_photos_and_strangers(result):
     assert list(result.methods) == ["fresh", "copies"] and list(result.bounds) == ["real photos", "strangers"]
     fresh, copies = (result.methods[name].metrics for name in ("fresh", "copies"))
