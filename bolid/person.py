@@ -131,7 +131,7 @@ class PersonReader:
             if self.on_view is not None:
                 self.on_view(contents[digest], view)
             if isinstance(view, str):
-                rejected[contents[digest]] = _option_named(view)
+                rejected[contents[digest]] = view
             else:
                 views[digest] = view
             if progress is not None:
@@ -163,8 +163,8 @@ class PersonReader:
 
         reasons = set(rejected.values())
         hint = "give photos in which the person can be seen at least to the hips"
-        if _option_named(SEVERAL) in reasons:
-            hint = "--person main takes the main person of a photo that shows several, --person 2 the second from left"
+        if SEVERAL in reasons:
+            hint = "where photos show several people: --select-person main, or 2 for the second from the left"
         if self.family.name == "tiny" and reasons & set(NOT_RECOGNISED):
             hint = "the tiny family knows only rendered people; for real photos choose another: bolid models list"
         if REFUSED in reasons:
@@ -298,11 +298,6 @@ def all_photographs(paths: Sequence[Path], family: Family) -> bool:
             if not refused[-1]:
                 return False
     return bool(refused)
-
-
-def _option_named(reason: str) -> str:
-    """A reason of `bolid.views` with the option as `profile` calls it."""
-    return reason.replace("--select-person", "--person")
 
 
 def _by_content(paths: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]]:

@@ -62,12 +62,12 @@ def _tile(report: PhotoReport, view: View | None) -> Image.Image:
         _draw_view(ImageDraw.Draw(picture), view, scale)
         face = "no face" if view.face is None else "grey face" if report.grey else "face"
         whom = f"person {report.number} of {report.people}, " if report.people > 1 else ""
-        said = f"{whom}{face}, down to {report.down_to}, weight {report.weight:.2f}"
+        caption = f"{whom}{face}, down to {report.down_to}, weight {report.weight:.2f}"
     else:
         picture = Image.blend(picture, Image.new("RGB", size, "white"), 0.5)
-        said = f"not used: {report.rejected}"
+        caption = f"not used: {report.rejected}"
     font = ImageFont.load_default(14)
-    lines = [_cut(report.photo.name, font, WIDEST), _cut(said, font, WIDEST)]
+    lines = [_cut(report.photo.name, font, WIDEST), _cut(caption, font, WIDEST)]
     width = max(size[0], *(round(font.getlength(line)) + 4 for line in lines))
     tile = Image.new("RGB", (width, size[1] + _HEAD), "white")
     tile.paste(picture, (0, _HEAD))

@@ -50,7 +50,7 @@ def make_profile(
     *,
     known: Mapping[str, Known] | None = None,
     sex: str | None = None,
-    person: PersonRule = "main",
+    select_person: PersonRule = "main",
     preview: str | os.PathLike[str] | None = None,
     body_encoder: str | os.PathLike[str] | None = None,
     family: str | None = None,
@@ -63,9 +63,9 @@ def make_profile(
 
     `known`: measurements, by name, in metres (kilograms), each with its standard deviation. They are combined with what
     the photos show; without photos they are enough. `sex`: "woman" or "man". `body_encoder`: by default the family's.
-    `person`: of several people in a photo the "main" one, the N-th from the left, or "only": such photos are left out.
+    `select_person`: of several people in a photo the "main" one, the N-th from the left, or "only": none.
     `preview`: a PNG that shows what was taken of each photo. `force`: read photographs with `tiny`, too. `reader`: one
-    that is loaded already; it decides on family, device, body encoder and `person`.
+    that is loaded already; it decides on family, device, body encoder and `select_person`.
     Raises BolidError when no photo can be used, and for measurements that no adult has.
     """
     from bolid.formats.profile import KIND, save_profile
@@ -76,7 +76,7 @@ def make_profile(
         check_preview(Path(preview))
     if reader is None:
         chosen = get_family(family) if body_encoder is None else _family_of(body_encoder, family)
-        reader = PersonReader(chosen, pick_device(device), body_encoder, person=person, force=force)
+        reader = PersonReader(chosen, pick_device(device), body_encoder, person=select_person, force=force)
     files, unread = _files(photos)
     outlines = body_encoder is None and not force and all_photographs(files, reader.family)
     seen = reader.of_outlines() if outlines else reader

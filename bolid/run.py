@@ -24,6 +24,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 1
+LARGEST_SEED = 2**63 - 1
 
 Progress = Callable[[int, int, str], None]
 """How a long function reports: (done, total, what it is doing). ``total`` 0: not known."""
@@ -211,14 +212,7 @@ def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
     It is .NAME.bolid-tmp.SUFFIX: whoever writes ``path`` next takes over what a killed process has left. While another
     writer holds it, .NAME-2.bolid-tmp.SUFFIX is taken, and so on. Raises OSError where it cannot be made.
     """
-    suffix = "" if folder else path.suffix
-    stem = path.name.removesuffix(suffix)
-    if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
-        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
-    if fcntl is None:
-        stem += f"-{os.getpid()}-{threading.get_ident()}"
-    for number in itertools.count(1):
-        place = path.with_name(f".{stem}{f'-{number}' if number > 1 else ''}.bolid-tmp{suffix}")
+    for place in _temporary_names(path, folder):
         lock = _Lock(place, folder)
         if lock.held and not folder and place.stat().st_nlink > 1:  # killed after `claim`: it is the finished file, too
             place.unlink()
@@ -237,6 +231,18 @@ def _temporary(path: Path, *, folder: bool = False) -> Iterator[Path]:
         if lock.is_of(place):  # not yet renamed
             shutil.rmtree(place, ignore_errors=True) if folder else place.unlink()
         lock.release()
+
+
+def _temporary_names(path: Path, folder: bool = False) -> Iterator[Path]:
+    """The names that `_temporary` tries, in this order."""
+    suffix = "" if folder else path.suffix
+    stem = path.name.removesuffix(suffix)
+    if len(os.fsencode(stem)) > 180:  # a file's name has 255 bytes at most
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    if fcntl is None:
+        stem += f"-{os.getpid()}-{threading.get_ident()}"
+    for number in itertools.count(1):
+        yield path.with_name(f".{stem}{f'-{number}' if number > 1 else ''}.bolid-tmp{suffix}")
 
 
 class _Lock:
@@ -311,9 +317,10 @@ def only_writer(out: str | os.PathLike[str], *, folder: bool) -> Iterator[None]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process has left of ``path`` beside it."""
-    with contextlib.suppress(OSError), _temporary(path):
-        pass
+    """Remove what a killed process has left of ``path`` beside it. Where it has left nothing, nothing is written."""
+    if os.path.lexists(next(_temporary_names(path))):
+        with contextlib.suppress(OSError), _temporary(path):
+            pass
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from bolid.errors import BolidError
+from bolid.run import LARGEST_SEED
 from bolid_cli._options import FieldOption
 from bolid_cli._settings import COMMON, choices_of, listed, without_none
 
 LARGEST = 10**9  # of a whole number without a limit of its own
-LARGEST_SEED = 2**63 - 1
 LONGEST_NAME = 255  # bytes of a file's name; the limit of all common file systems
 _SEED_RANGE = re.compile(rf"(; )?(0<=)?x<={LARGEST_SEED}")
 # Parameters that name files or folders and, being text, may also be the URL of an object store.

@@ -19,8 +19,8 @@ import typer
 
 from bolid.errors import BolidError, out_of_memory
 from bolid.models.families import FAMILY_NAMES, Family, chosen_family, get_family
-from bolid.run import Progress, canonical_json
-from bolid_cli._command import LARGEST_SEED, explain_usage
+from bolid.run import LARGEST_SEED, Progress, canonical_json
+from bolid_cli._command import explain_usage
 from bolid_cli._settings import COMMON
 from bolid_cli._streams import Terminated, discard_output, emit, note
 

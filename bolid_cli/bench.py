@@ -27,18 +27,20 @@ from bolid_cli._console import (
     print_table,
     progress_bar,
 )
+from bolid_cli._options import configurable
 
 if TYPE_CHECKING:
     from bolid.evaluate.results import Comparison, Metric
 
 
+@configurable
 def bench(
     pictures: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Folders of pictures, one a method; or tables (CSV, JSONL) of picture, person, prompt, seed, method.",
         ),
-    ],
+    ] = None,
     benchmark: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="What `bolid bench make` wrote: photos, people, prompts."),
@@ -71,9 +73,9 @@ def bench(
     """Benchmark methods: do their pictures keep the person's body and face, and follow the prompt?
 
     Any method on any base takes part: it reads the benchmark's photos and makes the pictures that its requests.csv
-    lists. Beside the methods stands what real photos of the person reach, and what those of strangers do: chance. The
-    table goes to standard error; JSON goes to standard output when that is a pipe or a file, or with --json. Started by
-    torchrun or srun, several processes share the pictures and the first one writes.
+    lists. Two more columns have the figures of real photos of the person, and of strangers (chance). The table goes to
+    standard error; JSON goes to standard output when that is a pipe or a file, or with --json. Started by torchrun or
+    srun, several processes share the pictures and the first one writes.
     """
     import bolid.evaluate
     from bolid.workers import this_rank
@@ -83,7 +85,7 @@ def bench(
 
     with progress_bar(quiet) as progress:
         compared = bolid.evaluate.bench(
-            pictures,
+            pictures or [],
             benchmark,
             reference=reference,
             conditioning=conditioning,

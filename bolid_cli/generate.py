@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bolid.errors import BolidError
-from bolid_cli._command import LARGEST_SEED
+from bolid.run import LARGEST_SEED
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     Engine,
@@ -107,7 +107,7 @@ def generate(
         int, typer.Option(metavar="2|4", help="Enlarge the pictures by the family's upscaler.", hidden=True)
     ] = 1,
     refine_face: Annotated[
-        bool, typer.Option("--refine-face", help="Sample small faces again, larger, and lay them back.")
+        bool, typer.Option("--refine-face", help="Sample small faces again, larger, and blend them in.")
     ] = False,
     grid: Annotated[
         list[str] | None,
@@ -156,7 +156,7 @@ def generate(
         str,
         typer.Option(
             metavar="SCALE",
-            help="The same by the body encoder, towards the person's body; without an interval 0.5..0.9.",
+            help="The same by the body encoder, for the body; without an interval 0.5..0.9.",
             rich_help_panel=_PERSON,
             hidden=True,
         ),

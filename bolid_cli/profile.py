@@ -13,7 +13,6 @@ from bolid.formats.parsing import parse_assignments
 from bolid_cli._console import (  # fmt: skip
     DeviceOption,
     FamilyOption,
-    ForceOption,
     JsonOption,
     QuietOption,
     emit_json,
@@ -43,11 +42,12 @@ def profile(
     measure: body.MeasureOption = None,
     sex: body.SexOption = None,
     units: body.UnitsOption = "cm",
-    person: Annotated[
+    select_person: Annotated[
         str,
         typer.Option(
             metavar="main|only|N",
-            help="Where a photo shows several people: the main one, none of them, or the N-th from the left.",
+            help="Where a photo shows several people: use the main one, only photos of one person, or the N-th from "
+            "the left.",
         ),
     ] = "main",
     preview: Annotated[
@@ -57,7 +57,9 @@ def profile(
     body_encoder: Annotated[
         Path | None, typer.Option(help="Body encoder that `bolid train-vae` has written. Default: the family's.")
     ] = None,
-    force: ForceOption = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Treat photographs as renders, with family tiny, which knows only renders.")
+    ] = False,
     family: FamilyOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -75,8 +77,8 @@ def profile(
     known = body.known_from(options, measure, units)
     with progress_bar(quiet) as progress:
         result = bolid.profile.make_profile(
-            photos or [], out, known=known, sex=sex, person=_rule(person), preview=preview, body_encoder=body_encoder,
-            family=family, device=device, force=force, progress=progress,
+            photos or [], out, known=known, sex=sex, select_person=_rule(select_person), preview=preview,
+            body_encoder=body_encoder, family=family, device=device, force=force, progress=progress,
         )  # fmt: skip
     rows = [
         (
@@ -89,7 +91,7 @@ def profile(
     if rows:
         headers = ("photo", "weight", "face", "visible down to", "person", "rejected because")
         print_table(headers, rows, quiet)
-    _say_what_was_taken(result, quiet)
+    _report_photos(result, quiet)
     used = f"{result.photos} of {len(rows)} photos used; uncertainty {result.uncertainty:.2f} (1: nothing known)"
     if result.warning:
         note(f"warning: {result.warning}")
@@ -109,14 +111,17 @@ def _rule(text: str) -> PersonRule:
         return "main" if text == "main" else "only"
     if text.isdecimal() and int(text) >= 1:
         return int(text)
-    raise BolidError(f"--person is {text!r}", "choose main or only, or count from the left: 1, 2, ...")
+    raise BolidError(f"--select-person is {text!r}", "choose main or only, or count from the left: 1, 2, ...")
 
 
-def _say_what_was_taken(result: ProfileResult, quiet: bool) -> None:
+def _report_photos(result: ProfileResult, quiet: bool) -> None:
     print_unread(result.unread, quiet)
     several = [report for report in result.reports if report.people > 1]
     if several:
-        note(f"{len(several)} photos show several people: --preview shows who was taken, --person changes it", quiet)
+        note(
+            f"{len(several)} photos show several people: --preview shows whom, --select-person changes it",
+            quiet,
+        )
     grey = [report for report in result.reports if report.grey and report.face]
     if grey:
         note(f"{len(grey)} faces are from black-and-white photos and count a tenth: photos in colour are better", quiet)
@@ -178,7 +183,7 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a profile's body measures.
+    """Show the measurements of a profile's body.
 
     Sizes are in cm, with ± their standard deviation and the percentile among synthetic adults of the same sex. Photos
     do not show size: without a known height it is the population's. bolid inspect shows what else is in the file.

@@ -35,7 +35,9 @@ MeasureOption = Annotated[
     list[str] | None,
     typer.Option("--measure", metavar="NAME=VALUE", help="Any other, like neck=38.", rich_help_panel=_GROUP),
 ]
-SexOption = Annotated[str | None, typer.Option(help="woman or man, if it is to count.", rich_help_panel=_GROUP)]
+SexOption = Annotated[
+    str | None, typer.Option(help="woman or man. Default: photos and measurements decide.", rich_help_panel=_GROUP)
+]
 UnitsOption = Annotated[str, typer.Option(help="cm (and kg), or in (and pounds).", rich_help_panel=_GROUP)]
 
 

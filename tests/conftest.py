@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -28,13 +29,31 @@ def pytest_xdist_auto_num_workers(config):
     return min(4, (os.cpu_count() or 1) + 1)
 
 
+def pytest_collection_modifyitems(items):
+    """The folders of long tests first, so that workers end at about the same time."""
+    items.sort(key=lambda item: item.path.parent.name == "tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def homes(tmp_path_factory):
+    """Paths of new folders. (Pytest's `mktemp` would search all folders for a free name.) One is for fixtures."""
+    folder = tmp_path_factory.mktemp("homes")
+    with pytest.MonkeyPatch.context() as patch:
+        away(patch, folder / "fixtures")
+        yield (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def away_from_home(tmp_path_factory, monkeypatch):
+def away_from_home(homes, monkeypatch):
     """No remembered family, no family from the environment."""
-    monkeypatch.setenv("BOLID_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.delenv("BOLID_FAMILY", raising=False)
-    monkeypatch.delenv("BOLID_COMMERCIAL", raising=False)
-    monkeypatch.delenv("BOLID_DEBUG", raising=False)
+    away(monkeypatch, next(homes))
+
+
+def away(patch: pytest.MonkeyPatch, home: Path) -> None:
+    home.mkdir()
+    patch.setenv("BOLID_HOME", str(home))
+    for name in ("BOLID_FAMILY", "BOLID_COMMERCIAL", "BOLID_DEBUG"):
+        patch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

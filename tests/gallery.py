@@ -138,7 +138,7 @@ def theplace(server: Server, tmp_path: Path) -> str:
     return str(path)
 
 
-def current_markup(server: Server, people: dict[str, int], said: dict[str, int] | None = None) -> None:
+def current_markup(server: Server, people: dict[str, int], stated: dict[str, int] | None = None) -> None:
     """theplace's markup of 2025: letters, lists, people with pages of 3 photos, a page for each photo."""
     initials = sorted({name[0] for name in people})
     letters = "".join(f'<a href="/photos/letter/{ord(i)}/">{i}</a>' for i in initials)
@@ -157,7 +157,7 @@ def current_markup(server: Server, people: dict[str, int], said: dict[str, int] 
             more = "".join(f'<a href="{base}?page={n}">{n}</a>' for n in range(1, last + 1) if n != page)
             server.pages[base if page == 1 else f"{base}?page={page}"] = (
                 f'<div class="main-col-content"><h1 class="my-3">{name}</h1>'
-                f'<div class="d-none d-sm-block"><p>Всего {(said or people)[name]} фото</p></div></div>'
+                f'<div class="d-none d-sm-block"><p>Всего {(stated or people)[name]} фото</p></div></div>'
                 f'<div class="gallery-pics-list photos-pics-list">{pics}</div><div class="listalka">{more}</div>'
             )
         server.pages[f"{base}?page=1"] = server.pages[base]

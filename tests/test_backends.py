@@ -357,10 +357,10 @@ def test_captions(tmp_path):
     assert caption_for(photo) == ""
     (tmp_path / "a.txt").write_text(" a red\n top \n")
     assert caption_for(photo) == "a red top"
-    said = "une femme élégante à la plage, été"
+    caption = "une femme élégante à la plage, été"
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"):
-        (tmp_path / "a.txt").write_bytes(said.encode(encoding))
-        assert caption_for(photo) == said, encoding
+        (tmp_path / "a.txt").write_bytes(caption.encode(encoding))
+        assert caption_for(photo) == caption, encoding
     (tmp_path / "b.caption").write_text("a blue top")
     assert caption_for(tmp_path / "b.jpg") == "a blue top"
     (tmp_path / "a.txt").write_bytes(b"\x89PNG\r\n\0\0\0\xff\xfe")

@@ -215,7 +215,7 @@ def single(world):
 
 
 @pytest.mark.slow
-def test_a_single_checkpoint_paints_what_its_folder_paints(family, single, tmp_path):
+def test_a_single_checkpoint_generates_what_its_folder_generates(family, single, tmp_path):
     whole = make(family, tmp_path / "1")
     assert np.array_equal(make(family, tmp_path / "2", base=single), whole)
     assert np.array_equal(make(family, tmp_path / "3", base=family.base), whole)
@@ -225,7 +225,7 @@ def test_a_single_checkpoint_paints_what_its_folder_paints(family, single, tmp_p
 
 
 @pytest.mark.slow
-def test_a_single_sdxl_checkpoint_paints_what_its_folder_paints(world, family, tmp_path):
+def test_a_single_sdxl_checkpoint_generates_what_its_folder_generates(world, family, tmp_path):
     small = load_base(family)
     torch.manual_seed(2)
     config = small.text_encoder.config.to_dict() | {"hidden_size": 32, "intermediate_size": 32, "projection_dim": 32}

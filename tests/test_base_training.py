@@ -28,13 +28,13 @@ def deviations(**given: float) -> dict[str, float]:
 def test_remarkable_ratios_are_named_and_others_are_not():
     rng = np.random.default_rng(0)
     assert captions.name_shape(CAPTION, deviations(leg=0.3), rng) == CAPTION
-    told = captions.name_shape(CAPTION, deviations(leg=0.5), rng)
-    assert told == CAPTION.replace("woman", "woman with long legs")
-    told = captions.name_shape(CAPTION, deviations(head=-1.5), rng)
-    assert told == CAPTION.replace("woman", "woman with a very small head")
+    named = captions.name_shape(CAPTION, deviations(leg=0.5), rng)
+    assert named == CAPTION.replace("woman", "woman with long legs")
+    named = captions.name_shape(CAPTION, deviations(head=-1.5), rng)
+    assert named == CAPTION.replace("woman", "woman with a very small head")
     many = {captions.name_shape(CAPTION, deviations(leg=2, arm=-2, hip_breadth=-1), rng) for _ in range(60)}
-    assert any("very long legs, " in told or ", very short arms" in told for told in many)
-    assert all(told.count(" and ") <= 2 and told.endswith(CAPTION[CAPTION.index(" waving") :]) for told in many)
+    assert any("very long legs, " in named or ", very short arms" in named for named in many)
+    assert all(named.count(" and ") <= 2 and named.endswith(CAPTION[CAPTION.index(" waving") :]) for named in many)
 
 
 def test_a_portrait_says_nothing_of_the_body():

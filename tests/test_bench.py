@@ -98,7 +98,8 @@ def test_a_manifest_holds_several_methods(world, tmp_path):
         read_methods(tmp_path / "one.csv")
 
 
-def test_methods_stand_between_real_photos_and_strangers(result):
+@pytest.mark.slow
+def test_methods_stand_between_real_photos_and_strangers(result, world):
     assert list(result.methods) == ["fresh", "copies"] and list(result.bounds) == ["real photos", "strangers"]
     fresh, copies = (result.methods[name].metrics for name in ("fresh", "copies"))
     real, strangers = (result.bounds[name].metrics for name in ("real photos", "strangers"))
@@ -109,16 +110,14 @@ def test_methods_stand_between_real_photos_and_strangers(result):
     assert copies["copy_paste"].value > real["copy_paste"].value
     assert result.methods["fresh"].references == 6 and result.bounds["real photos"].pictures == 6
     assert "of pictures in which a face is found" in fresh["face_similarity"].note
+    assert set(dataclasses.asdict(result)) == {"baseline", "methods", "differences", "bounds"}, "plain data"
+    page = (world / "report.html").read_text()
+    assert "<th>real photos</th><th>strangers</th>" in page
+    assert f"{result.bounds['strangers'].metrics['image_score'].value:.3f}" in page
 
 
 def test_every_metric_has_a_heading():
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(DESCRIPTIONS)
-
-
-def test_the_report_has_the_bounds(result, world):
-    page = (world / "report.html").read_text()
-    assert "<th>real photos</th><th>strangers</th>" in page
-    assert f"{result.bounds['strangers'].metrics['image_score'].value:.3f}" in page
 
 
 @pytest.mark.slow
@@ -192,7 +191,3 @@ def test_on_the_command_line(world, tmp_path):
     assert "body_auc" in shown.stderr and "strangers" in shown.stderr
     made = CliRunner().invoke(app, ["bench", "make", str(tmp_path / "new"), "--people", "1", "--prompts", "1"])
     assert made.exit_code == 0 and made.stdout.strip() == str(tmp_path / "new") and "digest" in made.stderr
-
-
-def test_the_comparison_is_plain_data(result):
-    assert set(dataclasses.asdict(result)) == {"baseline", "methods", "differences", "bounds"}

@@ -13,7 +13,7 @@ from bolid.body.maps import MAPS, control_maps, framed
 from bolid.body.measurements import MEASUREMENTS, measuring_tape
 from bolid.body.mesh import body_model, volume
 from bolid.body.pose_fit import fit_pose
-from bolid.body.rendering import View
+from bolid.body.rendering import Viewpoint
 from bolid.body.shape import measure_body, of_sex, population
 from bolid.errors import BolidError
 
@@ -90,8 +90,8 @@ def test_a_pose_is_found_again_from_its_keypoints(woman, pose, turn):
     view = framed(vertices, man[0], (512, 384), turn)
     keypoints = np.concatenate([view.project(model.keypoints(vertices))[:, :2], np.ones((17, 1))], 1)
     found = model.keypoints(model.posed(woman, fit_pose(model, woman, keypoints)))
-    true = model.keypoints(model.posed(woman, pose)) @ View(turn, 1, (0, 0), (1, 1)).rotation().T
-    seen = found @ View(0, 1, (0, 0), (1, 1)).rotation().T
+    true = model.keypoints(model.posed(woman, pose)) @ Viewpoint(turn, 1, (0, 0), (1, 1)).rotation().T
+    seen = found @ Viewpoint(0, 1, (0, 0), (1, 1)).rotation().T
     off = np.abs((seen - seen.mean(0)) - (true - true.mean(0))) / woman[0]
     assert off[:, :2].mean() < 0.02 and off[:, 2].mean() < 0.1
 

@@ -291,7 +291,7 @@ def test_every_kind_of_view_trains(view):
     confidence = bw.view_confidence(shape.keypoints).view(4, 2)
     half_a, half_b = (bv.fuse(mean[:, i : i + 1], logvar[:, i : i + 1], confidence[:, i : i + 1]) for i in (0, 1))
     z = torch.stack([half_b[0], half_a[0]], dim=1).flatten(0, 1)
-    loss = bv.loss_reconstruction(model, z, shape).mean() + bv.loss_identity(half_a, half_b)[0]
+    loss = bv.loss_view_reconstruction(model, z, shape).mean() + bv.loss_identity(half_a, half_b)[0]
     (loss + bv.kl_divergence(*half_a).mean()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 

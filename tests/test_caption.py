@@ -63,7 +63,7 @@ def write_llava(folder) -> str:
 
 def write(folder, network, processor) -> str:
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():  # large, so that what is seen decides what is said
+    for parameter in network.parameters():  # large, so that the picture decides the text
         parameter.data = torch.randn(parameter.shape, generator=generator)
     network.save_pretrained(folder)
     processor.save_pretrained(folder)

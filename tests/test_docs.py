@@ -240,7 +240,7 @@ def test_figures_in_readme_are_those_that_were_measured():
         for line in text_of(ROOT / "README.md").splitlines()
         if line.startswith("| ")
     }
-    for said, method in (
+    for row, method in (
         ("base, no photo", "base"),
         ("base, the *true* build in words", "build-words"),
         ("IP-Adapter, one photo", "ip-adapter"),
@@ -251,7 +251,7 @@ def test_figures_in_readme_are_those_that_were_measured():
     ):
         found = measured["figures"][method]
         wanted = [*found["body by judge, mean r"][:3], *found["likeness by an outsider"][:3]]
-        assert cells[said] == pytest.approx(wanted, abs=0.0051), said
+        assert cells[row] == pytest.approx(wanted, abs=0.0051), row
     words = measured["differences"]["bolid-8"]["build-words"]["body by judge, mean r"][0]
     sentence = re.search(r"over the words: (\S+) \((\S+) to (\S+)\)", text_of(ROOT / "README.md").replace("\n", " "))
     assert sentence and [float(n) for n in sentence.groups()] == pytest.approx(words, abs=0.0051)

@@ -265,8 +265,8 @@ def test_old_and_absent_packages_are_faults(monkeypatch):
 
 
 def devices(*found, cuda="13.0", driver=False, providers=("CPUExecutionProvider",), megabytes=0):
-    told = {"torch": "2.15.0", "cuda": cuda, "hip": None, "found": list(found), "threads": 2, "driver": driver}
-    return {row.name: row for row in device_rows([{"device": told}, {"onnxruntime": list(providers)}], megabytes)}
+    report = {"torch": "2.15.0", "cuda": cuda, "hip": None, "found": list(found), "threads": 2, "driver": driver}
+    return {row.name: row for row in device_rows([{"device": report}, {"onnxruntime": list(providers)}], megabytes)}
 
 
 def test_what_is_said_of_a_device():

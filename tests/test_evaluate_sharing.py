@@ -33,20 +33,23 @@ def figures(result) -> dict:
     return json.loads(canonical_json(result))
 
 
-def test_worker_processes_give_the_same_figures(pictures, rendered_people, tmp_path, monkeypatch):
-    options = {"family": "tiny", "device": "cpu"}
-    alone = figures(evaluate(pictures, rendered_people, **options))
+@pytest.fixture(scope="module")
+def alone(pictures, rendered_people):
+    """The figures of one process."""
+    return figures(evaluate(pictures, rendered_people, family="tiny", device="cpu"))
+
+
+def test_worker_processes_give_the_same_figures(pictures, rendered_people, alone):
     assert alone["pictures"] == 10 and sum(map(len, alone["rejected"].values())) == 2
-    monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))  # the reference photos are extracted anew, and shared too
-    assert figures(evaluate(pictures, rendered_people, workers=2, **options)) == alone
+    # In this test's own home the reference photos are extracted anew, and shared too.
+    assert figures(evaluate(pictures, rendered_people, workers=2, family="tiny", device="cpu")) == alone
 
 
-def test_ray_gives_the_same_figures(pictures, rendered_people):
+def test_ray_gives_the_same_figures(pictures, rendered_people, alone):
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
-    alone = figures(evaluate(pictures, rendered_people, family="tiny", device="cpu"))
     command = [sys.executable, "-m", "bolid_cli.main", "evaluate", str(pictures), "--reference", str(rendered_people)]
-    told = run_with_ray([*command, "--family", "tiny", "--json", "--quiet", "--engine", "ray", "--workers", "2"])
-    assert json.loads(told[told.index("{") :]) == alone
+    output = run_with_ray([*command, "--family", "tiny", "--json", "--quiet", "--engine", "ray", "--workers", "2"])
+    assert json.loads(output[output.index("{") :]) == alone
 
 
 def test_ranks_give_the_same_figures_and_the_first_writes(pictures, rendered_people, tmp_path):

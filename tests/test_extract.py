@@ -173,7 +173,7 @@ def test_a_photo_that_changes_during_the_run_is_not_stored_under_the_old_hash(ph
 
 
 def odd_entries(folder: Path) -> dict[str, str]:
-    """Put into `folder` what is named like a photo and is none; name -> what is said of it."""
+    """Put into `folder` what is named like a photo and is none; name -> the message about it."""
     (folder / "away.jpg").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.png")
     (folder / "album.jpg").mkdir()

@@ -14,7 +14,7 @@ def test_tiny_is_the_default():
     assert family.steps == len(family.timesteps) == 8 and family.guidance.value == 0
 
 
-def test_guidance_may_have_a_stretch(tmp_path):
+def test_guidance_may_have_an_interval(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('image_size = [64, 48]\n[defaults]\nguidance = "3@0..0.5"\n')
     guidance = families.get_family(str(file)).guidance
@@ -113,7 +113,7 @@ def test_an_artefact_of_another_family_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "painted"),
+    ("prompt", "generated"),
     [
         ("a man", "a man, in a white short-sleeved top and blue trousers"),
         ("a woman, on a beach", "a woman, in a white short-sleeved top and blue trousers, on a beach"),
@@ -123,8 +123,8 @@ def test_an_artefact_of_another_family_is_refused():
         ("a woman, in a stopwatch", "a woman, in a white short-sleeved top and blue trousers, in a stopwatch"),
     ],
 )
-def test_nobody_is_painted_undressed(prompt, painted):
-    assert families.get_family("tiny").dressed(prompt) == painted
+def test_nobody_is_generated_undressed(prompt, generated):
+    assert families.get_family("tiny").dressed(prompt) == generated
 
 
 def test_a_wardrobe_of_ones_own(tmp_path):

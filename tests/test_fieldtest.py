@@ -23,7 +23,7 @@ import bolid.fieldtest.command
 from bolid.doctor import diagnose
 from bolid.errors import BolidError
 from bolid.fieldtest import fieldtest
-from bolid.fieldtest.measure import Measured
+from bolid.fieldtest.measure import Meter
 from bolid.fieldtest.privacy import Scrubber
 from bolid.fieldtest.steps import STEPS, Bench, Step, choose_photos, count_photographs, run_generate
 from bolid.models.families import get_family
@@ -351,10 +351,10 @@ def test_texts_lose_paths_and_names(monkeypatch, tmp_path):
 
 
 def test_peaks_are_of_the_step_alone():
-    with Measured() as large:
+    with Meter() as large:
         block = np.ones(60_000_000)  # 480 MB
         del block
-    with Measured() as small:
+    with Meter() as small:
         pass
     assert large.host_peak - small.host_peak > 400e6 and large.seconds > small.seconds > 0
 

@@ -185,6 +185,6 @@ def test_the_command(world):
     assert "trained on the photos" in result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 13 and "anna.safetensors" in lines and sum("shards/anna/" in line for line in lines) == 3
-    told = json.loads(CliRunner().invoke(app, ["scrape", "--forget", "ben", "--json"]).stdout)
-    assert told["person"] == "ben" and len(told["photos"]) == 6 and told["profiles"] == ["ben.safetensors"]
-    assert bolid.scrape.forget.ForgetResult(**told).samples["shards"]
+    result = json.loads(CliRunner().invoke(app, ["scrape", "--forget", "ben", "--json"]).stdout)
+    assert result["person"] == "ben" and len(result["photos"]) == 6 and result["profiles"] == ["ben.safetensors"]
+    assert bolid.scrape.forget.ForgetResult(**result).samples["shards"]

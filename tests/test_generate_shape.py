@@ -138,15 +138,17 @@ def test_the_pose_of_a_photo(world, network, tmp_path, monkeypatch):
 def test_a_3d_body_belongs_to_no_family(world, network, tmp_path):
     """One that was measured with another family, as `bolid profile --height 172` makes it with the embedded one."""
     made = load_profile(body(world))
-    other, said = tmp_path / "other.safetensors", []
+    other, warnings = tmp_path / "other.safetensors", []
     save_profile(
         other, made.body_mean, made.body_logvar, None, torch.zeros(0), {**made.record, "family": "tiny"}, made.body
     )
     assert same(
-        make_pictures(world, tmp_path / "0", profile=other, body_from="shape", warn=said.append),
+        make_pictures(world, tmp_path / "0", profile=other, body_from="shape", warn=warnings.append),
         make_pictures(world, tmp_path / "1", profile=body(world), body_from="shape"),
     )
-    assert said == ["the profile other.safetensors is of another family: of it only the 3D body is used, and no face"]
+    assert warnings == [
+        "the profile other.safetensors is of another family: of it only the 3D body is used, and no face"
+    ]
     for way in (None, "both"):
         with pytest.raises(BolidError, match="was made with family 'tiny'"):
             make_pictures(world, tmp_path / "2", profile=other, body_from=way)

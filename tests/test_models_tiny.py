@@ -136,13 +136,15 @@ def test_a_profile_says_how_much_of_the_body_its_photos_show(rendered_people, tm
     assert {report.down_to for report in reports if report.photo in whole} == {"feet"}
     assert next(report for report in reports if report.photo == cut).down_to not in ("", "feet")
 
-    told = {}
+    messages = {}
     for photo in (whole[0], cut):
         out = tmp_path / f"{photo.parent.name}-{photo.stem}.safetensors"
         result = CliRunner().invoke(app, ["profile", str(photo), "--out", str(out)])
         assert result.exit_code == 0 and result.stdout.strip() == str(out)
-        told[photo] = result.stderr
-    assert "no photo shows the whole body" not in told[whole[0]] and "no photo shows the whole body" in told[cut]
+        messages[photo] = result.stderr
+    assert (
+        "no photo shows the whole body" not in messages[whole[0]] and "no photo shows the whole body" in messages[cut]
+    )
 
 
 @pytest.mark.slow
@@ -199,7 +201,7 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
     assert len(photos) >= 3
     limbs = slice(5, 17)
 
-    def painted(photo: Path, scale: float) -> np.ndarray:
+    def generated(photo: Path, scale: float) -> np.ndarray:
         (path,) = generate(
             [prompt], tmp_path / f"{photo.stem}-{scale}", pose_from=photo, pose_scale=scale, device="cpu"
         )
@@ -207,13 +209,13 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
         return shown.keypoints[limbs, :2]
 
     misses: dict[float, list[float]] = {1.0: [], 0.0: []}
-    without = painted(photos[0], 0.0)  # the same whatever the photo
+    without = generated(photos[0], 0.0)  # the same whatever the photo
     for photo in photos[:4]:
         (person,) = pose.detect([read_photo(photo)])[0][:1]
         _, _, asked = views.person_crop(
             read_photo(photo), views.whole_box(person, (256, 192)), person.keypoints, family.image_size
         )
-        for scale, shown in ((1.0, painted(photo, 1.0)), (0.0, without)):
+        for scale, shown in ((1.0, generated(photo, 1.0)), (0.0, without)):
             distance = np.linalg.norm(shown - asked[limbs, :2], axis=1)
             misses[scale].append(float(np.median(distance)) / family.image_size[0])
     assert np.mean(misses[1.0]) < 0.05 and np.mean(misses[1.0]) < 0.5 * np.mean(misses[0.0]), misses
@@ -221,7 +223,7 @@ def test_a_pose_from_a_photo_is_taken(rendered_people, tmp_path):
 
 @pytest.mark.slow
 def test_which_of_several_people_is_taken(rendered_people, tmp_path):
-    """The embedded models on two people in one picture: --person counts from the left, and the table says who it is."""
+    """The embedded models on two people in one picture: --select-person counts from the left."""
     whole = []
     for path in sorted(rendered_people.glob("*/*.jpg")):
         framing = json.loads(path.with_suffix(".json").read_text())["attributes"]["framing"]
@@ -236,7 +238,9 @@ def test_which_of_several_people_is_taken(rendered_people, tmp_path):
     bodies = {}
     for rule in (1, 2):
         out = tmp_path / f"{rule}.safetensors"
-        run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", str(rule), "-o", str(out)])
+        run = CliRunner().invoke(
+            app, ["profile", str(tmp_path / "both.png"), "--select-person", str(rule), "-o", str(out)]
+        )
         assert run.exit_code == 0 and f"{rule} of 2" in run.stderr, run.stderr
         assert "1 photos show several people" in run.stderr
         bodies[rule] = load_profile(out).body_mean
@@ -244,7 +248,11 @@ def test_which_of_several_people_is_taken(rendered_people, tmp_path):
         make_profile([photo], tmp_path / "alone.safetensors", device="cpu")
         alone = load_profile(tmp_path / "alone.safetensors").body_mean
         assert (bodies[rule] - alone).norm() < (bodies[3 - rule] - alone).norm()
-    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "only"])
-    assert run.exit_code == 1 and "several people (--person only)" in run.stderr and "--person main" in run.stderr
-    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--person", "left"])
-    assert run.exit_code == 1 and "--person is 'left'" in run.stderr
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--select-person", "only"])
+    assert (
+        run.exit_code == 1
+        and "several people (--select-person only)" in run.stderr
+        and "--select-person main" in run.stderr
+    )
+    run = CliRunner().invoke(app, ["profile", str(tmp_path / "both.png"), "--select-person", "left"])
+    assert run.exit_code == 1 and "--select-person is 'left'" in run.stderr

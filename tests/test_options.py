@@ -75,6 +75,12 @@ def tool(trained):
     return call
 
 
+@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+def test_help_names_a_config_file_only_where_there_is_one(name):
+    shown = run(app, [*name.split(), "--help"]).stdout
+    assert ("more settings for a config file" in shown) <= ("--print-config" in shown.partition("Common options")[2])
+
+
 def test_precedence_is_default_preset_file_line(tool, trained, tmp_path):
     file = tmp_path / "train.toml"
     file.write_text("rate = 0.125\nloss = 'one'\n")

@@ -87,7 +87,7 @@ def test_profile(mixed, photograph, tmp_path):
 
 
 def test_profile_of_photographs_alone(photograph, tmp_path):
-    """The body is read off the outline by the encoder of masks, and told to the adapters in their own space."""
+    """The mask encoder estimates the body from the silhouette, in the space of the adapters."""
     path = tmp_path / "me.safetensors"
     done = CliRunner().invoke(app, ["profile", str(photograph), "--height", "172", "-o", str(path)])
     assert done.exit_code == 0 and "warning: these are photographs" in done.stderr

@@ -301,7 +301,7 @@ def test_the_commands_of_two_words(tmp_path, monkeypatch):
 
 
 def test_a_face_in_a_grey_photo_counts_little(world, tmp_path):
-    """And is said to: the profile's face is nearly that of the photos in colour."""
+    """And a message says so: the profile's face is nearly that of the photos in colour."""
     _, _, photos = world
     Image.open(photos[0]).convert("L").save(tmp_path / "grey.png")
     face = {}

@@ -12,12 +12,12 @@ from bolid.backends.pose import PoseModel
 from bolid.generate.refine import FaceRefiner, cut, lay_back, portrait_prompt, window
 from bolid.models.families import get_family
 from bolid.synth.people import sample_person, sample_plan
-from bolid.synth.render import Photo, Renderer
+from bolid.synth.render import RenderedPhoto, Renderer
 
 SIZE = (128, 96)
 
 
-def photo_of(seed: int, size: tuple[int, int], **plan) -> Photo:
+def photo_of(seed: int, size: tuple[int, int], **plan) -> RenderedPhoto:
     person = sample_person(seed)
     return Renderer(person, size).render(sample_plan(person, 0, yaw=0.0, **plan))
 
@@ -72,12 +72,12 @@ def test_only_the_head_changes(refiner, full_body):
     picture, (left, top, right, bottom) = full_body
     asked = []
 
-    def repaint(crops, prompts, seeds, strength):
+    def sample(crops, prompts, seeds, strength):
         asked.append((prompts, seeds, strength))
         return [np.zeros_like(crop) for crop in crops]
 
     plain = np.full((128, 96, 3), 200, np.uint8)
-    changed, same_as_before = refiner([picture, plain], ["a full body photo of a man", "nobody"], [5, 6], repaint)
+    changed, same_as_before = refiner([picture, plain], ["a full body photo of a man", "nobody"], [5, 6], sample)
     assert asked == [(["a portrait of a man"], [5], 0.5)]
     assert np.array_equal(same_as_before, plain)
     middle = changed[int((top + bottom) / 2), int((left + right) / 2)]

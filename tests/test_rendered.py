@@ -1,4 +1,4 @@
-"""Photographs are told from renders: those that installed packages ship, and rendered people."""
+"""Photographs and renders are distinguished: those that installed packages ship, and rendered people."""
 
 from __future__ import annotations
 

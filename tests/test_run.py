@@ -153,6 +153,13 @@ def test_what_a_killed_process_leaves_of_a_file_is_taken_over(tmp_path):
     assert (tmp_path / "x.safetensors").read_text() == "new"
 
 
+def test_nothing_is_written_where_a_killed_process_has_left_nothing(tmp_path):
+    (tmp_path / "x.png").write_text("whole")
+    os.utime(tmp_path, ns=(1, 1))
+    run.remove_leftovers(tmp_path / "x.png")
+    assert tmp_path.stat().st_mtime_ns == 1  # making or removing a file would have changed it
+
+
 @pytest.mark.skipif(run.fcntl is None, reason="leftovers are taken over by their locks")
 def test_a_file_that_was_named_before_the_kill_stays_whole(tmp_path):
     named, leftover = tmp_path / "x.txt", tmp_path / ".x.bolid-tmp.txt"

@@ -35,11 +35,11 @@ def test_scales_that_make_no_sense(text):
     assert error.value.message.startswith(f"--body-scale is {text}") and error.value.hint
 
 
-def test_a_stretch_is_of_the_steps_that_begin_in_it():
+def test_an_interval_is_of_the_steps_that_begin_in_it():
     assert list(Scale().steps(4)) == [0, 1, 2, 3]
     assert list(Scale(start=0.2, end=0.8).steps(10)) == [2, 3, 4, 5, 6, 7]
     assert list(Scale(start=0.25, end=0.5).steps(4)) == [1]
-    # Two stretches that meet share no step and leave none out.
+    # Two intervals that meet share no step and leave none out.
     for total in range(1, 60):
         for cut in (0.1, 0.3, 1 / 3, 0.7):
             steps = [*Scale(end=cut).steps(total), *Scale(start=cut).steps(total)]

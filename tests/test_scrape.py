@@ -217,8 +217,13 @@ def test_the_command(own, tmp_path):
     shown = CliRunner().invoke(
         app, ["scrape", str(own), "-o", str(out), "--min-size", "64", "--max-bad", "1", "--json", "-q"]
     )
-    told = json.loads(shown.stdout)
-    assert told["photos"] == 6 and told["new"] == 0 and told["dropped"] == {SAME_FILE: 1} and told["out"] == str(out)
+    report = json.loads(shown.stdout)
+    assert (
+        report["photos"] == 6
+        and report["new"] == 0
+        and report["dropped"] == {SAME_FILE: 1}
+        and report["out"] == str(out)
+    )
     result = CliRunner().invoke(app, ["scrape", str(own), "--out", str(tmp_path / "none"), "--min-size", "5000"])
     assert result.exit_code == 1 and "no photos could be kept" in result.stderr
     assert "lower --min-size" in result.stderr and "smaller than --min-size 5000" in result.stderr
@@ -232,9 +237,9 @@ def test_a_program_that_looks_for_watermarks(own, tmp_path):
     )
     arguments = ["scrape", str(own), "-o", str(tmp_path / "photos"), "--min-size", "64", "--max-bad", "1", "--json"]
     result = CliRunner().invoke(app, [*arguments, "--watermark", f"{sys.executable} {program}"])
-    told = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     bright = sum(np.asarray(picture(seed).convert("L").resize((1, 1))).item() > 128 for seed in (0, 1, 2, 3, 4, 9))
-    assert 0 < bright < 6 and abs(told["dropped"]["watermark: bright"] - bright) <= 1
+    assert 0 < bright < 6 and abs(report["dropped"]["watermark: bright"] - bright) <= 1
     result = CliRunner().invoke(app, [*arguments, "--watermark", "no-such-program"])
     assert result.exit_code == 1 and "--watermark 'no-such-program' cannot be run" in result.stderr
 

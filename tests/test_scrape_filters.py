@@ -218,10 +218,10 @@ def test_kill_and_resume(server, tmp_path):
         while process.poll() is None and len({p for p in server.hits if p.startswith("/img/")}) < stop:
             time.sleep(0.005)
         process.send_signal(how)
-        told = process.communicate()[1].decode()
+        messages = process.communicate()[1].decode()
         what = {-9: "", 130: "interrupted", 143: "ended by SIGTERM"}[status]
         assert process.returncode == status
-        assert told == (f"{what}; the same command goes on where it stopped\n" if what else "")
+        assert messages == (f"{what}; the same command goes on where it stopped\n" if what else "")
         given.clear()
         settled = len(list(out.glob("*/*.json")))
     result = scrape(site=theplace(server, tmp_path), out=out, min_photos=12, **WEB)

@@ -176,12 +176,12 @@ def test_a_server_that_asks_for_pauses(server, tmp_path, listed):
         [(429, {"Retry-After": "1"}, b""), (503, {"Retry-After": formatdate(time.time() + 3, usegmt=True)}, b"")]
     )
     server.pages |= {"/0.jpg": lambda handler: next(answers, jpeg(0)), "/1.jpg": jpeg(1)}
-    said = []
+    messages = []
     result = scrape(
         urls=listed({"Anna": ["/0.jpg", "/1.jpg"]}),
         out=tmp_path / "photos",
         **WEB,
-        progress=lambda d, t, text: said.append(text),
+        progress=lambda d, t, text: messages.append(text),
     )
     assert result.photos == 2 and server.count("/0.jpg") == 3
     first, second, _ = server.times["/0.jpg"]

@@ -116,10 +116,10 @@ def test_draws_of_a_conditioned_shape_agree_with_its_measurements():
     """The covariance says how far bodies drawn from the shape measure from its mean."""
     shape = condition(body_prior("woman"), {"height": Known(1.65, 0.005), "hip": Known(0.98, 0.01)})
     spread = measure_body(draw(shape, 60, 0)).std(0)
-    said = measured(shape).sd
+    stated = measured(shape).sd
     for name in ("inseam", "waist", "weight", "shoulders"):
         k = NAMES.index(name)
-        assert 0.6 < spread[k] / said[k] < 1.5, name
+        assert 0.6 < spread[k] / stated[k] < 1.5, name
 
 
 def test_editing_moves_one_and_holds_the_others():

@@ -106,11 +106,11 @@ def test_a_person_can_be_taken_out(bucket, samples, record):
 
 def test_the_commands_take_urls(bucket, samples, record):
     write(f"{bucket}/shards", samples, record)
-    told = CliRunner().invoke(app, ["inspect", f"{bucket}/shards", "--verify", "--json"], catch_exceptions=False)
-    described = json.loads(told.stdout)
+    result = CliRunner().invoke(app, ["inspect", f"{bucket}/shards", "--verify", "--json"], catch_exceptions=False)
+    described = json.loads(result.stdout)
     assert described["samples"] == 16 and described["path"] == f"{bucket}/shards"
-    told = CliRunner().invoke(app, ["train-vae", f"{bucket}/nothing"])
-    assert told.exit_code == 1 and "there is no shard directory s3://photos/nothing" in told.stderr
+    result = CliRunner().invoke(app, ["train-vae", f"{bucket}/nothing"])
+    assert result.exit_code == 1 and "there is no shard directory s3://photos/nothing" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,20 @@ from bolid.errors import BolidError
 from bolid.generate import generate
 from bolid.generate.models import Models
 from bolid.models.families import get_family
-from bolid.ui import figure
+from bolid.ui import body_sliders
 from bolid.ui.access import Access
 from bolid.ui.people import People
 from bolid.ui.photos import MAX_BYTES, MAX_PHOTOS, enlarged, uploaded
-from bolid.ui.pictures import Job, Made, Progress, Sitter, Stopped, Studio, Wish
-from bolid.ui.workshop import Workshop
+from bolid.ui.pictures import (
+    Cancelled,
+    GeneratedPicture,
+    Job,
+    PictureGenerator,
+    PictureRequest,
+    SamplingProgress,
+    Subject,
+)
+from bolid.ui.workspace import Workspace
 from bolid_cli.main import app
 
 PROMPT = "a photo of a woman, 'quoted' & more"
@@ -38,14 +46,16 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def studio(world, tmp_path):
-    return Studio(get_family(world.family), world.family, "cpu", Models(), tmp_path / "pictures")
+def generator(world, tmp_path):
+    return PictureGenerator(get_family(world.family), world.family, "cpu", Models(), tmp_path / "pictures")
 
 
-def pictures(studio, wish, *sitters, job=None):
-    """What the studio paints, and how far it was in between."""
-    events = list(studio.paint(job or Job(), wish, list(sitters) or [Sitter()]))
-    return [e for e in events if isinstance(e, Made)], [e for e in events if isinstance(e, Progress)]
+def pictures(generator, request, *subjects, job=None):
+    """The pictures of a request, and the progress in between."""
+    events = list(generator.generate(job or Job(), request, list(subjects) or [Subject()]))
+    return [e for e in events if isinstance(e, GeneratedPicture)], [
+        e for e in events if isinstance(e, SamplingProgress)
+    ]
 
 
 def pixels(made):
@@ -85,10 +95,10 @@ def test_two_servers_share_a_folder(tmp_path):
     killed = tmp_path / "uploads" / "of one that was killed"
     killed.mkdir(parents=True)
     (killed / "photo.jpg").touch()
-    first, second = (Workshop(tmp_path, device="cpu") for _ in range(2))
+    first, second = (Workspace(tmp_path, device="cpu") for _ in range(2))
     assert not killed.exists() and first.uploads.is_dir() and first.uploads != second.uploads
-    for workshop in (first, second):
-        workshop.portray("Ida", [], {"height": "172"})
+    for workspace in (first, second):
+        workspace.create_profile("Ida", [], {"height": "172"})
     assert first.people.names() == second.people.names() == ["Ida", "Ida 2"]
     first.close()
     assert second.uploads.is_dir() and not first.uploads.exists()
@@ -132,18 +142,18 @@ def test_small_pictures_are_enlarged_sharply():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A workshop with somebody of whom only measurements are known."""
-    workshop = Workshop(tmp_path_factory.mktemp("work"), device="cpu")
-    workshop.portray("Ida", [], {"height": "172", "waist": "70", "weight": ""})
-    return workshop
+    """A workspace with somebody of whom only measurements are known."""
+    workspace = Workspace(tmp_path_factory.mktemp("work"), device="cpu")
+    workspace.create_profile("Ida", [], {"height": "172", "waist": "70", "weight": ""})
+    return workspace
 
 
 def test_sliders_move_the_mannequin_and_save_a_profile(measured):
     shape, rows = measured.shape("Ida", {})
     value = {row.name: row.value for row in rows}
     assert abs(value["height"] - 172) < 1 and abs(value["waist"] - 70) < 1
-    names = [slider.name for slider in figure.sliders()]
-    assert names == list(value) and all(s.low <= value[s.name] <= s.high for s in figure.sliders())
+    names = [slider.name for slider in body_sliders.sliders()]
+    assert names == list(value) and all(s.low <= value[s.name] <= s.high for s in body_sliders.sliders())
     moved, rows = measured.shape("Ida", {"waist": 76.0})
     after = {row.name: row.value for row in rows}
     assert abs(after["waist"] - 76) < 1 and abs(after["hip"] - value["hip"]) < 1
@@ -153,11 +163,11 @@ def test_sliders_move_the_mannequin_and_save_a_profile(measured):
     shift = np.linalg.norm(before.vertices - changed.vertices, axis=1)
     assert 0.005 < shift.max() < 0.05
     assert all(b"COLOR_0" in file.read_bytes() for file in files)
-    name = measured.reshape("Ida", {"waist": 76.0}, True, "Ida")
+    name = measured.edit("Ida", {"waist": 76.0}, True, "Ida")
     assert name == "Ida 2"
     assert abs(dict((r.name, r.value) for r in measured.shape(name, {})[1])["waist"] - 76) < 1
-    with pytest.raises(BolidError, match="no measurement is moved"):
-        measured.reshape("Ida", {}, True, "x")
+    with pytest.raises(BolidError, match="no measurement is changed"):
+        measured.edit("Ida", {}, True, "x")
     with pytest.raises(BolidError, match="there is no measurement 'nose'"):
         measured.shape("Ida", {"nose": 3})
 
@@ -172,25 +182,25 @@ def test_a_profile_is_opened_under_a_name_of_its_own(measured):
 
 
 def test_somebody_invented_is_the_same_for_the_same_seed(measured):
-    first, second, other = (measured.invent("Nora", seed).result for seed in (4, 4, 5))
+    first, second, other = (measured.create_invented("Nora", seed).result for seed in (4, 4, 5))
     assert first.measurements == second.measurements != other.measurements and not first.has_face
     with pytest.raises(BolidError, match="the seed is 600000"):
-        measured.synthesise("x", 600_000)
+        measured.create_synthetic("x", 600_000)
 
 
 def test_the_body_says_what_a_prompt_calls_somebody(measured):
     for sex in ("woman", "man"):
-        name = measured.portray(sex, [], {"height": "172"}, sex).name
+        name = measured.create_profile(sex, [], {"height": "172"}, sex).name
         assert measured.people.is_woman(name) == (sex == "woman")
 
 
 # ---- pictures
 
 
-def test_a_picture_is_made_again_by_its_command(world, studio, tmp_path, monkeypatch):
-    wish = Wish(PROMPT, body_scale=0.4, number=2, seed=7, steps=2, guidance=1.5, negative="blue")
-    me = Sitter("me", world.me, frozenset({"face", "body"}))
-    made, steps = pictures(studio, wish, me, Sitter())
+def test_a_picture_is_made_again_by_its_command(world, generator, tmp_path, monkeypatch):
+    request = PictureRequest(PROMPT, body_scale=0.4, number=2, seed=7, steps=2, guidance=1.5, negative="blue")
+    me = Subject("me", world.me, frozenset({"face", "body"}))
+    made, steps = pictures(generator, request, me, Subject())
     assert [one.who for one in made] == ["me", "me", "nobody", "nobody"]
     assert [(e.done, e.step) for e in steps] == [(d, s) for d in range(4) for s in (1, 2)]
     assert any(e.preview is not None and e.preview.shape == pixels(made)[0].shape for e in steps)
@@ -204,85 +214,85 @@ def test_a_picture_is_made_again_by_its_command(world, studio, tmp_path, monkeyp
         again = Path(result.stdout.strip().splitlines()[-1])
         assert np.array_equal(np.asarray(Image.open(again)), np.asarray(Image.open(one.path)))
         assert read_picture(again)["config"] == read_picture(one.path)["config"]
-    # Its own wish is that very picture too.
-    alone, _ = pictures(studio, made[1].wish, me)
+    # Its own request is that very picture too.
+    alone, _ = pictures(generator, made[1].request, me)
     assert same(pixels(alone), pixels(made[1:2]))
 
 
 def test_what_is_not_asked_for_is_no_option_of_the_command():
     family = get_family("tiny")
-    assert Wish("x", face_scale=1.0).options(family, {"face", "body"}) == {}
-    wish = Wish("x", 0.5, 0.5, pose="waving", upscale=2, refine_face=True)
+    assert PictureRequest("x", face_scale=1.0).options(family, {"face", "body"}) == {}
+    request = PictureRequest("x", 0.5, 0.5, pose="waving", upscale=2, refine_face=True)
     more = {"upscale": 2, "refine_face": True}
-    assert wish.options(family, {"body"}) == {"body_scale": 0.5, "pose": "waving", **more}
-    assert wish.options(family, set()) == more  # nobody has no body to be posed
+    assert request.options(family, {"body"}) == {"body_scale": 0.5, "pose": "waving", **more}
+    assert request.options(family, set()) == more  # nobody has no body to be posed
 
 
-def test_models_are_loaded_once(world, studio):
-    wish = Wish(PROMPT, steps=1)
-    first, _ = pictures(studio, wish)
-    pipe = studio.models.current
-    second, _ = pictures(studio, wish)
-    assert studio.models.current is pipe and same(pixels(first), pixels(second))
-    (alone,) = generate([PROMPT], studio.pictures / "alone", family=world.family, device="cpu", steps=1)
+def test_models_are_loaded_once(world, generator):
+    request = PictureRequest(PROMPT, steps=1)
+    first, _ = pictures(generator, request)
+    pipe = generator.models.current
+    second, _ = pictures(generator, request)
+    assert generator.models.current is pipe and same(pixels(first), pixels(second))
+    (alone,) = generate([PROMPT], generator.pictures / "alone", family=world.family, device="cpu", steps=1)
     assert np.array_equal(np.asarray(Image.open(alone)), pixels(first)[0])
-    pictures(studio, Wish(PROMPT, steps=1), Sitter("me", world.faceless, frozenset({"body"})))
-    assert studio.models.current is not pipe  # of one pipeline that is kept
+    pictures(generator, PictureRequest(PROMPT, steps=1), Subject("me", world.faceless, frozenset({"body"})))
+    assert generator.models.current is not pipe  # of one pipeline that is kept
 
 
-def test_a_job_stops_within_a_step_and_the_next_one_goes_on(studio):
+def test_a_job_stops_within_a_step_and_the_next_one_goes_on(generator):
     job, seen = Job(), []
-    with pytest.raises(Stopped):
-        for event in studio.paint(job, Wish(PROMPT, number=16, steps=200), [Sitter()]):
+    with pytest.raises(Cancelled):
+        for event in generator.generate(job, PictureRequest(PROMPT, number=16, steps=200), [Subject()]):
             seen.append(event)
             job.stop()
-    assert len(seen) <= 4 and not list(studio.pictures.rglob("*.png"))
-    events = studio.paint(Job(), Wish(PROMPT, number=16, steps=20), [Sitter()])
+    assert len(seen) <= 4 and not list(generator.pictures.rglob("*.png"))
+    events = generator.generate(Job(), PictureRequest(PROMPT, number=16, steps=20), [Subject()])
     next(events)
     events.close()  # nobody listens any more
-    assert len(pictures(studio, Wish(PROMPT, steps=1))[0]) == 1
-    assert len(list(studio.pictures.rglob("*.png"))) == 1
+    assert len(pictures(generator, PictureRequest(PROMPT, steps=1))[0]) == 1
+    assert len(list(generator.pictures.rglob("*.png"))) == 1
 
 
 def test_a_job_can_be_stopped_before_it_begins(measured):
     assert measured.stop("later") is False
-    with pytest.raises(Stopped):
-        list(measured.pictures("later", Wish(PROMPT, steps=1), []))
+    with pytest.raises(Cancelled):
+        list(measured.pictures("later", PictureRequest(PROMPT, steps=1), []))
     assert measured.stop("page", until=5.0) is False
-    for asked in (4.0, 5.0):
-        with pytest.raises(Stopped):
-            list(measured.pictures("page", Wish(PROMPT, steps=1), [], asked))
-    with measured.job("page", asked=6.0) as job:
+    for requested_at in (4.0, 5.0):
+        with pytest.raises(Cancelled):
+            list(measured.pictures("page", PictureRequest(PROMPT, steps=1), [], requested_at))
+    with measured.job("page", requested_at=6.0) as job:
         assert measured.stop("page", until=5.5) is False  # a click that arrives late
         job.check()
         assert measured.stop("page", until=6.0) is True
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             job.check()
     assert not list(measured.people.pictures.rglob("*.png"))
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("wrong", "message"),
     [
-        (Wish(" - "), "no prompt given"),
-        (Wish("x" * 3000), "longer than 2000 characters"),
-        (Wish("x", number=17), "17 pictures are asked for"),
-        (Wish("x", steps=0), "0 steps are asked for"),
-        (Wish("x", seed=-1), "the seed is -1"),
-        (Wish("x", face_scale=9.0), "the face strength is 9.0"),
-        (Wish("x", upscale=3), "upscale is 3"),
-        (Wish("x", pose="flying"), "there is no pose 'flying'"),
-        (Wish("x", pose="waving", pose_from=Path("x")), "a pose and a photo of a pose"),
+        (PictureRequest(" - "), "no prompt given"),
+        (PictureRequest("x" * 3000), "longer than 2000 characters"),
+        (PictureRequest("x", number=17), "17 pictures are asked for"),
+        (PictureRequest("x", steps=0), "0 steps are asked for"),
+        (PictureRequest("x", seed=-1), "the seed is -1"),
+        (PictureRequest("x", face_scale=9.0), "the face strength is 9.0"),
+        (PictureRequest("x", upscale=3), "upscale is 3"),
+        (PictureRequest("x", pose="flying"), "there is no pose 'flying'"),
+        (PictureRequest("x", pose="waving", pose_from=Path("x")), "a pose and a photo of a pose"),
     ],
 )
-def test_wishes_that_nobody_can_fulfil(studio, wish, message):
+def test_wrong_requests_are_refused(generator, wrong, message):
     with pytest.raises(BolidError, match=message):
-        pictures(studio, wish)
+        pictures(generator, wrong)
 
 
-def test_a_grid_is_one_contact_sheet(world, studio):
+def test_a_grid_is_one_contact_sheet(world, generator):
     job, grid = Job(), ["steps=1,2", "seed=1,2"]
-    events = list(studio.sheet(job, Wish(PROMPT), [Sitter()], grid, 4))
+    events = list(generator.grid(job, PictureRequest(PROMPT), [Subject()], grid, 4))
     assert Image.open(events[-1]).width > 100 and [e.done for e in events[:-1]] == [0, 1, 2, 2, 3, 3]
 
 

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,10 @@ from test_images import ODD
 from bolid.models.families import get_family
 from bolid.synth.people import sample_person
 
-pytest.importorskip("gradio", reason="pip install 'bolid[ui]' to run these tests")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("gradio") is None, reason="pip install 'bolid[ui]' to run these tests"),
+]
 
 PROMPT = "a full body photo of a woman, in a red top and blue trousers, on a beach"
 PATIENCE = 120  # seconds; of a busy machine
@@ -145,9 +148,9 @@ def anna(client, rendered_people):
     """A person on the page, from photos that were uploaded."""
     photos = sorted((rendered_people / "p100000").glob("*.jpg"))
     files = client.upload(*((path.name, path.read_bytes()) for path in photos))
-    said, file = client.call("profile", name="Anna", photos=files, known={"height": "172"})
-    assert said["name"] == "Anna" and len(said["photos"]) == 5 and client.fetch(file)[8:20].startswith(b"{")
-    return said
+    profile, file = client.call("profile", name="Anna", photos=files, known={"height": "172"})
+    assert profile["name"] == "Anna" and len(profile["photos"]) == 5 and client.fetch(file)[8:20].startswith(b"{")
+    return profile
 
 
 def picture(client, state):
@@ -175,8 +178,8 @@ def test_photos_become_a_profile_and_pictures(client, anna, folder, tmp_path):
 
 
 def test_a_body_is_moved_and_a_person_deleted(client, anna):
-    said, file = client.call("edit", name="Anna", wanted={"waist": 75}, new_name="Anna 75")
-    assert abs(next(r["value"] for r in said["measurements"] if r["name"] == "waist") - 75) < 1
+    profile, file = client.call("edit", name="Anna", wanted={"waist": 75}, new_name="Anna 75")
+    assert abs(next(r["value"] for r in profile["measurements"] if r["name"] == "waist") - 75) < 1
     assert client.fetch(client.call("mannequin", name="Anna", wanted={"waist": 80})).startswith(b"glTF")
     assert client.call("delete", name="Anna 75")["people"] == ["Anna"] == client.call("people")
     with pytest.raises(urllib.error.HTTPError):
@@ -194,8 +197,8 @@ def test_bad_pictures_get_a_message(client, anna, rendered_people):
         assert "can be used" in text and str(Path.cwd()) not in text and "uploads" not in text and "<b>" not in text
     # Among good ones they are listed.
     files = client.upload(("good.jpg", photo), *bad.items())
-    said, _ = client.call("profile", name="Mixed", photos=files)
-    assert [p["photo"] for p in said["photos"] if not p["rejected"]] == ["good.jpg"]
+    profile, _ = client.call("profile", name="Mixed", photos=files)
+    assert [p["photo"] for p in profile["photos"] if not p["rejected"]] == ["good.jpg"]
     client.call("delete", name="Mixed")
 
 
@@ -351,7 +354,7 @@ def test_a_person_is_made_moved_and_saved(page, client, rendered_people):
     page.wait_for_selector(f"#photos :text('{photos[1].stem}')")
     page.click("#make")
     page.wait_for_function("name => document.querySelector('#person input').value == name", arg=name)
-    assert page.locator("#seen figure").count() == 2 and "weight" in page.inner_text("#seen")
+    assert page.locator("#detections figure").count() == 2 and "weight" in page.inner_text("#detections")
     page.wait_for_selector("#mannequin canvas")
     waist = page.locator("#slider-waist input[type=range]")
     before = next(r["value"] for r in client.call("measurements", name=name) if r["name"] == "waist")

@@ -13,7 +13,6 @@ import pytest
 
 from bolid import workers
 from bolid.errors import BolidError
-from bolid.extract.command import extract
 
 BATCHES = [[number, number + 0.5] for number in range(21)]  # more than two rounds of two ranks, the last not full
 
@@ -41,20 +40,22 @@ class Doubling:
 EXPECTED = [[2 * number for number in batch] for batch in BATCHES]
 
 RANK_SCRIPT = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 from bolid import workers
 from bolid.errors import BolidError
 from test_workers import BATCHES, Doubling
 
-try:
-    with workers.start("local", workers={workers}) as run:
-        if run is None:
-            print("helped")
-        elif {tells}:
-            print(list(run(Doubling(fails_at={fails_at}), BATCHES)))
-except BolidError as error:
-    print("error:", error.message, "/", error.hint)
+for port, (name, fails_at) in zip({ports!r}, {cases!r}):
+    os.environ["MASTER_PORT"] = str(port)
+    try:
+        with workers.start("local", workers=1) as run:
+            if run is None:
+                print(name, "helped")
+            elif name != "nothing":
+                print(name, list(run(Doubling(fails_at=fails_at), BATCHES)))
+    except BolidError as error:
+        print(name, "error:", error.message, "/", error.hint)
 """
 
 
@@ -76,15 +77,16 @@ def run_ranks(command: list[str], names: tuple[str, str, str] = ("RANK", "WORLD_
         )
         for rank in range(2)
     ]  # fmt: skip
-    told = [process.communicate(timeout=240) for process in processes]
-    for process, (_, talk) in zip(processes, told, strict=True):
+    results = [process.communicate(timeout=240) for process in processes]
+    for process, (_, talk) in zip(processes, results, strict=True):
         assert process.returncode == 0, talk
-    return [out.strip() for out, _ in told]
+    return [out.strip() for out, _ in results]
 
 
-def rank_script(workers: int = 1, fails_at: int = -1, tells: bool = True) -> list[str]:
-    tests = str(Path(__file__).parent)
-    return [sys.executable, "-c", RANK_SCRIPT.format(tests=tests, workers=workers, fails_at=fails_at, tells=tells)]
+def rank_script(**cases: int) -> list[str]:
+    """A command that runs one case after the other. A case's number is the batch that fails; `nothing` has no batch."""
+    tests, ports = str(Path(__file__).parent), [free_port() for _ in cases]
+    return [sys.executable, "-c", RANK_SCRIPT.format(tests=tests, ports=ports, cases=list(cases.items()))]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -101,24 +103,20 @@ def test_one_process_alone_keeps_its_threads():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-                                   ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")])  # fmt: skip
-def test_ranks_share_the_batches_and_rank_0_has_all_results_in_order(names):
-    assert run_ranks(rank_script(), names) == [str(EXPECTED), "helped"]
+def test_ranks_of_slurm_share_the_batches_and_rank_0_has_all_results_in_order():
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    assert run_ranks(rank_script(all=-1), names) == [f"all {EXPECTED}", "all helped"]
 
 
 @pytest.mark.slow
-def test_the_other_ranks_are_let_go_when_there_is_nothing_to_do():
-    assert run_ranks(rank_script(tells=False)) == ["", "helped"]
-
-
-@pytest.mark.slow
-def test_an_error_of_any_rank_reaches_rank_0():
-    first, second = run_ranks(rank_script(fails_at=5))  # batch 5 is rank 1's
-    assert first == "error: a bad batch / leave it out"
-    assert second == "helped" or second.startswith("error: rank 1 lost the others")
-    first, _ = run_ranks(rank_script(fails_at=0))  # the models can't be loaded
-    assert first == "error: no model / get one"
+def test_ranks_share_the_batches_let_each_other_go_and_hear_of_errors():
+    """One pair of processes, one case after the other. Batch 5 is rank 1's; at 0 the models cannot be loaded."""
+    first, second = (output.splitlines() for output in run_ranks(rank_script(all=-1, nothing=-1, fails=5, lacks=0)))
+    assert first == [
+        f"all {EXPECTED}", "fails error: a bad batch / leave it out", "lacks error: no model / get one",
+    ]  # fmt: skip
+    assert second[:2] == ["all helped", "nothing helped"] and len(second) == 4
+    assert second[2] == "fails helped" or second[2].startswith("fails error: rank 1 lost the others")
 
 
 def test_a_batch_script_of_slurm_is_one_process(monkeypatch):
@@ -173,9 +171,9 @@ def run_with_ray(command: list[str]) -> str:
 def test_ray_gives_results_in_order_up_to_an_error():
     pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
     script = RAY_SCRIPT.format(tests=str(Path(__file__).parent))
-    told = run_with_ray([sys.executable, "-c", script]).splitlines()
-    told = [line for line in told if "(raylet)" not in line]  # which Ray says now and then of actors that were ended
-    assert told == ["[]", *map(str, EXPECTED[:20]), "error: a bad batch"]
+    lines = run_with_ray([sys.executable, "-c", script]).splitlines()
+    lines = [line for line in lines if "(raylet)" not in line]  # which Ray says now and then of actors that were ended
+    assert lines == ["[]", *map(str, EXPECTED[:20]), "error: a bad batch"]
 
 
 def test_an_actor_without_its_model_says_so():
@@ -188,6 +186,8 @@ def test_an_actor_without_its_model_says_so():
 
 @pytest.mark.slow
 def test_extract_writes_the_same_bytes_on_ranks_and_on_ray(rendered_people, tmp_path):
+    from bolid.extract.command import extract  # not above: the ranks import this file
+
     options = ["--device", "cpu", "--max-bad", "0.2", "--family", "tiny"]
     extract(rendered_people, tmp_path / "alone", device="cpu", max_bad=0.2)
     command = [sys.executable, "-m", "bolid_cli.main", "extract", str(rendered_people), *options]

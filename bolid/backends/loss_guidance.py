@@ -63,7 +63,7 @@ class LossGuidance:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """(the prediction with the condition, the one for an x0-hat further down the gradient, where noise stays).
 
-        The gradient is taken with respect to `z_t`, through the UNet, so that it asks for what the UNet can make.
+        The gradient is taken with respect to `z_t`, through the UNet, so that it stays within what the UNet can make.
         """
         alphas = losses.alpha_bar(self.scheduler, torch.as_tensor(t).long()).to(z_t.device).expand(len(z_t))
         kind, kept = self.scheduler.config.prediction_type, None

@@ -95,7 +95,7 @@ class RTMPose:
 
         height, width = self.size
         centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * PADDING
-        # Of the network's format, so that nothing is stretched.
+        # In the network's aspect ratio.
         scale = np.maximum(np.maximum(extent[:, 0] / width, extent[:, 1] / height), 1e-6)  # picture per input pixel
         corner = centre - scale[:, None] * [width / 2, height / 2]
         crops = []

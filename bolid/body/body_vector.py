@@ -93,7 +93,7 @@ class BodyVectors:
         return rows / np.sqrt(np.einsum("rd,de,re->r", rows, spread, rows))[:, None]
 
     def vector_of(self, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-        """body_mean, body_logvar [D] of a shape: as photos of such a person would be encoded, and how surely."""
+        """body_mean, body_logvar [D] of a shape: as photos of such a person would be encoded."""
         spread = np.diag(self.weight @ shape.covariance @ self.weight.T + self.noise)
         kept = 1 - np.exp(self.logvar)  # a fused mean is drawn to 0 by the encoder's prior
         mean = kept * (self.weight @ state_of(shape.mean) + self.bias)

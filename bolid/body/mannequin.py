@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bolid.body.measurements import MEASUREMENTS, Tape, edges_of, plane_axes, section
-from bolid.body.rendering import Buffer, View, clay, draw
+from bolid.body.rendering import Buffer, Viewpoint, clay, render_view
 from bolid.body.shape import within_bounds
 
 _SIZE = (1180, 2120)  # height, width
@@ -67,14 +67,14 @@ def mannequin(
     for name, (turn, middle) in _COLUMNS.items():
         left = middle - _REACH
         size = (_FINE * _SIZE[0], _FINE * 2 * _REACH)
-        fine = View(turn, scale * _FINE, (_FINE * _REACH, _FINE * _FLOOR), size)
-        buffer = draw(fine, shown, tape.model.faces, places)
+        fine = Viewpoint(turn, scale * _FINE, (_FINE * _REACH, _FINE * _FLOOR), size)
+        buffer = render_view(fine, shown, tape.model.faces, places)
         part = paper[:, _FINE * left : _FINE * (middle + _REACH)]
         seen = buffer.values[buffer.mask]
         covered = suit(seen[:, :3], seen[:, 3])[:, None]
         color = np.array(_SKIN) + covered * (np.array(_SUIT) - _SKIN)
         part[buffer.mask] = (clay(buffer, color) * 255).astype(np.uint8)
-        views[name] = (View(turn, scale, (middle, _FLOOR), _SIZE), buffer, left)
+        views[name] = (Viewpoint(turn, scale, (middle, _FLOOR), _SIZE), buffer, left)
     picture = Image.fromarray(paper)
     pen = Pen(ImageDraw.Draw(picture))
     texts = {
@@ -156,7 +156,7 @@ def tape_ring(tape: Tape, body: np.ndarray, name: str) -> np.ndarray:
     return np.concatenate([*parts, closed[:1]])
 
 
-def _visible_line(pen: Pen, view: View, buffer: Buffer, left: int, points: np.ndarray) -> None:
+def _visible_line(pen: Pen, view: Viewpoint, buffer: Buffer, left: int, points: np.ndarray) -> None:
     """A line in space [n, 3], where the body does not hide it."""
     flat = view.project(points)
     at = ((flat[:, :2] - [left, 0]) * _FINE).astype(int).clip(0, np.array(buffer.depth.shape[::-1]) - 1)

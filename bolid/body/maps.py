@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bolid.body.mesh import BodyModel
-from bolid.body.rendering import Buffer, View, draw
+from bolid.body.rendering import Buffer, Viewpoint, render_view
 from bolid.errors import BolidError
 from bolid.method.openpose import draw_openpose
 from bolid.synth.geometry import rasterise
@@ -47,7 +47,7 @@ def control_maps(
         raise BolidError(f"--size is {size[1]}x{size[0]}", "give WIDTHxHEIGHT from 32 to 8192 pixels")
     vertices = model.posed(parameters, pose)
     view = framed(vertices, parameters[0], size, turn)
-    buffer = draw(view, vertices, model.faces)
+    buffer = render_view(view, vertices, model.faces)
     makers = {
         "depth": lambda: depth_map(view.project(vertices), model.faces, size),
         "normal": lambda: _normal(buffer),
@@ -57,15 +57,15 @@ def control_maps(
     return {name: makers[name]() for name in names}
 
 
-def framed(vertices: np.ndarray, stature: float, size: tuple[int, int], turn: float = 0.0) -> View:
+def framed(vertices: np.ndarray, stature: float, size: tuple[int, int], turn: float = 0.0) -> Viewpoint:
     """A camera that shows the whole body [V, 3], in the middle of a picture of `size` (height, width)."""
-    view = View(turn, 1.0, (0.0, 0.0), size, _DISTANCE * stature, 0.55 * stature)
+    view = Viewpoint(turn, 1.0, (0.0, 0.0), size, _DISTANCE * stature, 0.55 * stature)
     flat = view.project(vertices)[:, :2]
     low, high = flat.min(0), flat.max(0)
     scale = _FILL * min(size[0] / (high[1] - low[1]), size[1] / (high[0] - low[0]))
     middle = (low + high) / 2 * scale
     center = (size[1] / 2 - float(middle[0]), size[0] / 2 - float(middle[1]))
-    return View(turn, scale, center, size, _DISTANCE * stature, 0.55 * stature)
+    return Viewpoint(turn, scale, center, size, _DISTANCE * stature, 0.55 * stature)
 
 
 def depth_map(points: np.ndarray, faces: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Pose = Mapping[str, np.ndarray]
 """Bone -> rotation matrix [3, 3] from the pose at rest, in the body's axes."""
 
-BONES = {
+BONE_SD = {
     "root": 0.35, "spine03": 0.15, "neck01": 0.3, "upperarm01.L": 0.5, "upperarm01.R": 0.5, "lowerarm01.L": 0.5,
     "lowerarm01.R": 0.5, "upperleg01.L": 0.35, "upperleg01.R": 0.35, "lowerleg01.L": 0.3, "lowerleg01.R": 0.3,
 }  # fmt: skip
-"""The bones that turn, and how far from the start: standard deviation in radians."""
+"""Bone that turns -> standard deviation of its rotation from the initial pose, in radians."""
 _HINGES = ("lowerleg01.L", "lowerleg01.R")  # turn about x alone, and one way
 _CARRIERS = {
     "nose": "head", "left_eye": "head", "right_eye": "head", "left_ear": "head", "right_ear": "head",
@@ -82,8 +82,8 @@ class _Problem:
         self.middle = keypoints[:, :2].mean(0)
         self.target = (keypoints[:, :2] - self.middle) / self.size
         self.weight = np.sqrt(keypoints[:, 2]) / KEYPOINT_SD
-        self.angles = {bone: slice(3 * i, 3 * i + 3) for i, bone in enumerate(BONES)}
-        self.sd = np.repeat(list(BONES.values()), 3)
+        self.angles = {bone: slice(3 * i, 3 * i + 3) for i, bone in enumerate(BONE_SD)}
+        self.sd = np.repeat(list(BONE_SD.values()), 3)
         for bone in _HINGES:
             self.sd[self.angles[bone]] *= [1, 0.05, 0.05]
         self.stature = float(parameters[0])
@@ -114,7 +114,7 @@ class _Problem:
         labels, parents, heads, _ = self.skeleton
         angle = x[:, : len(self.sd)].reshape(-1, 3)
         turned = Rotation.from_rotvec(angle).as_matrix().reshape(len(x), -1, 3, 3)
-        own = {labels.index(bone): turned[:, i] for i, bone in enumerate(BONES)}
+        own = {labels.index(bone): turned[:, i] for i, bone in enumerate(BONE_SD)}
         rotation: dict[int, np.ndarray] = {}
         place: dict[int, np.ndarray] = {}
         for bone in self.order:

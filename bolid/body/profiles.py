@@ -135,7 +135,7 @@ def _f32(values: np.ndarray) -> Any:
 
 
 def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
-    """The shape of a profile: as stored, else read off its body vector by the file `vectors` (a family's `body_shape`).
+    """The shape of a profile: as stored, else inferred from its body vector by `vectors` (a family's `body_shape`).
 
     Raises BolidError where neither is there.
     """

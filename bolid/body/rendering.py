@@ -16,8 +16,8 @@ _AHEAD = 10.0  # metres: an orthographic camera stands so far off, that all dept
 
 
 @dataclass(frozen=True)
-class View:
-    """A body as a camera sees it. `turn` in degrees: 0 the front, 90 the person's left side, 180 the back.
+class Viewpoint:
+    """A camera before a body. `turn` in degrees: 0 the front, 90 the person's left side, 180 the back.
 
     `scale`: pixels a metre; `center`: the pixel (x, y) of the floor's origin. `distance` in metres: None is
     orthographic, else a pinhole camera at so much distance and `eye` metres high, `scale` at the person.
@@ -61,7 +61,9 @@ class Buffer:
     values: np.ndarray
 
 
-def draw(view: View, vertices: np.ndarray, faces: np.ndarray, quantities: np.ndarray | None = None) -> Buffer:
+def render_view(
+    view: Viewpoint, vertices: np.ndarray, faces: np.ndarray, quantities: np.ndarray | None = None
+) -> Buffer:
     """The body [V, 3] in a view, and `quantities` [V, C] of its vertices."""
     depth, triangle, weights = rasterise(view.project(vertices), faces, *view.size)
     mask = triangle >= 0

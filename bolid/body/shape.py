@@ -172,7 +172,7 @@ def jacobian(parameters: np.ndarray, sizes: np.ndarray | None = None) -> np.ndar
 
 
 def measured(shape: Shape) -> Measured:
-    """What a shape measures, and how surely: linearised at its mean."""
+    """The measurements of a shape with their uncertainty: linearised at its mean."""
     values = measure_body(shape.mean[None])[0]
     slope = jacobian(shape.mean, values)
     return Measured(values, slope @ shape.covariance @ slope.T)
@@ -271,18 +271,18 @@ def _contradiction(shape: Shape, known: Mapping[str, Known], slope: np.ndarray, 
         spread[name] = math.sqrt(slope[i] @ covariance @ slope[i])
         off[name] = abs(known[name].value - expected[name]) / math.hypot(spread[name], known[name].sd)
     worst = max(off, key=lambda name: off[name])
-    given = ", ".join(said(name, entry.value) for name, entry in known.items())
+    given = ", ".join(_with_unit(name, entry.value) for name, entry in known.items())
     low, high = (expected[worst] + sign * 2.5 * spread[worst] for sign in (-1, 1))
-    beside = ", ".join(said(name, entry.value) for name, entry in known.items() if name != worst)
+    beside = ", ".join(_with_unit(name, entry.value) for name, entry in known.items() if name != worst)
     return BolidError(
         f"no adult body of the population has {given}: {distance:.1f} standard deviations off",
-        f"{'with ' + beside + ', ' if beside else ''}{worst} is plausible from {said(worst, low, False)} "
-        f"to {said(worst, high, False)}; check the numbers and --units",
+        f"{'with ' + beside + ', ' if beside else ''}{worst} is plausible from {_with_unit(worst, low, False)} "
+        f"to {_with_unit(worst, high, False)}; check the numbers and --units",
     )
 
 
-def said(name: str, value: float, named: bool = True) -> str:
-    """A measurement as people say it, like "waist 80 cm"; `value` in metres (kilograms)."""
+def _with_unit(name: str, value: float, named: bool = True) -> str:
+    """A measurement with its unit, like "waist 80 cm"; `value` in metres (kilograms)."""
     from bolid.body.measurements import MEASUREMENTS
 
     row = MEASUREMENTS[NAMES.index(name)]
@@ -320,7 +320,7 @@ def edit(shape: Shape, targets: Mapping[str, float], *, hold: bool = True, exact
         reached = found[NAMES.index(name)]
         if abs(reached - value) > 0.01:
             raise BolidError(
-                f"no body like this one has {said(name, value)}: the nearest is {said(name, reached)}",
+                f"no body like this one has {_with_unit(name, value)}: the nearest is {_with_unit(name, reached)}",
                 "ask for less, or let the other measurements follow: --hold none",
             )
     covariance = shape.covariance

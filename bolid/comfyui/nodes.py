@@ -63,7 +63,7 @@ class LoadProfile:
         from bolid.formats.profile import load_profile
 
         path = _profile_path(profile)
-        load_profile(path)  # damage is said here, not in a later node
+        load_profile(path)  # raises for a damaged file here, not in a later node
         return path, _measurements(path)
 
 

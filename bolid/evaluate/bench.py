@@ -9,37 +9,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from bolid import workers as sharing
 from bolid.errors import BolidError
-from bolid.evaluate.command import PathLike, Run, comparison
+from bolid.evaluate.command import PathLike, Scoring, ScoringOptions
 from bolid.evaluate.pictures import PictureFolder, read_methods
 from bolid.evaluate.protocol import CONDITIONING, REFERENCE, REQUESTS
 from bolid.evaluate.results import Comparison
-from bolid.run import Progress
-from bolid.workers import EngineName
 
 if TYPE_CHECKING:
     from bolid.evaluate.evaluators import BodyReader
 
 
-def bench(  # noqa: PLR0913
+def bench(
     pictures: Sequence[PathLike],
     benchmark: PathLike | None = None,
     *,
     reference: PathLike | None = None,
-    conditioning: PathLike | None = None,
     recognisers: Sequence[PathLike] = (),
     body_reader: tuple[str, BodyReader] | None = None,
-    features: str = "auto",
-    html: PathLike | None = None,
-    family: str | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    workers: int = 1,
-    engine: EngineName = "local",
-    progress: Progress | None = None,
+    **options: Unpack[ScoringOptions],
 ) -> Comparison | None:
     """Score methods as `evaluate` does, and half of the held-out photos as if a method had made them.
 
@@ -47,11 +36,11 @@ def bench(  # noqa: PLR0913
         pictures: folders of pictures, one a method, or manifests (`pictures.read_methods`). The first is compared with.
         benchmark: what `make_benchmark` wrote: photos and requests. Pictures are named as there, or carry their prompt.
         reference: photos of the people, `<person>/*.jpg`, instead of the benchmark's.
-        conditioning: the photos that the methods were given, instead of the benchmark's.
         recognisers: InsightFace packs, whose similarities are averaged. Take some that had no part in the methods.
-        body_reader: (name, reader) of body ratios instead of the family's probe. What it reads off the reference photos
-            is kept between runs under its name: give another version another name.
-        features, html, family, device, seed, workers, engine, progress: as of `evaluate`.
+        body_reader: (name, reader) of body ratios instead of the family's probe. Its figures of the reference photos
+            are kept between runs under its name: give another version another name.
+        options: see `ScoringOptions`. `conditioning`: the photos that the methods were given, instead of the
+            benchmark's.
 
     Returns:
         The metrics of each method, the differences from the first, and what real photos of the person and of others
@@ -66,17 +55,12 @@ def bench(  # noqa: PLR0913
         if not (place / REQUESTS).is_file():
             raise BolidError(f"{place} is no benchmark: it has no {REQUESTS}", f"make one: bolid bench make {place}")
         prompts, reference = place / REQUESTS, reference or place / REFERENCE
-        conditioning = conditioning or place / CONDITIONING
+        options["conditioning"] = options.get("conditioning") or place / CONDITIONING
     if reference is None:
         raise BolidError("no photos of the people are given", "give --benchmark, or --reference")
-    with sharing.start(engine, workers) as run:
-        if run is None:
-            return None
-        scoring = Run(
-            reference, (), conditioning, None, features, html, family, device, seed, progress, run, tuple(recognisers),
-            body_reader, bounded=True,
-        )  # fmt: skip
-        return comparison(*scoring.score(_methods(pictures, prompts)))
+    scoring = Scoring(reference, recognisers=recognisers, body_reader=body_reader, bounded=True, **options)
+    scores = scoring.score(lambda: _methods(pictures, prompts))
+    return None if scores is None else scores.comparison()
 
 
 def _methods(pictures: Sequence[PathLike], prompts: Path | None) -> dict[str, PictureFolder]:

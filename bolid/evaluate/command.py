@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from bolid import workers as sharing
 from bolid.errors import BolidError
@@ -29,57 +29,62 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 
 
+class ScoringOptions(TypedDict, total=False):
+    """How `evaluate`, `compare` and `bench` score. Their defaults are those of `Scoring`.
+
+    conditioning: the photos that made the profiles, where `reference` does not hold them.
+    features: of FID, KID and IS: "inception", "tower" (the family's) or "auto".
+    html: the report to write.
+    family: the evaluators' family; None: the chosen one.
+    device: "auto", "cpu", "cuda", ...
+    seed: of the bootstrap.
+    workers, engine: processes that share the pictures, as in `extract`: of this machine, or actors of Ray ("ray").
+        The ranks that torchrun or a SLURM step starts share them too.
+    progress: called with (done, total, text).
+    """
+
+    conditioning: PathLike | None
+    features: str
+    html: PathLike | None
+    family: str | None
+    device: str
+    seed: int
+    workers: int
+    engine: EngineName
+    progress: Progress | None
+
+
+class EvaluateOptions(ScoringOptions, total=False):
+    """The options of `evaluate` and `compare`.
+
+    profiles: the profiles behind the pictures, where their run records do not name them.
+    base: pictures of the same prompts and seeds without adapter, for `disturbance`.
+    """
+
+    profiles: Sequence[PathLike] | None
+    base: PathLike | None
+
+
 def evaluate(
     generated: PathLike,
     reference: PathLike = "photos",
     *,
     prompts: PathLike | None = None,
-    profiles: Sequence[PathLike] | None = None,
-    conditioning: PathLike | None = None,
-    base: PathLike | None = None,
-    features: str = "auto",
-    html: PathLike | None = None,
-    family: str | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    workers: int = 1,
-    engine: EngineName = "local",
-    progress: Progress | None = None,
+    **options: Unpack[EvaluateOptions],
 ) -> Evaluation | None:
     """Score the pictures in `generated` against photos of the same people in `reference`.
 
     Both are folders or shard directories. With several people, `reference` holds a folder of each; a picture's person
-    is named by its table, its run record or its folder.
+    is named by its table, its run record or its folder. Photos that made the profile are left out of `reference`.
+    `prompts`: a table of file, prompt, person, seed. `options`: see `EvaluateOptions`.
 
-    Args:
-        generated: pictures to score.
-        reference: photos of the people; those that made the profile are left out.
-        prompts: a table of file, prompt, person, seed.
-        profiles: the profiles behind the pictures, where their run records do not name them.
-        conditioning: the photos that made the profiles, where `reference` does not hold them.
-        base: pictures of the same prompts and seeds without adapter, for `disturbance`.
-        features: of FID, KID and IS: "inception", "tower" (the family's) or "auto".
-        html: the report to write.
-        family: the evaluators' family; None: the chosen one.
-        device: "auto", "cpu", "cuda", ...
-        seed: of the bootstrap.
-        workers, engine: processes that share the pictures, as in `extract`: of this machine, or actors of Ray ("ray").
-            The ranks that torchrun or a SLURM step starts share them too.
-        progress: called with (done, total, text).
-
-    Returns:
-        The metrics; None in a rank other than the first. Pictures that cannot be read are listed, and the others are
-        scored.
-
-    Raises:
-        BolidError: no picture can be read, or no reference photo remains.
+    Returns the metrics; None in a rank other than the first. Pictures that cannot be read are listed, and the others
+    are scored. Raises BolidError where no picture can be read, or no reference photo remains.
     """
-    arguments = (reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    with sharing.start(engine, workers) as run:
-        if run is None:
-            return None
-        pictures = {Path(generated).resolve().name: generated_pictures(generated, prompts)}
-        return Run(*arguments, run).score(pictures)[0][0].evaluation
+    scores = Scoring(reference, **options).score(
+        lambda: {Path(generated).resolve().name: generated_pictures(generated, prompts)}
+    )
+    return None if scores is None else scores.methods[0].evaluation
 
 
 def compare(
@@ -87,17 +92,7 @@ def compare(
     reference: PathLike = "photos",
     *,
     prompts: PathLike | None = None,
-    profiles: Sequence[PathLike] | None = None,
-    conditioning: PathLike | None = None,
-    base: PathLike | None = None,
-    features: str = "auto",
-    html: PathLike | None = None,
-    family: str | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    workers: int = 1,
-    engine: EngineName = "local",
-    progress: Progress | None = None,
+    **options: Unpack[EvaluateOptions],
 ) -> Comparison | None:
     """Score several methods' folders as `evaluate` does, and compare each with the first.
 
@@ -106,45 +101,52 @@ def compare(
     """
     if len(folders) < 2:
         raise BolidError(f"only {len(folders)} folder to compare", "give two or more: bolid evaluate --compare A/ B/")
-    arguments = (reference, profiles or (), conditioning, base, features, html, family, device, seed, progress)
-    with sharing.start(engine, workers) as run:
-        if run is None:
-            return None
-        methods = dict(zip(_names(folders), [generated_pictures(folder, prompts) for folder in folders], strict=True))
-        return comparison(*Run(*arguments, run).score(methods))
-
-
-def comparison(
-    scored: Sequence[Scored], differences: dict[str, dict[str, Difference]], bounds: Sequence[Scored]
-) -> Comparison:
-    """What `Run.score` returns, without the single pictures."""
-    methods, limits = ({one.name: one.evaluation for one in some} for some in (scored, bounds))
-    return Comparison(scored[0].name, methods, differences, limits)
+    scores = Scoring(reference, **options).score(
+        lambda: dict(zip(_names(folders), [generated_pictures(folder, prompts) for folder in folders], strict=True))
+    )
+    return None if scores is None else scores.comparison()
 
 
 @dataclass(frozen=True)
-class Run:
-    """The arguments of `evaluate`, and those of `bench`; see there."""
+class Scores:
+    """Every method's scores, the differences of the others from the first, and the scores of real photos."""
+
+    methods: list[Scored]
+    differences: dict[str, dict[str, Difference]]
+    bounds: list[Scored]
+
+    def comparison(self) -> Comparison:
+        """The same without the single pictures."""
+        methods, bounds = ({one.name: one.evaluation for one in some} for some in (self.methods, self.bounds))
+        return Comparison(self.methods[0].name, methods, self.differences, bounds)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The reference, the options of `evaluate`, and those that `bench` adds."""
 
     reference: PathLike
-    profiles: Sequence[PathLike]
-    conditioning: PathLike | None
-    base: PathLike | None
-    features: str
-    html: PathLike | None
-    family: str | None
-    device: str
-    seed: int
-    progress: Progress | None
-    run: sharing.Run
+    profiles: Sequence[PathLike] | None = None
+    conditioning: PathLike | None = None
+    base: PathLike | None = None
+    features: str = "auto"
+    html: PathLike | None = None
+    family: str | None = None
+    device: str = "auto"
+    seed: int = 0
+    workers: int = 1
+    engine: EngineName = "local"
+    progress: Progress | None = None
     recognisers: Sequence[PathLike] = ()
     body_reader: tuple[str, BodyReader] | None = None
     bounded: bool = False  # half of the held-out photos are scored themselves
 
-    def score(
-        self, methods: Mapping[str, PictureFolder]
-    ) -> tuple[list[Scored], dict[str, dict[str, Difference]], list[Scored]]:
-        """Every method's scores, the differences of the others from the first, and the scores of real photos."""
+    def score(self, read_methods: Callable[[], Mapping[str, PictureFolder]]) -> Scores | None:
+        """Score the pictures of each method; None in a rank other than the first, which does not read them."""
+        with sharing.start(self.engine, self.workers) as run:
+            return None if run is None else self._score(read_methods(), run)
+
+    def _score(self, methods: Mapping[str, PictureFolder], run: sharing.Run) -> Scores:
         from bolid.evaluate.body_shape import known_bodies
         from bolid.evaluate.evaluators import FEATURES, Evaluators
         from bolid.evaluate.extraction import Extractor
@@ -158,15 +160,16 @@ class Run:
             raise BolidError(f"--html {self.html} is a folder", "give the name of a file, like report.html")
         family, device = get_family(self.family), pick_device(self.device)
         progress = self.progress or (lambda done, total, text: None)
-        held_out, used, checked = _hold_out(reference_photos(self.reference), list(methods.values()), self.profiles)
+        profiles = self.profiles or ()
+        held_out, used, checked = _hold_out(reference_photos(self.reference), list(methods.values()), profiles)
         limits = real_and_strangers(held_out) if self.bounded else {}
         given = reference_photos(self.conditioning) if self.conditioning is not None else None
         base = generated_pictures(self.base) if self.base is not None else None
         packs = [Path(path) for path in self.recognisers]
         evaluators = Evaluators(family, device, self.features, packs, self.body_reader)
-        extractor = Extractor(evaluators, self.run)
+        extractor = Extractor(evaluators, run)
         references = read_references(held_out, extractor, progress)
-        references.bodies = known_bodies(held_out.pictures, self.profiles, references.people)
+        references.bodies = known_bodies(held_out.pictures, profiles, references.people)
         conditioning = _conditioning(used, held_out, given, evaluators)
         scored, bounds = (
             [score(name, folder, references, conditioning, other, extractor, progress) for name, folder in some.items()]
@@ -185,7 +188,7 @@ class Run:
             from bolid.evaluate.report import write_report
 
             write_report(self.html, scored, differences, held_out, family.name, bounds)
-        return scored, differences, bounds
+        return Scores(scored, differences, bounds)
 
 
 def _refuse_equal(folders: Iterable[PictureFolder], other: PathLike, what: str) -> None:

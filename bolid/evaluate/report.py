@@ -118,7 +118,7 @@ def _mark(difference: Difference | None) -> str:
 
 
 def _ratios(scored: Sequence[Scored]) -> str:
-    """True body ratios beside those read off the pictures."""
+    """True body ratios beside those measured in the pictures."""
     first = scored[0].evaluation
     if not first.ratios:
         return ""
@@ -135,12 +135,12 @@ def _ratios(scored: Sequence[Scored]) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        "<p class=quiet>Body ratios, means over the people, read off the pictures by the body probe.</p>"
+        "<p class=quiet>Body ratios, means over the people, measured in the pictures by the body probe.</p>"
     )
 
 
 def _measurements(one: Scored) -> str:
-    """The true body's measurements beside those read off the pictures."""
+    """The true body's measurements beside those measured in the pictures."""
     found = one.evaluation.measurements
     if not found:
         return ""

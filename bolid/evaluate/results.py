@@ -32,7 +32,10 @@ DESCRIPTIONS: dict[str, tuple[str, str]] = {
     ),
     "width_profile_distance": (LOWER, "mean difference of silhouette widths over torso + thigh + shin"),
     "body_ratio_error": (LOWER, "mean relative error of the 3D body ratios, person by person"),
-    "body_ratio_correlation": (HIGHER, "correlation over people of 3D body ratios, read off the pictures and true"),
+    "body_ratio_correlation": (
+        HIGHER,
+        "correlation over people of 3D body ratios, measured in the pictures, with the true ones",
+    ),
     "body_shape_mm": (
         LOWER,
         "mean distance of the surface from the true body's at rest (PVE-T-SC), mm, person by person",

@@ -1,4 +1,4 @@
-"""Readers of 3D bodies for `bolid evaluate`: what they keep of one picture, and the body they read off several.
+"""Evaluators of 3D bodies for `bolid evaluate`: their features of one picture, the body predicted from several.
 
 Shapes: V numbers that a reader keeps of a picture, n pictures, P parameters of a body, D body dimension.
 """

@@ -115,12 +115,12 @@ def _member(tar: Path, data: Any, sample: Sequence[tarfile.TarInfo]) -> Member:
         fault = error.message
     person = next((str(notes[name]) for name in PERSON_FIELDS if notes.get(name) not in (None, "")), "")
     person = person or key.rpartition("/")[0].rpartition("/")[2]
-    said = caption or notes.get("caption")
+    text = caption or notes.get("caption")
     sha256 = hashlib.sha256(content(picture, picture.size)).hexdigest()
     origin = {name: notes[name] for name in ("url", "license", "consent") if isinstance(notes.get(name), str)}
     return Member(
         tar, picture.offset_data, picture.size, picture.name, person,
-        " ".join(said.split())[:MAX_BYTES] if isinstance(said, str) else "", sha256, origin, fault,
+        " ".join(text.split())[:MAX_BYTES] if isinstance(text, str) else "", sha256, origin, fault,
     )  # fmt: skip
 
 

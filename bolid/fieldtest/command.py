@@ -17,7 +17,7 @@ from typing import Any
 
 from bolid.doctor import Diagnosis, diagnose
 from bolid.errors import BolidError, out_of_memory
-from bolid.fieldtest.measure import Measured, free_memory
+from bolid.fieldtest.measure import Meter, free_memory
 from bolid.fieldtest.privacy import Scrubber
 from bolid.fieldtest.report import REPORT, write_report
 from bolid.fieldtest.results import FAILED, PASSED, RUNNING, SKIPPED, Failure, StepResult
@@ -148,7 +148,7 @@ class _Run:
         """What the step came to; its error is part of it. An interruption passes through."""
         bench = self.bench
         bench.made.clear()
-        measured, figures, failure = Measured(), {}, None
+        measured, figures, failure = Meter(), {}, None
         try:
             if reason := step.without(bench) or _unmet(step, bench, passed):
                 return StepResult(step.name, step.title, SKIPPED, reason=reason)

@@ -13,8 +13,8 @@ from typing import Any
 INTERVAL = 0.05  # seconds between two looks at the memory, where the system keeps no peak
 
 
-class Measured:
-    """``with Measured() as measured: ...``; afterwards ``seconds``, ``host_peak`` and ``device_peak`` (bytes or None).
+class Meter:
+    """``with Meter() as measured: ...``; afterwards ``seconds``, ``host_peak`` and ``device_peak`` (bytes or None).
 
     Of the process: the largest resident memory, which Linux keeps itself; elsewhere it is looked at 20 times a second.
     Of CUDA: the largest memory that tensors had; of MPS, what the driver had, looked at as often.
@@ -24,7 +24,7 @@ class Measured:
     host_peak: int | None = None
     device_peak: int | None = None
 
-    def __enter__(self) -> Measured:
+    def __enter__(self) -> Meter:
         free_memory()
         self._keeps_peak = _reset_peak()
         if cuda := _cuda():

@@ -303,7 +303,7 @@ def run_inspect(bench: Bench) -> dict[str, Any]:
 
     names = ("shards", "train", "body-encoder.safetensors", "person.safetensors", "adapter/body.safetensors")
     places = [bench.work / name for name in names] + sorted((bench.out / "pictures").rglob("*.png"))[:1]
-    # A step that failed may leave a folder without its index; it has said so.
+    # A step that failed may leave a folder without its index; its row says so.
     there = [place for place in places if place.is_file() or (place / "index.json").is_file()]
     for place in there:
         inspect(str(place), verify=True)

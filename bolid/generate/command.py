@@ -90,7 +90,7 @@ def generate(
             too.
         pose: of that body (`bolid.body.mesh.poses`); without it that of `pose_from`. shape_scale: weight of the depth.
         pose_from: a photo whose pose the pictures take, through the family's ControlNet. pose_scale: its weight.
-        face_guidance, body_guidance: weight of a loss towards the person, whose gradient each step follows. 1 is usual.
+        face_guidance, body_guidance: weight of the loss (distance to the person) in each step. 1 is usual.
             Without an interval it counts in `bolid.scales.PERSON_INTERVAL`.
     The sampling:
         like: a picture of `generate`, whose settings are used where none are given here. Without a `seed` that picture

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bolid.errors import BolidError
-from bolid.generate.request import Request
+from bolid.generate.request import PathLike, Request
 from bolid.run import sha256_file
 from bolid.scales import parse_scale
-
-PathLike = str | os.PathLike[str]
 
 
 def request_like(picture: PathLike, given: Request) -> tuple[Request, dict[str, str]]:

@@ -14,11 +14,10 @@ from bolid.formats.images import printable
 from bolid.formats.pictures import FORMATS
 from bolid.generate.shape_map import ADAPTER, BODY_FROM, BOTH, POSE, SHAPE, check_pose
 from bolid.models.families import Family, get_family, match_family
-from bolid.run import derive_seed, pick_device
+from bolid.run import LARGEST_SEED, derive_seed, pick_device
 from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
 
 PathLike = str | os.PathLike[str]
-LARGEST_SEED = 2**63 - 1
 WITH_POSE = BOTH
 """Where bodies come from where a --pose is given: what kept them better (docs/results/family.md)."""
 PICTURE_SEED = 2**32

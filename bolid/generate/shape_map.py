@@ -26,7 +26,7 @@ POSE = "standing"
 
 
 def shape_of_profile(profile: Profile) -> np.ndarray:
-    """The parameters [P] of a profile's body: as stored, else read off its vector by its own family's encoder."""
+    """The parameters [P] of a profile's body: as stored, else inferred from its vector by its own family's model."""
     from bolid.body.profiles import shape_in
 
     if profile.body is not None:
@@ -41,7 +41,7 @@ def shape_of_photo(reader: PersonReader, person: Person) -> np.ndarray:
 
 
 def shape_of_vector(body_mean: torch.Tensor, body_encoder: str, family: Family) -> np.ndarray:
-    """The parameters [P] of an invented person with c_body [D], known as surely as from eight photos."""
+    """The parameters [P] of an invented person with c_body [D], as certain as from eight photos."""
     from bolid.body.body_vector import load_body_vectors
     from bolid.body.shape import population
 

@@ -271,7 +271,7 @@ def kl_divergence(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> torch.T
     return 0.5 * (body_mean**2 + body_logvar.exp() - 1 - body_logvar).sum(dim=-1)
 
 
-def loss_reconstruction(
+def loss_view_reconstruction(
     model: BodyVAE, z: torch.Tensor, views: Views, bone_std: float = BONE_STD, outline_std: float = OUTLINE_STD
 ) -> torch.Tensor:
     """-log p(view | z, pose) up to a constant, [N], in nats: z [N, D] comes from the person's other views."""
@@ -286,7 +286,7 @@ def loss_reconstruction(
 
 def body_distance(model: BodyVAE, mean: torch.Tensor, target: torch.Tensor, views: Views) -> torch.Tensor:
     """The distance of the bodies `mean` and `target` [N, D] as the decoder draws them in the pose of `views`, [N], in
-    the nats of `loss_reconstruction`: L_id by the body encoder.
+    the nats of `loss_view_reconstruction`: L_id by the body encoder.
 
     The vectors themselves also hold skin, hair and face; bone lengths and outline are the body alone. Over 4,000 pairs
     of the tiny family's training people this distance correlates with that of the true body ratios at 0.68, the

@@ -1,4 +1,4 @@
-"""The body's shape read off what the body encoder sees of a view: a network beside the encoder's own head.
+"""The shape head: a network beside the body encoder's own head that predicts the body's shape from a view.
 
 c_body keeps what tells people apart; the lengths of single bones are only partly in it. This head is trained on people
 whose shape is known. It gives each view a Gaussian over R numbers of the shape, standardised over people, so views are

@@ -205,7 +205,7 @@ class Family:
         return parse_guidance(self.defaults.get("guidance", 5.0), f"the guidance of family {self.name!r}")
 
     def dressed(self, prompt: str) -> str:
-        """``prompt`` with clothes where it names none: the tiny base has only seen captions that name clothes, and
+        """``prompt`` with clothes where it names none: the tiny base was trained on captions that name clothes, and
         generates people without any otherwise.
 
         Each entry of ``wardrobe`` is a kind of clothes: where none of its ``words`` is in the prompt, and none of

@@ -116,7 +116,7 @@ def _fetch(
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():  # to a cache that has gone
             target.unlink()
-        elif target.is_dir():  # an empty folder: `has` said no
+        elif target.is_dir():  # an empty folder
             target.rmdir()
     if found.suffix == ".bin":
         ready = False

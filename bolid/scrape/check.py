@@ -50,7 +50,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PhotoQuality:
     """What was measured of a photo."""
 
     sha256: str  # of the original
@@ -77,7 +77,7 @@ class PhotoChecker:
 
             self._pose = pose_detector(self._family.require("pose"), pick_device(device))
 
-    def __call__(self, data: bytes) -> Measured:
+    def __call__(self, data: bytes) -> PhotoQuality:
         """Raises BolidError for what is not a whole picture."""
         import cv2
         import imagehash
@@ -90,7 +90,7 @@ class PhotoChecker:
         phash = int.from_bytes(np.packbits(bits).tobytes(), "big")
         reason, setting = self._reason(data, width, height, sharpness)
         sha256 = hashlib.sha256(data).hexdigest()
-        return Measured(sha256, len(data), kind, width, height, round(sharpness, 1), phash, reason, setting)
+        return PhotoQuality(sha256, len(data), kind, width, height, round(sharpness, 1), phash, reason, setting)
 
     def _reason(self, data: bytes, width: int, height: int, sharpness: float) -> tuple[str, str]:
         """(why the photo is dropped, the setting of the filter that drops it); ("", "") for a good one."""

@@ -16,7 +16,7 @@ from bolid.errors import BolidError
 from bolid.formats.images import decode_image, encode_jpeg
 from bolid.formats.photos import FAILED, FILTERED, KEPT, PhotoFolder, same_name
 from bolid.run import Progress
-from bolid.scrape.check import MAX_PHASH_DISTANCE, Filters, Measured, PhotoChecker
+from bolid.scrape.check import MAX_PHASH_DISTANCE, Filters, PhotoChecker, PhotoQuality
 from bolid.scrape.rules import PRIVATE, ROBOTS
 
 UNKNOWN = "unknown"
@@ -184,7 +184,7 @@ class Collection:
     # -- deciding
 
     def settle(
-        self, person: str, origin: dict[str, str], source: str, data: bytes, measured: Measured, caption: str = ""
+        self, person: str, origin: dict[str, str], source: str, data: bytes, measured: PhotoQuality, caption: str = ""
     ) -> None:
         """Keep or drop a photo that was measured. One at a time, since a duplicate depends on the other photos."""
         reason, setting = measured.reason, measured.setting

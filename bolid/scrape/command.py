@@ -65,7 +65,7 @@ def scrape(
     ``min_size``: pixels of the shorter side. ``min_photos``: people with fewer are left out; by default 100 from a site
     and 1 otherwise. ``min_sharpness``: variance of the Laplacian (Pech-Pacheco et al. 2000) at 512 pixels; 0 is off.
     ``one_person``: the family's pose model must see one person, and enough of them; `tiny` sees none in photographs,
-    and drops them unless told to ``force`` it. ``watermark``: any function of a
+    and drops them unless ``force`` is given. ``watermark``: any function of a
     picture, uint8 [H, W, 3], that returns why it is to be dropped, or ""; BoLID has none of its own.
     ``contact``: a mail or web address, sent to every web server. ``connections``: requests to one host at a time.
     ``delay``: seconds between two requests to a host, at least. ``ignore_robots`` is written into every record.

@@ -11,7 +11,7 @@ from pathlib import Path
 from bolid.errors import BolidError
 from bolid.formats.images import printable, read_file
 from bolid.formats.photos import read_notes
-from bolid.scrape.check import Measured
+from bolid.scrape.check import PhotoQuality
 from bolid.scrape.collection import Collection
 
 _LISTS = "a .txt, .csv, .tsv or .parquet file"
@@ -25,7 +25,7 @@ def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Coll
     from bolid.backends.caption import caption_for
 
     collection.total, beyond = len(listed), 0
-    waiting: deque[tuple[str, Path, str, Future[tuple[bytes, Measured]]]] = deque()
+    waiting: deque[tuple[str, Path, str, Future[tuple[bytes, PhotoQuality]]]] = deque()
 
     def settle() -> None:
         person, path, source, future = waiting.popleft()
@@ -42,7 +42,7 @@ def import_folder(folder: Path, listed: list[tuple[str, Path]], collection: Coll
             return
         collection.settle(person, origin, source, data, measured, caption)
 
-    def read(path: Path) -> tuple[bytes, Measured]:
+    def read(path: Path) -> tuple[bytes, PhotoQuality]:
         data = read_file(path)
         return data, collection.check(data)
 

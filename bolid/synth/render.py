@@ -34,7 +34,7 @@ SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True)
-class Photo:
+class RenderedPhoto:
     """One rendered photo: `image` uint8 [H, W, 3]; `truth` plain data (see `Renderer.render`); `caption` text."""
 
     image: np.ndarray
@@ -70,7 +70,7 @@ class Renderer:
         self.stature = float(np.ptp(self.rest_vertices[:, 2]))
         self.ratios = self.body.ratios(self.rest_vertices)
 
-    def render(self, plan: PhotoPlan) -> Photo:
+    def render(self, plan: PhotoPlan) -> RenderedPhoto:
         """The photo, its caption and its truth.
 
         Truth: seed, attributes, phenotypes, ratios, keypoints [17][x, y, v] (v: 0 outside the picture, 1 hidden, 2
@@ -95,7 +95,7 @@ class Renderer:
         behind = background(plan, camera, mesh.vertices, mesh.faces, self.size)
         image = layer[..., :3] + behind * (1 - layer[..., 3:])
         image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-        return Photo(image, self._truth(plan, camera, layer[..., 3], depth, mesh), caption(self.person, plan))
+        return RenderedPhoto(image, self._truth(plan, camera, layer[..., 3], depth, mesh), caption(self.person, plan))
 
     def outline(self, plan: PhotoPlan, fov: float = FOV) -> tuple[np.ndarray, np.ndarray]:
         """The photo's mask alone: (bool [H, W], keypoints f32 [17, 3] as x, y in pixels and v as in `render`).

@@ -96,7 +96,7 @@ class TrainAdapterConfig:
         choices=("text", "image", "both"), group=LOSS, advanced=True,
     )  # fmt: skip
     face_weight: float = setting(
-        0.0, "weight of the face identity loss (after PuLID); 0: none", within=NOT_NEGATIVE, group=LOSS
+        0.0, "weight of the face identity loss (after PuLID); 0: none", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )
     face_detection_weight: float = setting(
         0.0, "weight of the face-detection loss: the detector's score against the photo's; 0: none",
@@ -106,7 +106,7 @@ class TrainAdapterConfig:
         "one-step",
         "how the picture for L_id, L_CLIP and the face losses is made: one-step prediction from the noised photo, "
         "few-step rollout from there (distilled bases), or sampled from pure noise with guidance",
-        choices=("one-step", "few-step", "sampled"), group=LOSS,
+        choices=("one-step", "few-step", "sampled"), group=LOSS, advanced=True,
     )  # fmt: skip
     x_gen_steps: int = setting(
         4, "sampling steps of --x-gen few-step and sampled", within=AT_LEAST_1, group=LOSS, advanced=True

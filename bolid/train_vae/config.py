@@ -58,7 +58,7 @@ class TrainVaeConfig:
         1.0, "weight of InfoNCE between people", within=NOT_NEGATIVE, group=LOSS, advanced=True
     )
     ratio_weight: float = setting(
-        0.0, "weight of reading the true body ratios off the vector, where the shards hold them (renders)",
+        0.0, "weight of a regression from the vector to the true body ratios, where the shards hold them (renders)",
         within=NOT_NEGATIVE, group=LOSS, advanced=True,
     )  # fmt: skip
     distill_weight: float = setting(

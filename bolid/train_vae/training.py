@@ -96,7 +96,7 @@ class VaeTraining:
         # -ELBO. Each half rebuilds the *other* half's views: leave-one-out, a view is never in its own context.
         z_a, z_b = (m + (0.5 * v).exp() * e for (m, v), e in zip((half_a, half_b), batch.noise, strict=True))
         z = torch.where(in_a[..., None], z_b[:, None], z_a[:, None]).flatten(0, 1)
-        reconstruction = bv.loss_reconstruction(model, z, views).mean()
+        reconstruction = bv.loss_view_reconstruction(model, z, views).mean()
         kl = (bv.kl_divergence(*half_a) + bv.kl_divergence(*half_b)).mean() / 2
 
         identity, accuracy = bv.loss_identity(half_a, half_b)

@@ -18,7 +18,7 @@ from bolid.errors import BolidError
 if TYPE_CHECKING:
     import uvicorn
 
-    from bolid.ui.workshop import Workshop
+    from bolid.ui.workspace import Workspace
 
 
 def ui(
@@ -38,21 +38,21 @@ def ui(
     """
     if importlib.util.find_spec("gradio") is None:
         raise BolidError("the page needs gradio, which is not installed", "pip install 'bolid[ui]'")
-    from bolid.ui.workshop import Workshop
+    from bolid.ui.workspace import Workspace
 
     host = "0.0.0.0" if listen else "127.0.0.1"
     token = os.environ.get("BOLID_UI_TOKEN") or secrets.token_urlsafe(18) if listen else None
     bound = _bind(host, port)
-    workshop = Workshop(folder, family, device)
+    workspace = Workspace(folder, family, device)
     for part in ("base", "pose", "face", "image_text", "body_encoder"):
-        workshop.family.require(part)
-    threading.Thread(target=_warm_up, args=(workshop,), daemon=True).start()  # while gradio is loaded
+        workspace.family.require(part)
+    threading.Thread(target=_warm_up, args=(workspace,), daemon=True).start()  # while gradio is loaded
     import uvicorn
 
     from bolid.ui.page import make_app
 
     address = f"http://{socket.gethostname() if listen else '127.0.0.1'}:{bound.getsockname()[1]}/"
-    config = uvicorn.Config(make_app(workshop, token), log_level="warning", timeout_graceful_shutdown=2, ws="none")
+    config = uvicorn.Config(make_app(workspace, token), log_level="warning", timeout_graceful_shutdown=2, ws="none")
     server = uvicorn.Server(config)
     if ready is not None:
         threading.Thread(
@@ -62,7 +62,7 @@ def ui(
         with contextlib.suppress(KeyboardInterrupt):  # the usual end
             server.run(sockets=[bound])
     finally:
-        workshop.close()
+        workspace.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -77,9 +77,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _warm_up(workshop: Workshop) -> None:
+def _warm_up(workspace: Workspace) -> None:
     try:
-        workshop.warm_up()
+        workspace.warm_up()
     except Exception as error:  # the first picture will say it
         logging.getLogger("bolid.ui").warning("the models could not be loaded yet: %s", error)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from bolid.ui.pictures import Stopped
-from bolid.ui.telling import ASKED, STOPPED, stage_html, told
-from bolid.ui.workshop import Workshop
+from bolid.ui.messages import TIME, WITH_TIME, readable_errors, stage_html
+from bolid.ui.pictures import Cancelled
+from bolid.ui.workspace import Workspace
 
 _AXES = {
     "body strength": "body-scale", "face strength": "face-scale", "guidance": "guidance", "steps": "steps",
@@ -23,10 +23,10 @@ person such photos are rendered."""
 
 
 class CompareTab:
-    """The components of the tab, and what they do."""
+    """The components of the tab, and their events."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
                 self.prompt = gr.Textbox("a full body photo of a woman, in a red top and blue trousers, on a beach",
@@ -39,66 +39,66 @@ class CompareTab:
                     self.down = gr.Dropdown(["nothing", *_AXES], value="seed", label="Down", min_width=150)
                     self.down_values = gr.Textbox("1, 2", label="Its values", min_width=130)
                 with gr.Row():
-                    self.go = gr.Button("Make the grid", variant="primary", elem_id="make-grid", min_width=140)
-                    self.halt = gr.Button("Stop", min_width=80)
+                    self.start = gr.Button("Make the grid", variant="primary", elem_id="make-grid", min_width=140)
+                    self.stop = gr.Button("Stop", min_width=80)
             with gr.Column(scale=6, min_width=330):
                 self.progress = gr.HTML()
-                self.sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False, elem_id="sheet",
-                                      buttons=["download", "fullscreen"])  # fmt: skip
+                self.contact_sheet = gr.Image(label="Grid", type="filepath", format="png", interactive=False,
+                                              elem_id="sheet", buttons=["download", "fullscreen"])  # fmt: skip
         gr.Markdown(_REPORT)
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
-                self.whom = gr.Dropdown([], label="Person", elem_id="report-person")
+                self.report_person = gr.Dropdown([], label="Person", elem_id="report-person")
                 self.photos = gr.File(
                     label="Other photos of this person", file_count="multiple", file_types=["image"], height=150
                 )
-                self.judge = gr.Button("Make the report", elem_id="make-report")
+                self.evaluate = gr.Button("Make the report", elem_id="make-report")
             with gr.Column(scale=6, min_width=330):
                 self.report = gr.HTML(elem_id="report", elem_classes="report")
         self._wire()
 
     def _wire(self) -> None:
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
-        asked = gr.Number(visible=False)  # milliseconds
+        requested_at = gr.Number(visible=False)  # milliseconds
         form = [self.prompt, self.who, self.across, self.across_values, self.down, self.down_values]
-        self.go.click(
-            told(self._grid), [*form, asked], [self.progress, self.sheet], js=ASKED, show_progress_on=[self.progress],
-            **models,
+        self.start.click(
+            readable_errors(self._grid), [*form, requested_at], [self.progress, self.contact_sheet], js=WITH_TIME,
+            show_progress_on=[self.progress], **models,
         )  # fmt: skip
-        self.halt.click(
-            self._stop, asked, None, js=STOPPED, queue=False, api_visibility="private", show_progress="hidden"
+        self.stop.click(
+            self._stop, requested_at, None, js=TIME, queue=False, api_visibility="private", show_progress="hidden"
         )
-        self.judge.click(told(self._report), [self.whom, self.photos], self.report, **models)
+        self.evaluate.click(readable_errors(self._report), [self.report_person, self.photos], self.report, **models)
 
     def _grid(
         self,
-        request: gr.Request,
+        session: gr.Request,
         prompt: str,
         who: list[str],
         across: str,
         across_values: str,
         down: str,
         down_values: str,
-        asked: float,
+        requested_at: float,
     ) -> Iterator[Any]:
         axes = {_AXES[across]: across_values or ""}
         if down in _AXES:
             axes[_AXES[down]] = down_values or ""
         try:
-            for event in self.workshop.grid(_job(request), prompt or "", who or [], axes, asked):
+            for event in self.workspace.grid(_job(session), prompt or "", who or [], axes, requested_at):
                 yield [stage_html(event), gr.skip()] if not isinstance(event, str) else ["", event]
         except Exception as error:
             yield [stage_html(words="stopped"), gr.skip()]
-            if not isinstance(error, Stopped):
+            if not isinstance(error, Cancelled):
                 raise
 
-    def _stop(self, request: gr.Request, until: float) -> None:
-        self.workshop.stop(_job(request), until)
+    def _stop(self, session: gr.Request, until: float) -> None:
+        self.workspace.stop(_job(session), until)
 
     def _report(self, name: str | None, photos: list[str] | None) -> str:
-        page = self.workshop.report(name or "", photos or [])
+        page = self.workspace.report(name or "", photos or [])
         return f"<iframe title='report' sandbox='' srcdoc='{html.escape(page)}'></iframe>"
 
 
-def _job(request: gr.Request) -> str:
-    return f"grid {request.session_hash}"
+def _job(session: gr.Request) -> str:
+    return f"grid {session.session_hash}"

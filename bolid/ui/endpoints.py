@@ -13,16 +13,16 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from bolid.errors import BolidError
-from bolid.ui.pictures import Made, Stopped, Wish
-from bolid.ui.telling import read_number, told
-from bolid.ui.workshop import Portrayed, Workshop
+from bolid.ui.messages import read_number, readable_errors
+from bolid.ui.pictures import Cancelled, GeneratedPicture, PictureRequest
+from bolid.ui.workspace import NewPerson, Workspace
 
 
 class Endpoints:
     """The functions; Gradio reads their names, types and docstrings."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
         body: dict[str, Any] = {"concurrency_id": "body", "concurrency_limit": 1}
         free: dict[str, Any] = {"concurrency_limit": None}
@@ -32,49 +32,49 @@ class Endpoints:
             (self.delete, free),
         )  # fmt: skip
         for function, limits in functions:
-            gr.api(told(function), api_name=function.__name__, **limits)
+            gr.api(readable_errors(function), api_name=function.__name__, **limits)
 
     def people(self) -> list[str]:
         """The names of the people."""
-        return self.workshop.people.names()
+        return self.workspace.people.names()
 
     def profile(
         self, name: str, photos: list[dict], known: dict[str, str] | None = None, sex: str = ""
     ) -> tuple[dict, dict]:
         """Make a profile of uploaded photos and known measurements ({"height": "172"}).
 
-        Returns what was seen and measured, and the file.
+        Returns the detections and measurements, and the file.
         """
         if not isinstance(photos, list) or not isinstance(known, dict | None):
             raise BolidError("photos is no list, or known no dict", 'give [{"path": ...}, ...] and {"height": "172"}')
-        return self._made(self.workshop.portray(name, [_path(photo) for photo in photos], known, sex))
+        return self._described(self.workspace.create_profile(name, [_path(photo) for photo in photos], known, sex))
 
     def synthetic(self, name: str, seed: int) -> tuple[dict, dict]:
         """Make a profile of a synthetic person; `seed` from 200000 to 599999. Returns as `profile`."""
-        return self._made(self.workshop.synthesise(name, read_number("seed", seed, int)))
+        return self._described(self.workspace.create_synthetic(name, read_number("seed", seed, int)))
 
     def measurements(self, name: str) -> list[dict]:
         """What a person's body measures: name, title, unit, value, sd, percentile."""
-        return [_row(row) for row in self.workshop.shape(name, {})[1]]
+        return [_row(row) for row in self.workspace.shape(name, {})[1]]
 
     def edit(self, name: str, wanted: dict[str, float], new_name: str, hold: bool = True) -> tuple[dict, dict]:
         """Save a person with other measurements ({"waist": 70}, in centimetres) under a new name."""
-        got = self.workshop.reshape(name, _numbers(wanted), hold, new_name)
-        rows = self.workshop.shape(got, {})[1]
-        return {"name": got, "measurements": [_row(row) for row in rows]}, _file(self.workshop.people.path(got))
+        got = self.workspace.edit(name, _numbers(wanted), hold, new_name)
+        rows = self.workspace.shape(got, {})[1]
+        return {"name": got, "measurements": [_row(row) for row in rows]}, _file(self.workspace.people.path(got))
 
     def mannequin(self, name: str, wanted: dict[str, float] | None = None) -> dict:
         """The body as a GLB file, with other measurements where some are wanted."""
-        return _file(self.workshop.mannequin(self.workshop.shape(name, _numbers(wanted or {}))[0]))
+        return _file(self.workspace.mannequin(self.workspace.shape(name, _numbers(wanted or {}))[0]))
 
     def generate(  # noqa: PLR0913
         self, prompt: str, people: list[str], number: int = 1, seed: int = 0, face_scale: float | None = None,
         body_scale: float | None = None, steps: int | None = None, guidance: float | None = None, negative: str = "",
         few_steps: bool = False, pose: str = "", upscale: int = 1, refine_face: bool = False,
     ) -> Iterator[tuple[dict, list[dict]]]:  # fmt: skip
-        """Make pictures. Yields how far it is, and the files so far: PNGs that carry their record."""
+        """Make pictures. Yields the progress, and the files so far: PNGs that carry their record."""
         job = LocalContext.event_id.get(None) or ""
-        wish = Wish(
+        request = PictureRequest(
             str(prompt or "").strip(), read_number("face_scale", face_scale), read_number("body_scale", body_scale),
             read_number("number", number, int), read_number("seed", seed, int), read_number("steps", steps, int),
             read_number("guidance", guidance), str(negative or ""), bool(few_steps), pose=str(pose or ""),
@@ -87,8 +87,8 @@ class Endpoints:
         commands: list[str] = []
         yield state, files
         try:
-            for event in self.workshop.pictures(job, wish, people):
-                if isinstance(event, Made):
+            for event in self.workspace.pictures(job, request, people):
+                if isinstance(event, GeneratedPicture):
                     files, commands = [*files, _file(event.path)], [*commands, event.command]
                     state = {**state, "commands": commands}
                 else:
@@ -96,27 +96,27 @@ class Endpoints:
                              "steps": event.steps}  # fmt: skip
                 yield state, files
             yield {**state, "state": "finished", "done": len(files)}, files
-        except Stopped:
+        except Cancelled:
             yield {**state, "state": "cancelled", "done": len(files)}, files
 
     def cancel(self, job: str) -> bool:
         """End a job of `generate` within a step, or before it begins. Returns whether it was under way."""
-        return self.workshop.stop(job)
+        return self.workspace.stop(job)
 
     def delete(self, name: str) -> dict:
         """Delete a person and the pictures of this person."""
-        return {"pictures": self.workshop.delete(name), "people": self.workshop.people.names()}
+        return {"pictures": self.workspace.delete(name), "people": self.workspace.people.names()}
 
-    def _made(self, made: Portrayed) -> tuple[dict, dict]:
+    def _described(self, person: NewPerson) -> tuple[dict, dict]:
         photos = [
-            {"photo": seen.name, "weight": seen.report.weight, "face": seen.report.face, "rejected": seen.reason}
-            for seen in made.seen
+            {"photo": photo.name, "weight": photo.report.weight, "face": photo.report.face, "rejected": photo.reason}
+            for photo in person.detections
         ]
-        said = {
-            "name": made.name, "photos": photos, "face": made.result.has_face, "uncertainty": made.result.uncertainty,
-            "measurements": [_row(row) for row in made.result.measurements],
+        description = {
+            "name": person.name, "photos": photos, "face": person.result.has_face,
+            "uncertainty": person.result.uncertainty, "measurements": [_row(row) for row in person.result.measurements],
         }  # fmt: skip
-        return said, _file(self.workshop.people.path(made.name))
+        return description, _file(self.workspace.people.path(person.name))
 
 
 def _path(file: Any) -> str:

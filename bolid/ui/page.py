@@ -1,4 +1,4 @@
-"""The page: three tabs over one workshop, and its HTTP API."""
+"""The page: three tabs over one workspace, and its HTTP API."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import bolid
 from bolid.ui.access import Access
 from bolid.ui.photos import MAX_BYTES
-from bolid.ui.workshop import Workshop
+from bolid.ui.workspace import Workspace
 
 MAX_WAITING = 64  # clients in the queue
 
 
-def make_page(workshop: Workshop) -> Any:
+def make_page(workspace: Workspace) -> Any:
     """The page as Gradio's Blocks."""
     import gradio as gr
 
@@ -22,27 +22,27 @@ def make_page(workshop: Workshop) -> Any:
     from bolid.ui.person_tab import PersonTab
     from bolid.ui.picture_tab import PictureTab
 
-    note = "its models know rendered people only" if workshop.family.name == "tiny" else ""
+    note = "its models know rendered people only" if workspace.family.name == "tiny" else ""
     with gr.Blocks(title="BoLID", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<h1>BoLID</h1><p>Pictures of people that keep the body as well as the face. "
-            f"<span class='by'>Family {workshop.family.name}{': ' + note if note else ''}.</span></p>",
+            f"<span class='by'>Family {workspace.family.name}{': ' + note if note else ''}.</span></p>",
             elem_id="head",
         )  # fmt: skip
         with gr.Tabs():
             with gr.Tab("Person", id="person"):
-                person = PersonTab(workshop)
+                person = PersonTab(workspace)
             with gr.Tab("Picture", id="picture"):
-                picture = PictureTab(workshop)
+                picture = PictureTab(workspace)
             with gr.Tab("Compare", id="compare"):
-                compare = CompareTab(workshop)
-        Endpoints(workshop)
+                compare = CompareTab(workspace)
+        Endpoints(workspace)
 
-        everywhere = [person.person, picture.who, compare.who, compare.whom]
+        everywhere = [person.person, picture.who, compare.who, compare.report_person]
 
         def people(now: str | None, *chosen: Any) -> list[Any]:
             """Every list of people, with what is chosen in it kept as far as it is there."""
-            names = workshop.people.names()
+            names = workspace.people.names()
             now = now if now in names else (names[0] if names else None)
             several = [[name for name in one or [] if name in names] for one in chosen[:2]]
             several = [one if len(one) > 1 or not now else [now] for one in several]
@@ -56,17 +56,19 @@ def make_page(workshop: Workshop) -> Any:
     return page
 
 
-def make_app(workshop: Workshop, token: str | None = None) -> Any:
+def make_app(workspace: Workspace, token: str | None = None) -> Any:
     """The page as an ASGI application, with its limits: who may use it, and how large a file may be."""
-    os.environ["GRADIO_TEMP_DIR"] = str(workshop.uploads.resolve())  # before Gradio is loaded
+    os.environ["GRADIO_TEMP_DIR"] = str(workspace.uploads.resolve())  # before Gradio is loaded
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import fastapi
     import gradio as gr
 
-    from bolid.ui.look import CSS, NO_REQUESTS, theme
+    from bolid.ui.theme import CSS, NO_REQUESTS, theme
 
-    page = make_page(workshop)
-    served = [str(folder.resolve()) for folder in (workshop.people.profiles, workshop.people.pictures, workshop.poses)]
+    page = make_page(workspace)
+    served = [
+        str(folder.resolve()) for folder in (workspace.people.profiles, workspace.people.pictures, workspace.poses)
+    ]
     app = gr.mount_gradio_app(
         fastapi.FastAPI(title="BoLID", version=bolid.__version__, openapi_url=None), page, path="/",
         allowed_paths=served, max_file_size=MAX_BYTES, theme=theme(), css=CSS, head=NO_REQUESTS, show_error=True,

@@ -1,4 +1,4 @@
-"""The page's tab Person: photos in, what was seen in them, the mannequin, and sliders that move it."""
+"""The page's tab Person: photos in, what the models detect in them, the mannequin, and sliders that move it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 import gradio as gr
 
 from bolid.errors import BolidError
-from bolid.ui.figure import Slider, sliders
-from bolid.ui.telling import seen_html, told
-from bolid.ui.workshop import SYNTHETIC, Portrayed, Workshop
+from bolid.ui.body_sliders import Slider, sliders
+from bolid.ui.messages import detections_html, readable_errors
+from bolid.ui.workspace import SYNTHETIC, NewPerson, Workspace
 
 _WITHOUT_PHOTOS = """<p class='quiet'>Without photos: a synthetic person is rendered first and has a face; an invented
 one is measurements alone.</p>"""
 _WELCOME = """<div class='welcome'><h3>Nobody is here yet</h3><ol>
 <li>Make somebody: drop photos of one person, or press <b>Synthetic person</b>.{note}</li>
 <li>Move the body with sliders, in centimetres.</li>
-<li>Open the tab <b>Picture</b> and say what to show.</li></ol></div>"""
+<li>Open the tab <b>Picture</b> and write a prompt.</li></ol></div>"""
 _RENDERED = " This family knows rendered people only: begin with a synthetic one."
 _KNOWN = (("height", "cm", "172"), ("waist", "cm", "80±2"), ("weight", "kg", "65"))
 _QUESTION = "(name) => name && confirm(`Delete ${name}, and the pictures of this person?`) ? name : ''"
 
 
 class PersonTab:
-    """The components of the tab, and what they do."""
+    """The components of the tab, and their events."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop, self.sliders = workshop, sliders()
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace, self.sliders = workspace, sliders()
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=330):
                 self._new_person()
             with gr.Column(scale=6, min_width=330):
-                note = _RENDERED if workshop.family.name == "tiny" else ""
+                note = _RENDERED if workspace.family.name == "tiny" else ""
                 self.welcome = gr.HTML(_WELCOME.format(note=note), elem_classes="welcome-block")
-                with gr.Column(visible=False) as self.figure:
+                with gr.Column(visible=False) as self.body:
                     self._body()
         self.wanted = gr.State({})  # measurement -> cm (kg), of the sliders that were moved
         self._wire()
@@ -61,13 +61,13 @@ class PersonTab:
                     name: gr.Textbox(label=f"{name.capitalize()}, {unit}", placeholder=example, min_width=90)
                     for name, unit, example in _KNOWN
                 }
-            self.sex = gr.Radio([("not said", ""), "woman", "man"], value="", label="Sex")
+            self.sex = gr.Radio([("not given", ""), "woman", "man"], value="", label="Sex")
         self.make = gr.Button("Make profile", variant="primary", elem_id="make")
         gr.HTML(_WITHOUT_PHOTOS)
         with gr.Row():
             self.synthetic = gr.Button("Synthetic person", elem_id="synthetic", min_width=120)
             self.invent = gr.Button("Invented person", elem_id="invent", min_width=120)
-        self.seen = gr.HTML(elem_id="seen")
+        self.detections = gr.HTML(elem_id="detections")
 
     def _body(self) -> None:
         self.mannequin = gr.Model3D(
@@ -89,66 +89,68 @@ class PersonTab:
     # ---- events
 
     def _wire(self) -> None:
-        shown = [self.welcome, self.figure, self.delete, self.download, self.wanted, self.new_name,
+        shown = [self.welcome, self.body, self.delete, self.download, self.wanted, self.new_name,
                  *self.measures]  # fmt: skip
-        made = [self.person, self.name, self.photos, self.seen]
+        created = [self.person, self.name, self.photos, self.detections]
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
         body: dict[str, Any] = {"concurrency_id": "body", "concurrency_limit": 1, "api_visibility": "private"}
         new = [self.name, self.photos, self.sex, *self.known.values()]
         works = {self.make: self._from_photos, self.synthetic: self._synthetic, self.invent: self._invented}
         for button, work in works.items():
-            button.click(told(work), new, made, show_progress_on=[self.seen], **models)
+            button.click(readable_errors(work), new, created, show_progress_on=[self.detections], **models)
         self.folder.upload(lambda files: files, self.folder, self.photos, api_visibility="private")
-        self.open.upload(told(self._opened), self.open, self.person, api_visibility="private")
+        self.open.upload(readable_errors(self._opened), self.open, self.person, api_visibility="private")
         for event in (self.person.change, self.back.click):
-            there = event(told(self._show), self.person, shown, show_progress="hidden", **body)
-            there.then(told(self._mannequin), self.person, self.mannequin, show_progress="hidden", **body)
+            there = event(readable_errors(self._show), self.person, shown, show_progress="hidden", **body)
+            there.then(readable_errors(self._mannequin), self.person, self.mannequin, show_progress="hidden", **body)
         for number, slider in enumerate(self.measures):
             slider.input(
-                told(self._mover(number)), [self.person, self.wanted, self.hold, slider],
+                readable_errors(self._mover(number)), [self.person, self.wanted, self.hold, slider],
                 [self.mannequin, self.wanted, *self.measures], trigger_mode="always_last", show_progress="hidden",
                 **body,
             )  # fmt: skip
         moved = [self.person, self.wanted, self.hold, self.new_name]
-        self.save.click(told(self._save), moved, self.person, show_progress="hidden", **body)
-        self.delete.click(told(self._delete), self.person, self.person, js=_QUESTION, show_progress="hidden", **body)
+        self.save.click(readable_errors(self._save), moved, self.person, show_progress="hidden", **body)
+        self.delete.click(
+            readable_errors(self._delete), self.person, self.person, js=_QUESTION, show_progress="hidden", **body
+        )
 
     def _from_photos(self, name: str, photos: list[str] | None, sex: str, *known: str) -> Any:
         texts = dict(zip(self.known, known, strict=True))
         if not photos and not any(texts.values()):
             raise BolidError("no photo and no measurement given", "drop photos, or open the known measurements")
-        return self._made(self.workshop.portray(name or "Somebody", photos or [], texts, sex))
+        return self._created(self.workspace.create_profile(name or "Somebody", photos or [], texts, sex))
 
     def _synthetic(self, name: str, *_: Any) -> Any:
-        return self._made(self.workshop.synthesise(name or "Synthetic", random.choice(SYNTHETIC)))
+        return self._created(self.workspace.create_synthetic(name or "Synthetic", random.choice(SYNTHETIC)))
 
     def _invented(self, name: str, *_: Any) -> Any:
-        return self._made(self.workshop.invent(name or "Invented", random.randrange(2**31)))
+        return self._created(self.workspace.create_invented(name or "Invented", random.randrange(2**31)))
 
-    def _made(self, made: Portrayed) -> Any:
-        result = made.result
-        words = f"{made.name} is made of measurements alone: there is no face."
-        if made.seen:
-            words = f"{result.photos} of {len(made.seen)} photos of {made.name} count; uncertainty "
+    def _created(self, person: NewPerson) -> Any:
+        result = person.result
+        words = f"{person.name} is made of measurements alone: there is no face."
+        if person.detections:
+            words = f"{result.photos} of {len(person.detections)} photos of {person.name} count; uncertainty "
             words += f"{result.uncertainty:.2f} (1: nothing known). The photos are not needed any more."
-        return self._people(made.name), "", None, seen_html(words, made.seen)
+        return self._people(person.name), "", None, detections_html(words, person.detections)
 
     def _opened(self, file: str) -> Any:
-        return self._people(self.workshop.open_profile(Path(file)))
+        return self._people(self.workspace.open_profile(Path(file)))
 
     def _people(self, name: str | None = None) -> Any:
-        names = self.workshop.people.names()
+        names = self.workspace.people.names()
         return gr.Dropdown(names, value=name if name in names else (names[0] if names else None))
 
     def _show(self, name: str | None) -> Any:
         if not name:
             buttons = [gr.Button(interactive=False), gr.DownloadButton(interactive=False)]
             return [gr.HTML(visible=True), gr.Column(visible=False), *buttons, {}, "", *self._still()]
-        path = self.workshop.people.path(name)
+        path = self.workspace.people.path(name)
         there = [gr.HTML(visible=False), gr.Column(visible=True), gr.Button(interactive=True)]
         there.append(gr.DownloadButton(value=str(path), interactive=True))
         try:
-            _, rows = self.workshop.shape(name, {})
+            _, rows = self.workspace.shape(name, {})
         except BolidError as error:  # of an encoder that knows no shape
             gr.Warning(html.escape(error.message))
             return [*there, {}, "", *self._still()]
@@ -161,8 +163,8 @@ class PersonTab:
     def _mannequin(self, name: str | None) -> str | None:
         """Comes when its place is there: Gradio does not draw one that comes together with it."""
         try:
-            return str(self.workshop.mannequin(self.workshop.shape(name, {})[0])) if name else None
-        except BolidError:  # said already
+            return str(self.workspace.mannequin(self.workspace.shape(name, {})[0])) if name else None
+        except BolidError:  # `_show` has shown it
             return None
 
     def _still(self) -> list[Any]:
@@ -175,19 +177,19 @@ class PersonTab:
 
         def move(person: str, wanted: dict[str, float], hold: bool, value: float) -> Any:
             wanted = {**wanted, name: float(value)}
-            shape, rows = self.workshop.shape(person, wanted, hold)
+            shape, rows = self.workspace.shape(person, wanted, hold)
             sliders = [gr.skip() if i == number else gr.Slider(value=round(r.value, 1)) for i, r in enumerate(rows)]
-            return [str(self.workshop.mannequin(shape)), wanted, *sliders]
+            return [str(self.workspace.mannequin(shape)), wanted, *sliders]
 
         return move
 
     def _save(self, person: str, wanted: dict[str, float], hold: bool, new_name: str) -> Any:
-        return self._people(self.workshop.reshape(person, wanted, hold, new_name or f"{person} moved"))
+        return self._people(self.workspace.edit(person, wanted, hold, new_name or f"{person} moved"))
 
     def _delete(self, name: str) -> Any:
         if not name:
             return gr.skip()
-        pictures = self.workshop.delete(name)
+        pictures = self.workspace.delete(name)
         gr.Info(f"{html.escape(name)} is deleted, and {pictures} pictures")
         return self._people()
 

@@ -67,7 +67,7 @@ def uploaded(files: Sequence[str | Path], folder: Path) -> list[Path]:
     return paths
 
 
-def drawn(view: View) -> Image.Image:
+def draw_detections(view: View) -> Image.Image:
     """The photo with the person's box, skeleton and face."""
     from PIL import Image, ImageDraw
 
@@ -85,7 +85,7 @@ def drawn(view: View) -> Image.Image:
     return picture
 
 
-def crossed_out(photo: Path) -> Image.Image:
+def faded_photo(photo: Path) -> Image.Image:
     """A photo that was left out, pale; a grey field where it is no picture."""
     from PIL import Image
 

@@ -12,10 +12,10 @@ import gradio as gr
 
 from bolid.body.mesh import poses
 from bolid.errors import BolidError
-from bolid.generate.request import LARGEST_SEED
-from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Made, Stopped, Wish
-from bolid.ui.telling import ASKED, STOPPED, read_number, settings_html, short, stage_html, told
-from bolid.ui.workshop import Workshop
+from bolid.run import LARGEST_SEED
+from bolid.ui.messages import TIME, WITH_TIME, read_number, readable_errors, settings_html, short, stage_html
+from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Cancelled, GeneratedPicture, PictureRequest
+from bolid.ui.workspace import Workspace
 
 _SIDE = 560  # pixels: pictures before and after are shown so high
 _PROMPT = "a full body photo of a {} waving, in a red top and blue trousers, on a beach"
@@ -27,25 +27,25 @@ _RENAMED = f"""(prompt, noun) => {{
 
 
 class PictureTab:
-    """The components of the tab, and what they do."""
+    """The components of the tab, and their events."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
                 self._form()
             with gr.Column(scale=7, min_width=330):
                 self._results()
-        self.made = gr.State([])  # Made, the newest first
-        self.chosen, self.marked = gr.State(None), gr.State(None)  # Made
-        self.asked = gr.Number(visible=False)  # milliseconds
+        self.pictures = gr.State([])  # GeneratedPicture, the newest first
+        self.chosen, self.marked = gr.State(None), gr.State(None)  # GeneratedPicture
+        self.requested_at = gr.Number(visible=False)  # milliseconds
         self.noun = gr.Textbox(visible=False)
         self._wire()
 
     # ---- layout
 
     def _form(self) -> None:
-        family = self.workshop.family
+        family = self.workspace.family
         self.prompt = gr.Textbox(
             label="Prompt", lines=3, elem_id="prompt", autofocus=True,
             value=_PROMPT.format("woman"),
@@ -81,8 +81,8 @@ class PictureTab:
             self.refine = gr.Checkbox(False, label="Sample small faces again, larger", elem_id="refine-face")
             self.few = gr.Checkbox(False, label="Few steps: faster, without guidance", visible=bool(family.few_steps))
         with gr.Row():
-            self.go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
-            self.halt = gr.Button("Stop", elem_id="stop", min_width=80)
+            self.start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=140)
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=80)
         self.form = {
             "prompt": self.prompt, "face_scale": self.face, "body_scale": self.body, "number": self.number,
             "seed": self.seed, "steps": self.steps, "guidance": self.guidance, "negative": self.negative,
@@ -114,33 +114,37 @@ class PictureTab:
 
     def _wire(self) -> None:
         models: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private",
-                                  "js": ASKED, "show_progress_on": [self.stage]}  # fmt: skip
+                                  "js": WITH_TIME, "show_progress_on": [self.stage]}  # fmt: skip
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         form = [self.who, *self.form.values()]
         shown = [self.stage, self.details, self.settings, self.command, self.chosen, self.slider]
-        out = [*shown, self.gallery, self.made]
-        refill = self.again.click(told(self._refill), self.chosen, form, **quick)
-        for trigger in (self.go.click, self.prompt.submit, refill.then):
-            trigger(told(self._generate), [self.made, self.chosen, *form, self.asked], out,
+        out = [*shown, self.gallery, self.pictures]
+        refill = self.again.click(readable_errors(self._refill), self.chosen, form, **quick)
+        for trigger in (self.start.click, self.prompt.submit, refill.then):
+            trigger(readable_errors(self._generate), [self.pictures, self.chosen, *form, self.requested_at], out,
                     trigger_mode="multiple", **models)  # a click while one is ending counts  # fmt: skip
-        self.before.click(told(self._with_base), [self.chosen, self.asked], [self.stage, self.slider], **models)
-        self.halt.click(self._stop, self.asked, None, js=STOPPED, **quick)
-        self.gallery.select(told(self._choose), self.made, shown, **quick)
-        self.mark.click(lambda made: (made, gr.Button(visible=True)), self.chosen, [self.marked, self.beside], **quick)
-        self.beside.click(told(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
+        self.before.click(
+            readable_errors(self._with_base), [self.chosen, self.requested_at], [self.stage, self.slider], **models
+        )
+        self.stop.click(self._stop, self.requested_at, None, js=TIME, **quick)
+        self.gallery.select(readable_errors(self._choose), self.pictures, shown, **quick)
+        self.mark.click(
+            lambda picture: (picture, gr.Button(visible=True)), self.chosen, [self.marked, self.beside], **quick
+        )
+        self.beside.click(readable_errors(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
 
     def follow(self, person: gr.Dropdown) -> None:
         """Let the prompt at the start name the chosen person."""
         quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        known = person.change(told(self.noun_of), person, self.noun, **quick)
+        known = person.change(readable_errors(self.noun_of), person, self.noun, **quick)
         known.then(None, [self.prompt, self.noun], self.prompt, js=_RENAMED, **quick)
 
     def noun_of(self, name: str | None) -> str:
         """What a prompt calls this person, by the body; "" for nobody."""
-        return ("woman" if self.workshop.people.is_woman(name) else "man") if name else ""
+        return ("woman" if self.workspace.people.is_woman(name) else "man") if name else ""
 
-    def _wish(self, **form: Any) -> Wish:
-        """What is in the form, by the names of `Wish`."""
+    def _request(self, **form: Any) -> PictureRequest:
+        """What is in the form, by the names of `PictureRequest`."""
         seed = (form["seed"] or "").strip()
         if not seed.isdecimal():
             raise BolidError(f"the seed is {seed!r}", f"give a whole number from 0 to {LARGEST_SEED}")
@@ -149,70 +153,81 @@ class PictureTab:
             "prompt": (form["prompt"] or "").strip(), "negative": (form["negative"] or "").strip(), "seed": int(seed),
             "number": int(form["number"]), "steps": read_number("steps", form["steps"], int),
             "guidance": read_number("guidance", form["guidance"]),
-            "pose_from": None if photo is None else self.workshop.keep_pose(Path(photo)), "pose": form["pose"] or "",
+            "pose_from": None if photo is None else self.workspace.keep_pose(Path(photo)), "pose": form["pose"] or "",
         }  # fmt: skip
-        return Wish(**form)
+        return PictureRequest(**form)
 
     def _generate(
-        self, request: gr.Request, made: list[Made], chosen: Made | None, who: list[str], *form: Any
+        self,
+        session: gr.Request,
+        pictures: list[GeneratedPicture],
+        chosen: GeneratedPicture | None,
+        who: list[str],
+        *form: Any,
     ) -> Iterator[Any]:
-        *settings, asked = form
-        wish, nothing = self._wish(**dict(zip(self.form, settings, strict=True))), [gr.skip()] * 7
+        *settings, requested_at = form
+        request, nothing = self._request(**dict(zip(self.form, settings, strict=True))), [gr.skip()] * 7
         yield [stage_html(words="the models are getting ready"), *nothing]
         try:
-            for event in self.workshop.pictures(_job(request), wish, who or [], asked):
-                if isinstance(event, Made):
-                    made, chosen = [event, *made], event
-                    yield [*self._details(event), _gallery(made), made]
+            for event in self.workspace.pictures(_job(session), request, who or [], requested_at):
+                if isinstance(event, GeneratedPicture):
+                    pictures, chosen = [event, *pictures], event
+                    yield [*self._details(event), _gallery(pictures), pictures]
                 else:
                     yield [stage_html(event), *nothing]
         except Exception as error:
             yield [stage_html(chosen, words="stopped"), *nothing]
-            if not isinstance(error, Stopped):
+            if not isinstance(error, Cancelled):
                 raise
 
-    def _stop(self, request: gr.Request, until: float) -> None:
+    def _stop(self, session: gr.Request, until: float) -> None:
         """End what was begun until then. The stage is the run's own to write, so that its last words are the last."""
-        self.workshop.stop(_job(request), until)
+        self.workspace.stop(_job(session), until)
 
-    def _details(self, made: Made) -> list[Any]:
-        shown = [gr.Column(visible=True), settings_html(made), made.command, made, gr.ImageSlider(visible=False)]
-        return [stage_html(made), *shown]
+    def _details(self, picture: GeneratedPicture) -> list[Any]:
+        shown = [
+            gr.Column(visible=True),
+            settings_html(picture),
+            picture.command,
+            picture,
+            gr.ImageSlider(visible=False),
+        ]
+        return [stage_html(picture), *shown]
 
-    def _choose(self, made: list[Made], event: gr.SelectData) -> list[Any]:
-        chosen = made[event.index]
+    def _choose(self, pictures: list[GeneratedPicture], event: gr.SelectData) -> list[Any]:
+        chosen = pictures[event.index]
         if not chosen.path.exists():
             raise BolidError("this picture was deleted", "choose another one")
         return self._details(chosen)
 
-    def _refill(self, made: Made) -> list[Any]:
+    def _refill(self, picture: GeneratedPicture) -> list[Any]:
         """The form with the settings of a picture."""
-        names = [] if made.who == NOBODY else [self.workshop.people.path(made.who).stem]
-        shown: dict[str, Any] = {name: short(getattr(made.wish, name)) for name in ("seed", "steps", "guidance")}
-        shown["pose_from"] = made.wish.pose_from and str(made.wish.pose_from)
-        return [names, *({**vars(made.wish), **shown}[name] for name in self.form)]
+        names = [] if picture.who == NOBODY else [self.workspace.people.path(picture.who).stem]
+        shown: dict[str, Any] = {name: short(getattr(picture.request, name)) for name in ("seed", "steps", "guidance")}
+        shown["pose_from"] = picture.request.pose_from and str(picture.request.pose_from)
+        return [names, *({**vars(picture.request), **shown}[name] for name in self.form)]
 
-    def _with_base(self, request: gr.Request, made: Made, asked: float) -> Iterator[Any]:
+    def _with_base(self, session: gr.Request, picture: GeneratedPicture, requested_at: float) -> Iterator[Any]:
         """The same prompt and seed without anybody, beside the picture."""
-        wish = replace(made.wish, face_scale=None, body_scale=None)
+        request = replace(picture.request, face_scale=None, body_scale=None)
         try:
-            for event in self.workshop.pictures(_job(request), wish, [], asked):
-                if isinstance(event, Made):
-                    yield [stage_html(made), self._side_by_side(event, made)]
+            for event in self.workspace.pictures(_job(session), request, [], requested_at):
+                if isinstance(event, GeneratedPicture):
+                    yield [stage_html(picture), self._side_by_side(event, picture)]
                 else:
                     yield [stage_html(event), gr.skip()]
         except Exception as error:
-            yield [stage_html(made, words="stopped"), gr.skip()]
-            if not isinstance(error, Stopped):
+            yield [stage_html(picture, words="stopped"), gr.skip()]
+            if not isinstance(error, Cancelled):
                 raise
 
-    def _side_by_side(self, left: Made, right: Made) -> Any:
+    def _side_by_side(self, left: GeneratedPicture, right: GeneratedPicture) -> Any:
         from PIL import Image
 
-        pair = [Image.open(made.path).convert("RGB") for made in (left, right)]
-        width, height = max(picture.size for picture in pair)
+        images = [Image.open(one.path).convert("RGB") for one in (left, right)]
+        width, height = max(image.size for image in images)
         size = round(_SIDE * width / height), _SIDE
-        shown = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pair]
+        shown = [image.resize(size, Image.Resampling.LANCZOS) for image in images]
         return gr.ImageSlider(tuple(shown), visible=True, label=f"{_named(left)} | {_named(right)}")
 
 
@@ -221,15 +236,15 @@ def _sizes(height: int, width: int) -> list[tuple[str, int]]:
     return [(f"{width * times} x {height * times}", times) for times in UPSCALES]
 
 
-def _gallery(made: list[Made]) -> Any:
-    return gr.Gallery([(str(one.path), _named(one)) for one in made], visible=len(made) > 1)
+def _gallery(pictures: list[GeneratedPicture]) -> Any:
+    return gr.Gallery([(str(one.path), _named(one)) for one in pictures], visible=len(pictures) > 1)
 
 
-def _named(made: Made) -> str:
-    scales = made.record.get("config", {}).get("scales", {})
+def _named(picture: GeneratedPicture) -> str:
+    scales = picture.record.get("config", {}).get("scales", {})
     words = ", ".join(f"{branch} {scale}" for branch, scale in scales.items() if scale != 1.0)
-    return ("the base" if made.who == NOBODY else made.who) + (f" ({words})" if words else "")
+    return ("the base" if picture.who == NOBODY else picture.who) + (f" ({words})" if words else "")
 
 
-def _job(request: gr.Request) -> str:
-    return f"page {request.session_hash}"
+def _job(session: gr.Request) -> str:
+    return f"page {session.session_hash}"

@@ -1,4 +1,4 @@
-"""Pictures for a page: what is wanted, how far it is, the pictures, and the command line that makes each again."""
+"""Pictures for a page: the request, the progress, the pictures, and the command line that makes each again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from bolid.errors import BolidError
 from bolid.formats.pictures import picture_record
 from bolid.generate import generate
 from bolid.generate.models import Models
-from bolid.generate.request import LARGEST_SEED, picture_seed
+from bolid.generate.request import picture_seed
+from bolid.run import LARGEST_SEED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,16 +31,16 @@ MAX_PROMPT = 2000  # characters
 UPSCALES = (1, 2, 4)
 NOBODY = "nobody"
 _PREVIEWS = 0.2  # of the time, at most, goes to previews
-_PAUSE = 0.2  # seconds between two steps that are told, so that slow clients do not fall behind
+_PAUSE = 0.2  # seconds between two steps that are reported, so that slow clients do not fall behind
 
 
-class Stopped(Exception):
-    """Somebody asked the sampling to end."""
+class Cancelled(Exception):
+    """A client has stopped the sampling."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to be shown. None: the family's default. Scales of branches that a person does not have are left out."""
+class PictureRequest:
+    """A prompt and settings. None: the family's default. Scales of branches that a person lacks are left out."""
 
     prompt: str
     face_scale: float | None = None
@@ -57,9 +58,9 @@ class Wish:
     refine_face: bool = False
 
     def check(self) -> None:
-        """Raises BolidError for a wish that nobody can fulfil, or that takes too long."""
+        """Raises BolidError for settings that are wrong, or would take too long."""
         if not any(letter.isalnum() for letter in self.prompt):
-            raise BolidError("no prompt given", "say what to show, like: a full body photo of a woman on a beach")
+            raise BolidError("no prompt given", "write one, like: a full body photo of a woman on a beach")
         if len(self.prompt) + len(self.negative) > MAX_PROMPT:
             raise BolidError(f"the prompt is longer than {MAX_PROMPT} characters", "make it shorter")
         if not 1 <= self.number <= MAX_PICTURES:
@@ -101,8 +102,8 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far the pictures are. `preview`: uint8 [H, W, 3], now and then."""
+class SamplingProgress:
+    """The progress of a job. `preview`: uint8 [H, W, 3], now and then."""
 
     done: int
     total: int
@@ -112,12 +113,12 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished picture, whose person is `who`; the wish and the command line that make it again."""
+class GeneratedPicture:
+    """A finished picture, whose person is `who`; the request and the command line that make it again."""
 
     path: Path
     who: str
-    wish: Wish
+    request: PictureRequest
     command: str
 
     @property
@@ -127,8 +128,8 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Sitter:
-    """Somebody to be shown: a name, a profile (none: nobody in particular), and the branches that it has."""
+class Subject:
+    """A person to generate: a name, a profile (none: nobody in particular), and the branches that it has."""
 
     name: str = NOBODY
     profile: Path | None = None
@@ -146,9 +147,9 @@ class Job:
         self._stop.set()
 
     def check(self) -> None:
-        """Raises Stopped after `stop`."""
+        """Raises Cancelled after `stop`."""
         if self._stop.is_set():
-            raise Stopped
+            raise Cancelled
 
     def events(self, work: Any) -> Iterator[Any]:
         """What `work(emit)` emits, as it comes; then what it raised is raised here."""
@@ -174,8 +175,8 @@ class Job:
             self.stop()
 
 
-class Studio:
-    """Makes pictures with models that stay loaded, for one client at a time."""
+class PictureGenerator:
+    """Generates pictures with models that stay loaded, for one client at a time."""
 
     def __init__(self, family: Family, family_name: str, device: str, models: Models, pictures: Path) -> None:
         """`family_name`: as `--family` takes it."""
@@ -183,68 +184,74 @@ class Studio:
         self.models, self.pictures = models, pictures
         self.lock = threading.Lock()  # of the models
 
-    def paint(self, job: Job, wish: Wish, sitters: list[Sitter], out: Path | None = None) -> Iterator[Progress | Made]:
-        """Each sitter's pictures, one at a time, to pictures/NAME; with how far it is."""
-        wish.check()
-        total = len(sitters) * wish.number
+    def generate(
+        self, job: Job, request: PictureRequest, subjects: list[Subject], out: Path | None = None
+    ) -> Iterator[SamplingProgress | GeneratedPicture]:
+        """Generate the pictures of each subject, one at a time, into pictures/NAME."""
+        request.check()
+        total = len(subjects) * request.number
 
         def work(emit: Any) -> None:
             done = 0
             with self.lock:
-                for sitter in sitters:
-                    for number in range(wish.number):
+                for subject in subjects:
+                    for number in range(request.number):
                         job.check()
-                        seed = picture_seed(wish.seed, 0, number)
-                        watch = Watch(job, self.models, lambda s, of, p: emit(Progress(done, total, s, of, p)))  # noqa: B023
-                        options = wish.options(self.family, set(sitter.branches))
-                        path = self._one(wish.prompt, sitter, seed, options, out, watch)
+                        seed = picture_seed(request.seed, 0, number)
+                        callback = StepCallback(
+                            job,
+                            self.models,
+                            lambda *step: emit(SamplingProgress(done, total, *step)),  # noqa: B023
+                        )
+                        options = request.options(self.family, set(subject.branches))
+                        path = self._one(request.prompt, subject, seed, options, out, callback)
                         done += 1
-                        command = self.command(wish.prompt, sitter, seed, options)
-                        emit(Made(path, sitter.name, replace(wish, number=1, seed=seed), command))
+                        command = self.command(request.prompt, subject, seed, options)
+                        emit(GeneratedPicture(path, subject.name, replace(request, number=1, seed=seed), command))
 
         yield from job.events(work)
 
-    def sheet(
-        self, job: Job, wish: Wish, sitters: list[Sitter], grid: list[str], total: int
-    ) -> Iterator[Progress | str]:
+    def grid(
+        self, job: Job, request: PictureRequest, subjects: list[Subject], grid: list[str], total: int
+    ) -> Iterator[SamplingProgress | str]:
         """A contact sheet of the `grid`, as `generate` has it, of so many pictures in `total`; its path comes last."""
-        profiles = [sitter.profile for sitter in sitters if sitter.profile is not None]
+        profiles = [subject.profile for subject in subjects if subject.profile is not None]
 
         def work(emit: Any) -> None:
             done = itertools.count(-1)
             began = [next(done)]  # the first step of a picture counts it
 
-            def tell(step: int, steps: int, preview: np.ndarray | None) -> None:
+            def report(step: int, steps: int, preview: np.ndarray | None) -> None:
                 if step == 1:
                     began[0] = next(done)
-                emit(Progress(began[0], total, step, steps, preview))
+                emit(SamplingProgress(began[0], total, step, steps, preview))
 
             with self.lock:
                 job.check()
                 paths = generate(
-                    [wish.prompt], self.pictures / "grids", profile=profiles or None, grid=grid, device=self.device,
+                    [request.prompt], self.pictures / "grids", profile=profiles or None, grid=grid, device=self.device,
                     family=None if profiles else self.family_name, models=self.models,
-                    on_step=Watch(job, self.models, tell),
+                    on_step=StepCallback(job, self.models, report),
                 )  # fmt: skip
             emit(str(paths[-1]))
 
         yield from job.events(work)
 
     def _one(
-        self, prompt: str, sitter: Sitter, seed: int, options: dict[str, Any], out: Path | None, watch: Watch
+        self, prompt: str, subject: Subject, seed: int, options: dict[str, Any], out: Path | None, on_step: StepCallback
     ) -> Path:
-        folder = (self.pictures if out is None else out) / sitter.name
-        family = None if sitter.profile is not None else self.family_name
+        folder = (self.pictures if out is None else out) / subject.name
+        family = None if subject.profile is not None else self.family_name
         (path,) = generate(
-            [prompt], folder, profile=sitter.profile, family=family, device=self.device, seed=seed,
-            models=self.models, on_step=watch, **options,
+            [prompt], folder, profile=subject.profile, family=family, device=self.device, seed=seed,
+            models=self.models, on_step=on_step, **options,
         )  # fmt: skip
         return path
 
-    def command(self, prompt: str, sitter: Sitter, seed: int, options: dict[str, Any]) -> str:
+    def command(self, prompt: str, subject: Subject, seed: int, options: dict[str, Any]) -> str:
         """The line that makes a picture again."""
         words = ["bolid", "generate", prompt]
-        words += ["--profile", str(sitter.profile)] if sitter.profile is not None else ["--family", self.family_name]
+        words += ["--profile", str(subject.profile)] if subject.profile is not None else ["--family", self.family_name]
         for name, value in options.items():
             option = f"--{name.replace('_', '-')}"
             words += [option] if value is True else [option, f"{value:g}" if isinstance(value, float) else str(value)]
@@ -254,28 +261,28 @@ class Studio:
         return shlex.join(words)
 
 
-class Watch:
-    """The callback of each step: stops a job, and tells now and then how far it is, with a preview.
+class StepCallback:
+    """The callback of each step: stops a job, and reports its progress now and then, with a preview.
 
-    A picture's first and last steps are always told.
+    A picture's first and last steps are always reported.
     """
 
-    def __init__(self, job: Job, models: Models, tell: Any) -> None:
-        self.job, self.models, self.tell = job, models, tell
+    def __init__(self, job: Job, models: Models, report: Any) -> None:
+        self.job, self.models, self.report = job, models, report
         self._next, self._preview = 0.0, None  # when the next preview is due, and the last one
-        self._told = 0.0  # when a step was told last
+        self._reported = 0.0  # when a step was reported last
 
     def __call__(self, step: int, steps: int, x0: torch.Tensor) -> None:
-        """As `bolid.backends.sampling.OnStep`. Raises Stopped."""
+        """As `bolid.backends.sampling.OnStep`. Raises Cancelled."""
         self.job.check()
         began = time.monotonic()
-        if 1 < step < steps and began < self._told + _PAUSE:
+        if 1 < step < steps and began < self._reported + _PAUSE:
             return
-        self._told = began
+        self._reported = began
         if began >= self._next and step < steps and (pipe := self.models.current) is not None:
             from bolid.backends.diffusion import decode_latents
 
             self._preview = decode_latents(pipe, x0[:1])[0]
             ended = time.monotonic()
             self._next = ended + (ended - began) * (1 / _PREVIEWS - 1)
-        self.tell(step, steps, self._preview)
+        self.report(step, steps, self._preview)

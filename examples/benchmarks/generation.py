@@ -7,7 +7,7 @@
 The same prompts, noise and steps, taken in turns, and the median of the rounds: the bare base as diffusers runs it;
 diffusers' own two IP-Adapters; the same with `cache_conditions`, as `bolid generate` runs; the bare base with
 it, too; and, where the family is not random, `--face-guidance 1`, `--body-guidance 1` and both. Ratios to the first.
-The two with adapters must be bit-equal; if not, that is said. Processor time on the CPU, which busy neighbours change
+The two with adapters must be bit-equal; if not, it prints so. Processor time on the CPU, which busy neighbours change
 little, and the clock on a GPU.
 """
 

@@ -4,7 +4,7 @@
     python examples/benchmarks/page.py --clients 5 --rounds 1
 
 Starts the page on a free port. In each round all clients ask at once, each for a person, prompt and seed of its own,
-over the HTTP API. A picture is wrong unless its pixels are those that `bolid.api.generate` makes of the same wish
+over the HTTP API. A picture is wrong unless its pixels are those that `bolid.api.generate` makes of the same request
 alone, after the page has ended. Prints JSON: pictures, wrong ones, seconds a picture, the server's resident memory
 after each round, and the seconds from typing the command to the first picture, with the processor time in them.
 """
@@ -52,7 +52,7 @@ def call(address: str, function: str, **arguments: Any) -> Any:
     return data[0]
 
 
-def wish(client: int, turn: int, steps: int | None) -> dict[str, Any]:
+def request(client: int, turn: int, steps: int | None) -> dict[str, Any]:
     """What a client asks for in a round: no two ask for the same."""
     number = client + 100 * turn
     prompt = f"a full body photo of a person, in a {COLORS[number % 6]} top, {PLACES[number // 6 % 4]}"
@@ -101,9 +101,9 @@ def main() -> None:
             for turn in range(options.rounds):
                 began = time.monotonic()
                 with concurrent.futures.ThreadPoolExecutor(options.clients) as pool:
-                    wishes = [wish(client, turn, options.steps) for client in range(options.clients)]
-                    answers = [pool.submit(ask, address, wanted) for wanted in wishes]
-                    got += [(wanted, answer.result()) for wanted, answer in zip(wishes, answers, strict=True)]
+                    requests = [request(client, turn, options.steps) for client in range(options.clients)]
+                    answers = [pool.submit(ask, address, wanted) for wanted in requests]
+                    got += [(wanted, answer.result()) for wanted, answer in zip(requests, answers, strict=True)]
                 took.append((time.monotonic() - began) / options.clients)
                 memory.append(round(resident(process)))
         finally:
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def count_wrong(got: list[tuple[dict[str, Any], np.ndarray]], folder: Path) -> int:
-    """How many pictures are not those that the wish makes alone."""
+    """How many pictures are not those that the request makes alone."""
     from bolid import api
     from bolid.generate.models import Models
 

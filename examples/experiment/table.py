@@ -128,10 +128,10 @@ def headline(table: Table, by: str) -> list[str]:
             against = {m: found[name].interval for m, found in table.differences.get(reference, {}).items()}
             trained = [m for m in BASELINES if m in against and m != "upper-bound"]
             best = [max(trained, key=lambda m, name=name: table.figures[m][name].value)] if trained else []
-            said = [f"{signed(against[m])} over {m}" for m in [*best, WORDS, BASE] if m in against]
-            if said:
+            differences = [f"{signed(against[m])} over {m}" for m in [*best, WORDS, BASE] if m in against]
+            if differences:
                 own = cell(table.figures[reference][name])
-                lines.append(f"- {kind}, BoLID from eight photos {how}: {own}; {', '.join(said)}.")
+                lines.append(f"- {kind}, BoLID from eight photos {how}: {own}; {', '.join(differences)}.")
     if EQUAL not in table.figures and any(m in table.figures for m in BASELINES):
         lines.append(
             f"- **Not trained equally long**: {EQUAL} is not in this table, so BoLID's differences from trained "
@@ -141,7 +141,7 @@ def headline(table: Table, by: str) -> list[str]:
         lines += [
             "",
             "The first method after each figure is the best of the trained baselines by that figure. Where an interval "
-            "holds 0, the two are not told apart.",
+            "holds 0, the two do not differ measurably.",
         ]
     return lines
 

@@ -188,9 +188,9 @@ PARENTS = ("init", "reader_", "mixed_")  # inputs of a training that are adapter
 def _settings(path: Path) -> dict[str, object]:
     """What the file's record says of its training."""
     record = read_record(path)
-    # What it started from is told by its content: a path means something on one machine only.
-    told = {name: value for name, value in record["config"].items() if name not in ("init", "readers")}
-    settings = {name: value for name, value in told.items() if value not in ("", None, False)}
+    # A path means something on one machine only; `inputs` has the digest.
+    config = {name: value for name, value in record["config"].items() if name not in ("init", "readers")}
+    settings = {name: value for name, value in config.items() if value not in ("", None, False)}
     inputs = {name: f"sha256 {sha256[:16]}" for name, sha256 in record["inputs"].items()}
     settings |= {name: sha256 for name, sha256 in inputs.items() if name in settings or name.startswith(PARENTS)}
     return {**settings, "seed": record["seed"], "sha256 of the training shards": record["inputs"]["train"][:16]}

@@ -1,4 +1,4 @@
-"""What the head that reads shapes gains over c_body, and how far both know how sure they are: docs/results/.
+"""The shape head beside c_body: accuracy and calibration, into docs/results/.
 
     python examples/tiny_family/measure_readings.py photos/val --work runs/body-shape --out docs/results/shape-head.md
 

@@ -101,7 +101,7 @@ class TimeBox:
             self._means[name] = [*self._means.get(name, [])[-199:], torch.as_tensor(value).detach()]
 
     def due(self, what: str, minutes: float) -> bool:
-        """Whether so many minutes have passed since this last said so of `what`; to the first process only."""
+        """Whether so many minutes have passed since this was last True for `what`; in the first process only."""
         if self.spent - self._last.setdefault(what, self._resumed) < minutes * 60 or RANK > 0:
             return False
         self._last[what] = self.spent

@@ -135,7 +135,7 @@ class AdversarialStep:
         generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
         real, weights, tokens = data.draw(rng, count)
         noises = torch.randn(3, *real.shape, generator=generator, device=args.device)
-        low = torch.from_numpy(rng.integers(10, 350, count)).to(args.device)  # where details are told from noise
+        low = torch.from_numpy(rng.integers(10, 350, count)).to(args.device)  # where details stand out from the noise
         with computing(args.device):
             with torch.no_grad():
                 hidden, real_hidden = self.text(pool.tokens)[0], self.text(tokens)[0]
@@ -154,7 +154,7 @@ class AdversarialStep:
             )
         pool.advance(made, rng)
         return losses | {
-            "loss": args.weight * adversarial + diffusion + args.anchor * drift,
+            "loss": args.weight * adversarial + diffusion + args.drift_weight * drift,
             "diffusion": diffusion,
             "drift": drift,
         }
@@ -196,7 +196,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=4e-5)
     parser.add_argument("--discriminator-lr", type=float, default=1e-3)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
-    parser.add_argument("--anchor", type=float, default=3.0, help="weight of the drift of the picture's coarse values")
+    parser.add_argument(
+        "--drift-weight", type=float, default=3.0, help="weight of the drift of the picture's coarse values"
+    )
     parser.add_argument("--diffusion", type=float, default=0.34, help="fraction of the batch with the diffusion loss")
     parser.add_argument("--decay", type=float, default=0.99, help="of the moving average")
     parser.add_argument("--mix", type=float, default=0.5, help="exported: the base's weights + this * what was learnt")

@@ -72,7 +72,7 @@ def build(
     tokenizer: CLIPTokenizer, latent_size: tuple[int, int], latent_channels: int, widths: tuple[int, ...]
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
     """A new text encoder and UNet; `widths` are the UNet's channels, level by level. Outermost it only convolves: there
-    are many positions there, and what is painted where was decided further in."""
+    are many positions there, and the content is decided at the inner ones."""
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

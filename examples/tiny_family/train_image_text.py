@@ -104,41 +104,47 @@ def truth_of(row: dict[str, Any]) -> dict[str, str]:
     return truth
 
 
-def compose(said: dict[str, str], rng: random.Random) -> str:
+def compose(attributes: dict[str, str], rng: random.Random) -> str:
     """A caption that says just these attributes, in one of many wordings."""
-    framing = said.get("framing")
+    framing = attributes.get("framing")
     head = {
         "full body": ["a full body photo of ", "full body photo of "],
         "three-quarter": ["a three-quarter photo of ", "three-quarter photo of "],
         "portrait": ["a portrait of ", "portrait of "],
         None: ["", "", "a photo of ", "a picture of "],
     }[framing]
-    who = [said[name] for name in ("height", "weight") if name in said] + [said.get("gender", "person")]
+    who = [attributes[name] for name in ("height", "weight") if name in attributes] + [
+        attributes.get("gender", "person")
+    ]
     subject = f"{article(who[0])} {' '.join(who)}"
-    if "pose" in said:
-        subject += f" {POSE_PHRASES[said['pose']]}"
+    if "pose" in attributes:
+        subject += f" {POSE_PHRASES[attributes['pose']]}"
     clothes = []
-    if "top_color" in said or "sleeves" in said:
-        words = [said[name] for name in ("top_color",) if name in said]
-        words += [f"{said['sleeves']}-sleeved"] if "sleeves" in said else []
+    if "top_color" in attributes or "sleeves" in attributes:
+        words = [attributes[name] for name in ("top_color",) if name in attributes]
+        words += [f"{attributes['sleeves']}-sleeved"] if "sleeves" in attributes else []
         words.append(rng.choice(["top", "top", "top", "shirt"]))
         clothes.append(f"{article(words[0])} {' '.join(words)}")
-    if "bottom_color" in said and "bottom" in said:
-        clothes.append(bottom_phrase(said["bottom_color"], said["bottom"]))
-    elif "bottom" in said:
-        clothes.append("a skirt" if said["bottom"] == "skirt" else said["bottom"])
-    elif "bottom_color" in said:
-        clothes.append(f"{said['bottom_color']} clothes below")
+    if "bottom_color" in attributes and "bottom" in attributes:
+        clothes.append(bottom_phrase(attributes["bottom_color"], attributes["bottom"]))
+    elif "bottom" in attributes:
+        clothes.append("a skirt" if attributes["bottom"] == "skirt" else attributes["bottom"])
+    elif "bottom_color" in attributes:
+        clothes.append(f"{attributes['bottom_color']} clothes below")
     rng.shuffle(clothes)
     parts = [f"{rng.choice(['in', 'in', 'wearing'])} {' and '.join(clothes)}"] if clothes else []
-    if "scene" in said:
-        parts.append(SCENE_PHRASES[said["scene"]])
+    if "scene" in attributes:
+        parts.append(SCENE_PHRASES[attributes["scene"]])
     if rng.random() < 0.25:
         rng.shuffle(parts)
-    bare = not any(name in said for name in ("gender", "height", "weight", "pose", "framing"))
+    bare = not any(name in attributes for name in ("gender", "height", "weight", "pose", "framing"))
     if bare and parts and rng.random() < 0.5:  # "a red top and blue trousers, on a beach"
         return ", ".join(_stripped(parts, clothes))
-    if framing and not any(name in said for name in ("gender", "height", "weight", "pose")) and rng.random() < 0.5:
+    if (
+        framing
+        and not any(name in attributes for name in ("gender", "height", "weight", "pose"))
+        and rng.random() < 0.5
+    ):
         start = rng.choice(head).removesuffix(" of ")
     else:
         start = rng.choice(head) + subject
@@ -160,23 +166,23 @@ def vary(row: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, str]]:
         named |= {name: truth[name] for name in ("height", "weight") if build[f"{name}_word"] in words}
         return caption, named
     share = rng.choice([0.25, 0.5, 0.8])
-    said = {name: value for name, value in truth.items() if rng.random() < share}
-    if "bottom_color" in said:
-        said["bottom"] = truth["bottom"]
-    if not said:
+    attributes = {name: value for name, value in truth.items() if rng.random() < share}
+    if "bottom_color" in attributes:
+        attributes["bottom"] = truth["bottom"]
+    if not attributes:
         name = rng.choice([name for name in truth if name != "bottom_color"])
-        said = {name: truth[name]}
-    return compose(said, rng), said
+        attributes = {name: truth[name]}
+    return compose(attributes, rng), attributes
 
 
-def corrupt(said: dict[str, str], rng: random.Random) -> str:
+def corrupt(attributes: dict[str, str], rng: random.Random) -> str:
     """The same caption with one attribute changed, or the two colours swapped."""
-    wrong = dict(said)
-    if "top_color" in said and "bottom_color" in said and rng.random() < 0.3:
-        wrong["top_color"], wrong["bottom_color"] = said["bottom_color"], said["top_color"]
+    wrong = dict(attributes)
+    if "top_color" in attributes and "bottom_color" in attributes and rng.random() < 0.3:
+        wrong["top_color"], wrong["bottom_color"] = attributes["bottom_color"], attributes["top_color"]
     else:
-        name = rng.choice(list(said))
-        wrong[name] = rng.choice([value for value in ATTRIBUTES[name] if value != said[name]])
+        name = rng.choice(list(attributes))
+        wrong[name] = rng.choice([value for value in ATTRIBUTES[name] if value != attributes[name]])
     return compose(wrong, rng)
 
 
@@ -189,8 +195,8 @@ def attribute_prompts(rng: random.Random) -> list[tuple[str, str, str]]:
     for name, values in ((name, ATTRIBUTES[name]) for name in names):
         wording, kind = rng.getrandbits(32), rng.choice(BOTTOMS)
         for value in values:
-            said = {name: value} | ({"bottom": kind} if name == "bottom_color" else {})
-            rows.append((name, value, compose(said, random.Random(wording))))
+            attributes = {name: value} | ({"bottom": kind} if name == "bottom_color" else {})
+            rows.append((name, value, compose(attributes, random.Random(wording))))
     return rows
 
 
@@ -483,22 +489,24 @@ def train(args: argparse.Namespace) -> None:
         set_rate(optimizer, args.lr * 2 / 3, step, args.steps)
         chosen = rng.sample(range(len(rows)), min(args.batch, len(rows)))
         batch = [rows[index] for index in chosen]
-        said = [vary(row, rng) for row in batch]
-        hard = [corrupt(facts, rng) for _, facts in said[: args.batch // 3]]
+        attributes = [vary(row, rng) for row in batch]
+        hard = [corrupt(facts, rng) for _, facts in attributes[: args.batch // 3]]
         prompts = attribute_prompts(rng)
 
         with computing("cpu"):
             embedding = network.visual(letterbox(augment(pixels[chosen], generator)[0])).float()
         images = F.normalize(embedding, dim=-1)
         named = attribute_losses(head(embedding), wanted[chosen])
-        texts = encode_text(network, tokenize([*(text for text, _ in said), *hard, *(text for _, _, text in prompts)]))
+        texts = encode_text(
+            network, tokenize([*(text for text, _ in attributes), *hard, *(text for _, _, text in prompts)])
+        )
         scale = network.logit_scale.exp()
         own, wrong, short = texts.split([len(batch), len(hard), len(prompts)])
 
         # Another picture's caption that is true of this one as well is no negative.
         also_true = torch.tensor([
             [i != j and all(row["truth"].get(name) == value for name, value in facts.items())
-             for j, (_, facts) in enumerate(said)] for i, row in enumerate(batch)
+             for j, (_, facts) in enumerate(attributes)] for i, row in enumerate(batch)
         ])  # fmt: skip
         logits = (scale * images @ own.T).masked_fill(also_true, -torch.inf)
         worst = F.pad(scale * (images[: len(hard)] * wrong).sum(-1), (0, len(batch) - len(hard)), value=-torch.inf)
@@ -558,8 +566,8 @@ def zero_shot(network: Any, embeddings: Any, choices: Mapping[str, Sequence[str]
     import torch
     import torch.nn.functional as F
 
-    anchors = torch.stack([network.encode_text(texts).mean(0) for texts in choices.values()])
-    return (network.logit_scale * embeddings @ F.normalize(anchors, dim=-1).T).softmax(-1)
+    prototypes = torch.stack([network.encode_text(texts).mean(0) for texts in choices.values()])
+    return (network.logit_scale * embeddings @ F.normalize(prototypes, dim=-1).T).softmax(-1)
 
 
 def measure(photos: Path, model: Path | None = None, *, people: int | None = 200) -> dict[str, float]:

@@ -51,10 +51,10 @@ Anny (Apache-2.0, shapes CC0).
 # ---------------------------------------------------------------- the data set, in ultralytics' format
 
 
-def write_dataset(photos: Path, val: Path, directory: Path, *, pictures: int, painted: float, seed: int) -> Path:
+def write_dataset(photos: Path, val: Path, directory: Path, *, pictures: int, reconstructed: float, seed: int) -> Path:
     """`directory`/{train,val}/{images,labels}; returns the data.yaml. A finished one is kept as it is.
 
-    `painted`: the part of the pictures that is shown as the base's autoencoder rebuilds them, as generated ones are.
+    `reconstructed`: the fraction of pictures that pass through the base's autoencoder, as generated ones do.
     """
     description = directory / "data.yaml"
     if description.is_file():
@@ -74,11 +74,11 @@ def write_dataset(photos: Path, val: Path, directory: Path, *, pictures: int, pa
         elif kind < 0.20:
             image, people = _background(rng, rows, image.shape[:2]), []
         look = rng.random()
-        if look < painted:
+        if look < reconstructed:
             height, width = image.shape[:2]
             small = cv2.resize(image, get_family("tiny").image_size[::-1], interpolation=cv2.INTER_AREA)
             image = cv2.resize(rebuilt(small[None])[0], (width, height), interpolation=cv2.INTER_LINEAR)
-        elif look < painted + 0.25 * (1 - painted):  # generated pictures are less sharp
+        elif look < reconstructed + 0.25 * (1 - reconstructed):  # generated pictures are less sharp
             sharpness = rng.uniform(0.375, 0.6)
             small = cv2.resize(image, None, fx=sharpness, fy=sharpness, interpolation=cv2.INTER_AREA)
             image = cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=7, help=f"epochs on pictures of {IMAGE_SIZE} pixels")
     parser.add_argument("--init", type=Path, help="start from this pose model instead of from nothing")
     parser.add_argument(
-        "--painted", type=float, default=0.0, help="part of the pictures that the base's autoencoder rebuilds"
+        "--reconstructed", type=float, default=0.0, help="fraction of pictures that pass through the base's autoencoder"
     )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -324,18 +324,25 @@ def main() -> None:
     for name, size, epochs in (("small", SMALL_SIZE, args.small_epochs), ("full", IMAGE_SIZE, args.epochs)):
         if epochs:
             data = write_dataset(
-                args.photos, args.val, args.work / "data", pictures=args.pictures, painted=args.painted, seed=args.seed
+                args.photos,
+                args.val,
+                args.work / "data",
+                pictures=args.pictures,
+                reconstructed=args.reconstructed,
+                seed=args.seed,
             )
             checkpoint = train_stage(name, data, args.work, start=checkpoint, size=size, epochs=epochs, args=args)
-    config = {name: getattr(args, name) for name in ("pictures", "painted", "small_epochs", "epochs", "batch", "lr")}
+    config = {
+        name: getattr(args, name) for name in ("pictures", "reconstructed", "small_epochs", "epochs", "batch", "lr")
+    }
     config["init"] = str(args.init or "")
     export(checkpoint, args.out, config=config, seed=args.seed)
     figures = measure(args.val, args.out)
     print(json.dumps(figures, indent=2))
     facts = {
         "data": f"{args.pictures} rendered photos (of which 10 % shrunk onto other backgrounds, 6 % two people, "
-        f"4 % nobody; {args.painted:.0%} as the base's autoencoder rebuilds them, 25 % of the others blurred as if "
-        "enlarged)",
+        f"4 % nobody; {args.reconstructed:.0%} through the base's autoencoder, "
+        "25 % of the others blurred as if enlarged)",
         "epochs": f"{args.small_epochs} at {SMALL_SIZE} pixels, {args.epochs} at {IMAGE_SIZE}; batch {args.batch}, "
         f"AdamW {args.lr}" + (", started from the weights that were shipped before" if args.init else ""),
         "minutes in the last run of the script": round((time.time() - started) / 60, 1),

@@ -138,8 +138,8 @@ def train(args: argparse.Namespace) -> tuple[ProbeNetwork, np.ndarray, np.ndarra
         optimizer.step()
         if (step + 1) % 50 == 0:
             rate = (step + 1 - first) * args.batch / (time.time() - started)
-            told = f"ratios {ratios.item():.4f} places {missed.item():.4f}"
-            print(f"step {step + 1}/{args.steps} {told} {rate:.0f} pictures/s", flush=True)
+            losses = f"ratios {ratios.item():.4f} places {missed.item():.4f}"
+            print(f"step {step + 1}/{args.steps} {losses} {rate:.0f} pictures/s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
             args.work.mkdir(parents=True, exist_ok=True)
             state = {"network": both.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bolid.run import derive_seed
 from bolid.synth.people import BODY_CHANGES, PhotoPlan, SyntheticPerson, sample_person, sample_plan
-from bolid.synth.render import Photo, Renderer
+from bolid.synth.render import RenderedPhoto, Renderer
 
 SIZE = (256, 192)
 FIRST = 100_000
@@ -60,7 +60,7 @@ def loose_plan(person: SyntheticPerson, index: int) -> tuple[PhotoPlan, np.rando
     return replace(sample_plan(person, index), looseness=float(rng.uniform(1.0, 3.0))), rng
 
 
-def in_another_look(renderer: Renderer, index: int, pictures: list[np.ndarray]) -> Photo:
+def in_another_look(renderer: Renderer, index: int, pictures: list[np.ndarray]) -> RenderedPhoto:
     """The photo number `index` of a person, before photographs and with their textures on it."""
     plan, rng = loose_plan(renderer.person, index)
     photo = renderer.render(plan)

@@ -67,13 +67,13 @@ def test_random_command_lines(folder):
         words = line(np.random.default_rng([1, number]))
         started = time.process_time()
         result = CliRunner().invoke(app, words, prog_name="bolid")
-        said = result.stderr if result.stderr_bytes is not None else result.output
-        if result.exit_code not in ends or "fault in bolid" in said or "Traceback" in said:
-            failures.append(f"{number}: {words}: exit {result.exit_code}: {said[-300:]}")
+        output = result.stderr if result.stderr_bytes is not None else result.output
+        if result.exit_code not in ends or "fault in bolid" in output or "Traceback" in output:
+            failures.append(f"{number}: {words}: exit {result.exit_code}: {output[-300:]}")
         else:
             ends[result.exit_code] += 1
-        if result.exit_code and "hint: " not in said and "usage" not in said.lower():
-            failures.append(f"{number}: {words}: no hint: {said[-300:]}")
+        if result.exit_code and "hint: " not in output and "usage" not in output.lower():
+            failures.append(f"{number}: {words}: no hint: {output[-300:]}")
         if time.process_time() - started > 3 * SLOW:
             failures.append(f"{number}: {words}: took more than {3 * SLOW:g} s")
         for name in ("generated", "shards", "train", "adapter"):

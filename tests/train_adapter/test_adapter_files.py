@@ -87,13 +87,13 @@ def test_a_rank_that_saves_nothing_is_refused(world, tmp_path):
 
 
 def test_what_the_branches_have_to_learn_from_is_said(world, tmp_path):
-    said = []
+    messages = []
     train_adapter(
         world.train, tmp_path / "a", config=dataclasses.replace(CONFIG, steps=1), body_encoder=world.encoder,
-        device="cpu", say=said.append,
+        device="cpu", say=messages.append,
     )  # fmt: skip
-    assert said[0].startswith("12 photos of 3 people") and said[3] == "text: 12 photos have a caption"
-    assert any(line.startswith("face branch: ") for line in said)
+    assert messages[0].startswith("12 photos of 3 people") and messages[3] == "text: 12 photos have a caption"
+    assert any(line.startswith("face branch: ") for line in messages)
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-QUICK = ("bf16", "all three losses")
+QUICK = ("bf16",)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How the page looks: colours of paper and clay, the system's fonts, light and dark."""
+"""The theme of the page: colours of paper and clay, the system's fonts, light and dark."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent) !imp
 .quiet { color: var(--body-text-color-subdued); font-size: .9rem; }
 .report iframe { width: 100%; height: 76vh; border: 1px solid var(--border-color-primary); border-radius: 8px;
   background: white; }
-.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; }
-.seen figure { margin: 0; }
-.seen img { width: 100%; aspect-ratio: 3 / 4; object-fit: cover; object-position: top; border-radius: 6px; }
-.seen figcaption { font-size: .78rem; line-height: 1.3; color: var(--body-text-color-subdued); }
+.detections { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; }
+.detections figure { margin: 0; }
+.detections img { width: 100%; aspect-ratio: 3 / 4; object-fit: cover; object-position: top; border-radius: 6px; }
+.detections figcaption { font-size: .78rem; line-height: 1.3; color: var(--body-text-color-subdued); }
 .measures { gap: 8px !important; }
 .measures .block { padding: 6px 10px 4px !important; }
 button.lg, button.sm, label.lg, label.sm { font-weight: 500 !important; }

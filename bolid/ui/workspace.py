@@ -1,4 +1,4 @@
-"""What a page does for its clients: people from photos, their bodies, pictures and reports, in one work folder.
+"""The work of the page: people from photos, their bodies, pictures and reports, in one work folder.
 
 Everything that is read and written lies in that folder. The models are loaded once; one client uses them at a time.
 """
@@ -22,10 +22,10 @@ from bolid.generate.models import Models
 from bolid.models.families import Family, get_family
 from bolid.profile import ProfileResult, edit_profile, make_profile
 from bolid.run import pick_device, sha256_file, write_atomic
-from bolid.ui import figure
+from bolid.ui import body_sliders
 from bolid.ui.people import People, check_name
-from bolid.ui.photos import crossed_out, delete_folder, drawn, own_folder, uploaded
-from bolid.ui.pictures import Job, Made, Progress, Sitter, Studio, Wish
+from bolid.ui.photos import delete_folder, draw_detections, faded_photo, own_folder, uploaded
+from bolid.ui.pictures import GeneratedPicture, Job, PictureGenerator, PictureRequest, SamplingProgress, Subject
 from bolid.views import View
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ _INVENTED = ("height", "inseam", "shoulders", "chest", "waist", "hip")  # measur
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A photo as the models saw it: a picture with box, skeleton and face."""
+class PhotoDetection:
+    """A photo with what the models detected in it: box, skeleton and face."""
 
     picture: Image.Image
     name: str
@@ -55,15 +55,15 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Portrayed:
-    """A new person: the name, what was seen in each photo, and what the profile says."""
+class NewPerson:
+    """A new person: the name, the detections in each photo, and the profile."""
 
     name: str
-    seen: tuple[Seen, ...]
+    detections: tuple[PhotoDetection, ...]
     result: ProfileResult
 
 
-class Workshop:
+class Workspace:
     """The work folder with its people and pictures, and the models."""
 
     def __init__(self, folder: str | os.PathLike[str], family: str | None = None, device: str = "auto") -> None:
@@ -74,24 +74,26 @@ class Workshop:
         self.family: Family = get_family(family)
         # Of a large base there is room for one.
         models = Models(most=3 if self.family.name == "tiny" else 1)
-        self.studio = Studio(self.family, family or self.family.name, pick_device(device), models, self.people.pictures)
-        self.jobs: dict[str, _Running] = {}
-        self._stopped: dict[str, float] = {}  # name -> until when jobs of it were asked for that are to end
+        self.generator = PictureGenerator(
+            self.family, family or self.family.name, pick_device(device), models, self.people.pictures
+        )
+        self.jobs: dict[str, _RunningJob] = {}
+        self._stopped: dict[str, float] = {}  # name -> jobs of it end that were requested until then
         self._count, self._counting = itertools.count(), threading.Lock()
 
     # ---- people
 
-    def portray(
+    def create_profile(
         self, name: str, photos: Sequence[str | Path], known: Mapping[str, str] | None = None, sex: str | None = None
-    ) -> Portrayed:
+    ) -> NewPerson:
         """A new profile from uploaded photos, measurements as people type them, or both."""
         from bolid.body.profiles import read_known
 
         name, files = check_name(name), uploaded(photos, self.uploads)
         wanted = read_known({key: str(text) for key, text in (known or {}).items() if str(text or "").strip()})
         views: dict[Path, View | str] = {}
-        with self.studio.lock:
-            reader = self.studio.models.reader(self.family, self.studio.device)
+        with self.generator.lock:
+            reader = self.generator.models.reader(self.family, self.generator.device)
             reader.on_view = views.__setitem__
             try:
                 result = make_profile(files, self._profile(), known=wanted, sex=sex or None, reader=reader)
@@ -99,22 +101,22 @@ class Workshop:
                 raise BolidError(_without_folders(error.message, files), error.hint) from error
             finally:
                 reader.on_view = None
-        return Portrayed(self.people.add(name, result.path).stem, self._seen(result, views), result)
+        return NewPerson(self.people.add(name, result.path).stem, self._detections(result, views), result)
 
     def _profile(self) -> Path:
         """Where a profile is written before it has a name."""
         return self.scratch("profile.safetensors")
 
-    def _seen(self, result: ProfileResult, views: Mapping[Path, View | str]) -> tuple[Seen, ...]:
-        seen = []
+    def _detections(self, result: ProfileResult, views: Mapping[Path, View | str]) -> tuple[PhotoDetection, ...]:
+        detections = []
         for report in result.reports:
             view = views.get(report.photo)
-            picture = drawn(view) if isinstance(view, View) else crossed_out(report.photo)
+            picture = draw_detections(view) if isinstance(view, View) else faded_photo(report.photo)
             reason = _without_folders(report.rejected, [report.photo])
-            seen.append(Seen(picture, report.photo.name, report, reason))
-        return tuple(seen)
+            detections.append(PhotoDetection(picture, report.photo.name, report, reason))
+        return tuple(detections)
 
-    def synthesise(self, name: str, seed: int) -> Portrayed:
+    def create_synthetic(self, name: str, seed: int) -> NewPerson:
         """A profile of a synthetic person, from photos that are rendered first."""
         from bolid.synth.render import write_photos
 
@@ -122,11 +124,11 @@ class Workshop:
             raise BolidError(f"the seed is {seed}", f"give one from {SYNTHETIC.start} to {SYNTHETIC.stop - 1}")
         check_name(name)  # before the work
         photos = write_photos(self.uploads / "synthetic", seed, _PHOTOS, size=self._photo_size)
-        made = self.portray(name, photos)
-        write_atomic(self.people.seed_file(made.name), str(seed))
-        return made
+        person = self.create_profile(name, photos)
+        write_atomic(self.people.seed_file(person.name), str(seed))
+        return person
 
-    def invent(self, name: str, seed: int) -> Portrayed:
+    def create_invented(self, name: str, seed: int) -> NewPerson:
         """A profile of somebody with the measurements of a random adult, and no face."""
         from bolid.body.measurements import NAMES
         from bolid.body.shape import draw, measure_body, population
@@ -134,7 +136,7 @@ class Workshop:
         usual, far = population().mean, draw(population().shape, 1, seed)
         sizes = measure_body(usual + 0.7 * (far - usual))[0]  # extremes are rare
         known = {n: f"{100 * sizes[NAMES.index(n)]:.1f}" for n in _INVENTED}
-        return self.portray(name, [], known)
+        return self.create_profile(name, [], known)
 
     def open_profile(self, file: Path) -> str:
         """Take in an uploaded profile; the name that it got."""
@@ -152,15 +154,15 @@ class Workshop:
         """Delete a person and the pictures of this person; how many pictures."""
         return self.people.delete(name, self.uploads.parent)
 
-    def sitters(self, names: Sequence[str]) -> list[Sitter]:
+    def subjects(self, names: Sequence[str]) -> list[Subject]:
         """The people of these names; without any, nobody in particular."""
         if not names:
-            return [Sitter()]
+            return [Subject()]
         found = []
         for name in dict.fromkeys(names):
             path = self.people.path(name)
             branches = {"body"} if load_profile(path).face is None else {"body", "face"}
-            found.append(Sitter(name, path, frozenset(branches)))
+            found.append(Subject(name, path, frozenset(branches)))
         return found
 
     # ---- bodies
@@ -169,30 +171,30 @@ class Workshop:
         self, name: str, wanted: Mapping[str, float], hold: bool = True
     ) -> tuple[Shape, Sequence[MeasurementRow]]:
         """A person's body with these measurements, and all that it measures then."""
-        return figure.moved(self.people.path(name), wanted, hold)
+        return body_sliders.edited_shape(self.people.path(name), wanted, hold)
 
     def mannequin(self, shape: Shape) -> Path:
         """A GLB file of a shape."""
-        return figure.write_mannequin(shape, self.scratch("mannequin.glb"))
+        return body_sliders.write_mannequin(shape, self.scratch("mannequin.glb"))
 
-    def reshape(self, name: str, wanted: Mapping[str, float], hold: bool, new_name: str) -> str:
+    def edit(self, name: str, wanted: Mapping[str, float], hold: bool, new_name: str) -> str:
         """Save the person with these measurements under a new name; the name that it got."""
         if not wanted:
-            raise BolidError("no measurement is moved", "move a slider first")
+            raise BolidError("no measurement is changed", "move a slider first")
         check_name(new_name)
         changes = {key: f"{value:.2f}{'kg' if key == 'weight' else 'cm'}" for key, value in wanted.items()}
-        moved = self._profile()
-        edit_profile(self.people.path(name), moved, changes=changes, hold=hold)
-        return self.people.add(new_name, moved).stem
+        edited = self._profile()
+        edit_profile(self.people.path(name), edited, changes=changes, hold=hold)
+        return self.people.add(new_name, edited).stem
 
     # ---- pictures
 
     def pictures(
-        self, job_name: str, wish: Wish, names: Sequence[str], asked: float = 0.0
-    ) -> Iterator[Progress | Made]:
-        """The pictures of a wish, as they come. Raises Stopped after `stop(job_name)`; `asked`: see there."""
-        with self.job(job_name, asked) as job:
-            yield from self.studio.paint(job, wish, self.sitters(names))
+        self, job_name: str, request: PictureRequest, names: Sequence[str], requested_at: float = 0.0
+    ) -> Iterator[SamplingProgress | GeneratedPicture]:
+        """The pictures of a request, as they come. Raises Cancelled after `stop(job_name)`; `requested_at`: see it."""
+        with self.job(job_name, requested_at) as job:
+            yield from self.generator.generate(job, request, self.subjects(names))
 
     def keep_pose(self, photo: Path) -> Path:
         """An uploaded photo of a pose, kept so that the command of a picture finds it."""
@@ -203,18 +205,18 @@ class Workshop:
         return kept
 
     def grid(
-        self, job_name: str, prompt: str, names: Sequence[str], axes: Mapping[str, str], asked: float = 0.0
-    ) -> Iterator[Progress | str]:
+        self, job_name: str, prompt: str, names: Sequence[str], axes: Mapping[str, str], requested_at: float = 0.0
+    ) -> Iterator[SamplingProgress | str]:
         """A contact sheet over values of settings, like {"body-scale": "0, 1"}; its path comes last."""
-        wish = Wish(prompt.strip())
-        wish.check()
+        request = PictureRequest(prompt.strip())
+        request.check()
         values = {axis: [text.strip() for text in texts.split(",") if text.strip()] for axis, texts in axes.items()}
         total = max(1, len(names)) * math.prod(map(len, values.values()))
         if total > MAX_CELLS:
             raise BolidError(f"the grid has {total} pictures", f"give fewer values: {MAX_CELLS} pictures at most")
         grid = [f"{axis}={','.join(texts)}" for axis, texts in values.items()]
-        with self.job(job_name, asked) as job:
-            yield from self.studio.sheet(job, wish, self.sitters(names), grid, total)
+        with self.job(job_name, requested_at) as job:
+            yield from self.generator.grid(job, request, self.subjects(names), grid, total)
 
     def report(self, name: str, photos: Sequence[str | Path]) -> str:
         """How near a person's pictures come, by photos that did not make the profile: the report of `evaluate`."""
@@ -237,14 +239,14 @@ class Workshop:
         for number, file in enumerate(files):
             shutil.copyfile(file, folder / f"{number:03d}{file.suffix.lower()}")
         page = folder.parent / "report.html"
-        with self.studio.lock:
+        with self.generator.lock:
             evaluate(
                 pictures,
                 folder,
                 profiles=[profile],
                 html=page,
-                family=self.studio.family_name,
-                device=self.studio.device,
+                family=self.generator.family_name,
+                device=self.generator.device,
             )
         return page.read_text(encoding="utf-8")
 
@@ -254,21 +256,21 @@ class Workshop:
         height, width = self.family.view_size
         return (2 * height, 2 * width) if height <= 256 else (512, 384)
 
-    def job(self, name: str, asked: float = 0.0) -> _Running:
-        """`with workshop.job(name) as job`: so that `stop(name)` finds it."""
-        return _Running(self, name, asked)
+    def job(self, name: str, requested_at: float = 0.0) -> _RunningJob:
+        """`with workspace.job(name) as job`: so that `stop(name)` finds it."""
+        return _RunningJob(self, name, requested_at)
 
     def stop(self, name: str, until: float = math.inf) -> bool:
         """End the job of this name within a step, and those that have not begun as soon as they do.
 
-        `until`: only such as were `asked` for until then, by the clock of who asks. Returns whether one was under way.
+        `until`: only jobs with a `requested_at` up to then, by the client's clock. Returns whether one was running.
         """
         with self._counting:
             self._stopped[name] = until
             while len(self._stopped) > _STOPPED:
                 del self._stopped[next(iter(self._stopped))]  # the oldest
             running = self.jobs.get(name)
-        if running is None or running.asked > until:
+        if running is None or running.requested_at > until:
             return False
         running.job.stop()
         return True
@@ -289,31 +291,31 @@ class Workshop:
     def warm_up(self) -> None:
         """Load the models, so that the first picture does not wait for them."""
         names = self.people.names()
-        with self.studio.lock:
-            self.studio.models.reader(self.family, self.studio.device)
-        job, wish = Job(), Wish("a photo of a person", steps=1, guidance=1.0)
-        for _ in self.studio.paint(job, wish, self.sitters(names[:1]), self.uploads / "warm"):
+        with self.generator.lock:
+            self.generator.models.reader(self.family, self.generator.device)
+        job, request = Job(), PictureRequest("a photo of a person", steps=1, guidance=1.0)
+        for _ in self.generator.generate(job, request, self.subjects(names[:1]), self.uploads / "warm"):
             pass
 
 
-class _Running:
+class _RunningJob:
     """A job that can be found by its name while it lasts."""
 
-    def __init__(self, workshop: Workshop, name: str, asked: float) -> None:
-        self.workshop, self.name, self.asked, self.job = workshop, name, asked, Job()
+    def __init__(self, workspace: Workspace, name: str, requested_at: float) -> None:
+        self.workspace, self.name, self.requested_at, self.job = workspace, name, requested_at, Job()
 
     def __enter__(self) -> Job:
-        with self.workshop._counting:
-            self.workshop.jobs[self.name] = self
-            if self.asked <= self.workshop._stopped.get(self.name, -math.inf):
+        with self.workspace._counting:
+            self.workspace.jobs[self.name] = self
+            if self.requested_at <= self.workspace._stopped.get(self.name, -math.inf):
                 self.job.stop()
         return self.job
 
     def __exit__(self, *_: object) -> None:
-        with self.workshop._counting:
-            self.workshop.jobs.pop(self.name, None)
-            if self.workshop._stopped.get(self.name) == math.inf:  # no other job will have this name
-                del self.workshop._stopped[self.name]
+        with self.workspace._counting:
+            self.workspace.jobs.pop(self.name, None)
+            if self.workspace._stopped.get(self.name) == math.inf:  # no other job will have this name
+                del self.workspace._stopped[self.name]
 
 
 def _without_folders(text: str, files: Sequence[Path]) -> str:

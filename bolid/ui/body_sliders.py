@@ -42,7 +42,7 @@ def sliders() -> tuple[Slider, ...]:
     )
 
 
-def moved(profile: Path, wanted: Mapping[str, float], hold: bool) -> tuple[Shape, tuple[MeasurementRow, ...]]:
+def edited_shape(profile: Path, wanted: Mapping[str, float], hold: bool) -> tuple[Shape, tuple[MeasurementRow, ...]]:
     """The shape of a profile with these measurements, in centimetres (kilograms).
 
     Raises BolidError for a profile without a shape, and where there is no such body.

@@ -1,4 +1,4 @@
-"""What clients are told: errors as messages, how far it is, and the settings of a picture."""
+"""Messages to clients: errors, progress, and the settings of a picture."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import numpy as np
 
 from bolid.errors import BolidError
 from bolid.ui.photos import enlarged
-from bolid.ui.pictures import Made, Progress
+from bolid.ui.pictures import GeneratedPicture, SamplingProgress
 
 if TYPE_CHECKING:
-    from bolid.ui.workshop import Seen
+    from bolid.ui.workspace import PhotoDetection
 
 _PREVIEW = 320  # pixels
 
 
-ASKED = "(...inputs) => [...inputs.slice(0, -1), Date.now()]"
-"""JavaScript of a click that begins a job: the last input is when, by the browser's clock."""
-STOPPED = "() => Date.now()"
-"""JavaScript of a click that ends what was begun before it."""
+WITH_TIME = "(...inputs) => [...inputs.slice(0, -1), Date.now()]"
+"""JavaScript of a click that starts a job: its time, by the browser's clock, becomes the last input."""
+TIME = "() => Date.now()"
+"""JavaScript of a click that stops the jobs started before it."""
 
 
-def _said(error: Exception) -> Any:
+def _error_message(error: Exception) -> Any:
     """The error as Gradio shows it: a message and a hint, never a stack trace."""
     import gradio as gr
 
@@ -42,8 +42,8 @@ def _said(error: Exception) -> Any:
     return gr.Error(html.escape(text[:1200], quote=False), title="bolid", duration=20, print_exception=False)
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, or generator, whose errors clients can read."""
+def readable_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function or generator: its errors become messages that clients can read."""
     import gradio as gr
 
     if inspect.isgeneratorfunction(function):
@@ -55,7 +55,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             except gr.Error:
                 raise
             except Exception as error:
-                raise _said(error) from None
+                raise _error_message(error) from None
 
         return generator
 
@@ -66,25 +66,25 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
         except gr.Error:
             raise
         except Exception as error:
-            raise _said(error) from None
+            raise _error_message(error) from None
 
     return call
 
 
-def stage_html(picture: Made | Progress | None = None, words: str = "") -> str:
-    """A picture that is finished, or as far as it is, with a bar and words."""
+def stage_html(picture: GeneratedPicture | SamplingProgress | None = None, words: str = "") -> str:
+    """A finished picture, or the preview of an unfinished one with a progress bar and words."""
     bar, image = "", "<div class='empty'></div>"
-    if isinstance(picture, Made):
+    if isinstance(picture, GeneratedPicture):
         where = quote(str(picture.path.resolve()))
-        image = f"<img alt='{html.escape(picture.wish.prompt)}' src='/gradio_api/file={where}'>"
+        image = f"<img alt='{html.escape(picture.request.prompt)}' src='/gradio_api/file={where}'>"
     elif picture is not None:
         share = (picture.done + picture.step / max(picture.steps, 1)) / max(picture.total, 1)
         words = f"picture {picture.done + 1} of {picture.total}, step {picture.step} of {picture.steps}"
         bar = f"<div class='bar'><i style='width:{100 * share:.0f}%'></i></div>"
         if picture.preview is not None:
             image = f"<img alt='preview' src='{_uri(picture.preview)}'>"
-    said = f"<div class='words' role='status'>{html.escape(words)}</div>"
-    return f"<div class='stage'>{image}{bar}{said}</div>"
+    status = f"<div class='words' role='status'>{html.escape(words)}</div>"
+    return f"<div class='stage'>{image}{bar}{status}</div>"
 
 
 def _uri(pixels: np.ndarray) -> str:
@@ -95,16 +95,16 @@ def _uri(pixels: np.ndarray) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def seen_html(words: str, seen: Sequence[Seen]) -> str:
-    """Words, and the photos as the models saw them."""
+def detections_html(words: str, detections: Sequence[PhotoDetection]) -> str:
+    """Words, and the photos with what the models detected."""
     figures = []
-    for one in seen:
+    for one in detections:
         report, text = one.report, f"left out: {one.reason}"
         if not one.reason:
             text = f"weight {report.weight:.2f}, {'face' if report.face else 'no face'}, to the {report.down_to}"
         image = f"<img alt='{html.escape(one.name)} as the models saw it' src='{_uri(np.asarray(one.picture))}'>"
         figures.append(f"<figure>{image}<figcaption>{html.escape(text)}</figcaption></figure>")
-    grid = f"<div class='seen'>{''.join(figures)}</div>" if figures else ""
+    grid = f"<div class='detections'>{''.join(figures)}</div>" if figures else ""
     return f"<p class='quiet'>{html.escape(words)}</p>{grid}"
 
 
@@ -121,19 +121,19 @@ def read_number(name: str, value: Any, kind: Callable[[Any], Any] = float) -> An
         raise BolidError(f"{name} is {str(value)[:80]!r}", "give a number") from None
 
 
-def settings_html(made: Made) -> str:
-    """What made a picture, as a list."""
-    record = made.record
+def settings_html(picture: GeneratedPicture) -> str:
+    """The settings of a picture, as a list."""
+    record = picture.record
     config = record.get("config", {})
     scales = config.get("scales", {})
     rows = {
-        "prompt": config.get("prompt"), "read as": config.get("encoded_prompt"), "who": made.who,
+        "prompt": config.get("prompt"), "read as": config.get("encoded_prompt"), "who": picture.who,
         "strength": ", ".join(f"{branch} {short(scale)}" for branch, scale in scales.items()) or "the base alone",
         "steps": config.get("steps"), "guidance": short(config.get("guidance")), "not to show": config.get("negative"),
         "few steps": "yes" if config.get("few_steps") else None, "pose of": config.get("pose_from"),
         "pose": config.get("pose"), "enlarged": f"{config['upscale']} times" if "upscale" in config else None,
         "small faces": "sampled again" if config.get("refine_face") else None,
-        "seed": record.get("seed"), "file": made.path,
+        "seed": record.get("seed"), "file": picture.path,
     }  # fmt: skip
     lines = "".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in rows.items() if v not in (None, ""))
     return f"<div class='settings'><dl>{lines}</dl></div>"
