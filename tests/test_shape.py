@@ -252,6 +252,20 @@ def test_more_photos_say_more_and_intervals_hold():
     assert all(0.64 < part < 0.72 for part in inside.values())
 
 
+def test_a_fit_on_few_people_knows_its_own_error():
+    """The vectors of others lie as far from what is predicted as the noises say."""
+    _, states, sizes, fused = made_people(520, seed=4)
+    known, others = slice(0, 120), slice(120, None)
+    some = {n: (mean[known], logvar[known]) for n, (mean, logvar) in fused.items()}
+    weight, bias, noise, photo_noise, *_ = fit(states[known, :P], sizes[known], some, population().shape)
+    for views, share in ((1, 1.0), (8, 1 / 8)):
+        mean, logvar = (part[others] for part in fused[views])
+        shown = mean / (1 - np.exp(logvar))  # without the encoder's prior
+        off = shown - states[others] @ weight.T - bias
+        spread = noise + share * photo_noise
+        assert 0.85 < np.mean(off * np.linalg.solve(spread, off.T).T) < 1.15
+
+
 def test_a_vector_within_the_population_says_the_same():
     """The population's part is taken out of the vectors of few photos, so nothing counts twice."""
     import torch

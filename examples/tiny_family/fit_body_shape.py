@@ -6,7 +6,7 @@
 
 With `--head-photos` a head that reads the shape off photos is trained too (train_shape_head.py), on these people and
 the others; c_body tells the shape where there are no photos any more. What the readings say is fitted on readings by
-heads that did not know the person (three folds).
+heads that did not know the person (eight folds).
 
 Photos go the way of `bolid profile` through the real body encoder; the people's shapes are known. Take people that the
 encoder was not trained on: it knows its own too well, and would claim too much. Seeds of 100,000 and more are refused:
@@ -48,7 +48,7 @@ from bolid.views import choose_person, lowest_part, person_crop, whole_box
 SEALED = 100_000
 """Seeds from here on are never fitted on."""
 VIEWS = (1, 2, 4, 8)
-FOLDS = 3
+FOLDS = 8
 
 
 class Encoded(NamedTuple):
@@ -74,8 +74,10 @@ class Encoded(NamedTuple):
         return [i for i in range(len(self.down_to)) if self.down_to[i] == "feet" and self.pose[i] != "squatting"]
 
 
-def encode(photos: Path, encoder: BodyEncoder, work: Path, most: int | None = None) -> list[Encoded]:
-    """The first `most` people under `photos`, or all, each encoded once and kept in `work`."""
+def encode(
+    photos: Path, encoder: BodyEncoder, work: Path, most: int | None = None, each: int | None = None
+) -> list[Encoded]:
+    """The first `most` people under `photos`, or all, `each` with so many photos; encoded once and kept in `work`."""
     family = get_family("tiny")
     models = PoseModel(family.require("pose")), load_segmenter(family.require("segmentation"))
     folder = work / encoder.sha256[:12]
@@ -84,7 +86,7 @@ def encode(photos: Path, encoder: BodyEncoder, work: Path, most: int | None = No
     for person in sorted(path for path in photos.iterdir() if path.is_dir())[:most]:
         kept = folder / f"{person.name}.npz"
         if not kept.exists():
-            _encode_person(person, encoder, models, family.view_size, kept)
+            _encode_person(sorted(person.glob("*.jpg"))[:each], encoder, models, family.view_size, kept)
         with np.load(kept) as stored:
             parts = {name: stored[name] for name in stored.files}
         if len(parts["mean"]):
@@ -94,11 +96,15 @@ def encode(photos: Path, encoder: BodyEncoder, work: Path, most: int | None = No
 
 
 def _encode_person(
-    person: Path, encoder: BodyEncoder, models: tuple[PoseModel, Segmenter], size: tuple[int, int], kept: Path
+    files: Sequence[Path],
+    encoder: BodyEncoder,
+    models: tuple[PoseModel, Segmenter],
+    size: tuple[int, int],
+    kept: Path,
 ) -> None:
     pose, segmenter = models
     cut, points, masks, down, poses, index = [], [], [], [], [], []
-    for i, file in enumerate(sorted(person.glob("*.jpg"))):
+    for i, file in enumerate(files):
         image = read_photo(file)
         found = choose_person(pose.detect([image])[0], "main")
         if isinstance(found, str):
@@ -188,6 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="photos/<person>/*.jpg with their truth beside them")
     parser.add_argument("--body-encoder", type=Path, help="by default the tiny family's")
+    parser.add_argument("--people", type=int, help="the first so many")
+    parser.add_argument("--photos-each", type=int, help="of a person, the first so many")
     parser.add_argument("--head-photos", type=Path, help="train a head too, on these people and the others")
     parser.add_argument("--head-people", type=int, help="so many of these people")
     parser.add_argument("--work", type=Path, default=Path("runs/body-shape"), help="what was encoded")
@@ -195,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
-    people = encode(args.photos, encoder, args.work)
+    people = encode(args.photos, encoder, args.work, args.people, args.photos_each)
     others = encode(args.head_photos, encoder, args.work, args.head_people) if args.head_photos else []
     if any(person.seed >= SEALED for person in [*people, *others]):
         raise BolidError(f"people of {SEALED} and more are for figures", "fit on others")
