@@ -1,6 +1,7 @@
 """Fit p(shape | c_body) of a body encoder, and write it beside the encoder: body-shape.safetensors.
 
     bolid synth --person-seed 30000:30300 --photos 8 --size 192x256 --out photos/shape
+    bolid synth --person-seed 31000:31246 --photos 8 --size 192x256 --out photos/shape
     python examples/tiny_family/fit_body_shape.py photos/shape --head-photos photos/train \
         --out bolid/tiny/body-shape.safetensors
 
