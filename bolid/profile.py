@@ -419,6 +419,8 @@ def _files(photos: Sequence[str | os.PathLike[str]]) -> tuple[list[Path], dict[s
             files += [path for _, path in found]
             for reason, names in unread_files(photo).items():
                 unread.setdefault(reason, []).extend(str(photo / name) for name in names)
+        elif photo.suffix == ".safetensors" and photo.is_file():
+            raise BolidError(f"{photo} is no photo", f"if it is a profile, look at it: bolid profile show {photo}")
         elif photo.exists() or photo.is_symlink():
             files.append(photo)
         else:

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from bolid.doctor import diagnose
@@ -64,10 +66,30 @@ def test_a_family_without_weights_says_what_each_part_costs_and_the_command():
     assert commands["profile"]["value"] == "lacks the pose, face, image text and segmentation"
     assert commands["profile"]["advice"] == "bolid models pull sdxl"
     assert commands["train-vae"]["value"] == "runs"
+    # Pictures of a person need no training.
+    fetch = "bolid models pull sdxl"
+    assert commands["generate --profile"]["advice"] == f"{fetch}, then {fetch} --only face_portrait"
+    assert commands["generate --body-from shape"]["advice"] == f"{fetch}, then {fetch} --only depth_controlnet"
+    assert f"{fetch} --only face_portrait; or train one" in rows["face_adapter"]["advice"]
+    assert f"{fetch} --only depth_controlnet; or train one" in rows["body_adapter"]["advice"]
     # Published parts are needed, what has to be trained is not: the plain base is of use without it.
     assert [p.split(": ")[1] for p in data["problems"]] == ["base", "pose", "face", "image_text", "segmentation"]
     page = run(app, ["doctor", "--family", "sdxl", "--quick"]).stdout
     assert "! base" in page and "! segmentation" in page and "> bolid models pull sdxl" in page
+
+
+def test_published_parts_stand_in_for_trained_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path))
+    sdxl = tmp_path / "sdxl"
+    write_atomic(sdxl / "adapter" / "face-portrait.safetensors", save({"x": torch.zeros(1)}))
+    write_atomic(sdxl / "controlnet-depth" / "config.json", "{}")
+    found = diagnose("sdxl", quick=True)
+    parts, commands = section(found, "Family sdxl"), section(found, "Commands")
+    assert parts["face_adapter"].advice == "generate works without it, by the face portrait"
+    assert parts["body_adapter"].advice == "generate --body-from shape works without it, by the depth controlnet"
+    assert commands["generate --profile"].value == "lacks the base"
+    monkeypatch.setenv("BOLID_COMMERCIAL", "1")  # then only a training gives a face
+    assert "bolid train-adapter" in section(diagnose("sdxl", quick=True), "Family sdxl")["face_adapter"].advice
 
 
 def test_an_unknown_family_is_an_error():

@@ -128,6 +128,7 @@ def test_the_whole_path(downloads, rendered_people, tmp_path, monkeypatch):
     arguments = ["--profile", "me.safetensors", "--steps", "2", "--size", SIZE, "--device", "cpu"]
     (picture,) = run("generate", PROMPT, *arguments).split()
     assert "the body is not used: there is no body adapter" in run.seen
+    assert "--body-from shape --pose standing needs none" in run.seen
     (without,) = run("generate", PROMPT, *arguments[2:], "--out", "without").split()
     with Image.open(picture) as image:
         record = json.loads(image.text["bolid"])

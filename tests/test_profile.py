@@ -159,6 +159,9 @@ def test_errors(world, tmp_path):
         profile(world, [], tmp_path / "me.safetensors")
     with pytest.raises(BolidError, match="cannot read"):
         profile(world, [tmp_path / "missing.jpg"], tmp_path / "me.safetensors")
+    with pytest.raises(BolidError, match="is no photo") as error:
+        profile(world, [encoder], tmp_path / "me.safetensors")
+    assert f"bolid profile show {encoder}" in error.value.hint
     with pytest.raises(BolidError, match="was made with family"):
         make_profile(photos, tmp_path / "me.safetensors", body_encoder=encoder, family="tiny")
     for name in ("a", "b"):

@@ -143,10 +143,14 @@ def test_reading_measurements():
     assert known["height"] == pytest.approx((1.72, 0.01)) and known["waist"] == pytest.approx((0.80, 0.02))
     assert known["weight"] == pytest.approx((64, 1.0)) and known["neck"] == pytest.approx((0.36, 0.005))
     assert read_known({"height": "68"}, "in")["height"].value == pytest.approx(1.7272)
+    typed = {"height": "1.72 m", "waist": "80 ± 2 cm", "hip": "40in", "weight": "140lb"}
+    known = read_known(typed)
+    assert [entry.value for entry in known.values()] == pytest.approx([1.72, 0.80, 1.016, 63.5], abs=0.01)
+    assert known["waist"].sd == pytest.approx(0.02)
     assert read_known({"weight": "140"}, "in")["weight"].value == pytest.approx(63.5, abs=0.1)
 
 
-@pytest.mark.parametrize("text", ["-80", "nan", "eighty", "", "80±-1", "80±0", "80±1±2", "0", "inf"])
+@pytest.mark.parametrize("text", ["-80", "nan", "eighty", "", "80±-1", "80±0", "80±1±2", "0", "inf", "80kg", "80,5"])
 def test_measurements_that_are_no_numbers(text):
     assert "--waist is" in refused(read_known, {"waist": text})
 
@@ -156,6 +160,9 @@ def test_other_units_are_guessed():
     assert "metres" in refused(read_known, {"height": "1.72"})
     assert "millimetres" in refused(read_known, {"height": "1720"})
     assert "centimetres" in refused(read_known, {"height": "172"}, "in")
+    assert "it looks like centimetres, not metres" in refused(read_known, {"height": "172 m"})
+    assert "pounds" in refused(read_known, {"weight": "220"})
+    assert "like --height 169" in refused(read_known, {"height": "5'8"})
     assert "choose cm" in refused(read_known, {"height": "172"}, "furlong")
     assert "there is no measurement 'tail'" in refused(read_known, {"tail": "10"})
 
@@ -250,6 +257,20 @@ def test_more_photos_say_more_and_intervals_hold():
         inside[views] = np.mean(np.abs(off) < sd)
     assert errors[8] < errors[2] < errors[1] < 1
     assert all(0.64 < part < 0.72 for part in inside.values())
+
+
+def test_a_fit_on_few_people_knows_its_own_error():
+    """The vectors of others lie as far from what is predicted as the noises say."""
+    _, states, sizes, fused = made_people(520, seed=4)
+    known, others = slice(0, 120), slice(120, None)
+    some = {n: (mean[known], logvar[known]) for n, (mean, logvar) in fused.items()}
+    weight, bias, noise, photo_noise, *_ = fit(states[known, :P], sizes[known], some, population().shape)
+    for views, share in ((1, 1.0), (8, 1 / 8)):
+        mean, logvar = (part[others] for part in fused[views])
+        shown = mean / (1 - np.exp(logvar))  # without the encoder's prior
+        off = shown - states[others] @ weight.T - bias
+        spread = noise + share * photo_noise
+        assert 0.85 < np.mean(off * np.linalg.solve(spread, off.T).T) < 1.15
 
 
 def test_a_vector_within_the_population_says_the_same():

@@ -397,6 +397,8 @@ def test_a_picture_is_made_and_compared(page):
     noun = "woman" if sample_person(100_000).phenotypes["gender"] > 0.5 else "man"  # Anna
     page.get_by_role("tab", name="Picture").click()
     page.wait_for_function(f"document.querySelector('#prompt textarea')?.value.includes(' of a {noun} ')")
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_function(f"document.querySelector('#compare-prompt textarea')?.value.includes(' of a {noun},')")
     set_prompt(page, PROMPT, page.viewport_size["width"])
     page.get_by_text("More settings").click()  # what is left empty there is as usual
     page.wait_for_selector("#refine-face input")

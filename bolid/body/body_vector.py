@@ -148,7 +148,8 @@ def fit(
 
     `parameters` [N, P], `sizes` [N, K]: measurements. `fused`: number of views -> (body_mean, body_logvar) [N, D] of so
     many views of each, N(0, I) their prior; the largest number gives the weights. Singular values of the slope that
-    noise alone would reach are taken out, the others shrunk (Gavish and Donoho 2017, arXiv:1405.7511).
+    noise alone would reach are taken out, the others shrunk (Gavish and Donoho 2017, arXiv:1405.7511). The noises are
+    those of people left out of the fit (ten folds), so that a fit on few people claims no more than it knows.
     """
     few, most = min(fused), max(fused)
     scale = np.sqrt(np.diag(prior.covariance)) + 1e-9
@@ -159,16 +160,13 @@ def fit(
     values, axes = np.linalg.eigh(x.T @ x / len(x))
     axes, values = axes[:, values > 1e-3], values[values > 1e-3]
     white = x @ axes / np.sqrt(values)  # [N, R], uncorrelated
-    middle = shown[most][0].mean(0)
-    slope = (shown[most][0] - middle).T @ white / len(x)  # [D, R]
-    freedom = len(x) - white.shape[1]
-    left = {n: shown[n][0] - middle - white @ slope.T for n in fused}
-    spread = {n: left[n].T @ left[n] / freedom for n in fused}
+    middle, slope = _line(white, shown[most][0])
+    left = _left_out(white, {n: vectors for n, (vectors, _) in shown.items()}, most)
+    spread = {n: left[n].T @ left[n] / len(x) for n in fused}
     one_view = shown[few][1].mean(0)
     share = {n: float(np.exp((shown[n][1] - one_view).mean(1)).mean()) for n in fused}
     photo_noise = _photo_noise(spread, share)
     root = np.linalg.cholesky(spread[most])
-    slope = root @ _shrunk(np.linalg.solve(root, slope), len(x))
     whole = np.linalg.solve(root, np.linalg.solve(root, share[most] * photo_noise).T)
     kept, vectors = np.linalg.eigh(np.eye(len(root)) - (whole + whole.T) / 2)
     noise = root @ (vectors * kept.clip(_NOT_PHOTOS)) @ vectors.T @ root.T
@@ -176,6 +174,28 @@ def fit(
     return weight, middle - weight @ states.mean(0), noise, photo_noise, one_view, fused[most][1].mean(0)
 
 
+def _line(white: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intercept [D] and slope [D, R] of vectors [N, D] on uncorrelated states [N, R], singular values shrunk."""
+    center, middle = white.mean(0), vectors.mean(0)
+    slope = np.linalg.lstsq(white - center, vectors - middle, rcond=None)[0].T
+    left = vectors - middle - (white - center) @ slope.T
+    root = np.linalg.cholesky(left.T @ left / (len(white) - white.shape[1]))
+    slope = root @ _shrunk(np.linalg.solve(root, slope), len(white))
+    return middle - slope @ center, slope
+
+
+def _left_out(white: np.ndarray, vectors: Mapping[int, np.ndarray], most: int) -> dict[int, np.ndarray]:
+    """What lines leave of the vectors [N, D] of people whom they are not fitted on: the line's own error counts too."""
+    left = {n: np.empty_like(v) for n, v in vectors.items()}
+    fold = np.arange(len(white)) % _FOLDS
+    for k in range(_FOLDS):
+        middle, slope = _line(white[fold != k], vectors[most][fold != k])
+        for n, rows in vectors.items():
+            left[n][fold == k] = rows[fold == k] - middle - white[fold == k] @ slope.T
+    return left
+
+
+_FOLDS = 10
 _NOT_PHOTOS = 0.3
 """At least so much of the residual variance of many photos is no noise of photos: more of them do not lower it."""
 

@@ -25,7 +25,11 @@ from bolid.formats.profile import Profile, ProfileBody
 TAPE_SD = 0.01
 """Standard deviation of a tape measurement in metres where none is given; of a scale, 1 kg."""
 
-_UNITS = {"cm": {"cm": 1.0, "kg": 1.0}, "in": {"cm": 2.54, "kg": 0.45359237}}
+_USUAL = {"cm": {"cm": "cm", "kg": "kg"}, "in": {"cm": "in", "kg": "lb"}}
+_FACTORS = {"cm": {"cm": 1.0, "m": 100.0, "in": 2.54}, "kg": {"kg": 1.0, "lb": 0.45359237}}
+"""Of each unit that a measurement may be typed in, to the table's own."""
+_WORDS = {"cm": "centimetres", "m": "metres", "mm": "millimetres", "in": "inches", "kg": "kilograms", "lb": "pounds"}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:\s*(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?))?\s*([a-z]*)")
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class MeasurementRow:
 
 
 def read_known(texts: Mapping[str, str], units: str = "cm") -> dict[str, Known]:
-    """{"waist": "80±2"} -> what is known, in metres (kilograms); `units`: "cm" (and kg) or "in" (and pounds).
+    """{"waist": "80±2"} -> what is known, in metres (kilograms); `units`: "cm" (and kg) or "in" (and pounds), where the
+    text names none itself, like "1.72 m".
 
     Raises BolidError for what is no number, for children's sizes, and for what looks like another unit.
     """
-    if units not in _UNITS:
+    if units not in _USUAL:
         raise BolidError(f"--units is {units!r}", "choose cm (with kg) or in (with pounds)")
     shapes.names_of(texts)
     return {name: _known(name, text, units) for name, text in texts.items()}
@@ -54,20 +59,21 @@ def read_known(texts: Mapping[str, str], units: str = "cm") -> dict[str, Known]:
 
 def _known(name: str, text: str, units: str) -> Known:
     row = MEASUREMENTS[NAMES.index(name)]
-    numbers = re.split(r"±|\+-|\+/-", text.strip())
-    try:
-        value, sd = float(numbers[0]), float(numbers[1]) if len(numbers) > 1 else math.nan
-    except ValueError:
-        value = sd = math.nan
-    if not math.isfinite(value) or len(numbers) > 2 or value <= 0 or (len(numbers) == 2 and not sd > 0):
-        raise BolidError(f"--{name} is {text!r}", f"give {row.unit}, like --{name} 80, or 80±2 with its uncertainty")
-    factor = _UNITS[units][row.unit] / row.scale
+    match = _SIZE.fullmatch(text.strip())
+    value, sd = (float(match[i] or "nan") if match else math.nan for i in (1, 2))
+    unit = match[3] if match and match[3] else _USUAL[units][row.unit]
+    if unit not in _FACTORS[row.unit] or not 0 < value < math.inf or (match and match[2] and not sd > 0):
+        usual = round(row.scale * float(np.median(population().quantiles[:, :, NAMES.index(name)])))
+        raise BolidError(
+            f"--{name} is {text!r}", f"give {row.unit}, like --{name} {usual}, or {usual}±2 with its uncertainty"
+        )
+    factor = _FACTORS[row.unit][unit] / row.scale
     known = Known(value * factor, TAPE_SD * (100 / row.scale) if math.isnan(sd) else sd * factor)
-    _check_size(name, value, known.value, units)
+    _check_size(name, value, known.value, unit)
     return known
 
 
-def _check_size(name: str, typed: float, value: float, units: str) -> None:
+def _check_size(name: str, typed: float, value: float, unit: str) -> None:
     """Refuse what no adult measures, and guess what was meant."""
     row, k = MEASUREMENTS[NAMES.index(name)], NAMES.index(name)
     quantiles = population().quantiles[:, :, k]
@@ -77,16 +83,13 @@ def _check_size(name: str, typed: float, value: float, units: str) -> None:
         low, high = MIN_STATURE, MAX_STATURE
     if low <= value <= high:
         return
-    factor = _UNITS[units][row.unit]
-    guesses = {"inches": 2.54, "metres": 100.0, "millimetres": 0.1} if row.unit == "cm" else {"pounds": 0.45359237}
-    meant = [unit for unit, size in guesses.items() if low <= typed * size / row.scale <= high and size != factor]
-    if units == "in" and low <= typed / row.scale <= high:
-        meant = ["centimetres" if row.unit == "cm" else "kilograms"]
+    guesses = {**_FACTORS[row.unit], **({"mm": 0.1} if row.unit == "cm" else {})}
+    meant = [other for other, size in guesses.items() if low <= typed * size / row.scale <= high and other != unit]
     hint = f"adults here have {name} from {low * row.scale:.0f} to {high * row.scale:.0f} {row.unit}"
-    if meant == ["inches"] or meant == ["pounds"]:
-        hint = f"it looks like {meant[0]}: add --units in; {hint}"
+    if meant and meant[0] in ("in", "lb"):
+        hint = f"it looks like {_WORDS[meant[0]]}: add --units in; {hint}"
     elif meant:
-        hint = f"it looks like {meant[0]}, and --units is {units}; {hint}"
+        hint = f"it looks like {_WORDS[meant[0]]}, not {_WORDS[unit]}; {hint}"
     elif name == "height" and 0.4 < value < MIN_STATURE:
         hint = f"that is a child's; the body model knows adults only, from {MIN_STATURE * 100:.0f} cm"
     raise BolidError(f"--{name} {typed:g} is out of an adult's range", hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ COMMANDS = {
     "generate, without a person": ("base",),
     "generate --profile": ("base", "body_encoder", "body_adapter"),
     "generate --reference": ("base", "pose", "face", "image_text", "body_encoder", "body_adapter"),
+    "generate --body-from shape": ("base", "depth_controlnet", "body_shape"),
     "evaluate": ("pose", "face", "image_text"),
 }
 # A family of published weights has these once somebody has trained them.
@@ -44,6 +46,11 @@ TRAINED = {
     "body_encoder": "bolid train-vae",
     "face_adapter": "bolid train-adapter",
     "body_adapter": "bolid train-adapter",
+}
+# What does the same without a training, and with which command.
+STANDS_IN = {
+    "face_adapter": ("face_portrait", "generate"),
+    "body_adapter": ("depth_controlnet", "generate --body-from shape"),
 }
 THERE, MISSING, DAMAGED = "there", "missing", "damaged"
 
@@ -67,7 +74,7 @@ def look_at(family: Family) -> list[Part]:
 
     `bolid models verify` also compares SHA-256.
     """
-    sources = {source.part: source for source in published(family.name, commercial_use())}
+    sources = _published(family)
     try:
         manifest = read_manifest(family.root)
     except BolidError:
@@ -79,13 +86,20 @@ def look_at(family: Family) -> list[Part]:
         wanted = _needed(family, name, source)
         if not _has(family, name):
             if wanted or source is not None or name in PARTS:
-                parts.append(Part(name, where, MISSING, wanted, 0, hint=_hint(family, name), source=source))
+                parts.append(Part(name, where, MISSING, wanted, 0, hint=_hint(family, name, sources), source=source))
             continue
         files = manifest.get(name, {}).get("files", {})
         size, why = examine(name, where, {file: entry.get("size") for file, entry in files.items()})
         hint = f"remove it, then: {_command(family, name, source)}" if why else ""
         parts.append(Part(name, where, DAMAGED if why else THERE, wanted, size, why, hint, source))
     return parts
+
+
+def _published(family: Family) -> dict[str, PublishedPart]:
+    """Part -> where it is published, as far as `bolid models pull` fetches it here."""
+    commercial = commercial_use()
+    sources = published(family.name, commercial)
+    return {source.part: source for source in sources if source.commercial or not commercial}
 
 
 def _has(family: Family, name: str) -> bool:
@@ -112,8 +126,14 @@ def _command(family: Family, name: str, source: PublishedPart | None) -> str:
     return TRAINED.get(name, "put a whole one there")
 
 
-def _hint(family: Family, name: str) -> str:
-    """What our own error says about this missing part, as far as this page does not say it."""
+def _hint(family: Family, name: str, sources: Mapping[str, PublishedPart]) -> str:
+    """What does the same without a training, or else what our own error says about this missing part."""
+    other, command = STANDS_IN.get(name, ("", ""))
+    if other in sources and family.has(other):
+        return f"{command} works without it, by the {other.replace('_', ' ')}"
+    if other in sources:
+        fetch = f"bolid models pull {family.name} --only {other}"
+        return f"{command} works without it: {fetch}; or train one: {TRAINED[name]}"
     try:
         family.require(name)
     except BolidError as error:
@@ -201,20 +221,28 @@ def _part_row(part: Part) -> Row:
 def command_rows(family: Family, parts: list[Part]) -> list[Row]:
     """Which commands can run with these parts."""
     there = {part.name for part in parts if part.state == THERE}
-    rows = []
+    sources, rows = _published(family), []
     masks = ("segmentation",) if family.body_encoder == MASK_ENCODER else ()
     for command, needs in COMMANDS.items():
         more = masks if {"pose", "body_encoder"} <= {*needs} else ()
         lacking = [part for part in (*needs, *more, *family.needs) if part not in there]
-        if command.startswith("generate --") and {"face_adapter", "face_portrait"} & there:  # one branch is enough
-            lacking = [part for part in lacking if part != "body_adapter"]
+        if "body_adapter" in lacking:  # one branch is enough
+            lacking.remove("body_adapter")
+            if not {"face_adapter", "face_portrait"} & there:
+                lacking.append("face_portrait" if "face_portrait" in sources else "body_adapter")
         details = {"command": command, "runs": not lacking, "lacks": lacking}
         if not lacking:
             rows.append(Row(command, "runs", OK, "", details))
             continue
         words = " and ".join(", ".join(part.replace("_", " ") for part in lacking).rsplit(", ", 1))
-        trained = dict.fromkeys(TRAINED[part] for part in lacking if part in TRAINED)
-        fetched = any(source.part in lacking for source in SOURCES.get(family.name, ()))
-        ways = ([f"bolid models pull {family.name}"] if fetched else []) + list(trained)
-        rows.append(Row(command, f"lacks the {words}", NOTE, ", then ".join(ways), details))
+        rows.append(Row(command, f"lacks the {words}", NOTE, ", then ".join(_ways(family, lacking, sources)), details))
     return rows
+
+
+def _ways(family: Family, lacking: Sequence[str], sources: Mapping[str, PublishedPart]) -> list[str]:
+    """The commands, one after the other, that get these parts."""
+    pull = f"bolid models pull {family.name}"
+    fetched = [part for part in lacking if part in sources]
+    ways = [pull] if any(not sources[part].optional for part in fetched) else []
+    ways += [f"{pull} --only {part}" for part in fetched if sources[part].optional]
+    return [*ways, *dict.fromkeys(TRAINED[part] for part in lacking if part in TRAINED and part not in sources)]

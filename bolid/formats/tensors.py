@@ -125,12 +125,20 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
         whole = isinstance(header, dict) and 8 + length + data_end == size
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        raise BolidError(
-            f"{path} is not a safetensors file", "give a file that a `bolid` command has written"
-        ) from None
+        raise BolidError(f"{path} is not a safetensors file", _wanted(path)) from None
     if not whole:
         raise _damaged(path, f"it has {size} bytes where its header announces {8 + length + data_end}")
     return header
+
+
+def _wanted(path: Path) -> str:
+    from bolid.formats.images import PHOTO_SUFFIXES
+
+    if path.suffix.lower() in PHOTO_SUFFIXES:
+        return (
+            f"of a photo, make a profile: bolid profile {path}; or give generate the photo itself: --reference {path}"
+        )
+    return "give a file that a `bolid` command has written"
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any] | None) -> str:

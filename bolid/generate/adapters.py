@@ -11,6 +11,7 @@ from bolid.errors import BolidError
 from bolid.generate.identity import Identity
 from bolid.generate.request import Request
 from bolid.models.families import match_family
+from bolid.models.sources import SOURCES
 from bolid.run import sha256_file
 
 
@@ -47,8 +48,17 @@ def unused_branches(request: Request, people: Sequence[Identity], branches: Sequ
         off = all(branch in cell.scales and cell.scales[branch].is_zero for cell in request.cells)
         off = off or (branch == "body" and request.uses_shape)
         if branch not in branches and not off and any(branch in person.vectors for person in people):
-            warnings.append(f"the {branch} is not used: there is no {branch} adapter {request.adapter_files[branch]}")
+            missing = f"the {branch} is not used: there is no {branch} adapter {request.adapter_files[branch]}"
+            warnings.append(missing + _without_training(branch, request))
     return warnings
+
+
+def _without_training(branch: str, request: Request) -> str:
+    """What shows the face or the body where nobody has trained an adapter; "" where nothing does."""
+    if branch == "body":
+        return "; --body-from shape --pose standing needs none" if request.family.has("depth_controlnet") else ""
+    published = any(source.part == "face_portrait" for source in SOURCES.get(request.family.name, ()))
+    return f"; get one: bolid models pull {request.family.name} --only face_portrait" if published else ""
 
 
 def _nothing_to_scale(branch: str, scale: float | str, person: Identity) -> BolidError:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bolid.ui.messages import TIME, WITH_TIME, readable_errors, stage_html
+from bolid.ui.naming import PROMPT
 from bolid.ui.pictures import Cancelled
 from bolid.ui.workspace import Workspace
 
@@ -29,8 +30,7 @@ class CompareTab:
         self.workspace = workspace
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=330):
-                self.prompt = gr.Textbox("a full body photo of a woman, in a red top and blue trousers, on a beach",
-                                         label="Prompt", lines=2)  # fmt: skip
+                self.prompt = gr.Textbox(PROMPT.format("woman"), label="Prompt", lines=2, elem_id="compare-prompt")
                 self.who = gr.Dropdown([], label="Who", multiselect=True, elem_id="compare-who")
                 with gr.Row():
                     self.across = gr.Dropdown(list(_AXES), value="body strength", label="Across", min_width=150)

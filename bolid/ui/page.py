@@ -19,6 +19,7 @@ def make_page(workspace: Workspace) -> Any:
 
     from bolid.ui.compare_tab import CompareTab
     from bolid.ui.endpoints import Endpoints
+    from bolid.ui.naming import POSED, PROMPT, name_person
     from bolid.ui.person_tab import PersonTab
     from bolid.ui.picture_tab import PictureTab
 
@@ -51,7 +52,7 @@ def make_page(workspace: Workspace) -> Any:
         quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         page.load(people, everywhere, everywhere, **quick)
         person.person.change(lambda now, *chosen: people(now, *chosen)[1:], everywhere, everywhere[1:], **quick)
-        picture.follow(person.person)
+        name_person(workspace, person.person, {picture.prompt: POSED, compare.prompt: PROMPT})
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=True)
     return page
 

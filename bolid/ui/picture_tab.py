@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,11 @@ from bolid.body.mesh import poses
 from bolid.errors import BolidError
 from bolid.run import LARGEST_SEED
 from bolid.ui.messages import TIME, WITH_TIME, read_number, readable_errors, settings_html, short, stage_html
+from bolid.ui.naming import POSED
 from bolid.ui.pictures import MAX_PICTURES, NOBODY, UPSCALES, Cancelled, GeneratedPicture, PictureRequest
 from bolid.ui.workspace import Workspace
 
 _SIDE = 560  # pixels: pictures before and after are shown so high
-_PROMPT = "a full body photo of a {} waving, in a red top and blue trousers, on a beach"
-_RENAMED = f"""(prompt, noun) => {{
-    const naming = one => {json.dumps(_PROMPT)}.replace('{{}}', one);
-    return noun && ['woman', 'man'].map(naming).includes(prompt) ? naming(noun) : prompt;
-}}"""
-"""JavaScript: the prompt that nobody has changed yet, as it names another person."""
 
 
 class PictureTab:
@@ -39,7 +33,6 @@ class PictureTab:
         self.pictures = gr.State([])  # GeneratedPicture, the newest first
         self.chosen, self.marked = gr.State(None), gr.State(None)  # GeneratedPicture
         self.requested_at = gr.Number(visible=False)  # milliseconds
-        self.noun = gr.Textbox(visible=False)
         self._wire()
 
     # ---- layout
@@ -48,7 +41,7 @@ class PictureTab:
         family = self.workspace.family
         self.prompt = gr.Textbox(
             label="Prompt", lines=3, elem_id="prompt", autofocus=True,
-            value=_PROMPT.format("woman"),
+            value=POSED.format("woman"),
         )  # fmt: skip
         self.who = gr.Dropdown([], label="Who", info="each in pictures of their own; empty: nobody in particular",
                                multiselect=True, elem_id="who")  # fmt: skip
@@ -132,16 +125,6 @@ class PictureTab:
             lambda picture: (picture, gr.Button(visible=True)), self.chosen, [self.marked, self.beside], **quick
         )
         self.beside.click(readable_errors(self._side_by_side), [self.marked, self.chosen], self.slider, **quick)
-
-    def follow(self, person: gr.Dropdown) -> None:
-        """Let the prompt at the start name the chosen person."""
-        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        known = person.change(readable_errors(self.noun_of), person, self.noun, **quick)
-        known.then(None, [self.prompt, self.noun], self.prompt, js=_RENAMED, **quick)
-
-    def noun_of(self, name: str | None) -> str:
-        """What a prompt calls this person, by the body; "" for nobody."""
-        return ("woman" if self.workspace.people.is_woman(name) else "man") if name else ""
 
     def _request(self, **form: Any) -> PictureRequest:
         """What is in the form, by the names of `PictureRequest`."""

@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from fit_body_shape import Encoded, errors
 from mask_shards import NOISE
 from measure_body_encoder import DRAWS, fused, ratio_r2, read
 from PIL import Image
@@ -31,6 +32,7 @@ from bolid.backends.body import BodyEncoder
 from bolid.backends.pose import Detection, PoseModel
 from bolid.backends.segmentation import Segmenter, load_segmenter
 from bolid.backends.silhouette import silhouette
+from bolid.body.body_vector import load_body_vectors
 from bolid.formats.images import read_photo
 from bolid.method.mask_views import MASK_SIZE, MaskView
 from bolid.method.metrics import r2_scores
@@ -97,7 +99,7 @@ def read_people(
         with np.load(kept) as stored:
             person = {name: stored[name] for name in stored.files}
         if len(person["photo"]) >= 2:
-            found.append(person)
+            found.append({**person, "seed": int(folder.name[1:])})
     return found
 
 
@@ -126,6 +128,19 @@ def readout_r2(views: list, ratios: torch.Tensor, train: tuple[list, torch.Tenso
     left_out = torch.stack([r2_scores(ratios[rows != i], predicted[rows != i]).mean() for i in rows])
     error = ((len(x) - 1) * left_out.var(unbiased=False)).sqrt()
     return float(mean), float(error)
+
+
+def in_centimetres(people: list[dict], views: list, encoder: BodyEncoder, file: Path, photos: int) -> dict[str, Any]:
+    """Of each measurement, the stature known: mean absolute error in cm (kg), and the fraction within the given ±1
+    standard deviation; from the first `photos` of each.
+    """
+    made = []
+    for person, own in zip(people, views, strict=True):
+        mean, logvar, confidence = (part[:photos] for part in own)
+        unused = torch.zeros(len(mean), 0), np.zeros(len(mean)), np.zeros(len(mean))
+        made.append(Encoded(person["seed"], mean, logvar, confidence, *unused))
+    found = errors(load_body_vectors(file, encoder.space), made, [None] * len(made))
+    return {**found, "within": round(float(np.mean([inside for _, inside in found.values()])), 3)}
 
 
 def overlaps(photos: Path, family: Family, segmenter: Segmenter, unseen: bool, people: int) -> dict[str, list[float]]:
@@ -159,6 +174,7 @@ def main() -> None:
     parser.add_argument("--train-people", type=int, default=400)
     parser.add_argument("--people", type=int, default=100, help="of each set")
     parser.add_argument("--encoder", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--body-shape", type=Path, help="of the encoder: measure centimetres too")
     parser.add_argument("--segmentation", type=Path, help="by default the tiny family's")
     parser.add_argument("--masks", type=int, default=0, metavar="PEOPLE", help="measure the masks of so many people")
     parser.add_argument("--work", type=Path, default=Path("runs/mask-encoder"))
@@ -190,6 +206,9 @@ def main() -> None:
             print(
                 json.dumps({"encoder": name, "photos": which, "people": len(people), "R2, error": figures}), flush=True
             )
+            for n in (1, PHOTOS) if args.body_shape and not which.startswith("far") else ():
+                sizes = in_centimetres(people, views, encoder, args.body_shape, n)
+                print(json.dumps({"photos": which, "number": n, "cm, within ±1 sd": sizes}), flush=True)
 
 
 if __name__ == "__main__":
