@@ -1,7 +1,7 @@
 """README's second picture: a person's photos, the mannequin that they give, and pictures of that body.
 
     bolid synth --person-seed 200006 --photos 8 --size 192x256 --out photos
-    python examples/person_picture.py photos/p200006 --seeds 2265327978179768105 4283743082803622285
+    python examples/person_picture.py photos/p200006 --seeds 2265327978179768105 115061513134999833
 
 Every part is made by the command of its caption.
 """
