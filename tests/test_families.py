@@ -11,7 +11,7 @@ def test_tiny_is_the_default():
     family = families.get_family()
     assert family.name == "tiny" and families.chosen_family() == ("tiny", "default")
     assert all(side % 8 == 0 for side in family.image_size)
-    assert family.steps == len(family.timesteps) == 8 and family.guidance.value == 0
+    assert family.steps == len(family.timesteps) == 6 and family.guidance.value == 0
 
 
 def test_guidance_may_have_an_interval(tmp_path):
