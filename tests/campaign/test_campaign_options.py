@@ -16,7 +16,7 @@ from bolid_cli._options import settings_of
 from bolid_cli._settings import without_none
 from bolid_cli.main import COMMANDS, app
 
-LINES = max(1, round(150 * SCALE))
+LINES = max(1, round(75 * SCALE))
 # These would work for minutes, or ask the machine: synth and demo render, doctor and fieldtest run programs.
 LONG = {"synth", "demo", "doctor", "fieldtest"}
 ODD = (
