@@ -158,6 +158,7 @@ def some_readings(people: int = 12, noise: float = 0.0) -> readings.Readings:
     return found
 
 
+@pytest.mark.slow
 def test_figures_of_perfect_pictures_are_perfect():
     found = some_readings().figures()
     eight = found["bolid-8"]

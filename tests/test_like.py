@@ -67,6 +67,7 @@ def test_damaged_pictures_have_no_record(tmp_path, format):
             write_picture(tmp_path / "b.jpg", Image.new("RGB", (8, 8)), record(prompt="x" * 70_000))
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_again_from_itself_alone(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "me.safetensors").write_bytes(world.me.read_bytes())

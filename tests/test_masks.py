@@ -148,6 +148,7 @@ def random_yolo():
     return network.half().float().eval()
 
 
+@pytest.mark.slow
 def test_yolo_masks_are_those_of_ultralytics(random_yolo, tmp_path):
     from ultralytics.utils.nms import non_max_suppression
     from ultralytics.utils.ops import process_mask

@@ -174,6 +174,7 @@ def test_pulid_is_trained_with_its_losses(world, tmp_path):
     assert load_tensors(path, mechanism.KIND)[0]["ip_adapter.1.to_v_ip.weight"].abs().max() > 0
 
 
+@pytest.mark.slow
 def test_the_upper_bound_knows_the_truth():
     ratios = mechanism.true_ratios("p000003")
     assert ratios.shape == (len(RATIO_NAMES),) and float(ratios.abs().max()) < 4

@@ -105,6 +105,7 @@ def test_profile_of_photographs_alone(photograph, tmp_path):
     assert 0 < spread[0] <= spread[1]
 
 
+@pytest.mark.slow
 def test_a_full_size_family_reads_bodies_untrained(rendered_people, tmp_path):
     """The published networks are not here: tiny's own stand in their places, in their layout."""
     tiny = get_family("tiny")

@@ -190,6 +190,7 @@ def browser(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", ["one.html", "two.html"])
+@pytest.mark.slow
 def test_a_browser_shows_it(browser, world, name, width):
     browser.show(world / name, width)
     assert browser.ask("[...document.images].length") > 8

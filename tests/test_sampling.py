@@ -158,6 +158,7 @@ def test_a_scale_in_an_interval(sd):
 
 
 @pytest.mark.parametrize("control", [False, True])
+@pytest.mark.slow
 def test_guidance_in_an_interval(sd, control):
     """As diffusers does it with a callback that sets the scale to 1, with half the rows in those steps."""
     pipe = load_base(get_family(sd.family))

@@ -26,6 +26,7 @@ from bolid.scrape.check import MAX_PHASH_DISTANCE
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_filters(server, tmp_path, listed):
     first = picture(0, (240, 192))
     server.pages |= {

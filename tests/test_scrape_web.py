@@ -63,6 +63,7 @@ def test_lists_that_cannot_be_read(tmp_path, name, content, message, hint):
     assert hint in error.value.hint and not (tmp_path / "photos").exists()
 
 
+@pytest.mark.slow
 def test_what_goes_wrong(server, tmp_path, listed, monkeypatch):
     """Every kind of failure in one run: each has its reason, and none costs another photo."""
     monkeypatch.setattr(rules, "TIMEOUT", 2)
@@ -171,6 +172,7 @@ def test_what_goes_wrong(server, tmp_path, listed, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_asks_for_pauses(server, tmp_path, listed):
     answers = iter(
         [(429, {"Retry-After": "1"}, b""), (503, {"Retry-After": formatdate(time.time() + 3, usegmt=True)}, b"")]

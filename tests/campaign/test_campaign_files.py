@@ -264,6 +264,7 @@ paths = {base = "base", pose = "../pose"}
         damage(f"{name}.toml", data, read, tries=120, text=True)
 
 
+@pytest.mark.slow
 def test_config_files(tmp_path):
     from typer.testing import CliRunner
 

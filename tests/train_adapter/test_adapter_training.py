@@ -74,6 +74,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(with_models, tmp_path, vari
     assert not list((tmp_path / "killed").glob(".*")) and whole.steps == 4
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_early_gives_what_there_is_and_goes_on(world, trained, tmp_path):
     whole, out = trained, tmp_path / "out"
     stopped = run(world, out, stop_after=2)
@@ -114,6 +115,7 @@ def test_a_kill_at_the_very_end_leaves_no_checkpoint(world, trained, tmp_path):
     assert run(world, tmp_path / "out").already_done and not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_finished_training_goes_on_with_more_steps(world, tmp_path):
     """As one training of that length, to the byte; a kill between the two files at its end does no harm."""
     constant = dataclasses.replace(CONFIG, schedule="constant")
@@ -224,6 +226,7 @@ def test_half_precision_computes_only_what_autocast_would():
     assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
 
 
+@pytest.mark.slow
 def test_half_precision_trains_almost_to_the_same_loss(world, tmp_path):
     full = run(world, tmp_path / "full", dataclasses.replace(CONFIG, precision="fp32"))
     half = run(world, tmp_path / "half", dataclasses.replace(CONFIG, precision="bf16"))
