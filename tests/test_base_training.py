@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_family"))
 
 import captions
+import distill_guidance
 import timebox
 import train_autoencoder
 import train_base
@@ -167,3 +169,19 @@ def test_photos_are_encoded_once(tmp_path):
     every, mirrored = train_base.encode_new(vae, photos[::-1], (32, 24), tmp_path)
     assert every.shape == (3, 4, 4, 3) and mirrored.shape == (3,)
     assert torch.equal(every.flip(0)[:2], some), "in the photos' order"
+
+
+def test_distillation_learns_the_guided_prediction_and_leaves_the_empty_caption():
+    """v of the empty caption + W * (the caption's - the empty one's)."""
+
+    def teacher(noisy: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=noisy * (1 + hidden.mean((1, 2)))[:, None, None, None])
+
+    def text(tokens: torch.Tensor) -> tuple[torch.Tensor]:
+        return (tokens[..., None].float(),)
+
+    empty = torch.zeros(5, dtype=torch.long)
+    step = distill_guidance.Distillation(text, teacher, empty, 3.0, "cpu")
+    noisy = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    target = step.target(noisy, torch.tensor([500, 70]), text(torch.stack([torch.full((5,), 2), empty]))[0])
+    assert torch.allclose(target[0], (1 + 3.0 * 2) * noisy[0]) and torch.allclose(target[1], noisy[1])
