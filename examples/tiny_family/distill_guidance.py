@@ -1,17 +1,18 @@
-"""Teach a base to give without classifier-free guidance what it gives with it: half of the passes, sharper pictures.
+"""Distil classifier-free guidance into a base: guided pictures by one pass a step instead of two.
 
     python examples/tiny_family/distill_guidance.py PHOTOS --base base --out distilled --minutes 6
 
 BASE is the OUT of `train_base.py`. The student begins as its UNet and learns the frozen UNet's guided prediction, v of
 the empty caption + W * (v of the caption - v of the empty one), at every noise level (Meng et al. 2023,
-arXiv:2210.03142, the first stage, one weight W). Half of each batch are noised photos. The other half are pictures on
-their way through the few-step sampler: a pool goes through FEW_STEPS' levels, one a training step, so each level
-is trained on what the student makes before it. Dropped captions keep the base's own prediction.
+arXiv:2210.03142, the first stage, one weight W). Half of each batch are noised photos. The other half come
+from a pool of pictures that goes through the few-step sampler, one level of FEW_STEPS a training step: so each level
+is trained on the student's own output of the level before. Dropped captions keep the base's own prediction.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import nn
 from train_base import (
     FEW_STEPS,
     TrainingSet,
+    add_noise,
     build_scheduler,
     draw_timesteps,
     export,
@@ -30,6 +32,7 @@ from train_base import (
     sample_sheet,
 )
 
+from bolid.method.losses import x0_from_prediction
 from bolid.train_adapter.precision import computing
 
 
@@ -76,36 +79,42 @@ class Distillation:
         t = torch.from_numpy(draw_timesteps(rng, len(photos))).to(x0.device)
         t = torch.cat([t, self.levels[pool.level]])
         generator = torch.Generator(x0.device).manual_seed(int(rng.integers(2**62)))
-        a = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * x0 + (1 - a).sqrt() * torch.randn(x0.shape, generator=generator, device=x0.device)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        noisy = add_noise(x0, noise, t, self.alphas)
         with computing(x0.device):
             with torch.no_grad():
                 hidden = self.text(tokens)[0]
             target = self.target(noisy, t, hidden)
             v = student(noisy, t, hidden).sample.float()
-        made = a.sqrt() * noisy - (1 - a).sqrt() * v
+        made = x0_from_prediction(v, noisy, self.alphas[t], "v_prediction")
         pool.advance(made[len(photos) :], rng)
         return (weights * (v - target).square()).mean()
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def stage_parser(description: str) -> argparse.ArgumentParser:
+    """The options of a stage after `train_base.py`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(init=None)  # the tokenizer is BASE's
     parser.add_argument("photos", type=Path, nargs="+")
     parser.add_argument("--base", type=Path, required=True, help="OUT of train_base.py, with its export and latents")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weight", type=float, default=3.0, help="W of the guidance that is learnt")
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--limit", type=int, default=40000, help="photos of each folder at most")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--decay", type=float, default=0.99, help="of the moving average")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sheet-minutes", type=float, default=5)
+    parser.add_argument("--sheet-minutes", type=float, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.init = None
-    return args
+    return parser
+
+
+def options() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.set_defaults(minutes=6.0, sheet_minutes=5.0)
+    parser.add_argument("--weight", type=float, default=3.0, help="W of the guidance that is learnt")
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -113,7 +122,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     pipe = StableDiffusionPipeline.from_pretrained(args.base / "export", torch_dtype=torch.float32)
-    teacher = StableDiffusionPipeline.from_pretrained(args.base / "export", torch_dtype=torch.float32).unet
+    teacher = copy.deepcopy(pipe.unet)
     vae: AutoencoderTiny = pipe.vae.eval().to(args.device, memory_format=torch.channels_last)
     text = pipe.text_encoder.eval().requires_grad_(False).to(args.device)
     student = pipe.unet.train().to(args.device, memory_format=torch.channels_last)

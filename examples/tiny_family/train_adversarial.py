@@ -24,12 +24,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
-from distill_guidance import Pool
+from distill_guidance import Pool, stage_parser
 from timebox import RANK, TimeBox
 from torch import nn
 from train_base import (
     FEW_STEPS,
     TrainingSet,
+    add_noise,
     build_scheduler,
     diffusion_loss,
     draw_timesteps,
@@ -39,6 +40,7 @@ from train_base import (
     sample_sheet,
 )
 
+from bolid.method.losses import x0_from_prediction
 from bolid.train_adapter.precision import computing
 
 
@@ -113,21 +115,17 @@ class AdversarialStep:
         self.alphas = build_scheduler().alphas_cumprod.to(args.device)
         self.levels = torch.tensor(FEW_STEPS, device=args.device)
 
-    def noised(self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        a = self.alphas[t].view(-1, 1, 1, 1)
-        return a.sqrt() * x0 + (1 - a).sqrt() * noise
-
     def generate(self, pool: Pool, hidden: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x0-hat [B, C, h, w] of the pool's pictures, each noised to its level; and how far the means over 4x4
         positions are from what the base made of them: without that, contrasts grow."""
         t = self.levels[pool.level]
-        noisy = self.noised(pool.x0, t, noise)
+        noisy = add_noise(pool.x0, noise, t, self.alphas)
         a = self.alphas[t].view(-1, 1, 1, 1)
         v = self.unet(noisy, t, hidden).sample.float()
         with torch.no_grad():
             v_of_base = self.discriminator.frozen[0](noisy, t, hidden).sample.float()
         drift = F.avg_pool2d((1 - a).sqrt() * (v - v_of_base), 4).pow(2).mean()
-        return a.sqrt() * noisy - (1 - a).sqrt() * v, drift
+        return x0_from_prediction(v, noisy, a, "v_prediction"), drift
 
     def __call__(self, pool: Pool, data: TrainingSet, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Losses; "loss" is the generator's. The discriminator has made its step."""
@@ -139,9 +137,9 @@ class AdversarialStep:
         with computing(args.device):
             with torch.no_grad():
                 hidden, real_hidden = self.text(pool.tokens)[0], self.text(tokens)[0]
-                of_real = self.discriminator.features(self.noised(real, low, noises[2]), low, real_hidden)
+                of_real = self.discriminator.features(add_noise(real, noises[2], low, self.alphas), low, real_hidden)
             made, drift = self.generate(pool, hidden, noises[0])
-            of_made = self.discriminator.features(self.noised(made, low, noises[1]), low, hidden)
+            of_made = self.discriminator.features(add_noise(made, noises[1], low, self.alphas), low, hidden)
             losses = self.discriminate(of_real, [feature.detach() for feature in of_made], weights, pool.weights)
             self.discriminator.requires_grad_(False)
             logits = self.discriminator(of_made)
@@ -184,30 +182,17 @@ class AdversarialStep:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path, nargs="+")
-    parser.add_argument("--base", type=Path, required=True, help="OUT of train_base.py, with its export and latents")
+    parser = stage_parser(__doc__)
+    parser.set_defaults(lr=4e-5, sheet_minutes=3.0)
     parser.add_argument("--start", type=Path, help="a folder with the export to begin with; by default BASE")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--limit", type=int, default=40000, help="photos of each folder at most")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 192), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=4e-5)
     parser.add_argument("--discriminator-lr", type=float, default=1e-3)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
     parser.add_argument(
         "--drift-weight", type=float, default=3.0, help="weight of the drift of the picture's coarse values"
     )
     parser.add_argument("--diffusion", type=float, default=0.34, help="fraction of the batch with the diffusion loss")
-    parser.add_argument("--decay", type=float, default=0.99, help="of the moving average")
     parser.add_argument("--mix", type=float, default=0.5, help="exported: the base's weights + this * what was learnt")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sheet-minutes", type=float, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.init = None
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:

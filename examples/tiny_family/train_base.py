@@ -298,6 +298,12 @@ def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
     return t.astype(np.int64).clip(0, 999)
 
 
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """z_t [B, C, h, w] of x0 at the noise levels t [B]; alphas: alpha-bar [1000]."""
+    a = alphas[t].view(-1, 1, 1, 1)
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise
+
+
 def diffusion_loss(
     unet: nn.Module,
     hidden: torch.Tensor,
@@ -310,7 +316,7 @@ def diffusion_loss(
     """(loss, unweighted squared error of v). x0, noise [B, C, h, w]; hidden [B, S, D]; t [B]; weights [B, 1, h, w];
     alphas: alpha-bar [1000]. The weight of a noise level is min(SNR, 5) / (SNR + 1), but at least 0.05."""
     a = alphas[t].view(-1, 1, 1, 1)
-    noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    noisy = add_noise(x0, noise, t, alphas)
     target = a.sqrt() * noise - (1 - a).sqrt() * x0
     squared = (unet(noisy, t, hidden).sample.float() - target).pow(2)
     snr = (a / (1 - a).clamp(min=1e-8)).flatten()
