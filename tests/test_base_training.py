@@ -12,11 +12,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
+from bolid.formats.adapter import adapter_kind, flat_tensors, save_adapter
+from bolid.method.body_condition import initial_state
+from bolid.run import run_record
+from bolid.train_adapter.data import AdapterTable
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_family"))
 
 import captions
 import distill_guidance
 import timebox
+import train_adversarial
 import train_autoencoder
 import train_base
 
@@ -185,3 +191,74 @@ def test_distillation_learns_the_guided_prediction_and_leaves_the_empty_caption(
     noisy = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     target = step.target(noisy, torch.tensor([500, 70]), text(torch.stack([torch.full((5,), 2), empty]))[0])
     assert torch.allclose(target[0], (1 + 3.0 * 2) * noisy[0]) and torch.allclose(target[1], noisy[1])
+
+
+def photos_of(count: int, person: bool = False) -> train_base.TrainingSet:
+    """Random latents of 8x8 positions; with `person`, two faces and bodies each."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(count, 2, width, generator=generator) for width in (512, 8)]
+    return train_base.TrainingSet(
+        torch.randn(count, 4, 8, 8, generator=generator).half(),
+        torch.ones(count, 1, 8, 8),
+        torch.arange(1 + 2 * count)[:, None].expand(-1, 5),
+        np.full(count, 1 / count),
+        vectors if person else (),
+    )
+
+
+def test_a_pool_brings_pictures_to_the_last_level_and_then_begins_others():
+    rng, data = np.random.default_rng(0), photos_of(40, person=True)
+    pool = distill_guidance.Pool(data, 12, rng)
+    tokens, person = pool.photos.tokens.clone(), pool.photos.person[1].clone()
+    last = pool.level == len(train_base.FEW_STEPS) - 1
+    pool.advance(torch.full_like(pool.x0, 7.0), rng)
+    assert (pool.x0 == 7).all() and (pool.level[last] == 0).all() and (pool.level[~last] > 0).all()
+    assert torch.equal(pool.photos.tokens[~last], tokens[~last]), "a picture keeps its caption,"
+    assert torch.equal(pool.photos.person[1][~last], person[~last]), "and its person"
+    assert not torch.equal(pool.photos.person[1][last], person[last])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_step_of_the_adversarial_stage_with_branches(tmp_path):
+    """Both networks get gradients, the branches none; switched off, they change nothing."""
+    torch.manual_seed(0)
+    tokenizer = captions.build_tokenizer(["a red top"], tmp_path / "tokenizer")
+    text, unet = train_base.build(tokenizer, (8, 8), 4, (32, 64))
+    noisy, t, hidden = torch.randn(2, 4, 8, 8), torch.tensor([600, 70]), torch.randn(2, 5, 128)
+    with torch.no_grad():
+        alone = unet(noisy, t, hidden).sample
+    for branch, width in (("face", 512), ("body", 8)):
+        state = initial_state(unet, branch, width)
+        state["ip_adapter"] = {name: torch.randn_like(value) for name, value in state["ip_adapter"].items()}
+        record = run_record(adapter_kind(branch), family="tiny")
+        save_adapter(tmp_path / f"{branch}.safetensors", flat_tensors(state), record)
+    train_adversarial.install_branches(unet, tmp_path)
+    given = train_adversarial.Given(hidden, [torch.randn(2, 1, 512), torch.randn(2, 1, 8)])
+    with torch.no_grad():
+        train_adversarial.use_branches(unet, True)
+        assert not torch.allclose(train_adversarial.predict(unet, noisy, t, given), alone, atol=1e-3)
+        train_adversarial.use_branches(unet, False)
+        torch.testing.assert_close(train_adversarial.predict(unet, noisy, t, given), alone)
+    train_adversarial.use_branches(unet, True)
+    args = SimpleNamespace(device="cpu", discriminator_lr=1e-3, weight=0.1, diffusion=0.34, drift_weight=3.0)
+    rng, data = np.random.default_rng(0), photos_of(12, person=True)
+    step = train_adversarial.AdversarialStep(text.requires_grad_(False), unet.train(), args)
+    before = step.discriminator.unet.conv_in.weight.clone()
+    losses = step(distill_guidance.Pool(data, 6, rng), data, rng)
+    losses["loss"].backward()
+    assert losses["drift"] == 0, "the generator is still the base"
+    assert not torch.equal(step.discriminator.unet.conv_in.weight, before)
+    assert unet.conv_in.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for name, p in unet.named_parameters() if "_ip" in name or "hid_proj" in name)
+
+
+def test_people_without_shards_get_zeros_for_vectors():
+    table = AdapterTable(
+        torch.zeros(4, 2, 1, 1, 1), ["a"] * 4, torch.arange(12.0).view(4, 3), torch.zeros(4, 3), torch.ones(4),
+        torch.nn.functional.normalize(torch.randn(4, 512)), [np.arange(4)], ["p000007"],
+    )  # fmt: skip
+    photos = [{"path": Path("photos/p000007/a.jpg")}, {"path": Path("photos/p000008/a.jpg")}]
+    faces, bodies = train_adversarial.person_vectors(table, photos, np.random.default_rng(0))
+    assert faces.shape == (2, train_adversarial.VECTORS, 512) and bodies.shape == (2, train_adversarial.VECTORS, 3)
+    assert not faces[1].any() and not bodies[1].any()
+    assert torch.allclose(faces[0].norm(dim=-1), torch.ones(train_adversarial.VECTORS)) and bodies[0].std(0).any()

@@ -132,6 +132,11 @@ def headline(table: Table, by: str) -> list[str]:
             if differences:
                 own = cell(table.figures[reference][name])
                 lines.append(f"- {kind}, BoLID from eight photos {how}: {own}; {', '.join(differences)}.")
+        if (real := table.figures.get(REAL, {}).get(name)) and (words := table.figures.get(WORDS, {}).get(name)):
+            lines.append(
+                f"- {kind}, of other renders of the same people: {cell(real)}; {real.value - words.value:+.3f} over "
+                f"{WORDS}, which is the most that a method can be expected to show."
+            )
     if EQUAL not in table.figures and any(m in table.figures for m in BASELINES):
         lines.append(
             f"- **Not trained equally long**: {EQUAL} is not in this table, so BoLID's differences from trained "

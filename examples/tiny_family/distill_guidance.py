@@ -37,21 +37,19 @@ from bolid.train_adapter.precision import computing
 
 
 class Pool:
-    """Pictures on their way through the sampler's levels: x0-hat so far, level, tokens; what positions count, by the
-    photo whose caption it is (its person stands about there)."""
+    """Pictures on their way through the sampler's levels: x0-hat so far, level, and the photos whose captions they have
+    (their people stand about there)."""
 
     def __init__(self, data: TrainingSet, count: int, rng: np.random.Generator) -> None:
-        self.data = data
-        self.x0, self.weights, self.tokens = data.draw(rng, count)
+        self.data, self.photos = data, data.draw(rng, count)
+        self.x0 = self.photos.x0
         self.level = torch.arange(count, device=self.x0.device) % len(FEW_STEPS)
 
     def advance(self, made: torch.Tensor, rng: np.random.Generator) -> None:
         """Each picture goes on to the next level; after the last one, another begins from noise."""
         self.x0, self.level = made.detach(), self.level + 1
         done = self.level == len(FEW_STEPS)
-        _, weights, tokens = self.data.draw(rng, len(done))
-        self.tokens = torch.where(done[:, None], tokens, self.tokens)
-        self.weights = torch.where(done[:, None, None, None], weights, self.weights)
+        self.photos = self.data.draw(rng, len(done)).where(done, self.photos)
         self.level = torch.where(done, 0, self.level)  # at the first level the picture's part is 0
 
 
@@ -72,11 +70,10 @@ class Distillation:
         return v_without + self.weight * (v - v_without)
 
     def __call__(self, student: nn.Module, pool: Pool, data: TrainingSet, rng: np.random.Generator) -> torch.Tensor:
-        photos, weights, tokens = data.draw(rng, len(pool.level))
-        x0, weights, tokens = (
-            torch.cat(pair) for pair in ((photos, pool.x0), (weights, pool.weights), (tokens, pool.tokens))
-        )
-        t = torch.from_numpy(draw_timesteps(rng, len(photos))).to(x0.device)
+        photos, of_pool = data.draw(rng, len(pool.level)), pool.photos
+        x0, weights = torch.cat([photos.x0, pool.x0]), torch.cat([photos.weights, of_pool.weights])
+        tokens = torch.cat([photos.tokens, of_pool.tokens])
+        t = torch.from_numpy(draw_timesteps(rng, len(photos.x0))).to(x0.device)
         t = torch.cat([t, self.levels[pool.level]])
         generator = torch.Generator(x0.device).manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
@@ -87,7 +84,7 @@ class Distillation:
             target = self.target(noisy, t, hidden)
             v = student(noisy, t, hidden).sample.float()
         made = x0_from_prediction(v, noisy, self.alphas[t], "v_prediction")
-        pool.advance(made[len(photos) :], rng)
+        pool.advance(made[len(photos.x0) :], rng)
         return (weights * (v - target).square()).mean()
 
 

@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,23 +206,44 @@ def encode(vae: AutoencoderTiny, photos: list[dict[str, Any]], mirrored: np.ndar
 
 
 @dataclass
+class Photos:
+    """Photos of a batch."""
+
+    x0: torch.Tensor  # latents [B, C, h, w]
+    weights: torch.Tensor  # [B, 1, h, w]: what the error counts
+    tokens: torch.Tensor  # [B, TOKENS], of the captions
+    person: list[torch.Tensor]  # for each branch of an adapter a vector of the photo's person, [B, 1, D]
+
+    def where(self, these: torch.Tensor, others: Photos) -> Photos:
+        """These photos where `these`, bool [B], says so, and others elsewhere."""
+
+        def choose(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.where(these.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+        person = [choose(*pair) for pair in zip(self.person, others.person, strict=True)]
+        parts = (self.x0, others.x0), (self.weights, others.weights), (self.tokens, others.tokens)
+        return Photos(*(choose(*pair) for pair in parts), person)
+
+
+@dataclass
 class TrainingSet:
     """Every photo, or its mirror image, as latents; its captions as tokens."""
 
     latents: torch.Tensor  # f16 [N, C, h, w]
-    weights: torch.Tensor  # [N, 1, h, w]: what the error counts
+    weights: torch.Tensor  # [N, 1, h, w]
     tokens: torch.Tensor  # int [1 + (1 + VARIANTS) * N, TOKENS]: the empty caption, the photos' own, the variants
     probabilities: np.ndarray  # [N]
+    person: Sequence[torch.Tensor] = ()  # for each branch K vectors of the photo's person, [N, K, D]
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(x0 [B, C, h, w], weights [B, 1, h, w], tokens [B, TOKENS]). Half of the captions are the photos' own, half
-        name the body's shape; a tenth are dropped."""
+    def draw(self, rng: np.random.Generator, count: int) -> Photos:
+        """Half of the captions are the photos' own, half name the body's shape; a tenth are dropped."""
         n = len(self.latents)
         rows = rng.choice(n, count, p=self.probabilities)
         variants = rng.integers(1, len(self.tokens) // n, count) * (rng.random(count) < 0.5)
         captions = np.where(rng.random(count) < 0.1, 0, variants * n + rows + 1)
         rows, captions = (torch.from_numpy(index).to(self.latents.device) for index in (rows, captions))
-        return self.latents[rows].float(), self.weights[rows], self.tokens[captions]
+        person = [vectors[rows, rng.integers(vectors.shape[1])][:, None] for vectors in self.person]
+        return Photos(self.latents[rows].float(), self.weights[rows], self.tokens[captions], person)
 
 
 def name_of(photo: dict[str, Any]) -> str:
@@ -312,13 +334,14 @@ def diffusion_loss(
     noise: torch.Tensor,
     weights: torch.Tensor,
     alphas: torch.Tensor,
+    added: dict[str, Any] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, unweighted squared error of v). x0, noise [B, C, h, w]; hidden [B, S, D]; t [B]; weights [B, 1, h, w];
     alphas: alpha-bar [1000]. The weight of a noise level is min(SNR, 5) / (SNR + 1), but at least 0.05."""
     a = alphas[t].view(-1, 1, 1, 1)
     noisy = add_noise(x0, noise, t, alphas)
     target = a.sqrt() * noise - (1 - a).sqrt() * x0
-    squared = (unet(noisy, t, hidden).sample.float() - target).pow(2)
+    squared = (unet(noisy, t, hidden, added_cond_kwargs=added).sample.float() - target).pow(2)
     snr = (a / (1 - a).clamp(min=1e-8)).flatten()
     level = (snr.clamp(max=5.0) / (snr + 1)).clamp(min=0.05)
     return (level * (squared * weights).mean((1, 2, 3))).mean(), squared.mean()
@@ -414,12 +437,13 @@ def main() -> None:
 
     while box.running():
         rng = box.rng()
-        x0, weights, tokens = data.draw(rng, args.batch)
+        photos = data.draw(rng, args.batch)
         t = torch.from_numpy(draw_timesteps(rng, args.batch)).to(args.device)
         generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
-        noise = torch.randn(x0.shape, generator=generator, device=args.device)
+        noise = torch.randn(photos.x0.shape, generator=generator, device=args.device)
         with computing(args.device):
-            loss, error = diffusion_loss(denoise, text(tokens)[0], x0, t, noise, weights, alphas)
+            hidden = text(photos.tokens)[0]
+            loss, error = diffusion_loss(denoise, hidden, photos.x0, t, noise, photos.weights, alphas)
         box.update(loss, v_error=error)
         if box.due("line", minutes=2):
             print(box.line(samples=box.step * args.batch * WORLD), flush=True)
