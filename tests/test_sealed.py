@@ -193,6 +193,18 @@ def test_a_release_is_logged_before_and_after(tmp_path):
     assert scored["people"] == 8 and scored["date"].startswith("20")
 
 
+def test_the_page_of_releases_has_the_last_one_first(tmp_path):
+    log = tmp_path / "releases.jsonl"
+    for commit, value in (("a" * 40, 0.25), ("b" * 40, 0.75)):
+        found = {"base": {"text score": Interval(value, value - 0.1, value + 0.1)}}
+        facts = {"commit": commit, "family": "tiny"}
+        release.release(MADE_UP, ["base"], lambda method: tmp_path, lambda folders, found=found: found, log, facts)
+    release.append(log, {"event": "opened", "commit": "c" * 40})
+    page = release.page(log)
+    assert page.index("commit bbbbbbb") < page.index("commit aaaaaaa") and "ccccccc" not in page
+    assert "| text score |  | 0.750 (0.650 to 0.850) |" in page and "3 openings" in page and "8 people" in page
+
+
 def test_an_opening_that_fails_stays_in_the_log(tmp_path):
     log = tmp_path / "releases.jsonl"
 

@@ -5,8 +5,8 @@
 
 This is the only script that renders the sealed set (people/sealed.json). Each opening is a line of
 docs/results/releases.jsonl, written before anything is rendered: date, commit, set, judge, methods. A second line has
-the figures, which are those of figures.py. Commit the file. An opened set wears out: score releases with it, and
-nothing else.
+the figures, which are those of figures.py; releases.md beside it shows them. Commit both. An opened set wears out:
+score releases with it, and nothing else.
 
 The judge (judge/) reads body ratios from pictures, as the probe does, but no work has looked through it: it is of
 another architecture and other training renders. A second reader goes by masks (mask_reader.py). `real` are other
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import add_common, commit
+from figures import ASKED, add_common, cell, commit
 from instruments import Readers
 from methods import BASE, BOTH, EIGHT, METHODS, ONE, WORDS, Maker
 from people import People, dev_people, read_people
@@ -35,6 +35,7 @@ from pictures import make_row, people_of
 from readings import Readings
 
 from bolid.errors import BolidError
+from bolid.method.metrics import Interval
 from bolid.models.families import get_family
 from bolid.run import sha256_file, write_atomic
 
@@ -42,6 +43,12 @@ ROOT = Path(__file__).parents[2]
 LOG = ROOT / "docs" / "results" / "releases.jsonl"
 RELEASED = (BASE, WORDS, ONE, EIGHT, BOTH)
 BODIES, PORTRAITS = 4, 2
+
+SHOWN = (
+    "body by judge, mean r", "r by judge minus base's", "body by masks, mean r", "r by masks minus build-words's",
+    "body by masks, mean R2, mean of a person's pictures", "likeness by an outsider", "text score", "FID",
+)  # fmt: skip
+"""Figures of the page beside those that the project set itself."""
 
 Figures = dict[str, dict[str, Sequence[float]]]
 """Method -> figure -> value, low, high."""
@@ -75,6 +82,31 @@ def append(log: Path, entry: dict[str, Any]) -> None:
     before = log.read_text(encoding="utf-8") if log.is_file() else ""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     write_atomic(log, before + json.dumps({"date": date, **entry}) + "\n")
+
+
+def page(log: Path) -> str:
+    """The scored releases of a log, the last one first, as markdown."""
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        "# Releases, on the sealed people", "",
+        f"Written by `examples/experiment/release.py` from {log.name}, where all figures are; nothing in it is typed "
+        "by hand. Nothing is trained, fitted or chosen on these people, and only this script renders them. The log has "
+        f"{sum(entry['event'] == 'opened' for entry in entries)} openings. Value and 95 % interval over people.",
+    ]  # fmt: skip
+    for entry in reversed([entry for entry in entries if entry["event"] == "scored"]):
+        figures, methods = entry["figures"], list(entry["figures"])
+        lines += [
+            "", f"## {entry['date'][:10]}, commit {entry['commit'][:7]}", "",
+            f"Family {entry['family']}; {entry['people']} people, of each {BODIES} full-body pictures and {PORTRAITS} "
+            "portraits a column, equal prompts and noise.", "",
+            *(f"- {method}: {METHODS[method].what if method in METHODS else 'other renders of the same people'}"
+              for method in methods),
+            "", f"| figure | asked | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}",
+        ]  # fmt: skip
+        for name in dict.fromkeys([*SHOWN, *ASKED]):
+            cells = [cell(Interval(*figures[m][name])) if name in figures[m] else "" for m in methods]
+            lines.append(f"| {name} | {ASKED.get(name, '')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def clean_commit(root: Path = ROOT) -> str:
@@ -126,6 +158,7 @@ def main() -> None:
         return Readings(readers, loaded, folders).figures()
 
     release(chosen, args.methods, make, score, log, facts)
+    write_atomic(log.with_suffix(".md"), page(log))
     print(log)
     print(f"{time.process_time() - begun:.0f} s of CPU", file=sys.stderr)
 
