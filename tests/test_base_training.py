@@ -240,8 +240,19 @@ def test_a_step_of_the_adversarial_stage_with_branches(tmp_path):
         train_adversarial.use_branches(unet, False)
         torch.testing.assert_close(train_adversarial.predict(unet, noisy, t, given), alone)
     train_adversarial.use_branches(unet, True)
+    step = adversarial_step(text, unet, photos_of(12, person=True))
+    assert all(p.grad is None for name, p in step.unet.named_parameters() if "_ip" in name or "hid_proj" in name)
+
+
+def test_a_step_of_the_adversarial_stage_without_branches(tmp_path):
+    tokenizer = captions.build_tokenizer(["a red top"], tmp_path / "tokenizer")
+    adversarial_step(*train_base.build(tokenizer, (8, 8), 4, (32, 64)), photos_of(12))
+
+
+def adversarial_step(text, unet, data: train_base.TrainingSet) -> train_adversarial.AdversarialStep:
+    """A step; the discriminator has changed then, and the generator has a gradient."""
     args = SimpleNamespace(device="cpu", discriminator_lr=1e-3, weight=0.1, diffusion=0.34, drift_weight=3.0)
-    rng, data = np.random.default_rng(0), photos_of(12, person=True)
+    rng = np.random.default_rng(0)
     step = train_adversarial.AdversarialStep(text.requires_grad_(False), unet.train(), args)
     before = step.discriminator.unet.conv_in.weight.clone()
     losses = step(distill_guidance.Pool(data, 6, rng), data, rng)
@@ -249,7 +260,7 @@ def test_a_step_of_the_adversarial_stage_with_branches(tmp_path):
     assert losses["drift"] == 0, "the generator is still the base"
     assert not torch.equal(step.discriminator.unet.conv_in.weight, before)
     assert unet.conv_in.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for name, p in unet.named_parameters() if "_ip" in name or "hid_proj" in name)
+    return step
 
 
 def test_people_without_shards_get_zeros_for_vectors():
