@@ -164,7 +164,7 @@ def contact_sheet(plan: Plan) -> Path:
         y += row
     target = plan.out / "contact-sheet.png"
     with atomic_path(target) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
+        sheet.save(temporary, "PNG")
     return target
 
 

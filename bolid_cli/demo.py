@@ -7,11 +7,14 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bolid_cli._console import JsonOption, QuietOption, SeedOption, emit_json, emit_paths, note
+
+if TYPE_CHECKING:
+    from bolid.generate.models import Models
 
 
 def demo(
@@ -43,16 +46,17 @@ def demo(
     The demo shows every command that it runs, so you can type it yourself. Works offline on a CPU in a few minutes.
     """
     import bolid.demo
+    from bolid.generate.models import Models
 
     os.environ["BOLID_FAMILY"] = "tiny"  # whatever else the user has chosen
     plan = bolid.demo.plan(out, person_seed, other_seed, seed)
     bolid.demo.prepare(plan)
     if not quiet:
         note(f"{len(plan.commands)} commands, on the embedded `tiny` models: they know rendered people only")
-    compared = {}
+    compared, models = {}, Models(most=2)  # loaded once: the base with branches and without
     for command in plan.commands:
         note(f"\n$ {plan.shown(command)}", quiet)
-        printed = _run(context, command, quiet)
+        printed = _run(context, command, models, quiet)
         if command[0] == "evaluate":
             compared = json.loads(printed)
     rows = bolid.demo.how_close(plan, compared)
@@ -69,12 +73,12 @@ def demo(
         emit_paths([sheet])
 
 
-def _run(context: typer.Context, arguments: tuple[str, ...], quiet: bool) -> str:
-    """Run one bolid command in this process (the libraries load once); returns what it printed on stdout."""
+def _run(context: typer.Context, arguments: tuple[str, ...], models: Models, quiet: bool) -> str:
+    """Run one bolid command in this process, with networks that stay loaded; returns what it printed on stdout."""
     bolid = context.find_root().command
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = bolid.main([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False)
+        code = bolid.main([*arguments, *(["--quiet"] if quiet else [])], standalone_mode=False, obj=models)
     if code:
         raise typer.Exit(code)
     return printed.getvalue()

@@ -52,6 +52,7 @@ _INTERVAL = "An interval counts in fractions of the denoising: 0 is pure noise, 
 
 @configurable
 def generate(
+    context: typer.Context,
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
     ] = None,
@@ -285,7 +286,7 @@ def generate(
             guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,
             best_of=best_of, batch_size=batch_size, grid=grid, family=family, base=base, size=size, upscale=upscale,
             refine_face=refine_face, dtype=dtype.value, offload=offload, device=device, seed=seed, force=force,
-            format=format.value, workers=workers, engine=engine.value, progress=progress,
+            format=format.value, workers=workers, engine=engine.value, progress=progress, models=context.obj,
             warn=lambda text: note(f"warning: {text}"), made=(lambda path: emit(str(path))) if printed else None,
         )  # fmt: skip
     if not paths:  # rank 0 reports

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import bolid
-from bolid.run import prepare_environment
+from bolid.run import keep_freed_memory, prepare_environment
 from bolid_cli import (
     bench,
     demo,
@@ -130,6 +130,7 @@ def _options(
 def main() -> None:
     """Entry point of the ``bolid`` script."""
     prepare_environment()  # before torch and ultralytics load
+    keep_freed_memory()
     prepare_terminal()
     app(prog_name="bolid")
 

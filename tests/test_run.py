@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import json
@@ -8,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,3 +233,16 @@ def test_a_folder_in_which_nothing_was_written_goes(tmp_path):
     with run.only_writer(tmp_path / "b", folder=True):
         (tmp_path / "b" / "x").touch()
     assert not (tmp_path / "a" / "out").exists() and (tmp_path / "b" / "x").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_the_allocator_is_left_alone_where_the_user_has_set_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    run.keep_freed_memory()
+    assert len(calls) == 3
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    run.keep_freed_memory()
+    assert len(calls) == 3
