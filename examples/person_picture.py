@@ -1,7 +1,7 @@
 """README's second picture: a person's photos, the mannequin that they give, and pictures of that body.
 
     bolid synth --person-seed 200006 --photos 8 --size 192x256 --out photos
-    python examples/person_picture.py photos/p200006 --seeds 2265327978179768105 115061513134999833
+    python examples/person_picture.py photos/p200006 --seeds 9051615067313174657 115061513134999833
 
 Every part is made by the command of its caption.
 """
@@ -26,7 +26,7 @@ from bolid.profile import picture_profile
 WIDTH, GAP, CAPTION = 1680, 12, 34  # pixels
 MANNEQUIN = 920  # of the width
 STANDING = "a full body photo of a {} standing, in a red short-sleeved top and blue trousers, on a beach"
-PORTRAIT = "a portrait of a {}, in a green top, in a park"
+PORTRAIT = "a portrait of a {}, in a green top, in a meadow"
 
 
 def row(pictures: Sequence[Image.Image], width: int) -> Image.Image:
