@@ -23,7 +23,7 @@ from bolid.formats.profile import load_profile, save_profile
 from bolid.generate import generate, read_prompts, save_picture
 from bolid.generate.identity import find_people
 from bolid.generate.saving import save_beside
-from bolid.method.body_vae import BodyVAE, Population, draw_body
+from bolid.method.body_vae import BodyPrior, BodyVAE, draw_body
 from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.profile import make_profile
@@ -71,7 +71,7 @@ def test_an_invented_person_comes_from_the_population_of_the_encoder(tmp_path):
     tensors, _, record = read_body_encoder(file)
     model = BodyVAE(8, 4)
     model.load_state_dict(tensors)
-    people = Population(torch.full((8,), 5.0), torch.diag(torch.full((8,), 0.25)))
+    people = BodyPrior(torch.full((8,), 5.0), torch.diag(torch.full((8,), 0.25)))
     before = sha256_file(file)
     save_body_encoder(file, model, {**record, "space": before}, people)
     found = bodies(plain)
@@ -219,7 +219,7 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
     [best] = generate([prompt], tmp_path / "best", best_of=3, **options)
     [first] = generate([prompt], tmp_path / "first", **options)
     normal = torch.randn(64, generator=torch.Generator().manual_seed(derive_seed(5, "new-person")))
-    body = draw_body(BodyEncoder(get_family("tiny").body_encoder).population, normal)
+    body = draw_body(BodyEncoder(get_family("tiny").body_encoder).prior, normal)
     seeds = [derive_seed(3, "generate", 0, 0, *more) for more in ((), ("candidate", 1), ("candidate", 2))]
     candidates = []
     for seed in seeds:  # each candidate by its own seed

@@ -17,7 +17,7 @@ from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.tensors import load_tensors, read_record
-from bolid.method.body_vae import Population, within_population
+from bolid.method.body_vae import BodyPrior, mean_under_prior
 from bolid.models.families import get_family
 from bolid.person import GREY_WEIGHT
 from bolid.profile import edit_profile, make_profile, mix_profiles
@@ -97,11 +97,11 @@ def test_another_photo_never_raises_the_uncertainty(world, tmp_path):
 def test_few_photos_are_completed_by_the_population(world, tmp_path):
     family, plain, photos = world
     encoder = BodyEncoder(plain)
-    people = Population(torch.full((encoder.body_dim,), 0.5), 0.3 + torch.eye(encoder.body_dim))
+    people = BodyPrior(torch.full((encoder.body_dim,), 0.5), 0.3 + torch.eye(encoder.body_dim))
     save_body_encoder(tmp_path / "with.safetensors", encoder.model, {**encoder.record, "space": encoder.space}, people)
     knowing = BodyEncoder(tmp_path / "with.safetensors")
-    assert knowing.space == encoder.space and encoder.population is None
-    assert all(torch.equal(a, b) for a, b in zip(knowing.population, people, strict=True))
+    assert knowing.space == encoder.space and encoder.prior is None
+    assert all(torch.equal(a, b) for a, b in zip(knowing.prior, people, strict=True))
 
     def profiles(count):
         paths = []
@@ -112,7 +112,7 @@ def test_few_photos_are_completed_by_the_population(world, tmp_path):
 
     for count in range(1, FEW_VIEWS + 1):
         alone, completed = profiles(count)
-        expected = within_population(alone.body_mean, alone.body_logvar, people)
+        expected = mean_under_prior(alone.body_mean, alone.body_logvar, people)
         assert torch.equal(completed.body_mean, expected) and not torch.allclose(expected, alone.body_mean, atol=0.01)
         assert torch.equal(completed.body_logvar, alone.body_logvar)  # or another photo would raise the uncertainty
     many, same = profiles(FEW_VIEWS + 1)
