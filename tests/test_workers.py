@@ -77,7 +77,7 @@ def run_ranks(command: list[str], names: tuple[str, str, str] = ("RANK", "WORLD_
         )
         for rank in range(2)
     ]  # fmt: skip
-    results = [process.communicate(timeout=480) for process in processes]
+    results = [process.communicate(timeout=1800) for process in processes]
     for process, (_, talk) in zip(processes, results, strict=True):
         assert process.returncode == 0, talk
     return [out.strip() for out, _ in results]
@@ -161,7 +161,7 @@ def run_with_ray(command: list[str], **extra: str) -> str:
         **extra,
     }
     for _ in range(3):
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=480)
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
         if ended.returncode == 0 or not any(name in ended.stderr.lower() for name in ("raylet", "gcs")):
             break
     assert ended.returncode == 0, ended.stderr
