@@ -1,4 +1,4 @@
-"""Photos of one person -> their body and face vectors, for `profile` and `generate --reference`."""
+"""Photos of one person -> their body and face vectors, for `profile` and `generate --photo`."""
 
 from __future__ import annotations
 

@@ -35,8 +35,10 @@ def fieldtest(
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="4 photos or more of one person. Default: people are rendered.", show_default=False
+        typer.Argument(
+            metavar="[PHOTOS]",
+            help="Folder of 4 photos or more of one person. Default: people are rendered.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html and report.json.")] = Path(

@@ -171,7 +171,7 @@ def test_a_family_that_lacks_most_still_generates(tmp_path, rendered_people):
     out = tmp_path / "out"
     result = CliRunner().invoke(
         app,
-        ["fieldtest", family, "--photos", str(rendered_people), "--out", str(out), "--steps", "2", "--device", "cpu"],
+        ["fieldtest", family, str(rendered_people), "--out", str(out), "--steps", "2", "--device", "cpu"],
     )
     data, steps, page = read(out)
     assert result.exit_code == 1 and result.stdout.split() == [str(out / "report.html"), str(out / "report.json")]
@@ -296,7 +296,7 @@ def test_which_photos_are_taken(tmp_path):
     make_photos(tmp_path / "few", 3)
     with pytest.raises(BolidError, match="3 photos, too few") as caught:
         choose_photos(tmp_path / "few")
-    assert "leave out --photos" in caught.value.hint
+    assert "leave the folder out" in caught.value.hint
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def _ranker(request: Request, people: Sequence[Identity], reader: Callable[[], P
     if not all("body" in person.vectors for person in people):  # before any model is loaded
         raise BolidError(
             "--best-of compares bodies, but nobody is to be shown",
-            "add --profile, --reference or --new-person, or leave it out",
+            "add --profile, --photo or --new-person, or leave it out",
         )
     check_comparable("--best-of", people, "body encoder", reader().encoder.space, request.family)
     return reader()

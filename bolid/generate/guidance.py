@@ -87,7 +87,7 @@ def guidance_for(
     for person in people:
         if not person.vectors:
             raise BolidError(
-                f"{option} needs a person, but nobody is to be shown", "add --profile or --reference, or leave it out"
+                f"{option} needs a person, but nobody is to be shown", "add --profile or --photo, or leave it out"
             )
         if part not in person.vectors:
             raise BolidError(

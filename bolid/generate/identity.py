@@ -59,12 +59,12 @@ def find_people(
     """
     if request.profiles:
         return _from_profiles(request)
-    if request.reference is not None:
-        person = reader().read([request.reference], progress)
+    if request.photo is not None:
+        person = reader().read([request.photo], progress)
         vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
-        name = f"the photo {printable(Path(request.reference).name)}"
+        name = f"the photo {printable(Path(request.photo).name)}"
         shape = partial(shape_of_photo, reader(), person)
-        inputs = {"reference": person.sha256[0]}
+        inputs = {"photo": person.sha256[0]}
         return [Identity(vectors, reader().encoder.space, person.face_model, inputs, name, shape=shape)]
     if request.new_person is not None:
         return [_invented(request.family, request.require_adapter("body"), request.new_person)]

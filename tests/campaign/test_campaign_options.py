@@ -19,7 +19,7 @@ from bolid_cli.main import COMMANDS, app
 LINES = max(1, round(75 * SCALE))
 # These would work for minutes, or ask the machine: synth and demo render, doctor and fieldtest run programs.
 LONG = {"synth", "demo", "doctor", "fieldtest"}
-SMALL = {"bench make": ["--people", "1"]}  # before the random options: these win
+SMALL = {"bench make": ["--max-people", "1"]}  # before the random options: these win
 ODD = (
     "", "-1", "0", "1", "2", "0.5", "nan", "inf", "-inf", "1e400", "9" * 20, "9" * 5000, "x" * 300, "ftp://x", "s3:/x",
     "\udcff", "\u202e", "a\nb", "'", "[", "{}", "null", "auto", "cpu", "cuda:99", "meta", "tiny.toml", "absent.toml",
