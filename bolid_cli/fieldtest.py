@@ -28,7 +28,7 @@ def fieldtest(
     family: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FAMILY]",
+            metavar="FAMILY",
             help=f"{', '.join(FAMILY_NAMES)}, or a .toml file. Default: BOLID_FAMILY, `bolid models use`, tiny.",
             show_default=False,
         ),
@@ -36,7 +36,7 @@ def fieldtest(
     photos: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[PHOTOS]",
+            metavar="PHOTOS",
             help="Folder of 4 photos or more of one person. Default: people are rendered.",
             show_default=False,
         ),

@@ -38,7 +38,7 @@ FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help=f"One of {
 
 @app.command("list", cls=Command)
 def list_families(
-    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Only this one.", show_default=False)] = None,
+    family: Annotated[str | None, typer.Argument(metavar="FAMILY", help="Only this one.", show_default=False)] = None,
     commercial: CommercialOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
