@@ -145,7 +145,7 @@ def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
     base = thin_sdxl(tmp_path)
     paths = "\n".join(f"{part} = '{getattr(tiny, part)}'" for part in ("pose", "face", "image_text"))
     (tmp_path / "thin.toml").write_text(
-        f"image_size = [256, 256]\n[defaults]\nsteps = 30\nguidance = 5.0\n[paths]\nbase = '{base}'\n{paths}\n"
+        f"image_size = [128, 128]\n[defaults]\nsteps = 30\nguidance = 5.0\n[paths]\nbase = '{base}'\n{paths}\n"
     )
     write_face_portrait(tmp_path / "adapter" / "face-portrait.safetensors", base, str(tmp_path / "thin.toml"))
     result = fieldtest(
@@ -157,7 +157,7 @@ def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
     assert skipped == {"generate-few", "generate-pose", "generate-offload"}
     assert "one training step" in steps["profile"]["figures"]["body encoder"]
     assert steps["generate"]["figures"] | {"contrast": 0} == {
-        "steps": 2, "pictures": 1, "size": "256x256", "contrast": 0
+        "steps": 2, "pictures": 1, "size": "128x128", "contrast": 0
     }  # fmt: skip
     assert data["family"] == "family/thin.toml" and str(tmp_path) not in page
 
