@@ -102,7 +102,7 @@ def plan(
         ("profile", str(Path(photos) / name), "--out", profile) for name, profile in zip(names, profiles, strict=True)
     ]
     portrait = _PORTRAIT.format(who=who)
-    bodies, faces = ("generate", "--prompts", prompt_file), ("generate", portrait)
+    bodies, faces = ("generate", "--prompts-file", prompt_file), ("generate", portrait)
     for prompted, place in ((bodies, out), (faces, out / "portraits")):
         common = (*prompted, "-n", str(PICTURES), "--seed", str(seed), *_FINISH)
         commands.append((*common, "--out", str(place / "base")))

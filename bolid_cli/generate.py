@@ -55,9 +55,7 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
     ] = None,
-    prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="File of prompts, one a line.", hidden=True)
-    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="File of prompts, one a line.", hidden=True)] = None,
     profile: Annotated[
         list[Path] | None,
         typer.Option(

@@ -41,8 +41,8 @@ def train_adapter(
     stop_after: Annotated[
         int | None,
         typer.Option(
-            help="Write the adapters as they are after so many steps, and stop. Without it the training goes on. The "
-            "learning rate falls over all --steps: adapters written before it has are noisy."
+            help="Write the adapters as they are after so many steps, and stop. Typed again without it, the training "
+            "goes on. The learning rate falls over all --steps, so adapters of an earlier step are noisy."
         ),
     ] = None,
     dry_run: Annotated[

@@ -189,5 +189,5 @@ def test_on_the_command_line(world, tmp_path):
     assert shown.exit_code == 0, shown.stderr
     assert set(json.loads(shown.stdout)["bounds"]) == {"real photos", "strangers"}
     assert "body_auc" in shown.stderr and "strangers" in shown.stderr
-    made = CliRunner().invoke(app, ["bench", "make", str(tmp_path / "new"), "--people", "1", "--prompts", "1"])
+    made = CliRunner().invoke(app, ["bench", "make", str(tmp_path / "new"), "--max-people", "1", "--max-prompts", "1"])
     assert made.exit_code == 0 and made.stdout.strip() == str(tmp_path / "new") and "digest" in made.stderr
