@@ -66,8 +66,9 @@ def plan(
 ) -> Plan:
     """What the demo does for the person with the seed `person`.
 
-    `other`: the seed of another person, so that the sheet can show whether the body follows the profile. By default it
-    is the one of the next 24 people with the same gender word whose body ratios differ most (sum over logarithms).
+    `other`: the seed of another person, so that the contact sheet can show whether the body follows the profile. By
+    default it is the one of the next 24 people with the same gender word whose body ratios differ most (sum over
+    logarithms).
     """
     from bolid.synth.people import build_words, sample_person
 

@@ -82,7 +82,7 @@ class BodyEncoder:
     @property
     def space(self) -> str:
         """sha256 of the encoder whose space its vectors lie in: its own, or its teacher's in distillation.
-        Vectors, adapters and sliders of one space go together.
+        Vectors, adapters and body shapes of one space go together.
         """
         return self.record.get("space", self.sha256)
 

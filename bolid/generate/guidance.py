@@ -1,4 +1,4 @@
-"""Guidance towards a person's face and body: losses that `backends.loss_guidance` moves a picture down the gradient of.
+"""Losses on a person's face and body, for guidance: `backends.loss_guidance` moves a picture down their gradient.
 
 Shapes: N pictures, (h, w) latent positions, D body dimension, R measurements.
 """
