@@ -116,7 +116,7 @@ def plan(
     return Plan(out, names[0], names[1], prompts, portrait, tuple(commands))
 
 
-def contact_sheet(plan: Plan) -> Path:
+def draw_contact_sheet(plan: Plan) -> Path:
     """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits.
 
     Pictures are shown in their own size, within limits.

@@ -189,7 +189,7 @@ def test_a_population_has_the_moments_of_its_people():
     torch.manual_seed(0)
     true = torch.randn(20_000, 3) @ torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.5]]) + 2
     logvar = torch.tensor([0.5, 1.0, 2.0]).log().expand(20_000, 3)
-    people = bv.body_prior(true, logvar)
+    people = bv.aggregated_posterior(true, logvar)
     assert torch.allclose(people.mean, torch.full((3,), 2.0), atol=0.03)
     expected = torch.tensor([[1.5, 0.8, 0.0], [0.8, 2.0, 0.0], [0.0, 0.0, 2.25]])
     assert torch.allclose(people.covariance, expected, atol=0.05)

@@ -67,7 +67,9 @@ def test_the_encoder_knows_its_people(world, tmp_path):
     mean, logvar = encoder.model.encode(unpack(table.views, torch.arange(result.views)))
     confidence = view_confidence(table.views.keypoints)
     fused = [bv.fuse(mean[None, rows], logvar[None, rows], confidence[None, rows]) for rows in table.people]
-    expected = bv.body_prior(torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused]))
+    expected = bv.aggregated_posterior(
+        torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused])
+    )
     assert len(fused) == result.people and encoder.prior.covariance.shape == (2, 2)
     for got, wanted in zip(encoder.prior, expected, strict=True):
         assert torch.allclose(got, wanted, atol=0.02)  # the file's network is in half precision

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import POOLED, BodyPrior, BodyVAE, body_prior, fuse, mean_under_prior
+from bolid.method.body_vae import POOLED, BodyPrior, BodyVAE, aggregated_posterior, fuse, mean_under_prior
 from bolid.method.body_views import Views, crop_views, make_views, view_confidence, view_crop
 from bolid.method.mask_views import MaskView
 from bolid.run import sha256_file
@@ -209,4 +209,4 @@ def fuse_views(
 def fit_body_prior(people: Iterable[Sequence[torch.Tensor]]) -> BodyPrior:
     """The distribution of bodies over people, each given by all views: mean [M, D], logvar [M, D], confidence [M]."""
     fused = [fuse_views(*views)[:2] for views in people]
-    return body_prior(*(torch.stack(part) for part in zip(*fused, strict=True)))
+    return aggregated_posterior(*(torch.stack(part) for part in zip(*fused, strict=True)))

@@ -20,7 +20,7 @@ LEAST_GAIN = 1.5
 """A face is sampled again only where it has so many times more latent positions then."""
 STRENGTH = 0.5
 """How much of the denoising is done again, 0 to 1."""
-HEAD = 0.9
+HEAD_RADIUS = 0.9
 """Half of the height of what is laid back, in heights of the face."""
 _HEAD_KEYPOINTS = 5  # COCO's first: nose, eyes, ears
 _FRAMING = re.compile(r"\b(full|whole|half|three)[- ](body|length|quarters?)\b( photo(graph)?| picture| shot)?", re.I)
@@ -115,7 +115,7 @@ def blend_head(picture: np.ndarray, made: np.ndarray, place: tuple[float, float,
     onto, size = _from_crop(place, made.shape[0]), picture.shape[1::-1]
     placed = cv2.warpAffine(blurred, onto, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
-    radius = HEAD * head.height
+    radius = HEAD_RADIUS * head.height
     distance = np.hypot((x - head.x) / (0.9 * radius), (y - head.y) / radius)
     weight = np.clip((1 - distance) / 0.35, 0, 1)[..., None]  # 1 within two thirds of the ellipse, 0 at its edge
     return (weight * placed + (1 - weight) * picture).round().astype(np.uint8)

@@ -225,7 +225,7 @@ class BodyPrior(NamedTuple):
     covariance: torch.Tensor  # [D, D]
 
 
-def body_prior(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> BodyPrior:
+def aggregated_posterior(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> BodyPrior:
     """The Gaussian with the moments of the aggregated posterior, the prior that fits the encoder best (Tomczak &
     Welling 2018, arXiv:1705.07120): the covariance of the fused means of P people plus their mean variance.
 
