@@ -21,7 +21,7 @@ LEAST_GAIN = 1.5
 STRENGTH = 0.5
 """How much of the denoising is done again, 0 to 1."""
 HEAD_RADIUS = 0.9
-"""Half of the height of what is laid back, in heights of the face."""
+"""Half of the height of what is blended in, in heights of the face."""
 _HEAD_KEYPOINTS = 5  # COCO's first: nose, eyes, ears
 _FRAMING = re.compile(r"\b(full|whole|half|three)[- ](body|length|quarters?)\b( photo(graph)?| picture| shot)?", re.I)
 
