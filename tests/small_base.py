@@ -24,7 +24,7 @@ def make_base(path: Path, prediction_type: str = "v_prediction", levels: int = 2
     unet = UNet2DConditionModel(
         sample_size=(16, 12), in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
         block_out_channels=(16, 32)[:levels], norm_num_groups=8, cross_attention_dim=24, attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")[-levels:],
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")[:levels],
         mid_block_type="UNetMidBlock2DCrossAttn" if levels > 1 else None,
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")[:levels],
     )  # fmt: skip
