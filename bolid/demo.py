@@ -66,8 +66,9 @@ def plan(
 ) -> Plan:
     """What the demo does for the person with the seed `person`.
 
-    `other`: the seed of another person, so that the sheet can show whether the body follows the profile. By default it
-    is the one of the next 24 people with the same gender word whose body ratios differ most (sum over logarithms).
+    `other`: the seed of another person, so that the contact sheet can show whether the body follows the profile. By
+    default it is the one of the next 24 people with the same gender word whose body ratios differ most (sum over
+    logarithms).
     """
     from bolid.synth.people import build_words, sample_person
 
@@ -102,7 +103,7 @@ def plan(
         ("profile", str(Path(photos) / name), "--out", profile) for name, profile in zip(names, profiles, strict=True)
     ]
     portrait = _PORTRAIT.format(who=who)
-    bodies, faces = ("generate", "--prompts", prompt_file), ("generate", portrait)
+    bodies, faces = ("generate", "--prompts-file", prompt_file), ("generate", portrait)
     for prompted, place in ((bodies, out), (faces, out / "portraits")):
         common = (*prompted, "-n", str(PICTURES), "--seed", str(seed), *_FINISH)
         commands.append((*common, "--out", str(place / "base")))
@@ -115,7 +116,7 @@ def plan(
     return Plan(out, names[0], names[1], prompts, portrait, tuple(commands))
 
 
-def contact_sheet(plan: Plan) -> Path:
+def draw_contact_sheet(plan: Plan) -> Path:
     """Draw out/contact-sheet.png with the three COLUMNS: both people's photos, a row a prompt, and one of portraits.
 
     Pictures are shown in their own size, within limits.

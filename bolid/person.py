@@ -1,4 +1,4 @@
-"""Photos of one person -> their body and face vectors, for `profile` and `generate --reference`."""
+"""Photos of one person -> their body and face vectors, for `profile` and `generate --photo`."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class PersonReader:
         found = [self._evidence(view) for view in views.values()]
         evidence, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
         mean, logvar = (torch.cat(parts) for parts in zip(*map(self.encoder.gaussians, evidence.split(1)), strict=True))
-        body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence, self.encoder.population)
+        body_mean, body_logvar, weights = fuse_views(mean, logvar, confidence, self.encoder.prior)
         grey = {digest: is_grey(view.image) for digest, view in views.items()}
         faces = [
             torch.from_numpy(view.face) * (GREY_WEIGHT if grey[digest] else 1)
@@ -277,11 +277,11 @@ def shapes_of_views(
     views = len(confidence)
     if views > FEW and (readings := load_readings(file, encoder.space)):
         return body_from_vector(readings.vectors, *readings.read(evidence, confidence), views, known=known, sex=sex)
-    people = encoder.population
-    spread = None if people is None else (people.mean.double().numpy(), people.covariance.double().numpy())
+    prior = encoder.prior
+    spread = None if prior is None else (prior.mean.double().numpy(), prior.covariance.double().numpy())
     if fused is None:
         mean, logvar = encoder.gaussians(evidence)
-        fused = fuse_views(mean, logvar, confidence, people)[:2]
+        fused = fuse_views(mean, logvar, confidence, prior)[:2]
     vectors = load_body_vectors(file, encoder.space)
     mean, logvar = (part.double().numpy() for part in fused)
     return body_from_vector(vectors, mean, logvar, views, people=spread, known=known, sex=sex)

@@ -209,11 +209,11 @@ def mix_profiles(
     b: str | os.PathLike[str],
     out: str | os.PathLike[str] = "mixed.safetensors",
     *,
-    weight: float = 0.5,
+    fraction: float = 0.5,
 ) -> MixResult:
-    """Write the profile of somebody between two people: `weight` 0 is A, 1 is B.
+    """Write the profile of somebody between two people: `fraction` 0 is A, 1 is B.
 
-    The body is (1 - weight) A + weight B, as a Gaussian; the face the same, of unit length, where both have one.
+    The body is (1 - fraction) A + fraction B, as a Gaussian; the face the same, of unit length, where both have one.
     Raises BolidError for profiles of different families, body encoders or face models.
     """
     import torch
@@ -221,8 +221,8 @@ def mix_profiles(
 
     from bolid.formats.profile import KIND, load_profile, save_profile
 
-    if not 0 <= weight <= 1:
-        raise BolidError(f"--weight is {weight}", "give a number from 0 (all A) to 1 (all B)")
+    if not 0 <= fraction <= 1:
+        raise BolidError(f"--fraction is {fraction}", "give a number from 0 (all A) to 1 (all B)")
     first, second = load_profile(a), load_profile(b)
     for what, theirs in (("families", "family"), ("body encoders", "body_encoder"), ("face models", "face_model")):
         ours = [p.record["family"] if theirs == "family" else p.record["inputs"].get(theirs) for p in (first, second)]
@@ -232,20 +232,20 @@ def mix_profiles(
             raise BolidError(
                 f"{a} and {b} were made with different {what}{shown}", "make both again with the same family"
             )
-    rest = 1 - weight
-    body_mean = rest * first.body_mean + weight * second.body_mean
+    rest = 1 - fraction
+    body_mean = rest * first.body_mean + fraction * second.body_mean
     # The variance of the sum of two independent Gaussians.
-    variance = rest**2 * first.body_logvar.exp() + weight**2 * second.body_logvar.exp()
-    views = torch.cat([rest * first.view_weights, weight * second.view_weights])
+    variance = rest**2 * first.body_logvar.exp() + fraction**2 * second.body_logvar.exp()
+    views = torch.cat([rest * first.view_weights, fraction * second.view_weights])
     face = None
     inputs = {"profile_a": sha256_file(a), "profile_b": sha256_file(b)} | _made_with(first) | _made_with(second)
     photos = sorted({*_photos(first), *_photos(second)})
     inputs |= {f"photo_{i:03d}": sha for i, sha in enumerate(photos)}
     if first.face is not None and second.face is not None:
-        face = F.normalize(rest * first.face + weight * second.face, dim=0)
+        face = F.normalize(rest * first.face + fraction * second.face, dim=0)
     else:
         inputs.pop("face_model", None)
-    record = run_record(KIND, family=first.record["family"], config={"weight": weight}, inputs=inputs)
+    record = run_record(KIND, family=first.record["family"], config={"fraction": fraction}, inputs=inputs)
     save_profile(out, body_mean, variance.log(), face, views, record)
     return MixResult(Path(out), face is not None)
 

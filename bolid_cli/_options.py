@@ -143,7 +143,9 @@ def _setting(parameter: inspect.Parameter) -> Setting | None:
     if option is None or parameter.name in _NO_SETTINGS:
         return None
     of_a_field = next((part for part in parts if isinstance(part, FieldOption)), FieldOption(()))
-    flags = [text for text in option.param_decls or () if text.startswith("--")]
+    # In an Annotated, Typer keeps the first name as the default.
+    names = [str(text) for text in (option.default, *(option.param_decls or ()))]
+    flags = [text for text in names if text.startswith("--")]
     return Setting(
         name=flags[0].split("/")[0][2:].replace("-", "_") if flags else parameter.name,
         parameter=parameter.name,

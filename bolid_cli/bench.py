@@ -109,8 +109,8 @@ def bench(
 
 def make(
     out: Annotated[Path, typer.Argument(help="Folder for photos and requests.")] = Path("benchmark"),
-    people: Annotated[int, typer.Option(help="Only the first so many people; 0: all 24.", min=0)] = 0,
-    prompts: Annotated[int, typer.Option(help="Only the first so many prompts; 0: all five.", min=0)] = 0,
+    max_people: Annotated[int, typer.Option(help="Only the first so many people; 0: all 24.", min=0)] = 0,
+    max_prompts: Annotated[int, typer.Option(help="Only the first so many prompts; 0: all five.", min=0)] = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -122,7 +122,7 @@ def make(
     import bolid.evaluate
 
     with progress_bar(quiet) as progress:
-        made = bolid.evaluate.make_benchmark(out, people=people, prompts=prompts, progress=progress)
+        made = bolid.evaluate.make_benchmark(out, max_people=max_people, max_prompts=max_prompts, progress=progress)
     note(f"{made.people} people, {made.photos} photos, {made.requests} pictures to make", quiet)
     note(f"digest of the photos: {made.digest}", quiet)
     if as_json:

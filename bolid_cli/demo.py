@@ -64,7 +64,7 @@ def demo(
     for name, body, text in rows:
         shown = ["-" if value is None else f"{value:.{digits}f} %" for value, digits in ((body, 1), (text, 0))]
         note(f"{name:32}{shown[0]:>12}{shown[1]:>19}", quiet)
-    sheet = bolid.demo.contact_sheet(plan)
+    sheet = bolid.demo.draw_contact_sheet(plan)
     summary = bolid.demo.write_summary(plan, rows)
     note("\nLook at this picture:", quiet)
     if as_json:

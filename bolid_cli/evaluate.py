@@ -67,11 +67,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Photos that made the profile, if --reference does not hold them too.", hidden=True),
     ] = None,
-    base: Annotated[
+    without_adapter: Annotated[
         Path | None,
-        typer.Option(
-            "--without-adapter", help="Pictures of the same prompts and seeds without adapter, to measure disturbance."
-        ),
+        typer.Option(help="Pictures of the same prompts and seeds without adapter, to measure disturbance."),
     ] = None,
     features: Annotated[
         Features, typer.Option(help="Network for FID, KID and IS; tower is the family's image encoder.", hidden=True)
@@ -102,9 +100,9 @@ def evaluate(
     chosen = choose_family(family, quiet)
 
     options: dict[str, Any] = {
-        "prompts": prompts, "profiles": profiles, "conditioning": conditioning, "base": base,
-        "features": features.value, "html": html, "family": chosen.name, "device": device, "seed": seed,
-        "workers": workers, "engine": engine.value,
+        "prompts": prompts, "profiles": profiles, "conditioning": conditioning,
+        "without_adapter": without_adapter, "features": features.value, "html": html, "family": chosen.name,
+        "device": device, "seed": seed, "workers": workers, "engine": engine.value,
     }  # fmt: skip
     found: Evaluation | Comparison | None
     with progress_bar(quiet) as progress:

@@ -28,15 +28,17 @@ def fieldtest(
     family: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FAMILY]",
+            metavar="FAMILY",
             help=f"{', '.join(FAMILY_NAMES)}, or a .toml file. Default: BOLID_FAMILY, `bolid models use`, tiny.",
             show_default=False,
         ),
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="4 photos or more of one person. Default: people are rendered.", show_default=False
+        typer.Argument(
+            metavar="PHOTOS",
+            help="Folder of 4 photos or more of one person. Default: people are rendered.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html and report.json.")] = Path(

@@ -56,9 +56,7 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="What to show. - reads prompts from standard input.")
     ] = None,
-    prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="File of prompts, one a line.", hidden=True)
-    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="File of prompts, one a line.", hidden=True)] = None,
     profile: Annotated[
         list[Path] | None,
         typer.Option(
@@ -66,7 +64,7 @@ def generate(
             help="Show this person: a file that `bolid profile` wrote. May be repeated: each in pictures of their own.",
         ),
     ] = None,
-    reference: Annotated[
+    photo: Annotated[
         Path | None,
         typer.Option(metavar="PHOTO", help="Show the person in this photo. Best: the whole body, upright."),
     ] = None,
@@ -258,7 +256,7 @@ def generate(
 ) -> None:
     """Make pictures of a person from text alone.
 
-    Without --profile, --reference and --new-person the pictures show nobody in particular: they are the plain base's.
+    Without --profile, --photo and --new-person the pictures show nobody in particular: they are the plain base's.
     The paths go to standard output, one a line (with --grid: the contact sheet's). Each picture carries the settings
     that made it: bolid inspect shows them, --like uses them, and other programs read them. After an interruption the
     same command goes on where it stopped. Started by torchrun or srun, several processes share the pictures.
@@ -280,7 +278,7 @@ def generate(
     quiet = quiet or not leads
     with progress_bar(quiet) as progress:
         paths = bolid.generate.generate(
-            wanted, out, like=like, profile=profile, reference=reference, new_person=new_person, adapter=adapter,
+            wanted, out, like=like, profile=profile, photo=photo, new_person=new_person, adapter=adapter,
             face_scale=face_scale, body_scale=body_scale, lora=lora, pose_from=pose_from, pose_scale=pose_scale,
             body_from=body_from, pose=pose, shape_scale=shape_scale, few_steps=few_steps, steps=steps,
             guidance=guidance, face_guidance=face_guidance, body_guidance=body_guidance, negative=negative, n=n,

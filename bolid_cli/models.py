@@ -38,7 +38,7 @@ FamilyArgument = Annotated[str, typer.Argument(metavar="FAMILY", help=f"One of {
 
 @app.command("list", cls=Command)
 def list_families(
-    family: Annotated[str | None, typer.Argument(metavar="[FAMILY]", help="Only this one.", show_default=False)] = None,
+    family: Annotated[str | None, typer.Argument(metavar="FAMILY", help="Only this one.", show_default=False)] = None,
     commercial: CommercialOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -149,8 +149,12 @@ def pull(
 
 
 @app.command("verify", cls=Command)
-def verify(family: FamilyArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Check that the files of FAMILY are there and whole, and as they were fetched where there is a record."""
+def verify(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help=f"{', '.join(FAMILY_NAMES)}, or a .toml file.")],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check that the files of FAMILY are there and whole. Where their SHA-256 was recorded, it is compared."""
     import bolid.models.manifest
 
     with progress_bar(quiet) as progress:
@@ -182,7 +186,7 @@ def convert(
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a model or a face adapter that BoLID reads of a published file. Nothing in a pickle is run."""
+    """Convert a published file into a model or a face adapter that BoLID reads. Nothing in a pickle is run."""
     import bolid.models.convert
 
     emit_paths([bolid.models.convert.convert(file, out, family=family)])
@@ -197,7 +201,7 @@ def use(
         bool | None,
         typer.Option(
             "--commercial/--no-commercial",
-            help="Later commands refuse models that may not be used commercially, or no longer.",
+            help="Later commands refuse models that may not be used commercially, or take them again.",
             show_default=False,
         ),
     ] = None,

@@ -130,7 +130,7 @@ def _report_photos(result: ProfileResult, quiet: bool) -> None:
 def mix(
     a: Annotated[Path, typer.Argument(help="Profile of one person.")],
     b: Annotated[Path, typer.Argument(help="Profile of another.")],
-    weight: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.", min=0, max=1)] = 0.5,
+    fraction: Annotated[float, typer.Option(help="How much of B: 0 is A, 1 is B.", min=0, max=1)] = 0.5,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("mixed.safetensors"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -138,7 +138,7 @@ def mix(
     """Make the profile of somebody between two people."""
     import bolid.profile
 
-    result = bolid.profile.mix_profiles(a, b, out, weight=weight)
+    result = bolid.profile.mix_profiles(a, b, out, fraction=fraction)
     if not result.has_face:
         note("no face: not both of them have one", quiet)
     if as_json:

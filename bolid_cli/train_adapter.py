@@ -41,8 +41,8 @@ def train_adapter(
     stop_after: Annotated[
         int | None,
         typer.Option(
-            help="Write the adapters as they are after so many steps, and stop. Without it the training goes on. The "
-            "learning rate falls over all --steps: adapters written before it has are noisy."
+            help="Write the adapters as they are after so many steps, and stop. Typed again without it, the training "
+            "goes on. The learning rate falls over all --steps, so adapters of an earlier step are noisy."
         ),
     ] = None,
     dry_run: Annotated[
@@ -53,8 +53,8 @@ def train_adapter(
 ) -> None:
     """Train the face and the body branch on a frozen base, each photo conditioned on the person's other photos.
 
-    Two IP-Adapter files that plain diffusers loads. The folder also gets log.jsonl, loss.png and sheets of sample
-    pictures. After an interruption the same command goes on where it stopped, and ends with the same bytes.
+    Two IP-Adapter files that plain diffusers loads. The folder also gets log.jsonl, loss.png and contact sheets
+    of samples. After an interruption the same command goes on where it stopped, and ends with the same bytes.
     On several devices: accelerate launch -m bolid_cli.main train-adapter ...
     """
     import os

@@ -11,8 +11,11 @@ IMAGE_SIZE = (64, 48)
 LATENT_CHANNELS = 4
 
 
-def make_base(path: Path, prediction_type: str = "v_prediction") -> Path:
-    """A random StableDiffusionPipeline directory for 64x48 pictures: latents of 4 channels at 16x12."""
+def make_base(path: Path, prediction_type: str = "v_prediction", levels: int = 2) -> Path:
+    """A random StableDiffusionPipeline directory for 64x48 pictures: latents of 4 channels at 16x12.
+
+    `levels` of the UNet: 2, or 1 without a middle, which has the fewest kernels to compile.
+    """
     import torch
     from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -20,8 +23,10 @@ def make_base(path: Path, prediction_type: str = "v_prediction") -> Path:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=(16, 12), in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
-        block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=24, attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32)[:levels], norm_num_groups=8, cross_attention_dim=24, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")[:levels],
+        mid_block_type="UNetMidBlock2DCrossAttn" if levels > 1 else None,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")[:levels],
     )  # fmt: skip
     vae = AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), latent_channels=LATENT_CHANNELS,
@@ -82,9 +87,9 @@ def make_sdxl_base(path: Path) -> Path:
     return path / "xl"
 
 
-def make_family(root: Path, sdxl: bool = False) -> str:
+def make_family(root: Path, sdxl: bool = False, levels: int = 2) -> str:
     """A family of a base above; its other models are added by whoever needs them. Returns its --family name."""
-    base = make_sdxl_base(root) if sdxl else make_base(root)
+    base = make_sdxl_base(root) if sdxl else make_base(root, levels=levels)
     file = root / "small.toml"
     file.write_text(
         f"image_size = [{IMAGE_SIZE[0]}, {IMAGE_SIZE[1]}]\n[defaults]\nsteps = 2\nguidance = 3.0\n"

@@ -149,7 +149,7 @@ def test_another_body_reader_is_named(world):
 
 
 def test_the_protocol_is_made_from_seeds(tmp_path):
-    made = make_benchmark(tmp_path / "bm", people=1, prompts=1)
+    made = make_benchmark(tmp_path / "bm", max_people=1, max_prompts=1)
     assert (made.people, made.photos, made.requests) == (1, 14, 2)
     rows = list(csv.DictReader((tmp_path / "bm" / "requests.csv").open()))
     assert [row["picture"] for row in rows] == ["p190000/000-0.png", "p190000/000-1.png"]
@@ -159,7 +159,7 @@ def test_the_protocol_is_made_from_seeds(tmp_path):
     assert len(list((tmp_path / "bm/reference/p190000").glob("*.json"))) == 6
     assert json.loads((tmp_path / "bm/benchmark.json").read_text())["digest"] == made.digest
     shutil.rmtree(tmp_path / "bm/reference")
-    assert make_benchmark(tmp_path / "bm", people=1, prompts=1) == made
+    assert make_benchmark(tmp_path / "bm", max_people=1, max_prompts=1) == made
     (tmp_path / "file").touch()
     with pytest.raises(BolidError, match="is a file"):
         make_benchmark(tmp_path / "file")
@@ -189,5 +189,5 @@ def test_on_the_command_line(world, tmp_path):
     assert shown.exit_code == 0, shown.stderr
     assert set(json.loads(shown.stdout)["bounds"]) == {"real photos", "strangers"}
     assert "body_auc" in shown.stderr and "strangers" in shown.stderr
-    made = CliRunner().invoke(app, ["bench", "make", str(tmp_path / "new"), "--people", "1", "--prompts", "1"])
+    made = CliRunner().invoke(app, ["bench", "make", str(tmp_path / "new"), "--max-people", "1", "--max-prompts", "1"])
     assert made.exit_code == 0 and made.stdout.strip() == str(tmp_path / "new") and "digest" in made.stderr

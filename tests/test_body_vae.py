@@ -189,7 +189,7 @@ def test_a_population_has_the_moments_of_its_people():
     torch.manual_seed(0)
     true = torch.randn(20_000, 3) @ torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.5]]) + 2
     logvar = torch.tensor([0.5, 1.0, 2.0]).log().expand(20_000, 3)
-    people = bv.population(true, logvar)
+    people = bv.aggregated_posterior(true, logvar)
     assert torch.allclose(people.mean, torch.full((3,), 2.0), atol=0.03)
     expected = torch.tensor([[1.5, 0.8, 0.0], [0.8, 2.0, 0.0], [0.0, 0.0, 2.25]])
     assert torch.allclose(people.covariance, expected, atol=0.05)
@@ -199,18 +199,18 @@ def test_what_a_view_leaves_open_follows_from_the_population():
     mean, logvar, confidence = (part[0] for part in gaussians())
     fused = [part[0] for part in bv.fuse(mean[None], logvar[None], confidence[None])]
     d = mean.shape[-1]
-    standard = bv.Population(torch.zeros(d), torch.eye(d))
-    assert torch.allclose(bv.within_population(*fused, standard), fused[0], atol=1e-6)
+    standard = bv.BodyPrior(torch.zeros(d), torch.eye(d))
+    assert torch.allclose(bv.mean_under_prior(*fused, standard), fused[0], atol=1e-6)
     nothing = [part[0] for part in bv.fuse(mean[None], logvar[None], 0 * confidence[None])]
-    people = bv.Population(torch.arange(d) * 0.1, torch.eye(d) * 0.2)
-    assert torch.allclose(bv.within_population(*nothing, people), people.mean, atol=1e-6)
+    people = bv.BodyPrior(torch.arange(d) * 0.1, torch.eye(d) * 0.2)
+    assert torch.allclose(bv.mean_under_prior(*nothing, people), people.mean, atol=1e-6)
 
     # Two dimensions, correlated by 0.9; a view sees 3 in the first, with a variance of 0.5, and nothing of the second.
-    people = bv.Population(torch.tensor([1.0, -1.0]), torch.tensor([[2.0, 1.8], [1.8, 2.0]]))
+    people = bv.BodyPrior(torch.tensor([1.0, -1.0]), torch.tensor([[2.0, 1.8], [1.8, 2.0]]))
     body_mean, body_logvar = torch.tensor([3.0 * 2 / 3, 0.0]), torch.tensor([1 / 3, 1.0]).log()
     first = 1 + 2 / 2.5 * (3 - 1)  # Kalman's gain
     expected = torch.tensor([first, -1 + 1.8 / 2.5 * (3 - 1)])
-    assert torch.allclose(bv.within_population(body_mean, body_logvar, people), expected, atol=1e-5)
+    assert torch.allclose(bv.mean_under_prior(body_mean, body_logvar, people), expected, atol=1e-5)
 
 
 def test_fusion_is_the_product_of_gaussians():

@@ -79,7 +79,7 @@ def test_contact_sheet_shows_photos_and_pictures(tmp_path):
             for index in range(rows):
                 for i in range(2):
                     Image.new("RGB", (72, 96), colour).save(folder / f"{index:03d}-x-{i}.png")
-    sheet = np.asarray(Image.open(bolid.demo.contact_sheet(plan)).convert("RGB")).astype(int)
+    sheet = np.asarray(Image.open(bolid.demo.draw_contact_sheet(plan)).convert("RGB")).astype(int)
     for row in (-60, -60 - 222):  # portraits, and the last prompt of bodies
         columns = [np.flatnonzero((np.abs(sheet - colour).sum(-1) < 30)[row]).mean() for colour in
                    (colours["base"], colours[plan.person], colours[plan.other])]  # fmt: skip

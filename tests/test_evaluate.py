@@ -97,7 +97,10 @@ def many(people, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(many, rendered_people):
-    folders, others = [many / "right", many / "wrong"], {"base": many / "wrong", "html": many / "report.html"}
+    folders, others = (
+        [many / "right", many / "wrong"],
+        {"without_adapter": many / "wrong", "html": many / "report.html"},
+    )
     return compare(folders, rendered_people, family="tiny", device="cpu", **others)
 
 
@@ -285,7 +288,7 @@ def test_copy_paste_disturbance_and_leak(people, many, rendered_people, tmp_path
         save(folder / "003.jpg", tmp_path / "copies" / folder.name / "0.png", prompt=prompt, seed=1, **used)
         save(folder / "001.jpg", tmp_path / "fresh" / folder.name / "0.png", seed=1, **used)
         save(folder / "001.jpg", tmp_path / "base" / folder.name / "0.png", seed=1)
-    common = {"base": tmp_path / "base", "family": "tiny", "device": "cpu"}
+    common = {"without_adapter": tmp_path / "base", "family": "tiny", "device": "cpu"}
     copies, fresh = (evaluate(tmp_path / name, rendered_people, **common) for name in ("copies", "fresh"))
     assert copies.metrics["copy_paste"].value > 0 > fresh.metrics["copy_paste"].value
     assert copies.metrics["clothing_leak"].value > 0.5 > fresh.metrics["clothing_leak"].value

@@ -153,7 +153,7 @@ def test_views_are_those_of_the_profile(rendered_people):
 
     photos = sorted((rendered_people / "p100000").glob("*.jpg"))
     reader = PersonReader(get_family("tiny"))
-    body = fuse_views(*methods.views_of(reader, photos), reader.encoder.population)[0]
+    body = fuse_views(*methods.views_of(reader, photos), reader.encoder.prior)[0]
     assert torch.allclose(body, reader.read(photos).body_mean, atol=1e-4)
 
 

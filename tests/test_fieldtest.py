@@ -145,7 +145,7 @@ def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
     base = thin_sdxl(tmp_path)
     paths = "\n".join(f"{part} = '{getattr(tiny, part)}'" for part in ("pose", "face", "image_text"))
     (tmp_path / "thin.toml").write_text(
-        f"image_size = [256, 256]\n[defaults]\nsteps = 30\nguidance = 5.0\n[paths]\nbase = '{base}'\n{paths}\n"
+        f"image_size = [128, 128]\n[defaults]\nsteps = 30\nguidance = 5.0\n[paths]\nbase = '{base}'\n{paths}\n"
     )
     write_face_portrait(tmp_path / "adapter" / "face-portrait.safetensors", base, str(tmp_path / "thin.toml"))
     result = fieldtest(
@@ -157,7 +157,7 @@ def test_every_step_on_sdxls_architecture(tmp_path, rendered_people):
     assert skipped == {"generate-few", "generate-pose", "generate-offload"}
     assert "one training step" in steps["profile"]["figures"]["body encoder"]
     assert steps["generate"]["figures"] | {"contrast": 0} == {
-        "steps": 2, "pictures": 1, "size": "256x256", "contrast": 0
+        "steps": 2, "pictures": 1, "size": "128x128", "contrast": 0
     }  # fmt: skip
     assert data["family"] == "family/thin.toml" and str(tmp_path) not in page
 
@@ -171,7 +171,7 @@ def test_a_family_that_lacks_most_still_generates(tmp_path, rendered_people):
     out = tmp_path / "out"
     result = CliRunner().invoke(
         app,
-        ["fieldtest", family, "--photos", str(rendered_people), "--out", str(out), "--steps", "2", "--device", "cpu"],
+        ["fieldtest", family, str(rendered_people), "--out", str(out), "--steps", "2", "--device", "cpu"],
     )
     data, steps, page = read(out)
     assert result.exit_code == 1 and result.stdout.split() == [str(out / "report.html"), str(out / "report.json")]
@@ -296,7 +296,7 @@ def test_which_photos_are_taken(tmp_path):
     make_photos(tmp_path / "few", 3)
     with pytest.raises(BolidError, match="3 photos, too few") as caught:
         choose_photos(tmp_path / "few")
-    assert "leave out --photos" in caught.value.hint
+    assert "leave the folder out" in caught.value.hint
 
 
 @pytest.mark.slow

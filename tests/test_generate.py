@@ -23,7 +23,7 @@ from bolid.formats.profile import load_profile, save_profile
 from bolid.generate import generate, read_prompts, save_picture
 from bolid.generate.identity import find_people
 from bolid.generate.saving import save_beside
-from bolid.method.body_vae import BodyVAE, Population, draw_body
+from bolid.method.body_vae import BodyPrior, BodyVAE, draw_body
 from bolid.models.families import get_family
 from bolid.person import PersonReader
 from bolid.profile import make_profile
@@ -59,7 +59,7 @@ def test_every_way_of_naming_a_person_changes_the_picture(world, tmp_path):
 def test_an_invented_person_comes_from_the_population_of_the_encoder(tmp_path):
     def bodies(world):
         request = SimpleNamespace(
-            family=get_family(world.family), profiles=(), reference=None, new_person=3,
+            family=get_family(world.family), profiles=(), photo=None, new_person=3,
             require_adapter=lambda branch: world.adapter / f"{branch}.safetensors",
         )  # fmt: skip
         return find_people(request, reader=None)[0]
@@ -71,7 +71,7 @@ def test_an_invented_person_comes_from_the_population_of_the_encoder(tmp_path):
     tensors, _, record = read_body_encoder(file)
     model = BodyVAE(8, 4)
     model.load_state_dict(tensors)
-    people = Population(torch.full((8,), 5.0), torch.diag(torch.full((8,), 0.25)))
+    people = BodyPrior(torch.full((8,), 5.0), torch.diag(torch.full((8,), 0.25)))
     before = sha256_file(file)
     save_body_encoder(file, model, {**record, "space": before}, people)
     found = bodies(plain)
@@ -104,21 +104,21 @@ class Reader:
         ]  # fmt: skip
 
 
-def test_a_reference_photo_is_a_profile_of_one_photo(world, tmp_path, monkeypatch):
+def test_a_photo_is_a_profile_of_one_photo(world, tmp_path, monkeypatch):
     monkeypatch.setattr(bolid.views, "ViewReader", Reader)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (80, 60, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     make_profile([tmp_path / "photo.png"], tmp_path / "one.safetensors", family=world.family, device="cpu")
-    seen = make_pictures(world, tmp_path / "1", reference=tmp_path / "photo.png")
+    seen = make_pictures(world, tmp_path / "1", photo=tmp_path / "photo.png")
     assert same(seen, make_pictures(world, tmp_path / "2", profile=tmp_path / "one.safetensors"))
     assert not same(seen, make_pictures(world, tmp_path / "3"))
     record = read_picture(tmp_path / "1" / "000-a-photo-of-a-woman.png")
-    assert record["inputs"]["reference"] == sha256_file(tmp_path / "photo.png")
+    assert record["inputs"]["photo"] == sha256_file(tmp_path / "photo.png")
     tensors, record = load_adapter(world.adapter / "face.safetensors", "face")
     record["inputs"]["face_model"] = "0" * 64
     save_adapter(tmp_path / "adapter" / "face.safetensors", tensors, record)
     with pytest.raises(BolidError, match="the photo photo.png and the face adapter .* different face models"):
-        make_pictures(world, tmp_path / "4", reference=tmp_path / "photo.png", adapter=tmp_path / "adapter")
+        make_pictures(world, tmp_path / "4", photo=tmp_path / "photo.png", adapter=tmp_path / "adapter")
 
 
 def test_several_people_are_made_one_after_the_other(world, tmp_path):
@@ -219,7 +219,7 @@ def test_the_best_of_several_is_the_nearest_body(tmp_path):
     [best] = generate([prompt], tmp_path / "best", best_of=3, **options)
     [first] = generate([prompt], tmp_path / "first", **options)
     normal = torch.randn(64, generator=torch.Generator().manual_seed(derive_seed(5, "new-person")))
-    body = draw_body(BodyEncoder(get_family("tiny").body_encoder).population, normal)
+    body = draw_body(BodyEncoder(get_family("tiny").body_encoder).prior, normal)
     seeds = [derive_seed(3, "generate", 0, 0, *more) for more in ((), ("candidate", 1), ("candidate", 2))]
     candidates = []
     for seed in seeds:  # each candidate by its own seed

@@ -9,7 +9,7 @@ from generate_world import PROMPTS, make_pictures, make_world, random_controlnet
 
 import bolid.generate.pose_map
 from bolid.backends.diffusion import load_base
-from bolid.backends.sampling import sample
+from bolid.backends.sampling import Guidance, sample
 from bolid.models.families import get_family
 from bolid.run import sha256_file
 from bolid.scales import parse_guidance, parse_person_guidance
@@ -72,7 +72,7 @@ def test_guidance_losses(world, tmp_path, dtype):
 
     def latents(*losses) -> torch.Tensor:
         return sample(
-            pipe, PROMPTS, size=(64, 48), steps=4, guidance=parse_guidance(3.0), losses=losses,
+            pipe, PROMPTS, size=(64, 48), steps=4, guidance=Guidance(parse_guidance(3.0)), losses=losses,
             generators=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
         ).float()  # fmt: skip
 

@@ -114,16 +114,21 @@ def test_what_is_moved_is_around_the_face():
     assert near[0, 6:].max() < 0.01 and near[1, 2:10].min() > 0.3
 
 
+@pytest.fixture(scope="module")
+def me(rendered_people, tmp_path_factory):
+    """The profile of one of the rendered people."""
+    photos = sorted(min(rendered_people.iterdir()).glob("*.jpg"))
+    return make_profile(photos, tmp_path_factory.mktemp("profile") / "me.safetensors", device="cpu").path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "models", "interval"), [("face", 2, "1@0.3..0.9"), ("body", 3, "1@0.5..0.9")])
-def test_guided_pictures_are_others_and_say_what_guided_them(rendered_people, tmp_path, part, models, interval):
-    folder = sorted(rendered_people.iterdir())[0]
-    make_profile(sorted(folder.glob("*.jpg")), tmp_path / "me.safetensors", device="cpu")
+def test_guided_pictures_are_others_and_say_what_guided_them(me, tmp_path, part, models, interval):
     seen = {}
     for weight in (0, 1):
         (path,) = generate(
             ["a full body photo of a woman standing, in a red short-sleeved top and blue trousers, in a studio"],
-            tmp_path / str(weight), profile=tmp_path / "me.safetensors", device="cpu", **{f"{part}_guidance": weight},
+            tmp_path / str(weight), profile=me, device="cpu", **{f"{part}_guidance": weight},
         )  # fmt: skip
         with Image.open(path) as picture:
             record, seen[weight] = json.loads(picture.text["bolid"]), np.asarray(picture)
@@ -133,21 +138,19 @@ def test_guided_pictures_are_others_and_say_what_guided_them(rendered_people, tm
 
 
 @pytest.mark.slow
-def test_faces_come_nearer_to_the_person(rendered_people, tmp_path):
+def test_faces_come_nearer_to_the_person(me, tmp_path):
     """By the family's own face model, which guides; by others, and bodies: docs/results/guidance.md. Single bodies
     differ by more than what guidance changes."""
-    folder = sorted(rendered_people.iterdir())[0]
-    make_profile(sorted(folder.glob("*.jpg")), tmp_path / "me.safetensors", device="cpu")
-    me, faces = load_profile(tmp_path / "me.safetensors"), DifferentiableFaces(get_family("tiny").require("face"))
+    person, faces = load_profile(me), DifferentiableFaces(get_family("tiny").require("face"))
     likeness = []
     for weight in (0, 1):
         paths = generate(
             ["a portrait of a woman, in a red short-sleeved top, in a studio"], tmp_path / str(weight),
-            profile=tmp_path / "me.safetensors", device="cpu", n=4, face_guidance=weight,
+            profile=me, device="cpu", n=4, face_guidance=weight,
         )  # fmt: skip
         pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
         found = faces(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)
-        likeness.append(float((found @ me.face).mean()))
+        likeness.append(float((found @ person.face).mean()))
     assert likeness[1] > likeness[0] + 0.05
 
 

@@ -58,7 +58,7 @@ def test_augmented_keypoints_stay_on_the_mask():
     pixels = torch.zeros(8, *network.SIZE, 3, dtype=torch.uint8)
     joints = torch.zeros(8, 17, 3)
     joints[:, 5, 0] = 0.1  # the left shoulder, to the picture's right
-    found = train.augmented(train.Batch(pixels, marks, joints, mask), generator)
+    found = train.augmented(train.JudgeBatch(pixels, marks, joints, mask), generator)
     assert found.pictures.shape == (8, 3, *network.SIZE) and float(found.pictures.abs().max()) <= 1
     mirrored = found.marks[:, 0, 0] < 0
     assert mirrored.any() and not mirrored.all()

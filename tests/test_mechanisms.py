@@ -11,7 +11,7 @@ import torch
 from small_base import IMAGE_SIZE, make_family, make_training_shards
 
 from bolid.backends.diffusion import encode_prompts, load_base
-from bolid.backends.sampling import sample
+from bolid.backends.sampling import Guidance, sample
 from bolid.formats.tensors import load_tensors
 from bolid.models.families import get_family
 from bolid.synth.people import RATIO_NAMES
@@ -65,9 +65,9 @@ def test_each_is_trained_and_samples(method, world, tmp_path):
         assert torch.equal(parameter, after[name].float()), name
     one = trained.mechanism
     latents = sample(
-        trained.pipe, one.text(["a woman", "a man"], PERSON), size=IMAGE_SIZE, steps=2, guidance=family.guidance,
-        generators=[torch.Generator().manual_seed(i) for i in range(2)], vectors=one.vectors(PERSON),
-        controls=one.controls(PERSON),
+        trained.pipe, one.text(["a woman", "a man"], PERSON), size=IMAGE_SIZE, steps=2,
+        guidance=Guidance(family.guidance), generators=[torch.Generator().manual_seed(i) for i in range(2)],
+        vectors=one.vectors(PERSON), controls=one.controls(PERSON),
     )  # fmt: skip
     assert latents.shape[0] == 2 and latents.isfinite().all()
 

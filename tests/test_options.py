@@ -20,6 +20,7 @@ from bolid_cli._settings import COMMON, without_none
 from bolid_cli.main import COMMANDS, _Commands, app
 
 run = CliRunner().invoke
+COMMAND_LINE = typer.main.get_command(app).commands
 CONFIGURABLE = [(name, command) for name, command in COMMANDS if settings_of(command)]
 
 
@@ -237,8 +238,10 @@ def test_every_command_reads_the_config_that_it_prints(name, command, tmp_path):
     (tmp_path / "x.toml").write_text(printed.stdout)
     again = run(app, [*name.split(), "--config", str(tmp_path / "x.toml"), "--print-config"], prog_name="bolid")
     assert again.stdout == printed.stdout
+    flags = {flag for option in COMMAND_LINE[name].params for flag in option.opts}
     for key in settings_of(command):
         assert f"\n{key} =" in printed.stdout or f"\n# {key} =" in printed.stdout
+        assert {f"--{key.replace('_', '-')}", f"-{key}"} & flags, "a key is the option's name"
 
 
 @pytest.mark.parametrize(("name", "command"), CONFIGURABLE, ids=[name for name, _ in CONFIGURABLE])

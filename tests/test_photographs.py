@@ -73,9 +73,9 @@ def test_scrape(mixed, tmp_path):
     assert REFUSED_HINT in caught.value.hint
 
 
-def test_generate_reference(photograph, tmp_path):
+def test_generate_photo(photograph, tmp_path):
     with pytest.raises(BolidError, match="none of the 1 photos can be used") as caught:
-        generate(["a woman standing"], tmp_path / "out", reference=photograph, steps=1)
+        generate(["a woman standing"], tmp_path / "out", photo=photograph, steps=1)
     assert caught.value.hint == REFUSED_HINT and not (tmp_path / "out").exists()
 
 

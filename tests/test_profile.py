@@ -17,7 +17,7 @@ from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.tensors import load_tensors, read_record
-from bolid.method.body_vae import Population, within_population
+from bolid.method.body_vae import BodyPrior, mean_under_prior
 from bolid.models.families import get_family
 from bolid.person import GREY_WEIGHT
 from bolid.profile import edit_profile, make_profile, mix_profiles
@@ -97,11 +97,11 @@ def test_another_photo_never_raises_the_uncertainty(world, tmp_path):
 def test_few_photos_are_completed_by_the_population(world, tmp_path):
     family, plain, photos = world
     encoder = BodyEncoder(plain)
-    people = Population(torch.full((encoder.body_dim,), 0.5), 0.3 + torch.eye(encoder.body_dim))
+    people = BodyPrior(torch.full((encoder.body_dim,), 0.5), 0.3 + torch.eye(encoder.body_dim))
     save_body_encoder(tmp_path / "with.safetensors", encoder.model, {**encoder.record, "space": encoder.space}, people)
     knowing = BodyEncoder(tmp_path / "with.safetensors")
-    assert knowing.space == encoder.space and encoder.population is None
-    assert all(torch.equal(a, b) for a, b in zip(knowing.population, people, strict=True))
+    assert knowing.space == encoder.space and encoder.prior is None
+    assert all(torch.equal(a, b) for a, b in zip(knowing.prior, people, strict=True))
 
     def profiles(count):
         paths = []
@@ -112,7 +112,7 @@ def test_few_photos_are_completed_by_the_population(world, tmp_path):
 
     for count in range(1, FEW_VIEWS + 1):
         alone, completed = profiles(count)
-        expected = within_population(alone.body_mean, alone.body_logvar, people)
+        expected = mean_under_prior(alone.body_mean, alone.body_logvar, people)
         assert torch.equal(completed.body_mean, expected) and not torch.allclose(expected, alone.body_mean, atol=0.01)
         assert torch.equal(completed.body_logvar, alone.body_logvar)  # or another photo would raise the uncertainty
     many, same = profiles(FEW_VIEWS + 1)
@@ -191,13 +191,13 @@ def save(path, seed, face=True, family="tiny", **inputs):
 def test_a_mix_is_between_its_two(tmp_path):
     a, b = save(tmp_path / "a.safetensors", 1), save(tmp_path / "b.safetensors", 2)
     mixed = {}
-    for weight in (0.0, 0.3, 1.0):
-        result = mix_profiles(a, b, tmp_path / "m.safetensors", weight=weight)
+    for fraction in (0.0, 0.3, 1.0):
+        result = mix_profiles(a, b, tmp_path / "m.safetensors", fraction=fraction)
         assert result.has_face
-        mixed[weight] = load_profile(result.path)
-    for whole, weight in ((load_profile(a), 0.0), (load_profile(b), 1.0)):
+        mixed[fraction] = load_profile(result.path)
+    for whole, fraction in ((load_profile(a), 0.0), (load_profile(b), 1.0)):
         for name in ("body_mean", "body_logvar", "face"):
-            assert torch.allclose(getattr(mixed[weight], name), getattr(whole, name), atol=1e-6)
+            assert torch.allclose(getattr(mixed[fraction], name), getattr(whole, name), atol=1e-6)
     some = mixed[0.3]
     assert torch.allclose(some.body_mean, 0.7 * load_profile(a).body_mean + 0.3 * load_profile(b).body_mean)
     assert float(some.face.norm()) == pytest.approx(1) and float(some.view_weights.sum()) == pytest.approx(1)
@@ -212,7 +212,7 @@ def test_a_mix_is_between_its_two(tmp_path):
     assert torch.allclose(draws.var(0), some.body_logvar.exp(), rtol=0.05)
     photos = {"photo_000": f"{1:064d}", "photo_001": f"{2:064d}"}
     assert some.record["inputs"] == MADE_WITH | photos | {"profile_a": sha256_file(a), "profile_b": sha256_file(b)}
-    assert some.record["config"] == {"weight": 0.3} and mix_profiles(a, b, tmp_path / "m.safetensors").has_face
+    assert some.record["config"] == {"fraction": 0.3} and mix_profiles(a, b, tmp_path / "m.safetensors").has_face
 
 
 def test_a_mix_with_somebody_without_a_face_has_none(tmp_path):
@@ -233,9 +233,9 @@ def test_what_cannot_be_mixed(tmp_path):
         with pytest.raises(BolidError, match=message) as error:
             mix_profiles(a, b, tmp_path / "m.safetensors")
         assert "make both again with the same family" in error.value.hint
-    for weight in (-0.1, 1.1, float("nan")):
-        with pytest.raises(BolidError, match=f"--weight is {weight}"):
-            mix_profiles(a, a, tmp_path / "m.safetensors", weight=weight)
+    for fraction in (-0.1, 1.1, float("nan")):
+        with pytest.raises(BolidError, match=f"--fraction is {fraction}"):
+            mix_profiles(a, a, tmp_path / "m.safetensors", fraction=fraction)
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -280,7 +280,7 @@ def test_the_commands_of_two_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "me.safetensors", 1)
     save(tmp_path / "you.safetensors", 2, face=False)
-    result = run(app, ["profile", "mix", "me.safetensors", "you.safetensors", "--weight", "0.3", "--json"])
+    result = run(app, ["profile", "mix", "me.safetensors", "you.safetensors", "--fraction", "0.3", "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout) == {"has_face": False, "path": "mixed.safetensors"}
     assert "no face" in result.stderr
     measured(tmp_path / "me.safetensors", body_encoder=read_record(SHAPES)["inputs"]["body_encoder"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bolid.backends.face import FaceModel
 from bolid.backends.pose import PoseModel
-from bolid.generate.refine import FaceRefiner, cut, lay_back, portrait_prompt, window
+from bolid.generate.refine import FaceRefiner, blend_head, cut, portrait_prompt, window
 from bolid.models.families import get_family
 from bolid.synth.people import sample_person, sample_plan
 from bolid.synth.render import RenderedPhoto, Renderer
@@ -92,7 +92,7 @@ def test_a_head_laid_back_unchanged_is_the_same_picture(refiner, full_body):
     picture, _ = full_body
     head = refiner.find(picture)
     place = window(head, SIZE)
-    back = lay_back(picture, cut(picture, place, SIZE), place, head)
+    back = blend_head(picture, cut(picture, place, SIZE), place, head)
     assert np.abs(back.astype(int) - picture).mean() < 0.5
     assert np.abs(back.astype(int) - picture).max() < 120  # only thin lines get softer
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bolid.backends.attention import cache_conditions
 from bolid.backends.diffusion import decode_latents, encode_latents, load_base, load_loras, offload
-from bolid.backends.sampling import Control, Start, sample
+from bolid.backends.sampling import Control, Guidance, Start, sample
 from bolid.errors import BolidError
 from bolid.method.body_condition import build_ip_adapter_image_embeds
 from bolid.models.families import get_family
@@ -54,8 +54,8 @@ def by_diffusers(pipe, guidance=3.0, steps=4, branches=("face", "body"), **optio
 def by_us(pipe, guidance=3.0, steps=4, branches=("face", "body"), **options):
     vectors = [{"face": FACE, "body": BODY}[branch] for branch in branches]
     latents = sample(
-        pipe, PROMPTS, size=SIZE, steps=steps, guidance=parse_guidance(guidance), generators=generators(),
-        negative="a hat", vectors=vectors, **options,
+        pipe, PROMPTS, size=SIZE, steps=steps, guidance=Guidance(parse_guidance(guidance), "a hat"),
+        generators=generators(), vectors=vectors, **options,
     )  # fmt: skip
     return latents, decode_latents(pipe, latents)
 
@@ -203,7 +203,7 @@ def test_a_controlnet_in_an_interval(sd):
 def test_what_does_not_fit(sd):
     pipe = load_base(get_family(sd.family))
     with pytest.raises(ValueError, match="1 prompts for 2 pictures"):
-        sample(pipe, PROMPTS[:1], size=SIZE, steps=1, guidance=parse_guidance(0), generators=generators())
+        sample(pipe, PROMPTS[:1], size=SIZE, steps=1, guidance=Guidance(parse_guidance(0)), generators=generators())
     pipe.unet.register_to_config(time_cond_proj_dim=16)
     with pytest.raises(BolidError, match="takes the guidance scale as an input") as error:
         by_us(pipe, branches=())

@@ -277,14 +277,14 @@ def test_a_vector_within_the_population_says_the_same():
     """The population's part is taken out of the vectors of few photos, so nothing counts twice."""
     import torch
 
-    from bolid.method.body_vae import Population, within_population
+    from bolid.method.body_vae import BodyPrior, mean_under_prior
 
     truth, _, _, fused = made_people(40)
     covariance = np.cov(fused[8][0].T) + 0.1 * np.eye(D)
     people = (fused[8][0].mean(0), covariance)
     mean, logvar = fused[1][0][0], fused[1][1][0]
-    tensors = Population(torch.from_numpy(people[0]), torch.from_numpy(covariance))
-    within = within_population(torch.from_numpy(mean), torch.from_numpy(logvar), tensors).numpy()
+    tensors = BodyPrior(torch.from_numpy(people[0]), torch.from_numpy(covariance))
+    within = mean_under_prior(torch.from_numpy(mean), torch.from_numpy(logvar), tensors).numpy()
     plain, _ = body_from_vector(truth, mean, logvar, 3, people=people)
     known, _ = body_from_vector(truth, within, logvar, 1, people=people)
     assert known.mean == pytest.approx(plain.mean, abs=1e-5)

@@ -128,7 +128,7 @@ def test_foreign_files(tmp_path):
     photo.write_bytes(b"\xff\xd8\xff")
     with pytest.raises(BolidError, match="not a safetensors file") as caught:
         load_tensors(photo, "profile")
-    assert f"bolid profile {photo}" in caught.value.hint and "--reference" in caught.value.hint
+    assert f"bolid profile {photo}" in caught.value.hint and "--photo" in caught.value.hint
     with pytest.raises(BolidError, match="cannot read .*: No such file"):
         load_tensors(tmp_path / "absent.safetensors", "profile")
 

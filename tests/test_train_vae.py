@@ -67,13 +67,15 @@ def test_the_encoder_knows_its_people(world, tmp_path):
     mean, logvar = encoder.model.encode(unpack(table.views, torch.arange(result.views)))
     confidence = view_confidence(table.views.keypoints)
     fused = [bv.fuse(mean[None, rows], logvar[None, rows], confidence[None, rows]) for rows in table.people]
-    expected = bv.population(torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused]))
-    assert len(fused) == result.people and encoder.population.covariance.shape == (2, 2)
-    for got, wanted in zip(encoder.population, expected, strict=True):
+    expected = bv.aggregated_posterior(
+        torch.cat([mean for mean, _ in fused]), torch.cat([logvar for _, logvar in fused])
+    )
+    assert len(fused) == result.people and encoder.prior.covariance.shape == (2, 2)
+    for got, wanted in zip(encoder.prior, expected, strict=True):
         assert torch.allclose(got, wanted, atol=0.02)  # the file's network is in half precision
     going_on = dataclasses.replace(config, init=str(result.path), steps=1)
     again = BodyEncoder(train_vae(train, tmp_path / "b.safetensors", config=going_on, device="cpu").path)
-    assert not torch.equal(again.population.covariance, encoder.population.covariance)
+    assert not torch.equal(again.prior.covariance, encoder.prior.covariance)
     few = train_vae(train, tmp_path / "few.safetensors", config=CONFIG, device="cpu")
     assert few.people < CONFIG.body_dim and BodyEncoder(few.path).population is None
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from bolid.errors import BolidError
 from bolid.formats.tensors import load_tensors, save_tensors
-from bolid.method.body_vae import POOLED, BodyVAE, Population, fuse, population, within_population
+from bolid.method.body_vae import POOLED, BodyPrior, BodyVAE, aggregated_posterior, fuse, mean_under_prior
 from bolid.method.body_views import Views, crop_views, make_views, view_confidence, view_crop
 from bolid.method.mask_views import MaskView
 from bolid.run import sha256_file
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 
 KIND = "body-encoder"
 FEW_VIEWS = 2
-"""With so many views or fewer, use the population prior: by trial (examples/tiny_family/LEARNT.md)."""
-_PEOPLE = "population."
+"""With so many views or fewer, use the prior of people's bodies: by trial (examples/tiny_family/LEARNT.md)."""
+_PRIOR = "population."
 _BATCH = 64
 
 
 def save_body_encoder(
-    path: str | os.PathLike[str], model: BodyVAE, record: dict[str, Any], people: Population | None = None
+    path: str | os.PathLike[str], model: BodyVAE, record: dict[str, Any], prior: BodyPrior | None = None
 ) -> None:
-    """Write encoder and decoder in f16 and the population in f32. The record's config has the network's sizes."""
+    """Write encoder and decoder in f16 and the prior in f32. The record's config has the network's sizes."""
     tensors = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    if people is not None:
-        tensors |= {_PEOPLE + name: value.float() for name, value in people._asdict().items()}
+    if prior is not None:
+        tensors |= {_PRIOR + name: value.float() for name, value in prior._asdict().items()}
     save_tensors(path, tensors, {**record, "feature_dim": model.feature_dim})
 
 
 def read_body_encoder(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, torch.Tensor], Population | None, dict[str, Any]]:
-    """(the network's tensors in f32; the population, None where the file has none; the record)."""
+) -> tuple[dict[str, torch.Tensor], BodyPrior | None, dict[str, Any]]:
+    """(the network's tensors in f32; the prior, None where the file has none; the record)."""
     tensors, record = load_tensors(path, KIND)
-    fields = {name: tensors.pop(_PEOPLE + name) for name in Population._fields if _PEOPLE + name in tensors}
-    people = Population(**fields) if len(fields) == len(Population._fields) else None
-    return {name: value.float() for name, value in tensors.items()}, people, record
+    fields = {name: tensors.pop(_PRIOR + name) for name in BodyPrior._fields if _PRIOR + name in tensors}
+    prior = BodyPrior(**fields) if len(fields) == len(BodyPrior._fields) else None
+    return {name: value.float() for name, value in tensors.items()}, prior, record
 
 
 class BodyEncoder:
     """A frozen body encoder. Raises BolidError for a file that is not one."""
 
     def __init__(self, path: str | os.PathLike[str], device: str = "cpu") -> None:
-        tensors, self.population, self.record = read_body_encoder(path)
+        tensors, self.prior, self.record = read_body_encoder(path)
         self.sha256 = sha256_file(path)
         self.path, self.device = Path(path), device
         config = self.record.get("config", {})
@@ -82,7 +82,7 @@ class BodyEncoder:
     @property
     def space(self) -> str:
         """sha256 of the encoder whose space its vectors lie in: its own, or its teacher's in distillation.
-        Vectors, adapters and sliders of one space go together.
+        Vectors, adapters and body shapes of one space go together.
         """
         return self.record.get("space", self.sha256)
 
@@ -191,22 +191,22 @@ class BodyEncoder:
 
 
 def fuse_views(
-    mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor, people: Population | None = None
+    mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor, prior: BodyPrior | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All views of one person, [M, D], [M, D], [M] => body_mean [D], body_logvar [D], view_weights [M] summing to 1.
 
-    A view's weight is its share of the precision that the views add to the prior. With `people`, the mean of FEW_VIEWS
-    views or fewer uses them as the prior (`within_population`). The uncertainty is always that under N(0, I), so that
-    another view never raises it.
+    A view's weight is its share of the precision that the views add to the prior. With `prior`, the mean of FEW_VIEWS
+    views or fewer uses it in place of N(0, I) (`mean_under_prior`). The uncertainty is always that under N(0, I), so
+    that another view never raises it.
     """
     body_mean, body_logvar = (part[0] for part in fuse(mean[None], logvar[None], confidence[None]))
-    if people is not None and len(mean) <= FEW_VIEWS:
-        body_mean = within_population(body_mean, body_logvar, people)
+    if prior is not None and len(mean) <= FEW_VIEWS:
+        body_mean = mean_under_prior(body_mean, body_logvar, prior)
     precision = (torch.exp(-logvar) * confidence[:, None]).sum(-1)
     return body_mean, body_logvar, precision / precision.sum().clamp_min(1e-12)
 
 
-def population_of(people: Iterable[Sequence[torch.Tensor]]) -> Population:
+def fit_body_prior(people: Iterable[Sequence[torch.Tensor]]) -> BodyPrior:
     """The distribution of bodies over people, each given by all views: mean [M, D], logvar [M, D], confidence [M]."""
     fused = [fuse_views(*views)[:2] for views in people]
-    return population(*(torch.stack(part) for part in zip(*fused, strict=True)))
+    return aggregated_posterior(*(torch.stack(part) for part in zip(*fused, strict=True)))

@@ -51,6 +51,14 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598). At a scale of 1 or less there is none."""
+
+    scale: Scale
+    negative: str | Text = ""  # the prompts it leads away from: one for all pictures, or one each
+
+
+@dataclass(frozen=True)
 class Control:
     """A ControlNet (Zhang et al. 2023, arXiv:2302.05543) and the picture that it follows."""
 
@@ -128,15 +136,14 @@ def denoise(
 
 
 @torch.no_grad()
-def sample(  # noqa: PLR0913
+def sample(
     pipe: Any,
     prompts: Text,
     *,
     size: tuple[int, int],
     steps: int | Sequence[int],
-    guidance: Scale,
+    guidance: Guidance,
     generators: Sequence[torch.Generator],
-    negative: str | Text = "",
     vectors: Sequence[torch.Tensor] = (),
     scales: Sequence[Scale] = (),
     controls: Sequence[Control] = (),
@@ -147,10 +154,9 @@ def sample(  # noqa: PLR0913
     """Latents [N,C,h,w] of one picture a prompt, all of one person; `decode_latents` makes pictures of them.
 
     `pipe`: what `load_base` gives, with adapters, LoRAs and a sampler as they are wanted. `size`: (height, width),
-    pixels. `generators`: one a picture. `negative`: a prompt for all pictures or one for each, used where guidance is
-    above 1. `vectors`: c_face [512] and c_body [D], of each branch that is loaded, in that order. `steps`: how many, or
-    their timesteps, where the sampler takes them. `latents`: pure noise [N,C,h,w], by default drawn from the
-    generators, or the pictures to start from. The rest: see `denoise`.
+    pixels. `steps`: how many, or their timesteps, where the sampler takes them. `generators`: one a picture.
+    `vectors`: c_face [512] and c_body [D], of each branch that is loaded, in that order. `latents`: pure noise
+    [N,C,h,w], by default drawn from the generators, or the pictures to start from. The rest: see `denoise`.
     Raises BolidError for a base that takes the guidance scale as an input: its sampler is another one.
     """
     if pipe.unet.config.time_cond_proj_dim is not None:
@@ -158,7 +164,8 @@ def sample(  # noqa: PLR0913
             "this base takes the guidance scale as an input of its UNet, which is not supported",
             "give the base that it was distilled from, or its few-step LoRA",
         )
-    device, count, guided = pipe._execution_device, len(generators), guidance.value > 1  # not pipe.device: see offload
+    device, count = pipe._execution_device, len(generators)  # not pipe.device: see offload
+    guided, negative = guidance.scale.value > 1, guidance.negative
     embeds = [e.to(device, pipe.unet.dtype) for e in build_ip_adapter_image_embeds(list(vectors), guidance=guided)]
     condition, null = _condition(pipe, prompts, count, size, [embed[-1:] for embed in embeds]), None
     if guided:
@@ -177,7 +184,7 @@ def sample(  # noqa: PLR0913
     controls = [_prepared(control, size, count, device) for control in controls]
     with quiet_diffusers(), conditions_cached(pipe.unet, *(control.network for control in controls)):
         return denoise(
-            pipe, latents, condition, null, guidance=guidance, scales=scales, controls=controls, losses=losses,
+            pipe, latents, condition, null, guidance=guidance.scale, scales=scales, controls=controls, losses=losses,
             generators=generators, first=first, on_step=on_step,
         )  # fmt: skip
 

@@ -37,7 +37,7 @@ COMMANDS = {
     "train-adapter": ("base", "body_encoder"),
     "generate, without a person": ("base",),
     "generate --profile": ("base", "body_encoder", "body_adapter"),
-    "generate --reference": ("base", "pose", "face", "image_text", "body_encoder", "body_adapter"),
+    "generate --photo": ("base", "pose", "face", "image_text", "body_encoder", "body_adapter"),
     "generate --body-from shape": ("base", "depth_controlnet", "body_shape"),
     "evaluate": ("pose", "face", "image_text"),
 }

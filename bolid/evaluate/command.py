@@ -58,11 +58,11 @@ class EvaluateOptions(ScoringOptions, total=False):
     """The options of `evaluate` and `compare`.
 
     profiles: the profiles behind the pictures, where their run records do not name them.
-    base: pictures of the same prompts and seeds without adapter, for `disturbance`.
+    without_adapter: pictures of the same prompts and seeds without adapter, for `disturbance`.
     """
 
     profiles: Sequence[PathLike] | None
-    base: PathLike | None
+    without_adapter: PathLike | None
 
 
 def evaluate(
@@ -128,7 +128,7 @@ class Scoring:
     reference: PathLike
     profiles: Sequence[PathLike] | None = None
     conditioning: PathLike | None = None
-    base: PathLike | None = None
+    without_adapter: PathLike | None = None
     features: str = "auto"
     html: PathLike | None = None
     family: str | None = None
@@ -164,7 +164,7 @@ class Scoring:
         held_out, used, checked = _hold_out(reference_photos(self.reference), list(methods.values()), profiles)
         limits = real_and_strangers(held_out) if self.bounded else {}
         given = reference_photos(self.conditioning) if self.conditioning is not None else None
-        base = generated_pictures(self.base) if self.base is not None else None
+        base = None if self.without_adapter is None else generated_pictures(self.without_adapter)
         packs = [Path(path) for path in self.recognisers]
         evaluators = Evaluators(family, device, self.features, packs, self.body_reader)
         extractor = Extractor(evaluators, run)

@@ -55,13 +55,13 @@ class Picture:
     @property
     def of_nobody(self) -> bool:
         """Whether the record names neither a profile nor a reference photo."""
-        return bool(self.record) and not {"profile", "reference"} & set(self.record.get("inputs", {}))
+        return bool(self.record) and not {"profile", "photo"} & set(self.record.get("inputs", {}))
 
     @property
     def photos_used(self) -> set[str]:
         """Hashes of the photos behind the picture, as far as the record names them."""
         inputs = self.record.get("inputs", {})
-        return {sha for name, sha in inputs.items() if name.startswith("photo_") or name == "reference"}
+        return {sha for name, sha in inputs.items() if name.startswith("photo_") or name == "photo"}
 
 
 class PictureFolder:

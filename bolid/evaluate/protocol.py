@@ -65,12 +65,12 @@ class Protocol:
         return write_photos(folder, person, self.held_out, size=size, start=HELD_OUT_START, framing="full body")
 
 
-def read_protocol(people: int = 0, prompts: int = 0, file: Path = FILE) -> Protocol:
+def read_protocol(max_people: int = 0, max_prompts: int = 0, file: Path = FILE) -> Protocol:
     """The protocol, or its first so many people and prompts (0: all)."""
     data = json.loads(file.read_text(encoding="utf-8"))
     if strangers := [person for person in data["people"] if person not in VALIDATION]:
         raise BolidError(f"{file} names the person {strangers[0]}", "take validation people only: 100,000 to 199,999")
-    chosen = tuple(data["people"][: people or None]), tuple(data["prompts"][: prompts or None])
+    chosen = tuple(data["people"][: max_people or None]), tuple(data["prompts"][: max_prompts or None])
     size = (int(data["photo_size"][0]), int(data["photo_size"][1]))
     return Protocol(data["seed"], size, data["conditioning"], data["held_out"], data["pictures"], *chosen)
 
@@ -86,7 +86,7 @@ class Benchmark(NamedTuple):
 
 
 def make_benchmark(
-    out: str | os.PathLike[str], *, people: int = 0, prompts: int = 0, progress: Progress | None = None
+    out: str | os.PathLike[str], *, max_people: int = 0, max_prompts: int = 0, progress: Progress | None = None
 ) -> Benchmark:
     """Write a benchmark folder: conditioning/ and reference/ (<person>/*.jpg), requests.csv, benchmark.json.
 
@@ -95,8 +95,8 @@ def make_benchmark(
 
     Args:
         out: the folder.
-        people: only the first so many people; 0: all.
-        prompts: only the first so many prompts; 0: all.
+        max_people: only the first so many people; 0: all.
+        max_prompts: only the first so many prompts; 0: all.
         progress: called with (done, total, text).
 
     Raises:
@@ -107,7 +107,7 @@ def make_benchmark(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise BolidError(f"{out} is a file", "give a folder for the benchmark")
-    protocol = read_protocol(people, prompts)
+    protocol = read_protocol(max_people, max_prompts)
     paths: list[Path] = []
     for done, person in enumerate(protocol.people):
         if progress is not None:

@@ -72,7 +72,7 @@ def fieldtest(
         if value < 1:
             raise BolidError(f"--{name} is {value}", "give at least 1")
     if photos is not None and not Path(photos).is_dir():
-        raise BolidError(f"--photos {photos} is no folder", "give a folder of photos, or leave it out")
+        raise BolidError(f"{photos} is no folder", "give a folder of photos, or leave it out: people are rendered then")
     _prepare(out)
     folders: dict[str, str | os.PathLike[str]] = {"work": out / WORK, "fieldtest": out, "BOLID_HOME": home()}
     if photos is not None:

@@ -127,8 +127,8 @@ def choose_photos(folder: Path) -> tuple[list[list[Path]], str]:
         return [photos[::2], photos[1::2]], "photos of one person, halved into two"
     count = sum(map(len, by_person.values()))
     raise BolidError(
-        f"--photos holds {count} photo{'s' if count != 1 else ''}, too few for every step",
-        "give at least 4 of one person, or leave out --photos: people are rendered then",
+        f"{folder} holds {count} photo{'s' if count != 1 else ''}, too few for every step",
+        "give at least 4 of one person, or leave the folder out: people are rendered then",
     )
 
 
@@ -282,8 +282,9 @@ def run_evaluate(bench: Bench) -> dict[str, Any]:
     from bolid.evaluate import evaluate
 
     result = evaluate(
-        bench.out / "pictures" / "person", bench.work / "photos" / "person-1", base=bench.out / "pictures" / "base",
-        family=bench.family.name, device=bench.device, seed=bench.seed, progress=bench.progress,
+        bench.out / "pictures" / "person", bench.work / "photos" / "person-1",
+        without_adapter=bench.out / "pictures" / "base", family=bench.family.name, device=bench.device,
+        seed=bench.seed, progress=bench.progress,
     )  # fmt: skip
     if result is None:
         raise BolidError(

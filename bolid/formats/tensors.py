@@ -135,9 +135,7 @@ def _wanted(path: Path) -> str:
     from bolid.formats.images import PHOTO_SUFFIXES
 
     if path.suffix.lower() in PHOTO_SUFFIXES:
-        return (
-            f"of a photo, make a profile: bolid profile {path}; or give generate the photo itself: --reference {path}"
-        )
+        return f"of a photo, make a profile: bolid profile {path}; or give generate the photo itself: --photo {path}"
     return "give a file that a `bolid` command has written"
 
 

@@ -65,7 +65,7 @@ def _nothing_to_scale(branch: str, scale: float | str, person: Identity) -> Boli
     if person.name == "nobody":
         return BolidError(
             f"--{branch}-scale is {scale}, but nobody is to be shown",
-            "add --profile, --reference or --new-person, or leave out the scale",
+            "add --profile, --photo or --new-person, or leave out the scale",
         )
     return BolidError(
         f"{person.name} has no {branch}, but --{branch}-scale is {scale}",

@@ -31,7 +31,7 @@ def generate(
     *,
     like: PathLike | None = None,
     profile: PathLike | Sequence[PathLike] | None = None,
-    reference: PathLike | None = None,
+    photo: PathLike | None = None,
     new_person: int | None = None,
     adapter: PathLike | None = None,
     face_scale: float | str | None = None,
@@ -78,9 +78,9 @@ def generate(
     (`bolid.formats.pictures`). A finished picture is not made again. Pictures of other commands in `out` are kept: a
     name that is taken gets _2, _3, ... behind it.
 
-    The person: at most one of `profile`, `reference` and `new_person`.
+    The person: at most one of `profile`, `photo` and `new_person`.
         profile: a profile, or several: each person's pictures then go to a folder of the profile's name.
-        reference: one photo; with `force` also a photograph for `tiny`.
+        photo: a photo of the person; with `force` also a photograph for `tiny`.
         new_person: the seed of an invented person.
         adapter: a directory with face.safetensors, body.safetensors or both; by default the family's.
         face_scale, body_scale: strength of the branches, a number or a text as in `bolid.scales`. By default the
@@ -124,7 +124,7 @@ def generate(
     request = Request(
         prompts=tuple(prompt.strip() for prompt in prompts or () if prompt.strip()), out=Path(out),
         profiles=() if profile is None else (profile,) if isinstance(profile, str | os.PathLike) else tuple(profile),
-        reference=reference, new_person=new_person, adapter=adapter, face_scale=face_scale, body_scale=body_scale,
+        photo=photo, new_person=new_person, adapter=adapter, face_scale=face_scale, body_scale=body_scale,
         lora=tuple(lora or ()), pose_from=pose_from, pose_scale=pose_scale, body_from=body_from, pose=pose,
         shape_scale=shape_scale, few_steps=few_steps, steps=steps, guidance=guidance, face_guidance=face_guidance,
         body_guidance=body_guidance, negative=negative, n=n, best_of=best_of, batch_size=batch_size,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def control_maps(request: Request, people: Sequence[Identity]) -> list[np.ndarray]:
+def maps_of_people(request: Request, people: Sequence[Identity]) -> list[np.ndarray]:
     """The map of each person, uint8 [H,W,3]; empty where the request has no ControlNet."""
     if (part := request.control_part) is None:
         return []

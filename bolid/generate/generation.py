@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.errors import BolidError
 from bolid.generate.adapters import check_belongs, choose_branches, unused_branches
-from bolid.generate.control_maps import control_maps
+from bolid.generate.control_maps import maps_of_people
 from bolid.generate.finishing import Finishing
 from bolid.generate.grid import Place
 from bolid.generate.identity import Identity, check_comparable, find_people
@@ -54,7 +54,7 @@ class Generation:
             warn(warning)
         ranker = _ranker(request, self.people, reader) if request.best_of > 1 else None
         guidance, self.inputs = _guidance(request, self.people, reader)
-        maps = control_maps(request, self.people)
+        maps = maps_of_people(request, self.people)
         if request.pose_from is not None:
             self.inputs["pose_from"] = sha256_file(request.pose_from)
         networks = Networks(request, branches, models)
@@ -127,7 +127,7 @@ def _ranker(request: Request, people: Sequence[Identity], reader: Callable[[], P
     if not all("body" in person.vectors for person in people):  # before any model is loaded
         raise BolidError(
             "--best-of compares bodies, but nobody is to be shown",
-            "add --profile, --reference or --new-person, or leave it out",
+            "add --profile, --photo or --new-person, or leave it out",
         )
     check_comparable("--best-of", people, "body encoder", reader().encoder.space, request.family)
     return reader()

@@ -1,4 +1,4 @@
-"""Guidance towards a person's face and body: losses that `backends.loss_guidance` moves a picture down the gradient of.
+"""Losses on a person's face and body, for guidance: `backends.loss_guidance` moves a picture down their gradient.
 
 Shapes: N pictures, (h, w) latent positions, D body dimension, R measurements.
 """
@@ -87,7 +87,7 @@ def guidance_for(
     for person in people:
         if not person.vectors:
             raise BolidError(
-                f"{option} needs a person, but nobody is to be shown", "add --profile or --reference, or leave it out"
+                f"{option} needs a person, but nobody is to be shown", "add --profile or --photo, or leave it out"
             )
         if part not in person.vectors:
             raise BolidError(

@@ -59,12 +59,12 @@ def find_people(
     """
     if request.profiles:
         return _from_profiles(request)
-    if request.reference is not None:
-        person = reader().read([request.reference], progress)
+    if request.photo is not None:
+        person = reader().read([request.photo], progress)
         vectors = {"body": person.body_mean} | ({"face": person.face} if person.face is not None else {})
-        name = f"the photo {printable(Path(request.reference).name)}"
+        name = f"the photo {printable(Path(request.photo).name)}"
         shape = partial(shape_of_photo, reader(), person)
-        inputs = {"reference": person.sha256[0]}
+        inputs = {"photo": person.sha256[0]}
         return [Identity(vectors, reader().encoder.space, person.face_model, inputs, name, shape=shape)]
     if request.new_person is not None:
         return [_invented(request.family, request.require_adapter("body"), request.new_person)]
@@ -107,9 +107,9 @@ def identity_of(path: PathLike, folder: str = "") -> tuple[Identity, str]:
 
 
 def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:
-    """Somebody who does not exist, the same in every prompt: c_body drawn from the population of encoded bodies.
+    """Somebody who does not exist, the same in every prompt: c_body drawn from the body encoder's prior.
 
-    From N(0, I) where the family's body encoder is missing, has no population or another space than the adapter.
+    From N(0, I) where the family's body encoder is missing, has no prior or another space than the adapter.
     """
     import torch
 
@@ -124,8 +124,8 @@ def _invented(family: Family, body_adapter: Path, seed: int) -> Identity:
     inputs = {}
     if family.has("body_encoder"):
         encoder = BodyEncoder(family.require("body_encoder"))
-        if encoder.population is not None and encoder.space == space:
-            body, inputs = draw_body(encoder.population, body), {"population": encoder.sha256}
+        if encoder.prior is not None and encoder.space == space:
+            body, inputs = draw_body(encoder.prior, body), {"population": encoder.sha256}
     shape = partial(shape_of_vector, body, space, family)
     return Identity({"body": body}, space, "", inputs, f"new person {seed}", shape=shape)
 

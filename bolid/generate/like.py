@@ -23,7 +23,7 @@ def request_like(picture: PathLike, given: Request) -> tuple[Request, dict[str, 
     picture = Path(picture)
     record = _record_of(picture)
     recorded = _fields(record, picture, given)
-    new_person = given.profiles or given.reference is not None or given.new_person is not None
+    new_person = given.profiles or given.photo is not None or given.new_person is not None
     if not new_person:
         recorded |= _person(record, picture)
     request = replace(given, **{name: value for name, value in recorded.items() if _is_default(given, name)})
@@ -97,7 +97,7 @@ def _person(record: dict[str, Any], picture: Path) -> dict[str, Any]:
     if name.startswith("the profile "):
         return {"profiles": (_find(name.removeprefix("the profile "), inputs["profile"], picture, "--profile"),)}
     if name.startswith("the photo "):
-        return {"reference": _find(name.removeprefix("the photo "), inputs["reference"], picture, "--reference")}
+        return {"photo": _find(name.removeprefix("the photo "), inputs.get("photo"), picture, "--photo")}
     if match := re.fullmatch(r"new person (\d+)", name):
         return {"new_person": int(match[1])}
     return {}

@@ -108,12 +108,12 @@ class PictureSampler:
         import torch
 
         from bolid.backends.diffusion import decode_latents
-        from bolid.backends.sampling import sample
+        from bolid.backends.sampling import Guidance, sample
 
         pipe, branches = self.networks.pipe, self.networks.branches
         latents = sample(
             pipe, prompts, size=self.request.family.image_size, steps=cell.timesteps or cell.steps,
-            guidance=cell.guidance, negative=self.request.negative,
+            guidance=Guidance(cell.guidance, self.request.negative),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],  # on the CPU: the same on every device
             vectors=[self._vector(person, branch) for branch in branches],
             scales=[scales.get(branch, _NONE) for branch in branches], on_step=self.on_step, **options,

@@ -1,4 +1,4 @@
-"""A second look at faces: each small face is sampled again, larger, and laid back into its picture.
+"""A second look at faces: each small face is sampled again, larger, and blended into its picture.
 
 In a full-body picture a face has few latent positions. Here the head is cut out as a portrait, enlarged to the size of
 the base's pictures, noised in part, denoised as a portrait of the same person, and laid back with a soft edge.
@@ -20,8 +20,8 @@ LEAST_GAIN = 1.5
 """A face is sampled again only where it has so many times more latent positions then."""
 STRENGTH = 0.5
 """How much of the denoising is done again, 0 to 1."""
-HEAD = 0.9
-"""Half of the height of what is laid back, in heights of the face."""
+HEAD_RADIUS = 0.9
+"""Half of the height of what is blended in, in heights of the face."""
 _HEAD_KEYPOINTS = 5  # COCO's first: nose, eyes, ears
 _FRAMING = re.compile(r"\b(full|whole|half|three)[- ](body|length|quarters?)\b( photo(graph)?| picture| shot)?", re.I)
 
@@ -64,7 +64,7 @@ class FaceRefiner:
         crops = [cut(pictures[i], windows[i], self.size) for i in chosen]
         texts = [portrait_prompt(prompts[i]) for i in chosen]
         for i, made in zip(chosen, resample(crops, texts, [seeds[i] for i in chosen], STRENGTH), strict=True):
-            done[i] = lay_back(pictures[i], made, windows[i], heads[i])
+            done[i] = blend_head(pictures[i], made, windows[i], heads[i])
         return done
 
     def find(self, picture: np.ndarray) -> Head | None:
@@ -106,16 +106,16 @@ def cut(picture: np.ndarray, place: tuple[float, float, float], size: tuple[int,
     return cv2.warpAffine(picture, _from_crop(place, size[0]), size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def lay_back(picture: np.ndarray, made: np.ndarray, place: tuple[float, float, float], head: Head) -> np.ndarray:
+def blend_head(picture: np.ndarray, made: np.ndarray, place: tuple[float, float, float], head: Head) -> np.ndarray:
     """`picture` with the head of `made`, the part at `place` sampled again, inside a soft ellipse around `head`."""
     import cv2
 
     scale = place[2] / made.shape[0]
     blurred = cv2.GaussianBlur(made, (0, 0), 0.5 / scale) if scale < 0.5 else made  # what a smaller picture can hold
     onto, size = _from_crop(place, made.shape[0]), picture.shape[1::-1]
-    laid = cv2.warpAffine(blurred, onto, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    placed = cv2.warpAffine(blurred, onto, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
-    radius = HEAD * head.height
+    radius = HEAD_RADIUS * head.height
     distance = np.hypot((x - head.x) / (0.9 * radius), (y - head.y) / radius)
     weight = np.clip((1 - distance) / 0.35, 0, 1)[..., None]  # 1 within two thirds of the ellipse, 0 at its edge
-    return (weight * laid + (1 - weight) * picture).round().astype(np.uint8)
+    return (weight * placed + (1 - weight) * picture).round().astype(np.uint8)

@@ -90,7 +90,7 @@ class Request:
     prompts: tuple[str, ...]
     out: Path
     profiles: tuple[PathLike, ...]
-    reference: PathLike | None
+    photo: PathLike | None
     new_person: int | None
     adapter: PathLike | None
     face_scale: float | str | None
@@ -129,10 +129,10 @@ class Request:
             raise BolidError(
                 "no prompt given", 'say what to show, for example: bolid generate "a full body photo of a woman"'
             )
-        if sum((bool(self.profiles), self.reference is not None, self.new_person is not None)) > 1:
+        if sum((bool(self.profiles), self.photo is not None, self.new_person is not None)) > 1:
             raise BolidError(
                 "more than one person given",
-                "choose one of --profile, --reference and --new-person; --profile may be given several times",
+                "choose one of --profile, --photo and --new-person; --profile may be given several times",
             )
         if self.few_steps and not self.family.few_steps:
             raise BolidError(

@@ -218,35 +218,35 @@ def fuse(mean: torch.Tensor, logvar: torch.Tensor, confidence: torch.Tensor) -> 
     return (precision * mean).sum(dim=1) / body_precision, -body_precision.log()
 
 
-class Population(NamedTuple):
-    """The distribution of encoded bodies over people: N(mean, covariance)."""
+class BodyPrior(NamedTuple):
+    """How encoded bodies are distributed over people: N(mean, covariance)."""
 
     mean: torch.Tensor  # [D]
     covariance: torch.Tensor  # [D, D]
 
 
-def population(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> Population:
+def aggregated_posterior(body_mean: torch.Tensor, body_logvar: torch.Tensor) -> BodyPrior:
     """The Gaussian with the moments of the aggregated posterior, the prior that fits the encoder best (Tomczak &
     Welling 2018, arXiv:1705.07120): the covariance of the fused means of P people plus their mean variance.
 
     body_mean, body_logvar [P, D], P at least 2.
     """
     covariance = torch.cov(body_mean.double().T) + torch.diag(body_logvar.double().exp().mean(0))
-    return Population(body_mean.mean(0), covariance.to(body_mean))
+    return BodyPrior(body_mean.mean(0), covariance.to(body_mean))
 
 
-def draw_body(people: Population, normal: torch.Tensor) -> torch.Tensor:
-    """A body [D] of the population, from `normal` [D] of N(0, I)."""
-    mean, covariance = (part.double() for part in people)
+def draw_body(prior: BodyPrior, normal: torch.Tensor) -> torch.Tensor:
+    """A body [D] drawn from the prior, from `normal` [D] of N(0, I)."""
+    mean, covariance = (part.double() for part in prior)
     return (mean + torch.linalg.cholesky(covariance) @ normal.double()).to(normal)
 
 
-def within_population(body_mean: torch.Tensor, body_logvar: torch.Tensor, people: Population) -> torch.Tensor:
-    """The fused mean [D] with `people` as the prior in place of N(0, I), from what `fuse` gives, [D] each.
+def mean_under_prior(body_mean: torch.Tensor, body_logvar: torch.Tensor, prior: BodyPrior) -> torch.Tensor:
+    """The fused mean [D] with `prior` in place of N(0, I), from what `fuse` gives, [D] each.
 
     The covariance fills in what the views leave open from what they show; N(0, I) has no covariances. Not in the paper.
     """
-    mean, covariance = (part.double() for part in people)
+    mean, covariance = (part.double() for part in prior)
     precision = body_logvar.double().neg().exp()  # of the views' and 1 of N(0, I)
     evidence = (precision - 1).clamp_min(0)
     # (S^-1 + P)^-1 (S^-1 m + P body_mean), without an inverse of S

@@ -116,10 +116,10 @@ class TrainAdapterConfig:
         within=AT_LEAST_1, group=LOSS, advanced=True,
     )  # fmt: skip
     pixel_every: int = setting(
-        8, "steps from one with L_id, L_CLIP and face losses to the next", within=AT_LEAST_1, group=LOSS, advanced=True
+        8, "one step in so many has L_id, L_CLIP and the face losses", within=AT_LEAST_1, group=LOSS, advanced=True
     )
     pixel_alpha_bar: float = setting(
-        0.5, "least alpha-bar of the photos that count for them, with x_gen one-step and few-step", group=LOSS,
+        0.5, "these losses count photos whose alpha-bar is at least this, with x_gen one-step and few-step", group=LOSS,
         advanced=True, within=Range(0, 1, "give 0 (all photos) to below 1 (none)", open_high=True),
     )  # fmt: skip
     decoder: str = setting(
@@ -156,7 +156,7 @@ class TrainAdapterConfig:
         advanced=True,
     )  # fmt: skip
     close_up_fraction: float = setting(
-        0.0, "fraction of each batch drawn from photos with a face and little of a body; 0: none on purpose",
+        0.0, "fraction of each batch drawn from photos with a face and little of a body; 0: only by chance",
         within=FRACTION, group=CONDITIONS, advanced=True,
     )  # fmt: skip
 

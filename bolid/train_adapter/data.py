@@ -279,7 +279,7 @@ class TextStates:
 
 
 @dataclass(frozen=True)
-class Batch:
+class AdapterBatch:
     """The photos of a batch and what each is conditioned on."""
 
     rows: np.ndarray  # [B] the photos to be denoised
@@ -293,7 +293,7 @@ class Batch:
 
 def draw_batch(
     table: AdapterTable, rows: np.ndarray, config: TrainAdapterConfig, generators: Sequence[torch.Generator]
-) -> Batch:
+) -> AdapterBatch:
     """Conditions for the photos `rows`, each from other photos of its person only (leave-one-out)."""
     import torch
 
@@ -322,7 +322,7 @@ def draw_batch(
     for row, no_text, no_build in zip(rows, drop_text.tolist(), lose_build.tolist(), strict=True):
         caption = table.captions[row]
         captions.append("" if no_text else without_build(caption) if no_build else caption)
-    return Batch(
+    return AdapterBatch(
         rows, context, present, captions,
         drop_condition(body[:, None], drop_body), drop_condition(face[:, None], drop_face), generators,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bolid.models.families import Family
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.data import AdapterTable, Batch, TextStates
+from bolid.train_adapter.data import AdapterBatch, AdapterTable, TextStates
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Denoiser:
         self.latent_shape = tuple(table.latents.shape[2:])
         self.positions = math.prod(self.latent_shape[-2:])
 
-    def add_noise(self, batch: Batch) -> NoisedBatch:
+    def add_noise(self, batch: AdapterBatch) -> NoisedBatch:
         """z_t = sqrt(alpha-bar) z_0 + sqrt(1 - alpha-bar) eps (BoLID Eq. 4), z_0 drawn from the VAE's posterior."""
         import torch
 
@@ -100,7 +100,7 @@ class Denoiser:
             batch.generators,
         )
 
-    def conditions(self, batch: Batch) -> Conditions:
+    def conditions(self, batch: AdapterBatch) -> Conditions:
         """Text states, face and body of each photo, on the device."""
         import torch
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.data import AdapterTable, Batch
+from bolid.train_adapter.data import AdapterBatch, AdapterTable
 from bolid.train_adapter.denoiser import Denoiser, NoisedBatch
 from bolid.train_adapter.pixel_losses import GeneratedPictures, PixelLoss
 from bolid.train_adapter.rollouts import Rollout, shows_body
@@ -34,7 +34,7 @@ class Objective:
         self.weights = {name: float(getattr(config, f"{name}_weight")) for name in self.pixel_losses}
         self.min_snr_gamma = config.min_snr_gamma
 
-    def __call__(self, batch: Batch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
+    def __call__(self, batch: AdapterBatch, with_pixels: bool = False) -> dict[str, torch.Tensor]:
         """Eq. 14. Scalars: "loss", and `with_pixels` its terms without their weights: "diffusion", "id", "clip", ...
 
         The terms on x_gen are means over the whole batch, in which photos without a picture count 0.
@@ -58,7 +58,7 @@ class Objective:
             loss = loss + self.weights[name] * terms[name]
         return {"loss": loss, "diffusion": diffusion, **terms}
 
-    def generate(self, batch: Batch, noised: NoisedBatch, noise_pred: torch.Tensor) -> GeneratedPictures | None:
+    def generate(self, batch: AdapterBatch, noised: NoisedBatch, noise_pred: torch.Tensor) -> GeneratedPictures | None:
         """x_gen for the photos that the rollout selects; None if it selects none."""
         import torch
 

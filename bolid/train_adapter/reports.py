@@ -127,7 +127,7 @@ def sample_sheet(
     from PIL import Image
 
     from bolid.backends.diffusion import decode_latents, set_sampler
-    from bolid.backends.sampling import sample
+    from bolid.backends.sampling import Guidance, sample
     from bolid.run import atomic_path
 
     trained_with = pipe.scheduler
@@ -148,8 +148,8 @@ def sample_sheet(
         generators = [torch.Generator().manual_seed(derive_seed(seed, "sheet", i)) for i in range(len(captions))]
         noise = torch.stack([torch.randn(table.latents.shape[2:], generator=generator) for generator in generators])
         latents = sample(
-            pipe, prompts, size=family.image_size, steps=schedule, guidance=family.guidance, generators=generators,
-            negative=negative, vectors=_vectors(table, person), latents=noise,
+            pipe, prompts, size=family.image_size, steps=schedule, guidance=Guidance(family.guidance, negative),
+            generators=generators, vectors=_vectors(table, person), latents=noise,
         )  # fmt: skip
         columns.append(np.concatenate([front, *decode_latents(pipe, latents)], axis=0))
     pipe.set_ip_adapter_scale([1.0, 1.0])

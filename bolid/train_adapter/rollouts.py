@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bolid.errors import BolidError
 from bolid.models.families import Family
 from bolid.train_adapter.config import TrainAdapterConfig
-from bolid.train_adapter.data import WHOLE_BODY, AdapterTable, Batch
+from bolid.train_adapter.data import WHOLE_BODY, AdapterBatch, AdapterTable
 from bolid.train_adapter.denoiser import Conditions, Denoiser, NoisedBatch, draw_noise
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Rollout(Protocol):
 
     new_picture: bool  # x_gen is a picture of its own: no photo has its pose
 
-    def select(self, batch: Batch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    def select(self, batch: AdapterBatch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
         """Places [B'] in the batch of the photos that get a picture."""
 
     def __call__(self, noised: NoisedBatch, noise_pred: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class OneStepPrediction:
     def __init__(self, denoiser: Denoiser, min_alpha_bar: float) -> None:
         self.denoiser, self.min_alpha_bar = denoiser, min_alpha_bar
 
-    def select(self, batch: Batch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    def select(self, batch: AdapterBatch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
         """Places [B'] of the photos that get a picture."""
         import torch
 
@@ -172,7 +172,7 @@ class SampledRollout:
         self.timesteps = scheduler.timesteps.long().to(denoiser.device)
         self.consistency = isinstance(scheduler, LCMScheduler)
 
-    def select(self, batch: Batch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    def select(self, batch: AdapterBatch, alphas_cumprod: torch.Tensor) -> torch.Tensor:
         """Places [B'] of the photos that get a picture."""
         import torch
 
@@ -232,6 +232,6 @@ class SampledRollout:
         return noise_pred
 
 
-def shows_body(batch: Batch, table: AdapterTable) -> torch.Tensor:
+def shows_body(batch: AdapterBatch, table: AdapterTable) -> torch.Tensor:
     """Which photos show a whole body and are conditioned on one, bool [B]."""
     return batch.body_embeds.flatten(1).any(1) & (table.confidence[batch.rows] >= WHOLE_BODY)

@@ -132,14 +132,14 @@ def save_encoder(
 
     The covariance of fewer people than dimensions is singular: then N(0, I) stays the prior.
     """
-    from bolid.backends.body import population_of, save_body_encoder
+    from bolid.backends.body import fit_body_prior, save_body_encoder
 
-    people = None
+    prior = None
     if len(table.people) > config.body_dim:
         encoded = [part.cpu() for part in encode_table(model, table, device)]
-        people = population_of([part[rows] for part in encoded] for rows in table.people)
+        prior = fit_body_prior([part[rows] for part in encoded] for rows in table.people)
     counts = {"people": len(table.people), "views": len(table.views.keypoints)}
-    save_body_encoder(out, model, {**record, **counts}, people)
+    save_body_encoder(out, model, {**record, **counts}, prior)
 
 
 def checkpoint_path(out: Path) -> Path:

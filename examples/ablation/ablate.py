@@ -51,7 +51,7 @@ from bolid.backends.body import BodyEncoder
 from bolid.backends.diffusion import decode_latents, load_base, quiet_diffusers
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.probe import BodyProbe
-from bolid.backends.sampling import sample
+from bolid.backends.sampling import Guidance, sample
 from bolid.formats.images import read_photo
 from bolid.method.body_condition import BRANCHES
 from bolid.method.body_vae import fuse
@@ -244,7 +244,8 @@ class Evaluator:
         ]
         latents = sample(
             pipe, prompts, size=self.family.image_size, steps=self.family.schedule,
-            guidance=self.family.guidance, generators=generators, vectors=[] if adapter is None else [face, body],
+            guidance=Guidance(self.family.guidance), generators=generators,
+            vectors=[] if adapter is None else [face, body],
         )  # fmt: skip
         return decode_latents(pipe, latents)
 

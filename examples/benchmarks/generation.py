@@ -29,7 +29,7 @@ from bolid.backends.attention import cache_conditions
 from bolid.backends.body import BodyEncoder
 from bolid.backends.diffusion import load_base, quiet_diffusers
 from bolid.backends.loss_guidance import GuidanceLoss
-from bolid.backends.sampling import sample
+from bolid.backends.sampling import Guidance, sample
 from bolid.generate.guidance import body_guidance, face_guidance
 from bolid.method.body_condition import FACE_DIM, build_ip_adapter_image_embeds
 from bolid.models.families import Family, get_family
@@ -117,8 +117,9 @@ def main() -> None:
         start = clock()
         if cache:
             latents = sample(
-                cached[id(pipe)], text, size=size, steps=steps, guidance=Scale(*[guidance.value] * 3),
-                generators=generators, negative=negative, vectors=vectors if pipe is adapted else [], losses=losses,
+                cached[id(pipe)], text, size=size, steps=steps,
+                guidance=Guidance(Scale(*[guidance.value] * 3), negative), generators=generators,
+                vectors=vectors if pipe is adapted else [], losses=losses,
             )  # fmt: skip
         else:
             extra = {"ip_adapter_image_embeds": embeds} if pipe is adapted else {}

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bolid.backends.diffusion import encode_latents, encode_prompts, load_base, quiet_diffusers
-from bolid.backends.sampling import sample
+from bolid.backends.sampling import Guidance, sample
 from bolid.errors import BolidError
 from bolid.formats.images import read_photo
 from bolid.method.dreambooth import loss_dreambooth
@@ -77,7 +77,7 @@ class DreamBooth:
         generators = [torch.Generator().manual_seed(derive_seed(0, KIND, noun, i)) for i in range(PRIOR)]
         return sample(
             sampler, [f"a photo of a {noun}"] * PRIOR, size=self.family.image_size,
-            steps=self.family.schedule, guidance=self.family.guidance, generators=generators,
+            steps=self.family.schedule, guidance=Guidance(self.family.guidance), generators=generators,
         )  # fmt: skip
 
     def train(self, photos: Sequence[Path], noun: str, out: Path, seed: int = 0) -> Path:

@@ -29,7 +29,7 @@ from bolid.backends.body import fuse_views
 from bolid.backends.diffusion import decode_latents, load_base, load_controlnet, load_loras, quiet_diffusers
 from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
-from bolid.backends.sampling import Control, Text, sample
+from bolid.backends.sampling import Control, Guidance, Text, sample
 from bolid.formats.adapter import load_adapter, nested_state_dict
 from bolid.generate import generate
 from bolid.generate.models import Models
@@ -139,7 +139,7 @@ class Maker:
             text = [self.family.dressed(prompt) for prompt in text]
         latents = sample(
             pipe, text, size=self.family.image_size, steps=self.family.schedule,
-            guidance=parse_guidance(self.settings.get("guidance", 5.0)),
+            guidance=Guidance(parse_guidance(self.settings.get("guidance", 5.0))),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds], **given,
         )  # fmt: skip
         return decode_latents(pipe, latents)
@@ -243,7 +243,7 @@ def bolid_fused(fusion: str, maker: Maker, task: Task) -> list[np.ndarray]:
     """BoLID with the views fused another way: `mean`, the plain mean; `no-confidence`, the product of experts with
     every view of full confidence."""
     person, views = maker.person(task.photos.given), views_of(maker.reader, task.photos.given)
-    body = fused(views, fusion, maker.reader.encoder.population)
+    body = fused(views, fusion, maker.reader.encoder.prior)
     given = maker.vectors_and_scales(person.face, body)
     return maker.sample(maker.adapted(maker.shipped), task.prompts, task.seeds, **given)
 

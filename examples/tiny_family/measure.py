@@ -26,7 +26,7 @@ import bolid.synth.people as world
 from bolid.backends.diffusion import decode_latents, load_base
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.pose import PoseModel
-from bolid.backends.sampling import sample
+from bolid.backends.sampling import Guidance, sample
 from bolid.formats.tensors import read_record
 from bolid.models.families import get_family
 from bolid.run import derive_seed
@@ -55,7 +55,7 @@ def make_pictures(prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + 16]]
         latents = sample(
             pipe, prompts[start : start + 16], size=family.image_size, steps=family.schedule,
-            guidance=family.guidance, generators=generators,
+            guidance=Guidance(family.guidance), generators=generators,
         )  # fmt: skip
         pictures += decode_latents(pipe, latents)
     return pictures

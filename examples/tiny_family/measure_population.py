@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from measure_body_encoder import encode_people
 
-from bolid.backends.body import BodyEncoder, population_of, save_body_encoder
+from bolid.backends.body import BodyEncoder, fit_body_prior, save_body_encoder
 from bolid.models.families import get_family
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     encoder = BodyEncoder(args.body_encoder or get_family("tiny").require("body_encoder"))
     people, _, _ = encode_people(args.photos, encoder, args.people)
     record = {**encoder.record, "space": encoder.space, "population": len(people)}
-    save_body_encoder(args.out, encoder.model, record, population_of(people))
+    save_body_encoder(args.out, encoder.model, record, fit_body_prior(people))
     print(args.out)
 
 

@@ -47,7 +47,7 @@ from truth import store_float8, write_card
 
 from bolid.backends.diffusion import decode_latents, encode_prompts, load_base, load_controlnet
 from bolid.backends.pose import PoseModel
-from bolid.backends.sampling import Control, sample
+from bolid.backends.sampling import Control, Guidance, sample
 from bolid.formats.shards import directory_sha256, read_shards
 from bolid.method import losses
 from bolid.method.keypoints import MIN_CONFIDENCE
@@ -165,7 +165,7 @@ def measure(family: Family, data: Data, args: argparse.Namespace) -> dict[str, f
                 [prompts[row] for row in part],
                 size=family.image_size,
                 steps=family.schedule,
-                guidance=family.guidance,
+                guidance=Guidance(family.guidance),
                 generators=[torch.Generator().manual_seed(int(row)) for row in part],
                 controls=[] if name == "without" else [control],
             )

@@ -28,9 +28,9 @@ class World:
     encoder: Path
 
 
-def make_world(root: Path, sdxl: bool = False, models: dict[str, Path] | None = None) -> World:
+def make_world(root: Path, sdxl: bool = False, models: dict[str, Path] | None = None, levels: int = 2) -> World:
     """A random base, three people of four photos and a random body encoder; `models` beside the base."""
-    family = make_family(root, sdxl=sdxl)
+    family = make_family(root, sdxl=sdxl, levels=levels)
     with open(family, "a") as file:
         file.write("".join(f"{name} = '{path}'\n" for name, path in (models or {}).items()))
     return World(

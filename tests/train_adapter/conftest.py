@@ -16,6 +16,12 @@ def large(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shallow(tmp_path_factory):
+    """The same world on a UNet of one level, which compiles sooner."""
+    return make_world(tmp_path_factory.mktemp("shallow"), levels=1)
+
+
+@pytest.fixture(scope="session")
 def with_models(tmp_path_factory):
     """The same world with the tiny family's pose, image-text and face models beside the random base."""
     from bolid.models.families import get_family

@@ -153,7 +153,7 @@ def test_photos_under_too_much_noise_are_left_out(with_models):
 def test_sampled_pictures_are_those_that_generate_makes(with_models, defaults):
     """A stock pipeline with the same noise, captions and people ends at the same latents, by DDIM and by LCM."""
     from bolid.backends.diffusion import encode_prompts
-    from bolid.backends.sampling import sample
+    from bolid.backends.sampling import Guidance, sample
 
     with joint(with_models, defaults, id_weight=1.0, id_loss="body", x_gen="sampled") as (objective, batch, _):
         with torch.no_grad():
@@ -164,7 +164,7 @@ def test_sampled_pictures_are_those_that_generate_makes(with_models, defaults):
         noise = torch.randn(1, *objective.table.latents.shape[2:], generator=generator)
         theirs = sample(
             pipe, encode_prompts(pipe, batch.captions[:1]), size=(64, 48), steps=4, generators=[generator],
-            guidance=objective.rollout.guidance, latents=noise,
+            guidance=Guidance(objective.rollout.guidance), latents=noise,
             vectors=[batch.face_embeds[0, 0], batch.body_embeds[0, 0]],
         )  # fmt: skip
     assert objective.rollout.guidance.up > 1 and objective.rollout.consistency == bool(defaults)

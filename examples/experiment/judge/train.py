@@ -52,7 +52,7 @@ MEASURES = NAMES[1:]  # all but the stature
 TRUTH = len(RATIO_NAMES) + len(MEASURES) + len(PARAMETERS) - 1
 
 
-class Batch(NamedTuple):
+class JudgeBatch(NamedTuple):
     """Pictures uint8 [B, *SIZE, 3] and their truth, as `render` has them; masks in 0..1."""
 
     pictures: torch.Tensor
@@ -129,7 +129,7 @@ def mesh_metric(parameters: np.ndarray, vertices: int = 400) -> torch.Tensor:
     return torch.from_numpy(metric).float()
 
 
-def augmented(batch: Batch, generator: torch.Generator) -> Batch:
+def augmented(batch: JudgeBatch, generator: torch.Generator) -> JudgeBatch:
     """The batch with pictures f32 [B, 3, *SIZE] in -1..1, and truth that fits them.
 
     Mirrored, moved and scaled; in other light; soft, noisy, coarse in places and compressed, as generated pictures are.
@@ -156,7 +156,7 @@ def augmented(batch: Batch, generator: torch.Generator) -> Batch:
     x = degraded(x, uniform, generator)
     x = x * uniform(0.85, 1.15, 1, 1, 1) + uniform(-0.1, 0.1, 3, 1, 1)
     x = (x + torch.randn(x.shape, generator=generator) * uniform(-0.03, 0.05, 1, 1, 1).clamp(0)).clamp(-1, 1)
-    return Batch(x, marks, joints, mask)
+    return JudgeBatch(x, marks, joints, mask)
 
 
 def degraded(x: torch.Tensor, uniform: Callable[..., torch.Tensor], generator: torch.Generator) -> torch.Tensor:
@@ -181,7 +181,7 @@ def degraded(x: torch.Tensor, uniform: Callable[..., torch.Tensor], generator: t
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def losses(out: Output, target: torch.Tensor, metric: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+def losses(out: Output, target: torch.Tensor, metric: torch.Tensor, batch: JudgeBatch) -> dict[str, torch.Tensor]:
     """{name: loss}. `target` [B, R + K + P - 1], standardised."""
     count = out.values.shape[1]
     off = out.values - target[:, :count]
@@ -234,7 +234,7 @@ def train(args: argparse.Namespace, data: dict[str, np.ndarray]) -> tuple[JudgeN
         order = np.random.default_rng(derive_seed(args.seed, "judge", "epoch", step // each)).permutation(count)
         rows = order[step % each * args.batch :][: args.batch]
         found = [torch.from_numpy(data[name][rows]) for name in ("images", "keypoints", "joints", "masks")]
-        batch = augmented(Batch(*found[:3], found[3].float() / 255), generator)
+        batch = augmented(JudgeBatch(*found[:3], found[3].float() / 255), generator)
         with computing("cpu"):
             out = network(batch.pictures.contiguous(memory_format=torch.channels_last))
         parts = losses(out, targets[rows // PHOTOS], metric, batch)

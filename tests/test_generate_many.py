@@ -1,15 +1,13 @@
-"""`generate` with many pictures: processes that share them, going on after an interruption, paths as they come."""
+"""`generate` with many pictures: going on after an interruption, paths as they come, memory."""
 
 from __future__ import annotations
 
 import os
-import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from generate_world import PROMPTS, make_world
-from test_workers import run_ranks, run_with_ray
 
 from bolid.errors import BolidError
 from bolid.generate import generate
@@ -109,38 +107,6 @@ def test_the_best_of_several_is_found_whichever_candidate_it_is(world, tmp_path,
     paths = generate(MANY, tmp_path, best_of=3, **options_of(world))
     sampled.clear()
     assert generate(MANY, tmp_path, best_of=3, **options_of(world)) == paths and sampled == []
-
-
-@pytest.mark.slow
-def test_worker_processes_write_the_same_bytes(world, tmp_path):
-    generate(MANY, tmp_path / "one", **options_of(world))
-    generate(MANY, tmp_path / "two", workers=2, **options_of(world))
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
-
-
-def command(world, out: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "bolid_cli.main", "generate", *MANY, "--profile", str(world.me), "--adapter",
-        str(world.adapter), "--device", "cpu", "--batch-size", "2", "--steps", "1", "--seed", "4", "--out", str(out),
-        *more,
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_ranks_share_the_pictures(world, tmp_path):
-    paths = generate(MANY, tmp_path / "one", **options_of(world))
-    first, second = run_ranks(command(world, tmp_path / "ranks"))
-    assert first.splitlines() == [str(tmp_path / "ranks" / path.name) for path in paths] and second == ""
-    assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_ray_shares_the_pictures(world, tmp_path):
-    pytest.importorskip("ray", reason="pip install 'bolid[ray]'")
-    generate(MANY, tmp_path / "one", **options_of(world))
-    output = run_with_ray(command(world, tmp_path / "ray", "--engine", "ray", "--workers", "2"))
-    assert len([line for line in output.splitlines() if line.endswith(".png")]) == 6
-    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
 def test_an_error_of_the_sampling_stops_all(world, tmp_path):
