@@ -290,13 +290,17 @@ def edit_profile(
 
 def body_of(profile: str | os.PathLike[str]) -> tuple[Shape, tuple[MeasurementRow, ...]]:
     """The shape of a profile's body, and what it measures."""
-    from bolid.body.profiles import shape_in, table
-    from bolid.formats.profile import load_profile
+    from bolid.body.profiles import shape_in, shape_stored, table
+    from bolid.formats.profile import load_body, load_profile
 
+    body, record = load_body(profile)
+    if body is not None:
+        shape = shape_stored(body, record)
+        return shape, table(shape, body)
     person = load_profile(profile)
     family = get_family(person.record["family"])
     shape = shape_in(person, family.body_shape if family.has("body_shape") else None)
-    return shape, table(shape, person.body)
+    return shape, table(shape)
 
 
 def show_profile(profile: str | os.PathLike[str]) -> tuple[MeasurementRow, ...]:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +22,7 @@ from bolid.formats.tensors import load_tensors, read_record
 from bolid.method.body_vae import Population, within_population
 from bolid.models.families import get_family
 from bolid.person import GREY_WEIGHT
-from bolid.profile import edit_profile, make_profile, mix_profiles
+from bolid.profile import edit_profile, make_profile, mix_profiles, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
 
@@ -301,6 +303,31 @@ def test_the_commands_of_two_words(tmp_path, monkeypatch):
     assert result.exit_code == 1 and "no photos in edit" in result.stderr
     result = run(app, ["profile", "mixed"])
     assert result.exit_code == 1 and "cannot read mixed" in result.stderr
+
+
+def test_showing_a_body_loads_neither_torch_nor_anny(tmp_path):
+    """The table, the picture and a mesh at rest take seconds less without them."""
+    me = measured(tmp_path / "me.safetensors")
+    for arguments in (["show", me, "--picture", tmp_path / "me.png"], ["export", me, tmp_path / "me.obj"]):
+        code = (
+            f"import sys; sys.argv = ['bolid', 'profile', *{[str(part) for part in arguments]}]\n"
+            "from bolid_cli.main import main\n"
+            "try: main()\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "print('HEAVY', *sorted({'torch', 'anny', 'cv2'} & set(sys.modules)))"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == 0 and result.stdout.rstrip().endswith("HEAVY"), result.stdout + result.stderr
+    assert Image.open(tmp_path / "me.png").size == (2120, 1180) and (tmp_path / "me.obj").stat().st_size > 10**5
+
+
+def test_a_damaged_body_is_noticed(tmp_path):
+    me = measured(tmp_path / "me.safetensors")
+    content = bytearray(me.read_bytes())
+    content[-40] ^= 1
+    me.write_bytes(content)
+    with pytest.raises(BolidError, match="does not match the checksum"):
+        show_profile(me)
 
 
 def test_a_face_in_a_grey_photo_counts_little(world, tmp_path):

@@ -128,13 +128,17 @@ def body_from_vector(
 def stored(shape: Shape) -> ProfileBody:
     """The tensors that a profile keeps of a shape."""
     sizes = measured(shape)
-    return ProfileBody(*map(_f32, (shape.mean, shape.covariance, sizes.values, sizes.covariance)))
+    parts = (shape.mean, shape.covariance, sizes.values, sizes.covariance)
+    return ProfileBody(*(part.astype(np.float32) for part in parts))
 
 
-def _f32(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values)).float()
+def shape_stored(body: ProfileBody, record: Mapping[str, Any]) -> Shape:
+    """The shape that a profile with this record keeps. Raises BolidError for one of another body model."""
+    known = {name: Known(*entry) for name, entry in record["config"].get("known", {}).items()}
+    mean, covariance = (part.astype(np.float64) for part in body[:2])
+    if mean.shape != (len(PARAMETERS),) or len(covariance) != len(PARAMETERS) + len(NAMES):
+        raise BolidError("the profile's body is of another body model", "make the profile again: bolid profile")
+    return Shape(mean, covariance, known)
 
 
 def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
@@ -143,11 +147,7 @@ def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
     Raises BolidError where neither is there.
     """
     if profile.body is not None:
-        known = {name: Known(*entry) for name, entry in profile.record["config"].get("known", {}).items()}
-        mean, covariance = (tensor.double().numpy() for tensor in profile.body[:2])
-        if mean.shape != (len(PARAMETERS),) or len(covariance) != len(PARAMETERS) + len(NAMES):
-            raise BolidError("the profile's body is of another body model", "make the profile again: bolid profile")
-        return Shape(mean, covariance, known)
+        return shape_stored(profile.body, profile.record)
     if vectors is None:
         raise BolidError(
             "the profile holds no body, and its family's encoder knows no shape",
@@ -162,7 +162,7 @@ def table(shape: Shape, body: ProfileBody | None = None) -> tuple[MeasurementRow
     """The measurements of a shape, as stored (`body`) or measured now."""
     if body is None:
         body = stored(shape)
-    values, covariance = (tensor.double().numpy() for tensor in body[2:])
+    values, covariance = (part.astype(np.float64) for part in body[2:])
     sd = np.sqrt(np.diag(covariance).clip(0))
     ranks = population().percentile(values, float(shape.mean[PARAMETERS.index("gender")]))
     return tuple(

@@ -114,11 +114,11 @@ class Population:
 @functools.cache
 def population() -> Population:
     """The synthetic population that ships with BoLID."""
-    from bolid.formats.tensors import load_tensors
+    from bolid.formats.tensors import load_arrays
 
-    tensors, record = load_tensors(POPULATION_FILE, KIND)
+    tensors, record = load_arrays(POPULATION_FILE, KIND)
     names = ("mean", "covariance", "slope", "intercept", "quantiles")
-    return Population(**{name: tensors[name].double().numpy() for name in names}, record=record)
+    return Population(**{name: tensors[name].astype(np.float64) for name in names}, record=record)
 
 
 def of_sex(shape: Shape, sex: str) -> Shape:
