@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from bolid.views import PersonRule, View
 
 
+INNER_FOLDERS = "of a folder with photos of its own only these are read"
+
+
 @dataclass(frozen=True)
 class ProfileResult:
     """What `make_profile` wrote, and what it made of each photo."""
@@ -414,13 +417,17 @@ def _files(photos: Sequence[str | os.PathLike[str]]) -> tuple[list[Path], dict[s
     for photo in map(Path, photos):
         if photo.is_dir():
             found = list_photos(photo)
-            people = sorted({person for person, _ in found})
-            if len(people) > 1:
+            own = [path for _, path in found if path.parent == photo and not path.is_dir()]
+            folders = sorted({path.parent for _, path in found} - {photo})
+            if not own and len(folders) > 1:
+                names = ", ".join(folder.name for folder in folders[:3]) + (", ..." if len(folders) > 3 else "")
                 raise BolidError(
-                    f"{photo} holds photos of {len(people)} people: {', '.join(people[:3])}...",
-                    f"a profile is of one person: give one of its folders, like {photo / people[0]}",
+                    f"{photo} holds photos of {len(folders)} people: {names}",
+                    f"a profile is of one person: give one of its folders, like {folders[0]}",
                 )
-            files += [path for _, path in found]
+            files += own or [path for _, path in found]
+            if own and folders:
+                unread.setdefault(INNER_FOLDERS, []).extend(map(str, folders))
             for reason, names in unread_files(photo).items():
                 unread.setdefault(reason, []).extend(str(photo / name) for name in names)
         elif photo.suffix == ".safetensors" and photo.is_file():

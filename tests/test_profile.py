@@ -354,6 +354,47 @@ def test_what_lies_in_the_folder_besides_photos(world, tmp_path):
     assert result.photos == 4 and [*result.unread.values()] == [[str(folder / "a.cr2")]]
 
 
+def test_a_photo_in_several_files_counts_once(world, tmp_path):
+    """A phone's HEIC and the JPEG made of it are no more evidence than one of them. The largest picture stays."""
+    _, _, photos = world
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 15, 3), np.uint8)).resize((300, 400), Image.Resampling.BICUBIC)
+    for name, size in (("a.png", (300, 400)), ("b.jpg", (225, 300)), ("c.webp", (150, 200))):
+        picture.resize(size).save(tmp_path / name)
+    copies = [tmp_path / name for name in ("b.jpg", "a.png", "c.webp")]
+    result = profile(world, [*copies, *photos], tmp_path / "me.safetensors")
+    assert [report.rejected for report in result.reports[:3]] == [
+        "the same photo as a.png",
+        "",
+        "the same photo as a.png",
+    ]
+    once = profile(world, [tmp_path / "a.png", *photos], tmp_path / "once.safetensors")
+    assert result.photos == 5 and result.uncertainty == once.uncertainty
+
+
+def test_thumbnails_are_no_photos(world, tmp_path):
+    Image.open(world[2][0]).resize((15, 20)).save(tmp_path / "tiny.png")
+    with pytest.raises(BolidError, match="the picture has 15x20 pixels only"):
+        profile(world, [tmp_path / "tiny.png"], tmp_path / "me.safetensors")
+
+
+def test_a_person_with_folders_inside(world, tmp_path):
+    """A folder with photos of its own is one person's, whatever folders it has. Several people are refused."""
+    folder = world[2][0].parent
+    (folder / "edited").mkdir()
+    (folder / "edited" / "0.png").write_bytes(world[2][0].read_bytes())
+    result = profile(world, [folder], tmp_path / "me.safetensors")
+    assert result.photos == 4 and list(result.unread.values()) == [[str(folder / "edited")]]
+    (tmp_path / "all" / "Zoë").mkdir(parents=True)
+    (tmp_path / "all" / "Zoë" / "0.png").write_bytes(world[2][1].read_bytes())
+    assert profile(world, [tmp_path / "all"], tmp_path / "me.safetensors").photos == 1
+    (tmp_path / "all" / "Ann").mkdir()
+    (tmp_path / "all" / "Ann" / "0.png").write_bytes(world[2][2].read_bytes())
+    with pytest.raises(BolidError, match="photos of 2 people: Ann, Zoë") as error:
+        profile(world, [tmp_path / "all"], tmp_path / "me.safetensors")
+    assert str(tmp_path / "all" / "Ann") in error.value.hint
+
+
 def test_the_preview_shows_every_photo(world, tmp_path):
     make_profile([*world[2], world[2][0]], tmp_path / "me.safetensors", body_encoder=world[1], family=world[0],
                  device="cpu", preview=tmp_path / "sheet.png")  # fmt: skip
