@@ -93,8 +93,6 @@ class PersonReader:
         self.family, self.device, self.rule, self.force = family, device, person, force
         self.on_view: Callable[[Path, View | str], None] | None = None  # called with each photo's view, or reason
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
-        if self.encoder.needs_masks:
-            family.require("segmentation")
 
     def of_outlines(self) -> PersonReader:
         """The same with the body encoder of masks, which knows photographs too."""
@@ -116,6 +114,8 @@ class PersonReader:
         paths = [Path(photo) for photo in photos]
         if not paths:
             raise BolidError("no photo given", "name one photo or more, or a folder of them")
+        if self.encoder.needs_masks:
+            self.family.require("segmentation")
         contents, rejected = _by_content(paths)
         for digest, reason in _copies(contents).items():
             rejected[contents.pop(digest)] = reason

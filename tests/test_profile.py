@@ -14,8 +14,10 @@ from PIL import Image
 from small_base import make_body_encoder, make_family
 from typer.testing import CliRunner
 
+import bolid.api
 import bolid.views
 from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
+from bolid.body.shape import Known
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.tensors import load_tensors, read_record
@@ -352,6 +354,22 @@ def test_what_lies_in_the_folder_besides_photos(world, tmp_path):
     (folder / "a.cr2").write_bytes(b"x")
     result = profile(world, [folder], tmp_path / "me.safetensors")
     assert result.photos == 4 and [*result.unread.values()] == [[str(folder / "a.cr2")]]
+
+
+def test_measurements_need_no_models_of_photos(tmp_path, monkeypatch):
+    """With a full-size family of which nothing has been fetched; a photo needs all of it."""
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))
+    known = {"height": Known(1.72, 0.01)}
+    result = make_profile([], tmp_path / "me.safetensors", known=known, sex="woman", family="sdxl", device="cpu")
+    rows = {row.name: row for row in result.measurements}
+    assert rows["height"].value == pytest.approx(172, abs=1) and not result.has_face
+    assert load_profile(result.path).record["family"] == "sdxl"
+    Image.new("RGB", (60, 80), "red").save(tmp_path / "a.png")
+    with pytest.raises(BolidError, match="family 'sdxl' has no segmentation model"):
+        make_profile([tmp_path / "a.png"], tmp_path / "x.safetensors", family="sdxl", device="cpu")
+    with pytest.raises(BolidError, match="was made with family 'sdxl', but --family is 'tiny'") as error:
+        bolid.api.generate(["a woman"], profile=result.path, family="tiny", out=tmp_path / "generated", device="cpu")
+    assert "--body-from shape" in error.value.hint
 
 
 def test_a_photo_in_several_files_counts_once(world, tmp_path):
