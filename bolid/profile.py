@@ -216,7 +216,8 @@ def mix_profiles(
 ) -> MixResult:
     """Write the profile of somebody between two people: `weight` 0 is A, 1 is B.
 
-    The body is (1 - weight) A + weight B, as a Gaussian; the face the same, of unit length, where both have one.
+    The body is (1 - weight) A + weight B, as a Gaussian: the vector, and the shape in metres where both have one. The
+    face the same, of unit length, where both have one.
     Raises BolidError for profiles of different families, body encoders or face models.
     """
     import torch
@@ -249,8 +250,20 @@ def mix_profiles(
     else:
         inputs.pop("face_model", None)
     record = run_record(KIND, family=first.record["family"], config={"weight": weight}, inputs=inputs)
-    save_profile(out, body_mean, variance.log(), face, views, record)
+    save_profile(out, body_mean, variance.log(), face, views, record, _mixed_body(first, second, weight))
     return MixResult(Path(out), face is not None)
+
+
+def _mixed_body(first: Profile, second: Profile, weight: float) -> ProfileBody | None:
+    """The body between two, where both have one of the same body model."""
+    if first.body is None or second.body is None:
+        return None
+    from bolid.body.profiles import shape_stored, stored
+    from bolid.body.shape import Shape
+
+    a, b = (shape_stored(person.body, person.record) for person in (first, second) if person.body is not None)
+    mean = (1 - weight) * a.mean + weight * b.mean
+    return stored(Shape(mean, (1 - weight) ** 2 * a.covariance + weight**2 * b.covariance))
 
 
 # ---- the body of a profile ----------------------------------------------------------------------------------------

@@ -219,6 +219,21 @@ def test_a_mix_is_between_its_two(tmp_path):
     assert some.record["config"] == {"weight": 0.3} and mix_profiles(a, b, tmp_path / "m.safetensors").has_face
 
 
+def test_the_body_of_a_mix_is_between_two_bodies(tmp_path):
+    a, b = measured(tmp_path / "a.safetensors", 1.6), measured(tmp_path / "b.safetensors", 1.8)
+    mix_profiles(a, b, tmp_path / "m.safetensors", weight=0.25)
+    first, second, mixed = (
+        {row.name: row for row in show_profile(path)} for path in (a, b, tmp_path / "m.safetensors")
+    )
+    assert mixed["height"].value == pytest.approx(165, abs=1) and mixed["height"].sd < 1
+    low, high = sorted((first["weight"].value, second["weight"].value))
+    assert low < mixed["weight"].value < high
+    other = load_profile(b)
+    save_profile(tmp_path / "c.safetensors", other.body_mean, other.body_logvar, None, other.view_weights, other.record)
+    mix_profiles(a, tmp_path / "c.safetensors", tmp_path / "n.safetensors")
+    assert load_profile(tmp_path / "n.safetensors").body is None
+
+
 def test_a_mix_with_somebody_without_a_face_has_none(tmp_path):
     a, b = save(tmp_path / "a.safetensors", 1), save(tmp_path / "b.safetensors", 2, face=False)
     assert not mix_profiles(a, b, tmp_path / "m.safetensors").has_face

@@ -29,7 +29,9 @@ _USUAL = {"cm": {"cm": "cm", "kg": "kg"}, "in": {"cm": "in", "kg": "lb"}}
 _FACTORS = {"cm": {"cm": 1.0, "m": 100.0, "in": 2.54}, "kg": {"kg": 1.0, "lb": 0.45359237}}
 """Of each unit that a measurement may be typed in, to the table's own."""
 _WORDS = {"cm": "centimetres", "m": "metres", "mm": "millimetres", "in": "inches", "kg": "kilograms", "lb": "pounds"}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:\s*(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?))?\s*([a-z]*)")
+_NUMBER = r"(\d+(?:[.,]\d+)?)"
+_SIZE = re.compile(rf"{_NUMBER}(?:\s*(?:±|\+-|\+/-)\s*{_NUMBER})?\s*([a-z]*)")
+_FEET = re.compile(r"(\d+)\s*(?:'|′|’|ft)\s*(?:(\d+(?:\.\d+)?)\s*(?:\"|″|”|''|in)?)?")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class MeasurementRow:
 
 def read_known(texts: Mapping[str, str], units: str = "cm") -> dict[str, Known]:
     """{"waist": "80±2"} -> what is known, in metres (kilograms); `units`: "cm" (and kg) or "in" (and pounds), where the
-    text names none itself, like "1.72 m".
+    text names none itself, like "1.72 m" or 5'8" (feet and inches).
 
     Raises BolidError for what is no number, for children's sizes, and for what looks like another unit.
     """
@@ -59,8 +61,9 @@ def read_known(texts: Mapping[str, str], units: str = "cm") -> dict[str, Known]:
 
 def _known(name: str, text: str, units: str) -> Known:
     row = MEASUREMENTS[NAMES.index(name)]
-    match = _SIZE.fullmatch(text.strip())
-    value, sd = (float(match[i] or "nan") if match else math.nan for i in (1, 2))
+    feet = _FEET.fullmatch(text.strip()) if row.unit == "cm" else None
+    match = _SIZE.fullmatch(f"{12 * int(feet[1]) + float(feet[2] or 0)}in" if feet else text.strip())
+    value, sd = (float((match[i] or "nan").replace(",", ".")) if match else math.nan for i in (1, 2))
     unit = match[3] if match and match[3] else _USUAL[units][row.unit]
     if unit not in _FACTORS[row.unit] or not 0 < value < math.inf or (match and match[2] and not sd > 0):
         usual = round(row.scale * float(np.median(population().quantiles[:, :, NAMES.index(name)])))
