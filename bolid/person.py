@@ -111,7 +111,7 @@ class PersonReader:
         The photos' order does not matter, to the bit: they are taken in the order of their content hashes. A photo that
         cannot be used, or that is in several files, is reported and left out; BolidError when none remains.
         """
-        paths = [Path(photo) for photo in photos]
+        paths = list(dict.fromkeys(Path(photo) for photo in photos))
         if not paths:
             raise BolidError("no photo given", "name one photo or more, or a folder of them")
         if self.encoder.needs_masks:
@@ -164,10 +164,14 @@ class PersonReader:
         return self.encoder.needs_masks and not isinstance(view, str) and view.mask is None
 
     def _none_usable(self, rejected: dict[Path, str]) -> BolidError:
-        from bolid.views import NOT_RECOGNISED, SEVERAL
+        from bolid.views import FEWER, NOT_RECOGNISED, SEVERAL, SMALL
 
         reasons = set(rejected.values())
         hint = "give photos in which the person can be seen at least to the hips"
+        if not reasons & {*NOT_RECOGNISED, FEWER, NO_MASK, SMALL}:
+            hint = "give pictures: JPEG, PNG, WebP, TIFF, HEIC, AVIF"
+        if FEWER in reasons:
+            hint = "--select-person main takes the clearest person of each photo; 1 is the first from the left"
         if SEVERAL in reasons:
             hint = "where photos show several people: --select-person main, or 2 for the second from the left"
         if self.family.name == "tiny" and reasons & set(NOT_RECOGNISED):
@@ -175,7 +179,8 @@ class PersonReader:
         if REFUSED in reasons:
             hint = REFUSED_HINT
         listed = "; ".join(f"{path}: {reason}" for path, reason in rejected.items())
-        return BolidError(f"none of the {len(rejected)} photos can be used: {listed}", hint)
+        none = "the photo cannot" if len(rejected) == 1 else f"none of the {len(rejected)} photos can"
+        return BolidError(f"{none} be used: {listed}", hint)
 
     def _fuse(
         self, paths: Sequence[Path], contents: dict[str, Path], views: dict[str, View], rejected: dict[Path, str]

@@ -92,6 +92,7 @@ def make_profile(
         who, shape = _measured_person(reader, known or {}, sex)
     if outlines:
         who = _in_own_space(reader, who, shape)
+        views = {path: replace(view, face=None, face_box=None) for path, view in views.items()}
     if preview is not None:
         save_preview(Path(preview), who.reports, views)
     inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(who.sha256)}
@@ -147,7 +148,8 @@ def _in_own_space(reader: PersonReader, person: Person, shape: Shape | None) -> 
         raise BolidError("the body encoder of masks knows no shape", "install bolid again: its file is not whole")
     vectors = load_body_vectors(reader.family.require("body_shape"), reader.encoder.space)
     mean, logvar = map(_tensor, vectors.vector_of(shape))
-    return replace(person, body_mean=mean, body_logvar=logvar, face=None)
+    reports = tuple(replace(report, face=False) for report in person.reports)
+    return replace(person, body_mean=mean, body_logvar=logvar, face=None, reports=reports)
 
 
 def _measured_person(reader: PersonReader, known: Mapping[str, Known], sex: str | None) -> tuple[Person, Shape]:
@@ -261,7 +263,10 @@ def _mixed_body(first: Profile, second: Profile, weight: float) -> ProfileBody |
     from bolid.body.profiles import shape_stored, stored
     from bolid.body.shape import Shape
 
-    a, b = (shape_stored(person.body, person.record) for person in (first, second) if person.body is not None)
+    try:
+        a, b = shape_stored(first.body, first.record), shape_stored(second.body, second.record)
+    except BolidError:
+        return None
     mean = (1 - weight) * a.mean + weight * b.mean
     return stored(Shape(mean, (1 - weight) ** 2 * a.covariance + weight**2 * b.covariance))
 

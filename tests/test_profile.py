@@ -152,9 +152,23 @@ def test_a_face_says_which_model_it_is_of(world, tmp_path):
 
 def test_nothing_usable_leaves_no_file(world, tmp_path):
     Image.new("RGB", (60, 80)).save(tmp_path / "dark.png")
-    with pytest.raises(BolidError, match="none of the 1 photos can be used: .*no person found") as error:
+    with pytest.raises(BolidError, match="the photo cannot be used: .*no person found") as error:
         profile(world, [tmp_path / "dark.png"], tmp_path / "me.safetensors")
     assert error.value.hint and not (tmp_path / "me.safetensors").exists()
+
+
+def test_a_photo_that_is_named_twice_counts_once(world, tmp_path):
+    photo = world[2][0]
+    result = profile(world, [photo, photo.parent, photo], tmp_path / "me.safetensors")
+    assert result.photos == 4 and len(result.reports) == 4 and not any(report.rejected for report in result.reports)
+
+
+@pytest.mark.parametrize("content", [b"text", b""])
+def test_files_that_are_no_pictures_are_told_from_bad_photos(world, tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BolidError, match="the photo cannot be used: .*the file is not a picture") as error:
+        profile(world, [tmp_path / "a.jpg"], tmp_path / "me.safetensors")
+    assert "JPEG, PNG" in error.value.hint
 
 
 def test_errors(world, tmp_path):
