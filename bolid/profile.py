@@ -438,9 +438,9 @@ def _files(photos: Sequence[str | os.PathLike[str]]) -> tuple[list[Path], dict[s
             own = [path for _, path in found if path.parent == photo and not path.is_dir()]
             folders = sorted({path.parent for _, path in found} - {photo})
             if not own and len(folders) > 1:
-                names = ", ".join(folder.name for folder in folders[:3]) + (", ..." if len(folders) > 3 else "")
+                some = ", ".join(folder.name for folder in folders[:3]) + (", ..." if len(folders) > 3 else "")
                 raise BolidError(
-                    f"{photo} holds photos of {len(folders)} people: {names}",
+                    f"{photo} holds photos of {len(folders)} people: {some}",
                     f"a profile is of one person: give one of its folders, like {folders[0]}",
                 )
             files += own or [path for _, path in found]
