@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from bolid.extract import extract
     from bolid.generate import generate
     from bolid.inspect import inspect
-    from bolid.profile import edit_profile, make_profile, mix_profiles, show_profile
+    from bolid.profile import (
+        edit_profile,
+        export_maps,
+        export_profile,
+        make_profile,
+        mix_profiles,
+        picture_profile,
+        show_profile,
+    )
     from bolid.scrape import scrape
     from bolid.shard import shard
     from bolid.train_adapter import TrainAdapterConfig, train_adapter
@@ -44,6 +52,9 @@ _HOMES = {
     "mix_profiles": "bolid.profile",
     "edit_profile": "bolid.profile",
     "show_profile": "bolid.profile",
+    "picture_profile": "bolid.profile",
+    "export_profile": "bolid.profile",
+    "export_maps": "bolid.profile",
     "TrainAdapterConfig": "bolid.train_adapter",
     "train_adapter": "bolid.train_adapter",
     "generate": "bolid.generate",
@@ -54,9 +65,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "BolidError", "TrainAdapterConfig", "TrainVaeConfig", "bench", "compare", "edit_profile", "evaluate", "extract",
-    "generate", "inspect", "make_profile", "mix_profiles", "scrape", "shard", "show_profile", "train_adapter",
-    "train_vae",
+    "BolidError", "TrainAdapterConfig", "TrainVaeConfig", "bench", "compare", "edit_profile", "evaluate",
+    "export_maps", "export_profile", "extract", "generate", "inspect", "make_profile", "mix_profiles",
+    "picture_profile", "scrape", "shard", "show_profile", "train_adapter", "train_vae",
 ]  # fmt: skip
 
 

@@ -17,13 +17,15 @@ def contact_sheet(
     cells: Sequence[Sequence[Sequence[Image.Image]]], rows: Sequence[str], columns: Sequence[str]
 ) -> Image.Image:
     """`cells[row][column]`: the pictures (all of one size) of a cell, side by side; `rows`, `columns`: their labels."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
+
+    from bolid.formats.images import label_font
 
     width, height = cells[0][0][0].size
     scale = min(max(height, _HEIGHTS[0]), _HEIGHTS[1]) / height
     size = (round(width * scale), round(height * scale))
     across = max(len(pictures) for row in cells for pictures in row)
-    font = ImageFont.load_default(15)
+    font = label_font("".join([*rows, *columns]), 15)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     block = across * size[0] + (across - 1) * 2
     wrapped = [wrap_text(label, measure, font, _LABEL) for label in rows]

@@ -16,7 +16,7 @@ from bolid.errors import BolidError
 from bolid.models.families import DEFAULT_FAMILY, Family
 from bolid.rendered import REFUSED, REFUSED_HINT, refusal
 from bolid.run import Progress
-from bolid.views import NO_MASK
+from bolid.views import MIN_HEIGHT, NO_MASK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 1536  # larger photos are reduced to this many pixels, as `extract` does
 DUPLICATE = "the same file again"
+_GLANCE_SIDE = 128  # pixels: of the copy by which photos are compared
 CHANGED = "the file changed while it was read"
 FACE_WEIGHT = 8.0
 """Weight of the face in `PersonReader.distances`: a face of cosine 0, in a picture without a body, counts as much as
@@ -92,8 +93,6 @@ class PersonReader:
         self.family, self.device, self.rule, self.force = family, device, person, force
         self.on_view: Callable[[Path, View | str], None] | None = None  # called with each photo's view, or reason
         self.encoder = BodyEncoder(body_encoder or family.require("body_encoder"), device)
-        if self.encoder.needs_masks:
-            family.require("segmentation")
 
     def of_outlines(self) -> PersonReader:
         """The same with the body encoder of masks, which knows photographs too."""
@@ -110,12 +109,16 @@ class PersonReader:
         """Fuse the views of photos of one person.
 
         The photos' order does not matter, to the bit: they are taken in the order of their content hashes. A photo that
-        cannot be used is reported and left out; BolidError when none remains.
+        cannot be used, or that is in several files, is reported and left out; BolidError when none remains.
         """
-        paths = [Path(photo) for photo in photos]
+        paths = list(dict.fromkeys(Path(photo) for photo in photos))
         if not paths:
             raise BolidError("no photo given", "name one photo or more, or a folder of them")
+        if self.encoder.needs_masks:
+            self.family.require("segmentation")
         contents, rejected = _by_content(paths)
+        for digest, reason in _copies(contents).items():
+            rejected[contents.pop(digest)] = reason
         views = self._views(contents, rejected, progress)
         if not views:
             raise self._none_usable(rejected)
@@ -146,9 +149,11 @@ class PersonReader:
             data = read_file(path)
             if hashlib.sha256(data).hexdigest() != digest:
                 return CHANGED
-            image = decode_image(data, name=str(path), max_side=MAX_SIDE)
+            image = decode_image(data, name="the file", max_side=MAX_SIDE)
         except BolidError as error:
             return error.message
+        if max(image.shape[:2]) < MIN_HEIGHT:
+            return f"the picture has {image.shape[1]}x{image.shape[0]} pixels only"
         if not self.force and (reason := refusal(image, self.family)):
             return reason
         view = self.view_reader.read([image])[0]  # one photo a batch: its features must not depend on its neighbours
@@ -159,10 +164,14 @@ class PersonReader:
         return self.encoder.needs_masks and not isinstance(view, str) and view.mask is None
 
     def _none_usable(self, rejected: dict[Path, str]) -> BolidError:
-        from bolid.views import NOT_RECOGNISED, SEVERAL
+        from bolid.views import FEWER, NOT_RECOGNISED, SEVERAL, SMALL
 
         reasons = set(rejected.values())
         hint = "give photos in which the person can be seen at least to the hips"
+        if not reasons & {*NOT_RECOGNISED, FEWER, NO_MASK, SMALL}:
+            hint = "give pictures: JPEG, PNG, WebP, TIFF, HEIC, AVIF"
+        if FEWER in reasons:
+            hint = "--select-person main takes the clearest person of each photo; 1 is the first from the left"
         if SEVERAL in reasons:
             hint = "where photos show several people: --select-person main, or 2 for the second from the left"
         if self.family.name == "tiny" and reasons & set(NOT_RECOGNISED):
@@ -170,7 +179,8 @@ class PersonReader:
         if REFUSED in reasons:
             hint = REFUSED_HINT
         listed = "; ".join(f"{path}: {reason}" for path, reason in rejected.items())
-        return BolidError(f"none of the {len(rejected)} photos can be used: {listed}", hint)
+        none = "the photo cannot" if len(rejected) == 1 else f"none of the {len(rejected)} photos can"
+        return BolidError(f"{none} be used: {listed}", hint)
 
     def _fuse(
         self, paths: Sequence[Path], contents: dict[str, Path], views: dict[str, View], rejected: dict[Path, str]
@@ -313,3 +323,29 @@ def _by_content(paths: Sequence[Path]) -> tuple[dict[str, Path], dict[Path, str]
         except BolidError as error:
             rejected[path] = error.message
     return contents, rejected
+
+
+def _copies(contents: Mapping[str, Path]) -> dict[str, str]:
+    """Content hash -> why it is left out, of files that hold a photo again, in another format or size: they would count
+    as more evidence. The largest one stays.
+    """
+    import numpy as np
+
+    from bolid.formats.images import MAX_HASH_DISTANCE, difference_hash, glance, read_file
+
+    found: list[tuple[int, str, int]] = []
+    for digest, path in contents.items():
+        with contextlib.suppress(BolidError):  # `_view` says what is wrong with it
+            grey, (width, height), _ = glance(read_file(path), _GLANCE_SIDE)
+            found.append((-width * height, digest, difference_hash(np.asarray(grey))))
+    kept: dict[str, int] = {}
+    copies: dict[str, str] = {}
+    for _, digest, fingerprint in sorted(found):
+        if not fingerprint:  # a picture of one colour
+            continue
+        near = (first for first, other in kept.items() if (fingerprint ^ other).bit_count() <= MAX_HASH_DISTANCE)
+        if first := next(near, None):
+            copies[digest] = f"the same photo as {contents[first].name}"
+        else:
+            kept[digest] = fingerprint
+    return copies

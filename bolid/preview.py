@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bolid.errors import BolidError
-from bolid.formats.images import read_photo
+from bolid.formats.images import label_font, printable, read_photo
 from bolid.method.keypoints import BONES, MIN_CONFIDENCE
 from bolid.run import atomic_path
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 HEIGHT, WIDEST = 420, 520  # pixels of a photo in the sheet, at most
 ACROSS = 4  # photos in a row
-_GAP, _HEAD = 10, 44
+_GAP, _HEAD = 10, 64
+_LETTERS = 44  # of a caption in a line
 _TAKEN, _OTHER, _BONE, _POINT, _FACE = "#00c853", "#9e9e9e", "#ff9100", "#d50000", "#2979ff"
 
 
@@ -66,8 +69,9 @@ def _tile(report: PhotoReport, view: View | None) -> Image.Image:
     else:
         picture = Image.blend(picture, Image.new("RGB", size, "white"), 0.5)
         caption = f"not used: {report.rejected}"
-    font = ImageFont.load_default(14)
-    lines = [_cut(report.photo.name, font, WIDEST), _cut(caption, font, WIDEST)]
+    lines = [unicodedata.normalize("NFC", printable(report.photo.name)), *textwrap.wrap(caption, _LETTERS)[:2]]
+    font = label_font("".join(lines), 14)
+    lines = [_cut(line, font, WIDEST) for line in lines]
     width = max(size[0], *(round(font.getlength(line)) + 4 for line in lines))
     tile = Image.new("RGB", (width, size[1] + _HEAD), "white")
     tile.paste(picture, (0, _HEAD))
@@ -98,11 +102,11 @@ def _draw_view(draw: ImageDraw.ImageDraw, view: View, scale: float) -> None:
 
 
 def _photo(path: Path) -> np.ndarray:
-    """The photo, or a white page for one that cannot be read."""
+    """The photo, or a grey page for one that cannot be read."""
     try:
         return read_photo(path, max_side=WIDEST)
     except BolidError:
-        return np.full((HEIGHT, HEIGHT, 3), 255, np.uint8)
+        return np.full((HEIGHT, HEIGHT * 3 // 4, 3), 235, np.uint8)
 
 
 def _cut(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

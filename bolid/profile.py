@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from bolid.views import PersonRule, View
 
 
+INNER_FOLDERS = "of a folder with photos of its own only these are read"
+
+
 @dataclass(frozen=True)
 class ProfileResult:
     """What `make_profile` wrote, and what it made of each photo."""
@@ -89,6 +92,7 @@ def make_profile(
         who, shape = _measured_person(reader, known or {}, sex)
     if outlines:
         who = _in_own_space(reader, who, shape)
+        views = {path: replace(view, face=None, face_box=None) for path, view in views.items()}
     if preview is not None:
         save_preview(Path(preview), who.reports, views)
     inputs = reader.encoder.inputs | {f"photo_{i:03d}": sha for i, sha in enumerate(who.sha256)}
@@ -144,7 +148,8 @@ def _in_own_space(reader: PersonReader, person: Person, shape: Shape | None) -> 
         raise BolidError("the body encoder of masks knows no shape", "install bolid again: its file is not whole")
     vectors = load_body_vectors(reader.family.require("body_shape"), reader.encoder.space)
     mean, logvar = map(_tensor, vectors.vector_of(shape))
-    return replace(person, body_mean=mean, body_logvar=logvar, face=None)
+    reports = tuple(replace(report, face=False) for report in person.reports)
+    return replace(person, body_mean=mean, body_logvar=logvar, face=None, reports=reports)
 
 
 def _measured_person(reader: PersonReader, known: Mapping[str, Known], sex: str | None) -> tuple[Person, Shape]:
@@ -213,7 +218,8 @@ def mix_profiles(
 ) -> MixResult:
     """Write the profile of somebody between two people: `fraction` 0 is A, 1 is B.
 
-    The body is (1 - fraction) A + fraction B, as a Gaussian; the face the same, of unit length, where both have one.
+    The body is (1 - fraction) A + fraction B, as a Gaussian: the vector, and the shape in metres where both have one.
+    The face the same, of unit length, where both have one.
     Raises BolidError for profiles of different families, body encoders or face models.
     """
     import torch
@@ -246,8 +252,23 @@ def mix_profiles(
     else:
         inputs.pop("face_model", None)
     record = run_record(KIND, family=first.record["family"], config={"fraction": fraction}, inputs=inputs)
-    save_profile(out, body_mean, variance.log(), face, views, record)
+    save_profile(out, body_mean, variance.log(), face, views, record, _mixed_body(first, second, fraction))
     return MixResult(Path(out), face is not None)
+
+
+def _mixed_body(first: Profile, second: Profile, weight: float) -> ProfileBody | None:
+    """The body between two, where both have one of the same body model."""
+    if first.body is None or second.body is None:
+        return None
+    from bolid.body.profiles import shape_stored, stored
+    from bolid.body.shape import Shape
+
+    try:
+        a, b = shape_stored(first.body, first.record), shape_stored(second.body, second.record)
+    except BolidError:
+        return None
+    mean = (1 - weight) * a.mean + weight * b.mean
+    return stored(Shape(mean, (1 - weight) ** 2 * a.covariance + weight**2 * b.covariance))
 
 
 # ---- the body of a profile ----------------------------------------------------------------------------------------
@@ -290,13 +311,17 @@ def edit_profile(
 
 def body_of(profile: str | os.PathLike[str]) -> tuple[Shape, tuple[MeasurementRow, ...]]:
     """The shape of a profile's body, and what it measures."""
-    from bolid.body.profiles import shape_in, table
-    from bolid.formats.profile import load_profile
+    from bolid.body.profiles import shape_in, shape_stored, table
+    from bolid.formats.profile import load_body, load_profile
 
+    body, record = load_body(profile)
+    if body is not None:
+        shape = shape_stored(body, record)
+        return shape, table(shape, body)
     person = load_profile(profile)
     family = get_family(person.record["family"])
     shape = shape_in(person, family.body_shape if family.has("body_shape") else None)
-    return shape, table(shape, person.body)
+    return shape, table(shape)
 
 
 def show_profile(profile: str | os.PathLike[str]) -> tuple[MeasurementRow, ...]:
@@ -410,13 +435,17 @@ def _files(photos: Sequence[str | os.PathLike[str]]) -> tuple[list[Path], dict[s
     for photo in map(Path, photos):
         if photo.is_dir():
             found = list_photos(photo)
-            people = sorted({person for person, _ in found})
-            if len(people) > 1:
+            own = [path for _, path in found if path.parent == photo and not path.is_dir()]
+            folders = sorted({path.parent for _, path in found} - {photo})
+            if not own and len(folders) > 1:
+                some = ", ".join(folder.name for folder in folders[:3]) + (", ..." if len(folders) > 3 else "")
                 raise BolidError(
-                    f"{photo} holds photos of {len(people)} people: {', '.join(people[:3])}...",
-                    f"a profile is of one person: give one of its folders, like {photo / people[0]}",
+                    f"{photo} holds photos of {len(folders)} people: {some}",
+                    f"a profile is of one person: give one of its folders, like {folders[0]}",
                 )
-            files += [path for _, path in found]
+            files += own or [path for _, path in found]
+            if own and folders:
+                unread.setdefault(INNER_FOLDERS, []).extend(map(str, folders))
             for reason, names in unread_files(photo).items():
                 unread.setdefault(reason, []).extend(str(photo / name) for name in names)
         elif photo.suffix == ".safetensors" and photo.is_file():

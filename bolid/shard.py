@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bolid.errors import BolidError
-from bolid.formats.images import decode_image, difference_hash, encode_png
+from bolid.formats.images import MAX_HASH_DISTANCE, decode_image, difference_hash, encode_png
 from bolid.formats.photos import NEAR_DUPLICATE
 from bolid.formats.shards import (
     DEFAULT_MAX_BYTES,
@@ -26,10 +26,6 @@ from bolid.run import Progress, derive_seed, pick_device, run_record
 from bolid.views import person_crop
 
 FEW_PHOTOS = "person with fewer photos than --min-photos"
-# Bits of 256 in which the difference hashes of two copies of one photo differ at most. On rendered people, different
-# photos of a person differed in 47 bits or more; copies at 3/4 of the size and JPEG quality 50 in at most 28 (99 of
-# 100).
-MAX_HASH_DISTANCE = 28
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ _SEED_RANGE = re.compile(rf"(; )?(0<=)?x<={LARGEST_SEED}")
 # Parameters that name files or folders and, being text, may also be the URL of an object store.
 _PLACES = {"out", "train", "shards", "path"}
 _WRITTEN = {"out", "html"}
+# What other programs call a command of ours.
+_SYNONYMS = {"download": "pull", "fetch": "pull", "get": "pull", "install": "pull", "train": "train-adapter"}
 _STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az", "memory", "file")
 
 
@@ -202,7 +204,8 @@ def explain_usage(error: Any) -> tuple[str, str]:
     message = error.format_message().rstrip(".")
     if message.startswith("No such command"):
         name = message.removeprefix("No such command ").partition(". Did you mean")[0].strip("'\"")
-        near = difflib.get_close_matches(name, context.command.commands, 1)
+        meant = _SYNONYMS.get(name, name)
+        near = difflib.get_close_matches(meant, context.command.commands, 1)
         hint = f"perhaps you mean {path} {near[0]}; " if near else ""
         return f"{path} has no command {name}", f"{hint}{path} --help lists the commands"
     if message.startswith("Got unexpected extra argument"):

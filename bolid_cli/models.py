@@ -10,7 +10,6 @@ import typer
 from bolid.errors import BolidError
 from bolid.models.families import (
     FAMILY_NAMES,
-    PARTS,
     chosen_family,
     commercial_use,
     get_family,
@@ -82,8 +81,9 @@ def _print_families(families: list[dict[str, Any]], quiet: bool) -> None:
     rows = []
     for entry in families:
         height, width = entry["image_size"]
-        missing = entry["missing"]
-        state = "complete" if not missing else "none" if len(missing) >= len(PARTS) else "missing " + ", ".join(missing)
+        fetched = [part for part in entry["parts"] if not part["optional"]]
+        lacking = [part["part"] for part in fetched if part["state"] == "missing"] if fetched else entry["missing"]
+        state = "complete" if not lacking else f"missing {', '.join(lacking)}"
         name = f"{entry['name']} *" if entry["chosen"] else entry["name"]
         rows.append((name, f"{width}x{height}", entry["description"], state, entry["root"]))
     print_table(("family", "size", "what", "files", "where"), rows, quiet)
@@ -210,6 +210,8 @@ def use(
     """Remember NAME (a family, or a .toml file of your own) as the family of later commands."""
     remember_family(name)
     note(f"later commands use family {name!r} unless --family or BOLID_FAMILY says otherwise", quiet)
+    if not (found := get_family(name)).has("base"):
+        note(f"its base is missing: bolid doctor --family {found.name} says what else, and how to get it", quiet)
     if commercial is not None:
         remember_commercial(commercial)
         note(f"they {'refuse' if commercial else 'take'} models that may not be used commercially", quiet)

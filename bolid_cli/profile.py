@@ -118,13 +118,16 @@ def _report_photos(result: ProfileResult, quiet: bool) -> None:
     print_unread(result.unread, quiet)
     several = [report for report in result.reports if report.people > 1]
     if several:
-        note(
-            f"{len(several)} photos show several people: --preview shows whom, --select-person changes it",
-            quiet,
-        )
+        shown = "1 photo shows" if len(several) == 1 else f"{len(several)} photos show"
+        note(f"{shown} several people: --preview shows whom, --select-person changes it", quiet)
     grey = [report for report in result.reports if report.grey and report.face]
     if grey:
-        note(f"{len(grey)} faces are from black-and-white photos and count a tenth: photos in colour are better", quiet)
+        faces = (
+            "1 face is from a black-and-white photo and counts"
+            if len(grey) == 1
+            else (f"{len(grey)} faces are from black-and-white photos and count")
+        )
+        note(f"{faces} a tenth: photos in colour are better", quiet)
 
 
 def mix(

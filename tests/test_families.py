@@ -48,6 +48,7 @@ def test_missing_weights_name_the_file_and_the_way_to_it():
     with pytest.raises(BolidError, match="family 'sdxl' has no pose model: looked for .*sdxl/pose") as caught:
         family.require("pose")
     assert "model.safetensors" in caught.value.hint
+    assert "(and base, segmentation, face, image_text, missing too, without --only)" in caught.value.hint
     with pytest.raises(BolidError) as caught:
         family.require("body_adapter")
     assert "bolid train-adapter --family sdxl" in caught.value.hint

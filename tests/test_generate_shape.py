@@ -73,7 +73,7 @@ def test_the_depth_of_the_body_goes_through_the_controlnet(world, network, tmp_p
     )
     record = read_picture(tmp_path / "a" / NAME)["config"]
     assert record["body_from"] == "shape" and record["pose"] == "walking" and record["scales"] == {}
-    shape = load_profile(body(world)).body.shape_mean.double().numpy()
+    shape = load_profile(body(world)).body.shape_mean
     depth = control_maps(body_model(), shape, ("depth",), pose="walking", size=SIZE)["depth"]
     pipe = load_base(get_family(world.family), sampler=get_family(world.family).defaults)
     xl = hasattr(pipe, "text_encoder_2")

@@ -5,11 +5,20 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFont
 
 from bolid.errors import BolidError
 from bolid.formats import images
-from bolid.formats.images import decode_image, encode_jpeg, glance, is_grey, list_photos, own_jpeg, read_photo
+from bolid.formats.images import (
+    decode_image,
+    encode_jpeg,
+    glance,
+    is_grey,
+    label_font,
+    list_photos,
+    own_jpeg,
+    read_photo,
+)
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 
@@ -299,3 +308,10 @@ def test_black_and_white_photos_are_known():
     coloured = grey.copy()
     coloured[:20, :20] = (200, 120, 90)  # a face
     assert not is_grey(coloured)
+
+
+def test_letters_that_pillows_font_lacks_are_drawn_by_another():
+    assert label_font("me ± 3 cm", 14).getname() == ImageFont.load_default(14).getname()
+    for text in ("Zoë", "Анна"):
+        font = label_font(text, 14)
+        assert all(bytes(font.getmask(letter)) != bytes(font.getmask("\uffff")) for letter in text)

@@ -8,6 +8,7 @@ import trimesh
 
 from bolid.body.measurements import MEASUREMENTS, NAMES, edges_of, measuring_tape, section, tape
 from bolid.body.mesh import A_POSE, NEUTRAL, PARAMETERS, body_model, bounds, parameters_of, poses, volume
+from bolid.body.rest_mesh import WAIST_LOOP, RestMesh
 from bolid.errors import BolidError
 from bolid.synth.people import sample_person
 
@@ -80,6 +81,32 @@ def test_girths_are_those_of_trimesh():
                     near.append(loop)
             longest = max(near, key=len)
             assert tapes.girth(body, name) == pytest.approx(tape(longest, plane.normal), rel=2e-3), name
+
+
+def test_the_mesh_at_rest_is_annys():
+    """The whole of the parameters' ranges, extremes too; and what is fixed on the mesh."""
+    import torch
+
+    from bolid.synth.body import anny_body
+
+    anny, ours = anny_body(), RestMesh()
+    assert ours.phenotypes == anny.model.phenotype_labels and ours.changes == anny.model.local_change_labels
+    rng = np.random.default_rng(0)
+    phenotypes = rng.uniform(-0.2, 1.2, (12, len(ours.phenotypes)))
+    phenotypes[0], phenotypes[1] = 0, 1
+    changes = rng.uniform(-1, 1, (12, len(ours.changes)))
+    none = torch.zeros(12, 0)
+    expected = anny.model._get_phenotype_blendshape_coefficients(
+        torch.tensor(phenotypes).float(), torch.tensor(changes).float(), none
+    )
+    found = ours.coefficients(phenotypes, changes)
+    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    rest = anny.model.get_rest_model(expected)
+    assert ours.vertices(found) == pytest.approx(rest["rest_vertices"].numpy(), abs=2e-6)  # metres
+    assert ours.bone_heads(found) == pytest.approx(rest["rest_bone_heads"].numpy(), abs=2e-6)
+    model = body_model()
+    assert (model.faces == anny.faces).all() and (np.array(WAIST_LOOP) == anny.waist_loop).all()
+    assert (model.arm == anny.arm).all() and (model.head == anny.head).all()
 
 
 def test_waist_and_volume_agree_with_anny():

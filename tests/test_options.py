@@ -202,6 +202,7 @@ def test_a_preset_that_names_no_setting_or_has_no_description_is_a_mistake_of_ou
         (["extract", "a", "b", "c"], "bolid extract takes no more arguments: b c", "bolid extract --help"),
         (["inspect"], "PATH is missing", "bolid inspect --help"),
         (["models", "pul"], "bolid models has no command pul", "perhaps you mean bolid models pull"),
+        (["models", "download"], "bolid models has no command download", "perhaps you mean bolid models pull"),
         (["profile", "photo.jpg", "-o", ""], "--out is empty", "give the name of a file or folder"),
         (["profile", "photo.jpg", "-o", "x" * 256], "is 256 bytes long", "give 255 at most"),
         (

@@ -74,7 +74,7 @@ def test_scrape(mixed, tmp_path):
 
 
 def test_generate_photo(photograph, tmp_path):
-    with pytest.raises(BolidError, match="none of the 1 photos can be used") as caught:
+    with pytest.raises(BolidError, match="the photo cannot be used") as caught:
         generate(["a woman standing"], tmp_path / "out", photo=photograph, steps=1)
     assert caught.value.hint == REFUSED_HINT and not (tmp_path / "out").exists()
 
@@ -92,6 +92,8 @@ def test_profile_of_photographs_alone(photograph, tmp_path):
     done = CliRunner().invoke(app, ["profile", str(photograph), "--height", "172", "-o", str(path)])
     assert done.exit_code == 0 and "warning: these are photographs" in done.stderr
     assert "docs/concepts/mask-encoder.md" in done.stderr and (ROOT / "docs/concepts/mask-encoder.md").is_file()
+    row = next(line for line in done.stderr.splitlines() if line.startswith(str(photograph)))
+    assert row.split()[-6:-4] == ["1.000", "no"]  # weight, face
     profile, tiny = load_profile(path), get_family("tiny")
     assert profile.face is None and profile.body is not None
     inputs = profile.record["inputs"]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +14,17 @@ from PIL import Image
 from small_base import make_body_encoder, make_family
 from typer.testing import CliRunner
 
+import bolid.api
 import bolid.views
 from bolid.backends.body import FEW_VIEWS, BodyEncoder, save_body_encoder
+from bolid.body.shape import Known
 from bolid.errors import BolidError
 from bolid.formats.profile import load_profile, save_profile
 from bolid.formats.tensors import load_tensors, read_record
 from bolid.method.body_vae import BodyPrior, mean_under_prior
 from bolid.models.families import get_family
 from bolid.person import GREY_WEIGHT
-from bolid.profile import edit_profile, make_profile, mix_profiles
+from bolid.profile import edit_profile, make_profile, mix_profiles, show_profile
 from bolid.run import run_record, sha256_file
 from bolid_cli.main import app
 
@@ -148,9 +152,23 @@ def test_a_face_says_which_model_it_is_of(world, tmp_path):
 
 def test_nothing_usable_leaves_no_file(world, tmp_path):
     Image.new("RGB", (60, 80)).save(tmp_path / "dark.png")
-    with pytest.raises(BolidError, match="none of the 1 photos can be used: .*no person found") as error:
+    with pytest.raises(BolidError, match="the photo cannot be used: .*no person found") as error:
         profile(world, [tmp_path / "dark.png"], tmp_path / "me.safetensors")
     assert error.value.hint and not (tmp_path / "me.safetensors").exists()
+
+
+def test_a_photo_that_is_named_twice_counts_once(world, tmp_path):
+    photo = world[2][0]
+    result = profile(world, [photo, photo.parent, photo], tmp_path / "me.safetensors")
+    assert result.photos == 4 and len(result.reports) == 4 and not any(report.rejected for report in result.reports)
+
+
+@pytest.mark.parametrize("content", [b"text", b""])
+def test_files_that_are_no_pictures_are_told_from_bad_photos(world, tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BolidError, match="the photo cannot be used: .*the file is not a picture") as error:
+        profile(world, [tmp_path / "a.jpg"], tmp_path / "me.safetensors")
+    assert "JPEG, PNG" in error.value.hint
 
 
 def test_errors(world, tmp_path):
@@ -213,6 +231,21 @@ def test_a_mix_is_between_its_two(tmp_path):
     photos = {"photo_000": f"{1:064d}", "photo_001": f"{2:064d}"}
     assert some.record["inputs"] == MADE_WITH | photos | {"profile_a": sha256_file(a), "profile_b": sha256_file(b)}
     assert some.record["config"] == {"fraction": 0.3} and mix_profiles(a, b, tmp_path / "m.safetensors").has_face
+
+
+def test_the_body_of_a_mix_is_between_two_bodies(tmp_path):
+    a, b = measured(tmp_path / "a.safetensors", 1.6), measured(tmp_path / "b.safetensors", 1.8)
+    mix_profiles(a, b, tmp_path / "m.safetensors", weight=0.25)
+    first, second, mixed = (
+        {row.name: row for row in show_profile(path)} for path in (a, b, tmp_path / "m.safetensors")
+    )
+    assert mixed["height"].value == pytest.approx(165, abs=1) and mixed["height"].sd < 1
+    low, high = sorted((first["weight"].value, second["weight"].value))
+    assert low < mixed["weight"].value < high
+    other = load_profile(b)
+    save_profile(tmp_path / "c.safetensors", other.body_mean, other.body_logvar, None, other.view_weights, other.record)
+    mix_profiles(a, tmp_path / "c.safetensors", tmp_path / "n.safetensors")
+    assert load_profile(tmp_path / "n.safetensors").body is None
 
 
 def test_a_mix_with_somebody_without_a_face_has_none(tmp_path):
@@ -303,6 +336,31 @@ def test_the_commands_of_two_words(tmp_path, monkeypatch):
     assert result.exit_code == 1 and "cannot read mixed" in result.stderr
 
 
+def test_showing_a_body_loads_neither_torch_nor_anny(tmp_path):
+    """The table, the picture and a mesh at rest take seconds less without them."""
+    me = measured(tmp_path / "me.safetensors")
+    for arguments in (["show", me, "--picture", tmp_path / "me.png"], ["export", me, tmp_path / "me.obj"]):
+        code = (
+            f"import sys; sys.argv = ['bolid', 'profile', *{[str(part) for part in arguments]}]\n"
+            "from bolid_cli.main import main\n"
+            "try: main()\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "print('HEAVY', *sorted({'torch', 'anny', 'cv2'} & set(sys.modules)))"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == 0 and result.stdout.rstrip().endswith("HEAVY"), result.stdout + result.stderr
+    assert Image.open(tmp_path / "me.png").size == (2120, 1180) and (tmp_path / "me.obj").stat().st_size > 10**5
+
+
+def test_a_damaged_body_is_noticed(tmp_path):
+    me = measured(tmp_path / "me.safetensors")
+    content = bytearray(me.read_bytes())
+    content[-40] ^= 1
+    me.write_bytes(content)
+    with pytest.raises(BolidError, match="does not match the checksum"):
+        show_profile(me)
+
+
 def test_a_face_in_a_grey_photo_counts_little(world, tmp_path):
     """And a message says so: the profile's face is nearly that of the photos in colour."""
     _, _, photos = world
@@ -325,6 +383,63 @@ def test_what_lies_in_the_folder_besides_photos(world, tmp_path):
     (folder / "a.cr2").write_bytes(b"x")
     result = profile(world, [folder], tmp_path / "me.safetensors")
     assert result.photos == 4 and [*result.unread.values()] == [[str(folder / "a.cr2")]]
+
+
+def test_measurements_need_no_models_of_photos(tmp_path, monkeypatch):
+    """With a full-size family of which nothing has been fetched; a photo needs all of it."""
+    monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))
+    known = {"height": Known(1.72, 0.01)}
+    result = make_profile([], tmp_path / "me.safetensors", known=known, sex="woman", family="sdxl", device="cpu")
+    rows = {row.name: row for row in result.measurements}
+    assert rows["height"].value == pytest.approx(172, abs=1) and not result.has_face
+    assert load_profile(result.path).record["family"] == "sdxl"
+    Image.new("RGB", (60, 80), "red").save(tmp_path / "a.png")
+    with pytest.raises(BolidError, match="family 'sdxl' has no segmentation model"):
+        make_profile([tmp_path / "a.png"], tmp_path / "x.safetensors", family="sdxl", device="cpu")
+    with pytest.raises(BolidError, match="was made with family 'sdxl', but --family is 'tiny'") as error:
+        bolid.api.generate(["a woman"], profile=result.path, family="tiny", out=tmp_path / "generated", device="cpu")
+    assert "--body-from shape" in error.value.hint
+
+
+def test_a_photo_in_several_files_counts_once(world, tmp_path):
+    """A phone's HEIC and the JPEG made of it are no more evidence than one of them. The largest picture stays."""
+    _, _, photos = world
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (20, 15, 3), np.uint8)).resize((300, 400), Image.Resampling.BICUBIC)
+    for name, size in (("a.png", (300, 400)), ("b.jpg", (225, 300)), ("c.webp", (150, 200))):
+        picture.resize(size).save(tmp_path / name)
+    copies = [tmp_path / name for name in ("b.jpg", "a.png", "c.webp")]
+    result = profile(world, [*copies, *photos], tmp_path / "me.safetensors")
+    assert [report.rejected for report in result.reports[:3]] == [
+        "the same photo as a.png",
+        "",
+        "the same photo as a.png",
+    ]
+    once = profile(world, [tmp_path / "a.png", *photos], tmp_path / "once.safetensors")
+    assert result.photos == 5 and result.uncertainty == once.uncertainty
+
+
+def test_thumbnails_are_no_photos(world, tmp_path):
+    Image.open(world[2][0]).resize((15, 20)).save(tmp_path / "tiny.png")
+    with pytest.raises(BolidError, match="the picture has 15x20 pixels only"):
+        profile(world, [tmp_path / "tiny.png"], tmp_path / "me.safetensors")
+
+
+def test_a_person_with_folders_inside(world, tmp_path):
+    """A folder with photos of its own is one person's, whatever folders it has. Several people are refused."""
+    folder = world[2][0].parent
+    (folder / "edited").mkdir()
+    (folder / "edited" / "0.png").write_bytes(world[2][0].read_bytes())
+    result = profile(world, [folder], tmp_path / "me.safetensors")
+    assert result.photos == 4 and list(result.unread.values()) == [[str(folder / "edited")]]
+    (tmp_path / "all" / "Zoë").mkdir(parents=True)
+    (tmp_path / "all" / "Zoë" / "0.png").write_bytes(world[2][1].read_bytes())
+    assert profile(world, [tmp_path / "all"], tmp_path / "me.safetensors").photos == 1
+    (tmp_path / "all" / "Ann").mkdir()
+    (tmp_path / "all" / "Ann" / "0.png").write_bytes(world[2][2].read_bytes())
+    with pytest.raises(BolidError, match="photos of 2 people: Ann, Zoë") as error:
+        profile(world, [tmp_path / "all"], tmp_path / "me.safetensors")
+    assert str(tmp_path / "all" / "Ann") in error.value.hint
 
 
 def test_the_preview_shows_every_photo(world, tmp_path):

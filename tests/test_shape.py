@@ -148,9 +148,15 @@ def test_reading_measurements():
     assert [entry.value for entry in known.values()] == pytest.approx([1.72, 0.80, 1.016, 63.5], abs=0.01)
     assert known["waist"].sd == pytest.approx(0.02)
     assert read_known({"weight": "140"}, "in")["weight"].value == pytest.approx(63.5, abs=0.1)
+    for feet in ("5'8", "5' 8\"", "5ft8", "5 ft 8 in", "5′8″"):
+        assert read_known({"height": feet})["height"] == pytest.approx((1.7272, 0.01)), feet
+    assert read_known({"height": "6'"})["height"].value == pytest.approx(1.8288)
+    assert read_known({"waist": "80,5±1,5"})["waist"] == pytest.approx((0.805, 0.015))
 
 
-@pytest.mark.parametrize("text", ["-80", "nan", "eighty", "", "80±-1", "80±0", "80±1±2", "0", "inf", "80kg", "80,5"])
+@pytest.mark.parametrize(
+    "text", ["-80", "nan", "eighty", "", "80±-1", "80±0", "80±1±2", "0", "inf", "80kg", "80,", "8,0,5", "5'8kg"]
+)
 def test_measurements_that_are_no_numbers(text):
     assert "--waist is" in refused(read_known, {"waist": text})
 
@@ -162,9 +168,9 @@ def test_other_units_are_guessed():
     assert "centimetres" in refused(read_known, {"height": "172"}, "in")
     assert "it looks like centimetres, not metres" in refused(read_known, {"height": "172 m"})
     assert "pounds" in refused(read_known, {"weight": "220"})
-    assert "like --height 169" in refused(read_known, {"height": "5'8"})
+    assert "like --height 169" in refused(read_known, {"height": "5'8'9"})
     assert "choose cm" in refused(read_known, {"height": "172"}, "furlong")
-    assert "there is no measurement 'tail'" in refused(read_known, {"tail": "10"})
+    assert "chest (bust girth)" in refused(read_known, {"bust": "10"})
 
 
 def test_children_are_refused():

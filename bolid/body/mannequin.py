@@ -13,6 +13,7 @@ import numpy as np
 from bolid.body.measurements import MEASUREMENTS, Tape, edges_of, plane_axes, section
 from bolid.body.rendering import Buffer, Viewpoint, clay, render_view
 from bolid.body.shape import within_bounds
+from bolid.formats.images import label_font
 
 _SIZE = (1180, 2120)  # height, width
 _TOP, _FLOOR = 130, 1110
@@ -42,9 +43,7 @@ class Pen:
 
     def text(self, at: tuple[float, float], text: str, size: int, color: tuple[int, int, int] = _INK) -> None:
         """Text whose upper left corner is at (x, y)."""
-        from PIL import ImageFont
-
-        self.draw.text((_FINE * at[0], _FINE * at[1]), text, color, font=ImageFont.load_default(_FINE * size))
+        self.draw.text((_FINE * at[0], _FINE * at[1]), text, color, font=label_font(text, _FINE * size))
 
     def label(self, at: tuple[float, float], name: str, value: str) -> None:
         """A measurement's name and, below, its value; `at`: the left end of the line between them."""

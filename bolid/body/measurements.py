@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bolid.body.mesh import BodyModel, body_model, volume
+from bolid.body.rest_mesh import WAIST_LOOP
 from bolid.errors import BolidError
 
 DENSITY = 985.0
@@ -121,7 +122,7 @@ class Tape:
         }
         mirrored = model.canonical[self.landmarks["acromion"]] * [-1, 1, 1]
         self.landmarks["right acromion"] = int(np.linalg.norm(model.canonical - mirrored, axis=1).argmin())
-        self.waist_loop = model.waist_loop()
+        self.waist_loop = np.array(WAIST_LOOP)
         self._rings()
         trunk, z = model.arm < 0.5, model.canonical[:, 2]
         level = {name: model.canonical[vertex][2] for name, vertex in self.landmarks.items()}

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bolid.body.rest_mesh import RestMesh
 from bolid.errors import BolidError
+from bolid.synth.body import ARM_BONES, HEAD_BONES
 from bolid.synth.people import ADULT_AGE, BODY_CHANGES, HEAD_CHANGES, PHENOTYPES
 from bolid.synth.poses import ASYMMETRIC_ROTATIONS, POSE_ROTATIONS, rotation
+
+if TYPE_CHECKING:
+    from bolid.synth.body import AnnyBody
 
 CHANGES = (*BODY_CHANGES, *HEAD_CHANGES)
 PARAMETERS = ("stature", *PHENOTYPES, *CHANGES)
@@ -60,35 +65,40 @@ class BodyModel:
     """
 
     def __init__(self) -> None:
+        self._rest = rest = RestMesh()
+        self.faces: np.ndarray = rest.faces
+        self.arm, self.head = rest.belonging(ARM_BONES), rest.belonging(HEAD_BONES)
+        sources = {name.format(s=side): PARAMETERS.index(name) for name in CHANGES for side in "lr"}
+        self._phenotypes = [PARAMETERS.index(name) for name in rest.phenotypes]
+        self._changes = [sources[label] for label in rest.changes]
+        neutral = np.array([[NEUTRAL.get(name, 0.0) for name in PARAMETERS]])
+        coefficients = self._coefficients(neutral)
+        vertices, heads = rest.vertices(coefficients)[0], rest.bone_heads(coefficients)[0]
+        stature, floor = float(np.ptp(vertices[:, 2])), np.array([0, 0, vertices[:, 2].min()])
+        self.canonical: np.ndarray = (vertices - floor) / stature
+        self.joints: dict[str, np.ndarray] = dict(zip(rest.bones, (heads - floor) / stature, strict=True))
+
+    @functools.cached_property
+    def _anny(self) -> AnnyBody:
+        """Anny itself: poses and keypoints are its own. It takes seconds to load."""
         from bolid.synth.body import anny_body
 
-        self._body = anny_body()
-        self._anny = self._body.model
-        self.faces: np.ndarray = self._body.faces
-        self.canonical: np.ndarray = self._body.canonical
-        self.arm, self.head = self._body.arm, self._body.head
-        sources = {name.format(s=side): PARAMETERS.index(name) for name in CHANGES for side in "lr"}
-        self._phenotypes = [PARAMETERS.index(name) for name in self._anny.phenotype_labels]
-        self._changes = [sources[label] for label in self._anny.local_change_labels]
-        rest, heads, _ = self._body.rest(NEUTRAL, {})
-        joints = (heads - [0, 0, rest[:, 2].min()]) / np.ptp(rest[:, 2])
-        self.joints: dict[str, np.ndarray] = dict(zip(self._anny.bone_labels, joints, strict=True))
+        return anny_body()
 
-    def _coefficients(self, parameters: np.ndarray) -> Any:
-        import torch
+    def _coefficients(self, parameters: np.ndarray) -> np.ndarray:
+        inputs = np.asarray(parameters)
+        return self._rest.coefficients(inputs[:, self._phenotypes], inputs[:, self._changes])
 
-        inputs = torch.as_tensor(np.asarray(parameters), dtype=torch.float32)
-        none = torch.zeros(len(inputs), 0)  # facial actions
-        return self._anny._get_phenotype_blendshape_coefficients(
-            inputs[:, self._phenotypes], inputs[:, self._changes], none
-        )
-
-    def rest(self, parameters: np.ndarray) -> np.ndarray:
-        """Vertices f64 [B, V, 3] in metres, in A-pose, floor at 0, of parameters [B, P]."""
+    def _rest_model(self, parameters: np.ndarray) -> dict[str, Any]:
+        """Anny's own, of one body [P], for posing."""
         import torch
 
         with torch.no_grad():
-            vertices = self._anny.get_rest_vertices(self._coefficients(parameters)).double().numpy()
+            return dict(self._anny.model.get_rest_model(torch.from_numpy(self._coefficients(parameters[None]))))
+
+    def rest(self, parameters: np.ndarray) -> np.ndarray:
+        """Vertices f64 [B, V, 3] in metres, in A-pose, floor at 0, of parameters [B, P]."""
+        vertices = self._rest.vertices(self._coefficients(parameters)).astype(np.float64)
         low, high = vertices[:, :, 2].min(1), vertices[:, :, 2].max(1)
         scale = np.asarray(parameters)[:, 0] / (high - low)
         return (vertices - low[:, None, None] * [0, 0, 1]) * scale[:, None, None]
@@ -101,11 +111,8 @@ class BodyModel:
         if pose == A_POSE:
             return self.rest(parameters[None])[0]
         rotations = self.rotations(pose) if isinstance(pose, str) else dict(pose)
-        import torch
-
-        with torch.no_grad():
-            model = self._anny.get_rest_model(self._coefficients(parameters[None]))
-        vertices, _ = self._body.pose(model, rotations)
+        model = self._rest_model(parameters)
+        vertices, _ = self._anny.pose(model, rotations)
         scale = parameters[0] / np.ptp(model["rest_vertices"][0, :, 2].numpy())
         vertices = vertices.astype(np.float64) * scale
         return vertices - [0, 0, vertices[:, 2].min()]
@@ -123,22 +130,15 @@ class BodyModel:
         """(bones, the number of each one's parent or -1, where they begin [J, 3], COCO's keypoints [17, 3]) in metres
         of one body [P] at rest.
         """
-        import torch
-
-        with torch.no_grad():
-            model = self._anny.get_rest_model(self._coefficients(parameters[None]))
+        model = self._rest_model(parameters)
         vertices, heads = (model[name][0].double().numpy() for name in ("rest_vertices", "rest_bone_heads"))
         scale = parameters[0] / np.ptp(vertices[:, 2])
-        parents = [int(parent) for parent in self._anny.bone_parents]
-        return list(self._anny.bone_labels), parents, heads * scale, self.keypoints(vertices) * scale
+        parents = [int(parent) for parent in self._anny.model.bone_parents]
+        return list(self._rest.bones), parents, heads * scale, self.keypoints(vertices) * scale
 
     def keypoints(self, vertices: np.ndarray) -> np.ndarray:
         """COCO's 17 keypoints [17, 3] in metres of vertices [V, 3]."""
-        return self._body.keypoints_of(vertices[None])[0]
-
-    def waist_loop(self) -> np.ndarray:
-        """The vertices of the closed line that Anny takes for the waist [n], in order."""
-        return self._body.waist_loop
+        return self._anny.keypoints_of(vertices[None])[0]
 
 
 @functools.cache

@@ -29,7 +29,9 @@ _USUAL = {"cm": {"cm": "cm", "kg": "kg"}, "in": {"cm": "in", "kg": "lb"}}
 _FACTORS = {"cm": {"cm": 1.0, "m": 100.0, "in": 2.54}, "kg": {"kg": 1.0, "lb": 0.45359237}}
 """Of each unit that a measurement may be typed in, to the table's own."""
 _WORDS = {"cm": "centimetres", "m": "metres", "mm": "millimetres", "in": "inches", "kg": "kilograms", "lb": "pounds"}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:\s*(?:±|\+-|\+/-)\s*(\d+(?:\.\d+)?))?\s*([a-z]*)")
+_NUMBER = r"(\d+(?:[.,]\d+)?)"
+_SIZE = re.compile(rf"{_NUMBER}(?:\s*(?:±|\+-|\+/-)\s*{_NUMBER})?\s*([a-z]*)")
+_FEET = re.compile(r"(\d+)\s*(?:'|′|’|ft)\s*(?:(\d+(?:\.\d+)?)\s*(?:\"|″|”|''|in)?)?")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class MeasurementRow:
 
 def read_known(texts: Mapping[str, str], units: str = "cm") -> dict[str, Known]:
     """{"waist": "80±2"} -> what is known, in metres (kilograms); `units`: "cm" (and kg) or "in" (and pounds), where the
-    text names none itself, like "1.72 m".
+    text names none itself, like "1.72 m" or 5'8" (feet and inches).
 
     Raises BolidError for what is no number, for children's sizes, and for what looks like another unit.
     """
@@ -59,8 +61,9 @@ def read_known(texts: Mapping[str, str], units: str = "cm") -> dict[str, Known]:
 
 def _known(name: str, text: str, units: str) -> Known:
     row = MEASUREMENTS[NAMES.index(name)]
-    match = _SIZE.fullmatch(text.strip())
-    value, sd = (float(match[i] or "nan") if match else math.nan for i in (1, 2))
+    feet = _FEET.fullmatch(text.strip()) if row.unit == "cm" else None
+    match = _SIZE.fullmatch(f"{12 * int(feet[1]) + float(feet[2] or 0)}in" if feet else text.strip())
+    value, sd = (float((match[i] or "nan").replace(",", ".")) if match else math.nan for i in (1, 2))
     unit = match[3] if match and match[3] else _USUAL[units][row.unit]
     if unit not in _FACTORS[row.unit] or not 0 < value < math.inf or (match and match[2] and not sd > 0):
         usual = round(row.scale * float(np.median(population().quantiles[:, :, NAMES.index(name)])))
@@ -128,13 +131,17 @@ def body_from_vector(
 def stored(shape: Shape) -> ProfileBody:
     """The tensors that a profile keeps of a shape."""
     sizes = measured(shape)
-    return ProfileBody(*map(_f32, (shape.mean, shape.covariance, sizes.values, sizes.covariance)))
+    parts = (shape.mean, shape.covariance, sizes.values, sizes.covariance)
+    return ProfileBody(*(part.astype(np.float32) for part in parts))
 
 
-def _f32(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values)).float()
+def shape_stored(body: ProfileBody, record: Mapping[str, Any]) -> Shape:
+    """The shape that a profile with this record keeps. Raises BolidError for one of another body model."""
+    known = {name: Known(*entry) for name, entry in record["config"].get("known", {}).items()}
+    mean, covariance = (part.astype(np.float64) for part in body[:2])
+    if mean.shape != (len(PARAMETERS),) or len(covariance) != len(PARAMETERS) + len(NAMES):
+        raise BolidError("the profile's body is of another body model", "make the profile again: bolid profile")
+    return Shape(mean, covariance, known)
 
 
 def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
@@ -143,11 +150,7 @@ def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
     Raises BolidError where neither is there.
     """
     if profile.body is not None:
-        known = {name: Known(*entry) for name, entry in profile.record["config"].get("known", {}).items()}
-        mean, covariance = (tensor.double().numpy() for tensor in profile.body[:2])
-        if mean.shape != (len(PARAMETERS),) or len(covariance) != len(PARAMETERS) + len(NAMES):
-            raise BolidError("the profile's body is of another body model", "make the profile again: bolid profile")
-        return Shape(mean, covariance, known)
+        return shape_stored(profile.body, profile.record)
     if vectors is None:
         raise BolidError(
             "the profile holds no body, and its family's encoder knows no shape",
@@ -162,7 +165,7 @@ def table(shape: Shape, body: ProfileBody | None = None) -> tuple[MeasurementRow
     """The measurements of a shape, as stored (`body`) or measured now."""
     if body is None:
         body = stored(shape)
-    values, covariance = (tensor.double().numpy() for tensor in body[2:])
+    values, covariance = (part.astype(np.float64) for part in body[2:])
     sd = np.sqrt(np.diag(covariance).clip(0))
     ranks = population().percentile(values, float(shape.mean[PARAMETERS.index("gender")]))
     return tuple(

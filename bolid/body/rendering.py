@@ -68,13 +68,13 @@ def render_view(
     depth, triangle, weights = rasterise(view.project(vertices), faces, *view.size)
     mask = triangle >= 0
     corners, inside = faces[triangle[mask]], weights[mask]
-    quantities = np.zeros((len(vertices), 0)) if quantities is None else quantities
+    turned = surface_normals(vertices, faces) @ view.rotation().T
+    of_vertices = np.concatenate([turned, *([] if quantities is None else [quantities])], 1).astype(np.float32)
+    flat = sum(inside[:, k, None] * of_vertices[corners[:, k]] for k in range(3))
     normals = np.zeros((*view.size, 3), np.float32)
-    values = np.zeros((*view.size, quantities.shape[1]), np.float32)
-    flat = np.einsum("pk,pkc->pc", inside, surface_normals(vertices, faces).astype(np.float32)[corners])
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
-    normals[mask] = flat @ view.rotation().T
-    values[mask] = np.einsum("pk,pkc->pc", inside, quantities.astype(np.float32)[corners])
+    values = np.zeros((*view.size, of_vertices.shape[1] - 3), np.float32)
+    normals[mask] = flat[:, :3] / np.maximum(np.linalg.norm(flat[:, :3], axis=1, keepdims=True), 1e-9)
+    values[mask] = flat[:, 3:]
     return Buffer(depth, normals, mask, values)
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bolid.body.measurements import NAMES, measuring_tape
+from bolid.body.measurements import MEASUREMENTS, NAMES, measuring_tape
 from bolid.body.mesh import PARAMETERS, body_model, bounds
 from bolid.errors import BolidError
 
@@ -114,11 +114,11 @@ class Population:
 @functools.cache
 def population() -> Population:
     """The synthetic population that ships with BoLID."""
-    from bolid.formats.tensors import load_tensors
+    from bolid.formats.tensors import load_arrays
 
-    tensors, record = load_tensors(POPULATION_FILE, KIND)
+    tensors, record = load_arrays(POPULATION_FILE, KIND)
     names = ("mean", "covariance", "slope", "intercept", "quantiles")
-    return Population(**{name: tensors[name].double().numpy() for name in names}, record=record)
+    return Population(**{name: tensors[name].astype(np.float64) for name in names}, record=record)
 
 
 def of_sex(shape: Shape, sex: str) -> Shape:
@@ -283,8 +283,6 @@ def _contradiction(shape: Shape, known: Mapping[str, Known], slope: np.ndarray, 
 
 def _with_unit(name: str, value: float, named: bool = True) -> str:
     """A measurement with its unit, like "waist 80 cm"; `value` in metres (kilograms)."""
-    from bolid.body.measurements import MEASUREMENTS
-
     row = MEASUREMENTS[NAMES.index(name)]
     text = f"{value * row.scale:.0f} {row.unit}"
     return f"{name} {text}" if named else text
@@ -346,5 +344,6 @@ def names_of(names: Iterable[str]) -> Sequence[int]:
     """The rows of measurements, by name. Raises BolidError for an unknown one."""
     for name in names:
         if name not in NAMES:
-            raise BolidError(f"there is no measurement {name!r}", f"the measurements are {', '.join(NAMES)}")
+            words = [row.name if row.name in row.title else f"{row.name} ({row.title})" for row in MEASUREMENTS]
+            raise BolidError(f"there is no measurement {name!r}", f"the measurements are {', '.join(words)}")
     return [NAMES.index(name) for name in names]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bolid.errors import BolidError
-from bolid.formats.tensors import check_finite, load_tensors, save_tensors
+from bolid.formats.tensors import check_finite, load_arrays, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +22,10 @@ class ProfileBody(NamedTuple):
     (`bolid.body.shape`), K measurements (`bolid.body.measurements`; the weight in kilograms) and their covariance.
     """
 
-    shape_mean: torch.Tensor  # f32 [P]
-    shape_covariance: torch.Tensor  # f32 [S, S]
-    measurements: torch.Tensor  # f32 [K]
-    measurements_covariance: torch.Tensor  # f32 [K, K]
+    shape_mean: np.ndarray  # f32 [P]
+    shape_covariance: np.ndarray  # f32 [S, S]
+    measurements: np.ndarray  # f32 [K]
+    measurements_covariance: np.ndarray  # f32 [K, K]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ def load_profile(path: str | os.PathLike[str]) -> Profile:
         raise BolidError(f"{path} lacks parts of a profile: it has {sorted(tensors)}", "make it again: bolid profile")
     check_finite(path, tensors)
     face = tensors.get("face")
-    parts = [tensors[name].float() for name in ProfileBody._fields if name in tensors]
-    body = ProfileBody(*parts) if len(parts) == len(ProfileBody._fields) else None
+    body = _body({name: tensors[name].numpy() for name in ProfileBody._fields if name in tensors})
     return Profile(mean.float(), logvar.float(), None if face is None else face.float(), weights.float(), record, body)
+
+
+def load_body(path: str | os.PathLike[str]) -> tuple[ProfileBody | None, dict[str, Any]]:
+    """(the body in metres, the record) of a profile, without torch. Raises BolidError as `load_profile` does."""
+    arrays, record = load_arrays(path, KIND)
+    check_finite(path, arrays)
+    return _body(arrays), record
+
+
+def _body(arrays: Mapping[str, np.ndarray]) -> ProfileBody | None:
+    if any(name not in arrays for name in ProfileBody._fields):
+        return None
+    return ProfileBody(*(arrays[name].astype("float32") for name in ProfileBody._fields))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,31 @@ def load_tensors(
 
     Raises BolidError for a missing, damaged or foreign file, another kind, and a newer format.
     """
+    return _load(path, kind, _torch_reader)
+
+
+def load_arrays(
+    path: str | os.PathLike[str], kind: str | Iterable[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """As `load_tensors`, but NumPy arrays, and torch is not loaded. NumPy has no bfloat16: such files are refused."""
+    return _load(path, kind, _numpy_reader)
+
+
+def _torch_reader(path: str | os.PathLike[str]) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _numpy_reader(path: str | os.PathLike[str]) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _load(
+    path: str | os.PathLike[str], kind: str | Iterable[str], reader: Callable[[str | os.PathLike[str]], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     record = read_record(path)
     kinds = (kind,) if isinstance(kind, str) else tuple(kind)
     if record["kind"] not in kinds:
@@ -60,10 +85,9 @@ def load_tensors(
             "look at it with `bolid inspect`, and give a file of the right kind",
         )
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        tensors = load_file(path)
+        tensors = reader(path)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
     if DIGEST in record:
@@ -99,10 +123,12 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
-def check_finite(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], limit: float = 1e4) -> None:
+def check_finite(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor | np.ndarray], limit: float = 1e4
+) -> None:
     """Raises BolidError for a tensor with a value that is no number, or larger than `limit`."""
     for name, tensor in tensors.items():
-        if not bool((tensor.abs() <= limit).all()):  # False for nan, too
+        if not bool((abs(tensor) <= limit).all()):  # False for nan, too
             raise BolidError(
                 f"{path} cannot be used: {name} has values that are no numbers or far too large", "make it again"
             )
@@ -139,17 +165,25 @@ def _wanted(path: Path) -> str:
     return "give a file that a `bolid` command has written"
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any] | None) -> str:
-    """sha256 of tensors and of a record without its digest."""
-    import torch
-
+def _digest(tensors: Mapping[str, torch.Tensor | np.ndarray], record: Mapping[str, Any] | None) -> str:
+    """sha256 of tensors (arrays have that of equal tensors) and of a record without its digest."""
     digest = hashlib.sha256()
     if record is not None:
         digest.update(canonical_json({name: value for name, value in record.items() if name != DIGEST}).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(canonical_json([name, f"torch.{dtype}", list(tensor.shape)]).encode())
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: Any) -> Any:
+    """The data of a tensor on the CPU, or of an array."""
+    if hasattr(tensor, "tobytes"):
+        return tensor.tobytes()
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> BolidError:

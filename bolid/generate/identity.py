@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bolid.errors import BolidError
 from bolid.formats.images import printable
 from bolid.generate.request import PathLike, Request
-from bolid.generate.shape_map import shape_of_photo, shape_of_profile, shape_of_vector
+from bolid.generate.shape_map import SHAPE_ALONE, shape_of_photo, shape_of_profile, shape_of_vector
 from bolid.models.families import Family, match_family
 from bolid.person import PersonReader
 from bolid.run import Progress, derive_seed, sha256_file
@@ -86,7 +86,7 @@ def _from_profile(request: Request, path: PathLike, folder: str) -> Identity:
     if recorded == request.family.name:
         return person
     if not request.shape_alone:  # a 3D body belongs to no family
-        match_family(request.family.name, recorded, path)
+        match_family(request.family.name, recorded, path, SHAPE_ALONE)
     return replace(person, vectors={})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from bolid.errors import BolidError
 from bolid.formats.images import printable
 from bolid.formats.pictures import FORMATS
-from bolid.generate.shape_map import ADAPTER, BODY_FROM, BOTH, POSE, SHAPE, check_pose
+from bolid.generate.shape_map import ADAPTER, BODY_FROM, BOTH, POSE, SHAPE, SHAPE_ALONE, check_pose
 from bolid.models.families import Family, get_family, match_family
 from bolid.run import LARGEST_SEED, derive_seed, pick_device
 from bolid.scales import Scale, parse_grid, parse_guidance, parse_lora, parse_person_guidance, parse_scale
@@ -209,7 +209,8 @@ class Request:
         name = self.family_name
         if self.shape_alone and name is not None:  # a 3D body belongs to no family
             made = made[len(self.profiles) :]
-        family = match_family(name, read_record(made[0])["family"], made[0]) if made else get_family(name)
+        instead = SHAPE_ALONE if self.profiles else ""
+        family = match_family(name, read_record(made[0])["family"], made[0], instead) if made else get_family(name)
         return family.with_base(self.base).with_size(self.size)
 
     @property

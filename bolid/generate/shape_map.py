@@ -23,6 +23,7 @@ ADAPTER, SHAPE, BOTH = "adapter", "shape", "both"
 BODY_FROM = (ADAPTER, SHAPE, BOTH)
 """Where the body of a picture comes from: the body branch, the 3D body, or both."""
 POSE = "standing"
+SHAPE_ALONE = "take of the person the 3D body alone: --body-from shape"
 
 
 def shape_of_profile(profile: Profile) -> np.ndarray:

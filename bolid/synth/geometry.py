@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from typing import Any
 
 import numpy as np
+
+
+@functools.cache
+def quiet_warp() -> Any:
+    """Warp, ready to use, without a word on standard output, which is for data."""
+    import warp as wp
+
+    wp.config.log_level = wp.LOG_ERROR
+    # Its C++ code warns of a missing CUDA driver on file descriptor 2, whatever the level is.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            wp.init()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    return wp
 
 
 @functools.cache
@@ -55,8 +76,7 @@ def rasterise(
     points: np.ndarray, faces: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Depth [H, W] (inf where empty), triangle index [H, W] (-1 where empty), barycentric weights [H, W, 3]."""
-    import warp as wp
-
+    wp = quiet_warp()
     depth = wp.array(np.full((height, width), np.inf, np.float32), dtype=wp.float32, device="cpu")
     triangle = wp.array(np.full((height, width), -1, np.int32), dtype=wp.int32, device="cpu")
     weights = wp.zeros((height, width), dtype=wp.vec3, device="cpu")

@@ -48,7 +48,7 @@ def ratios_of(profile: Path) -> np.ndarray:
     """The true ratios [R] of a profile's 3D body."""
     from bolid.body.mesh import body_model
 
-    rest = body_model().rest(load_profile(profile).body.shape_mean[None].double().numpy())[0]
+    rest = body_model().rest(load_profile(profile).body.shape_mean[None])[0]
     found = anny_body().ratios(rest)
     return np.array([found[ratio] for ratio in EDITS.values()])
 
