@@ -77,7 +77,7 @@ def test_the_encoder_knows_its_people(world, tmp_path):
     again = BodyEncoder(train_vae(train, tmp_path / "b.safetensors", config=going_on, device="cpu").path)
     assert not torch.equal(again.prior.covariance, encoder.prior.covariance)
     few = train_vae(train, tmp_path / "few.safetensors", config=CONFIG, device="cpu")
-    assert few.people < CONFIG.body_dim and BodyEncoder(few.path).population is None
+    assert few.people < CONFIG.body_dim and BodyEncoder(few.path).prior is None
 
 
 def test_a_checkpoint_of_other_settings_is_refused(world, tmp_path):
