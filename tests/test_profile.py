@@ -235,7 +235,7 @@ def test_a_mix_is_between_its_two(tmp_path):
 
 def test_the_body_of_a_mix_is_between_two_bodies(tmp_path):
     a, b = measured(tmp_path / "a.safetensors", 1.6), measured(tmp_path / "b.safetensors", 1.8)
-    mix_profiles(a, b, tmp_path / "m.safetensors", weight=0.25)
+    mix_profiles(a, b, tmp_path / "m.safetensors", fraction=0.25)
     first, second, mixed = (
         {row.name: row for row in show_profile(path)} for path in (a, b, tmp_path / "m.safetensors")
     )
