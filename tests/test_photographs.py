@@ -93,7 +93,7 @@ def test_profile_of_photographs_alone(photograph, tmp_path):
     assert done.exit_code == 0 and "warning: these are photographs" in done.stderr
     assert "docs/concepts/mask-encoder.md" in done.stderr and (ROOT / "docs/concepts/mask-encoder.md").is_file()
     row = next(line for line in done.stderr.splitlines() if line.startswith(str(photograph)))
-    assert row.split()[-6:-4] == ["1.000", "no"]  # weight, face
+    assert row.split()[-7:-5] == ["1.000", "no"]  # weight, face
     profile, tiny = load_profile(path), get_family("tiny")
     assert profile.face is None and profile.body is not None
     inputs = profile.record["inputs"]
