@@ -45,7 +45,7 @@ def test_the_protocol_is_frozen_and_takes_validation_people_only(tmp_path):
     whole = protocol.read_protocol()
     assert len(whole.people) == 24 and len(set(whole.people)) == 24 and len(whole.prompts) == 5
     assert all(100_000 <= person < 200_000 for person in whole.people)
-    some = protocol.read_protocol(people=2, prompts=1)
+    some = protocol.read_protocol(max_people=2, max_prompts=1)
     assert some.people == whole.people[:2] and some.prompts == whole.prompts[:1]
     assert all(" woman " in p or " man " in p for p in whole.prompts_for(whole.people[0]))
     bad = tmp_path / "protocol.json"

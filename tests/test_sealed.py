@@ -202,7 +202,7 @@ def test_the_page_of_releases_has_the_last_one_first(tmp_path):
     release.append(log, {"event": "opened", "commit": "c" * 40})
     page = release.page(log)
     assert page.index("commit bbbbbbb") < page.index("commit aaaaaaa") and "ccccccc" not in page
-    assert "| text score |  | 0.750 (0.650 to 0.850) |" in page and "3 openings" in page and "8 people" in page
+    assert "| text score |  | 0.750 (0.650 to 0.850) |" in page and "log: 3." in page and "8 people" in page
 
 
 def test_an_opening_that_fails_stays_in_the_log(tmp_path):

@@ -90,8 +90,9 @@ def page(log: Path) -> str:
     lines = [
         "# Releases, on the sealed people", "",
         f"Written by `examples/experiment/release.py` from {log.name}, where all figures are; nothing in it is typed "
-        "by hand. Nothing is trained, fitted or chosen on these people, and only this script renders them. The log has "
-        f"{sum(entry['event'] == 'opened' for entry in entries)} openings. Value and 95 % interval over people.",
+        "by hand. Nothing is trained, fitted or chosen on these people, and only this script renders them. "
+        f"Openings in the log: {sum(entry['event'] == 'opened' for entry in entries)}. Value and 95 % interval over "
+        "people.",
     ]  # fmt: skip
     for entry in reversed([entry for entry in entries if entry["event"] == "scored"]):
         figures, methods = entry["figures"], list(entry["figures"])
