@@ -102,7 +102,7 @@ def test_photomakers_sampling_is_diffusers(world):
     one.pipe.scheduler = DDIMScheduler.from_config(one.pipe.scheduler.config)
     noise = torch.randn(1, 4, 16, 12, generator=torch.Generator().manual_seed(0))
     text = one.text(["a woman"], PERSON)
-    options = {"guidance": world[1].guidance, "steps": 2, "size": IMAGE_SIZE}
+    options = {"guidance": Guidance(world[1].guidance), "steps": 2, "size": IMAGE_SIZE}
     ours = sample(one.pipe, text, generators=[torch.Generator()], latents=noise, **options)
     theirs = one.pipe(
         prompt_embeds=text[0], negative_prompt_embeds=encode_prompts(one.pipe, [""])[0], guidance_scale=3.0,

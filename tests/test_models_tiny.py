@@ -242,7 +242,7 @@ def test_which_of_several_people_is_taken(rendered_people, tmp_path):
             app, ["profile", str(tmp_path / "both.png"), "--select-person", str(rule), "-o", str(out)]
         )
         assert run.exit_code == 0 and f"{rule} of 2" in run.stderr, run.stderr
-        assert "1 photos show several people" in run.stderr
+        assert "1 photo shows several people" in run.stderr
         bodies[rule] = load_profile(out).body_mean
     for rule, photo in zip((1, 2), whole, strict=True):
         make_profile([photo], tmp_path / "alone.safetensors", device="cpu")

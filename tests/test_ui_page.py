@@ -194,7 +194,7 @@ def test_bad_pictures_get_a_message(client, anna, rendered_people):
            "<b>.jpg": b"\xff\xd8\xff"} | {f"{i}.jpg": make() for i, make in enumerate(ODD.values())}  # fmt: skip
     for name, data in list(bad.items())[:6]:
         text = client.refusal("profile", name="Nobody", photos=client.upload((name, data)))
-        assert "can be used" in text and str(Path.cwd()) not in text and "uploads" not in text and "<b>" not in text
+        assert "be used" in text and str(Path.cwd()) not in text and "uploads" not in text and "<b>" not in text
     # Among good ones they are listed.
     files = client.upload(("good.jpg", photo), *bad.items())
     profile, _ = client.call("profile", name="Mixed", photos=files)
