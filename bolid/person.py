@@ -276,16 +276,16 @@ def shapes_of_views(
 ) -> tuple[Shape, Shape]:
     """(what views of one person say of the body's shape, what views and measurements say), by a body-shape `file`.
 
-    More than FEW views are read by the file's shape head where it has one, others by their body vector.
+    More than FEW_VIEWS views are read by the file's shape head where it has one, others by their body vector.
     `evidence` [M, E] and `confidence` [M] as of `BodyEncoder.evidence`; `fused`: body_mean and body_logvar [D] if they
     are known already. Raises BolidError for a file of another encoder, and for measurements that no adult has.
     """
     from bolid.backends.body import fuse_views
-    from bolid.body.body_vector import FEW, load_body_vectors, load_readings
+    from bolid.body.body_vector import FEW_VIEWS, load_body_vectors, load_readings
     from bolid.body.profiles import body_from_vector
 
     views = len(confidence)
-    if views > FEW and (readings := load_readings(file, encoder.space)):
+    if views > FEW_VIEWS and (readings := load_readings(file, encoder.space)):
         return body_from_vector(readings.vectors, *readings.read(evidence, confidence), views, known=known, sex=sex)
     prior = encoder.prior
     spread = None if prior is None else (prior.mean.double().numpy(), prior.covariance.double().numpy())

@@ -32,7 +32,7 @@ KIND = "body-shape"
 FREE = ("inseam", "arm", "shoulders", "head", "weight")
 """Measurements that vary freely beside each other; girths follow the weight (their correlation with it is 0.8 to 0.9).
 """
-FEW = 2
+FEW_VIEWS = 2
 """Up to so many views a profile's `body_mean` is within the encoder's population (`backends.body.fuse_views`)."""
 
 
@@ -60,7 +60,7 @@ class BodyVectors:
     ) -> Shape:
         """p(shape | c_body): the prior updated by what photos show of c_body, `body_mean` and `body_logvar` [D].
 
-        `population`: mean [D] and covariance [D, D] within which `body_mean` is, for profiles of FEW photos or fewer.
+        `population`: mean [D] and covariance [D, D] within which `body_mean` is, for up to FEW_VIEWS photos.
         """
         state, covariance = self.posterior(prior, body_mean, body_logvar, population)
         return replace(prior, mean=most_probable(state, covariance, {}), covariance=covariance)
@@ -220,7 +220,16 @@ def _shrunk(matrix: np.ndarray, people: int) -> np.ndarray:
 
 
 _TENSORS = ("weight", "bias", "noise", "photo_noise", "one_view", "logvar")
-READINGS, HEAD = "readings.", "head."
+_READINGS_PREFIX, _HEAD_PREFIX = "readings.", "head."
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under it, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def save_body_vectors(path: str | os.PathLike[str], model: BodyVectors, readings: ShapeReadings | None = None) -> None:
@@ -232,8 +241,10 @@ def save_body_vectors(path: str | os.PathLike[str], model: BodyVectors, readings
     config = {**model.record["config"], "parameters": list(PARAMETERS), "measurements": list(NAMES)}
     tensors = {name: torch.from_numpy(getattr(model, name)).float() for name in _TENSORS}
     if readings is not None:
-        tensors |= {READINGS + name: torch.from_numpy(getattr(readings.vectors, name)).float() for name in _TENSORS}
-        tensors |= {HEAD + name: value.half() for name, value in readings.head.state_dict().items()}
+        tensors |= {
+            _READINGS_PREFIX + name: torch.from_numpy(getattr(readings.vectors, name)).float() for name in _TENSORS
+        }
+        tensors |= {_HEAD_PREFIX + name: value.half() for name, value in readings.head.state_dict().items()}
     save_tensors(path, tensors, {**model.record, "config": config})
 
 
@@ -250,10 +261,14 @@ def load_readings(path: str | os.PathLike[str], body_encoder: str) -> ShapeReadi
     from bolid.method.shape_head import ShapeHead
 
     tensors, record = load_tensors(path, KIND)
-    state = {name.removeprefix(HEAD): value for name, value in tensors.items() if name.startswith(HEAD)}
+    state = _with_prefix(_HEAD_PREFIX, tensors)
     if not state:
         return None
-    own = {name.removeprefix(READINGS): value for name, value in tensors.items() if name.startswith(READINGS)}
+    own = {
+        name.removeprefix(_READINGS_PREFIX): value
+        for name, value in tensors.items()
+        if name.startswith(_READINGS_PREFIX)
+    }
     vectors = _model(path, own, record, body_encoder)
     try:
         return ShapeReadings(ShapeHead.of_state(state), vectors)

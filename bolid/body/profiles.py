@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bolid.body import shape as shapes
-from bolid.body.body_vector import FEW, BodyVectors, load_body_vectors
+from bolid.body.body_vector import FEW_VIEWS, BodyVectors, load_body_vectors
 from bolid.body.measurements import MEASUREMENTS, NAMES
 from bolid.body.mesh import MAX_STATURE, MIN_STATURE, PARAMETERS
 from bolid.body.shape import Known, Shape, condition, measured, of_sex, population
@@ -123,7 +123,7 @@ def body_from_vector(
 
     `body_mean`, `body_logvar` [D] as a profile of so many `views` has them.
     """
-    within = people if views <= FEW else None
+    within = people if views <= FEW_VIEWS else None
     seen = vectors.shape_of(body_prior(sex), body_mean, body_logvar, within)
     return seen, condition(seen, known or {})
 
@@ -158,7 +158,7 @@ def shape_in(profile: Profile, vectors: str | os.PathLike[str] | None) -> Shape:
         )
     model = load_body_vectors(vectors, profile.record["inputs"].get("body_encoder", ""))
     mean, logvar = profile.body_mean.double().numpy(), profile.body_logvar.double().numpy()
-    return body_from_vector(model, mean, logvar, FEW + 1)[0]
+    return body_from_vector(model, mean, logvar, FEW_VIEWS + 1)[0]
 
 
 def table(shape: Shape, body: ProfileBody | None = None) -> tuple[MeasurementRow, ...]:

@@ -8,10 +8,10 @@ BASE is the OUT of `train_base.py`, START that of `distill_guidance.py`. The gen
 each of FEW_STEPS' noise levels, noised anew for the next one, as the sampler does it. A pool of pictures goes through
 these levels, one a training step, so that each level is trained on what the sampler makes before it, at no further
 cost.
-The discriminator has a logit at each position of latents noised at random: small convolutions on the latents, and on
-the features of a copy of the UNet's first half, which learns too (SDXL-Lightning, Lin et al. 2024, arXiv:2402.13929,
-section 3.2). Hinge losses. A part of each batch goes on with the diffusion loss on photos, so that the UNet stays a
-base for any number of steps.
+The discriminator has a logit at each position of latents noised at random, little more often than much: small
+convolutions on the latents and what a blur removes of them, and on the features of a copy of the UNet's first half,
+which learns too (SDXL-Lightning, Lin et al. 2024, arXiv:2402.13929, section 3.2). Hinge losses. A part of each batch
+goes on with the diffusion loss on photos, so that the UNet stays a base for any number of steps.
 With --adapter, the face and the body branch are in the UNet and in the discriminator in PEOPLE of the steps, frozen,
 with vectors of the photos' people: so the base learns to draw well under them, too. The people are those of the
 training shards.
@@ -57,6 +57,8 @@ from bolid.models.families import get_family
 from bolid.train_adapter.data import AdapterTable, fuse_context, read_table
 from bolid.train_adapter.precision import computing
 
+MOST_NOISE = 250  # the discriminator's highest level: details still stand out from the noise
+GAIN = 4.0  # of its input of details, so that the faint ones of dark faces count
 VECTORS = 4  # of each person and branch, each from other photos
 
 
@@ -105,7 +107,7 @@ class Discriminator(nn.Module):
         self.unet = copy.deepcopy(unet).train().requires_grad_(True)
         self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out = nn.ModuleList(), None, None
         self.heads = nn.ModuleList(head(width) for width in [*widths, widths[-1]])  # down blocks, the middle
-        self.near = nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
+        self.near = nn.Sequential(nn.Conv2d(2 * channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
         self.far = nn.Sequential(nn.SiLU(), nn.Conv2d(64, 128, 4, stride=2, padding=1))
         self.local = nn.ModuleList([head(64), head(128, stride=2)])
 
@@ -131,7 +133,8 @@ class Discriminator(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, given: Given) -> list[torch.Tensor]:
         """Logits [B, 1, h, w] of each head."""
-        near = self.near(x)
+        details = x - F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+        near = self.near(torch.cat([x, GAIN * details], 1))
         local = [self.local[0](near), self.local[1](self.far(near))]
         inner = [head(feature) for head, feature in zip(self.heads, self.features(x, t, given), strict=True)]
         return [logits.float() for logits in (*local, *inner)]
@@ -182,7 +185,7 @@ class AdversarialStep:
         generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
         photos = data.draw(rng, count)
         noises = torch.randn(3, *photos.x0.shape, generator=generator, device=args.device)
-        low = torch.from_numpy(rng.integers(10, 350, count)).to(args.device)  # where details stand out from the noise
+        low = torch.from_numpy((MOST_NOISE * rng.random(count) ** 1.5).astype(np.int64)).to(args.device)
         with computing(args.device):
             of_pool, of_photos = self.given(pool.photos), self.given(photos)
             made, drift = self.generate(pool, of_pool, noises[0])
