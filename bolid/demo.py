@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bolid.errors import BolidError
-from bolid.run import atomic_path
+from bolid.run import atomic_path, disk_errors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -188,7 +188,8 @@ def prepare(plan: Plan) -> None:
     settings, and they would be scored with the new ones."""
     from bolid.formats.pictures import picture_record
 
-    plan.out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(plan.out):
+        plan.out.mkdir(parents=True, exist_ok=True)
     for path in (path for folder in plan.folders for path in folder.glob("*.png")):
         if picture_record(path.read_bytes(), str(path)) is not None:
             path.unlink()

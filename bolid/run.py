@@ -206,7 +206,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}",
                 "free some space, then run the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in _CANNOT_WRITE or (error.errno == errno.ENOENT and not path.parent.is_dir()):
+        if error.errno in _CANNOT_WRITE or (error.errno == errno.ENOENT and _is_made_for(path, error)):
             inside = home().absolute() in path.absolute().parents
             raise BolidError(
                 f"cannot write {path}: {error.strerror}",
@@ -215,6 +215,12 @@ def disk_errors(path: Path) -> Iterator[None]:
                 else "choose another --out, or change the permissions",
             ) from error
         raise
+
+
+def _is_made_for(path: Path, error: OSError) -> bool:
+    """Whether the file or folder that could not be made is `path`, its temporary file, or a folder above it."""
+    failed, path = Path(os.fsdecode(error.filename or "")).absolute(), path.absolute()
+    return not path.parent.is_dir() or failed.parent == path.parent or failed in path.parents
 
 
 _CANNOT_WRITE = (

@@ -130,6 +130,21 @@ def test_an_out_that_vanishes_is_told(tmp_path):
             (tmp_path / "out").rmdir()
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+def test_a_file_system_that_makes_no_files_is_told():
+    """There, "no such file" is what the system says of a file or folder that is to be made."""
+    with pytest.raises(BolidError, match="cannot write /proc/x.txt: No such file"):
+        run.write_atomic(Path("/proc/x.txt"), "y")
+    for made in (Path("/proc/x"), Path("/proc/x/inside")):
+        with pytest.raises(BolidError, match=f"cannot write {made}: No such file"), run.disk_errors(made):
+            made.mkdir(parents=True)
+
+
+def test_a_file_that_is_missing_is_not_blamed_on_out(tmp_path):
+    with pytest.raises(FileNotFoundError), run.disk_errors(tmp_path / "out.txt"):
+        (tmp_path / "elsewhere" / "input.txt").read_text()
+
+
 def test_a_home_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatch):
     (tmp_path / "home").write_text("a file")
     monkeypatch.setenv("BOLID_HOME", str(tmp_path / "home"))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bolid.run import atomic_path
+from bolid.run import atomic_path, disk_errors
 from bolid.synth.background import background
 from bolid.synth.body import anny_body
 from bolid.synth.camera import FOV, Camera
@@ -189,7 +189,8 @@ def write_photos(
     from PIL import Image
 
     folder = Path(out) / sample_person(seed).name
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{photo_name(i)}.jpg" for i in range(start, start + count)]
     missing = [p for p in paths if not p.exists()]
     if not missing:

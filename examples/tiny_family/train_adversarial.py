@@ -290,6 +290,7 @@ def options() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.set_defaults(lr=7e-5, minutes=25.0, sheet_minutes=5.0)
     parser.add_argument("--start", type=Path, help="a folder with the export to begin with; by default BASE")
+    parser.add_argument("--discriminator", type=Path, help="OUT of an earlier stage, whose discriminator goes on")
     parser.add_argument("--discriminator-lr", type=float, default=1e-3)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
     parser.add_argument(
@@ -321,6 +322,9 @@ def main() -> None:
         photos = [row for folder in args.photos for row in read_truth(folder)[: args.limit]]
         sets = with_people(data, photos, args)
     step = AdversarialStep(text, unet, args)
+    if args.discriminator:  # with the branches that are installed now
+        earlier = torch.load(args.discriminator / "checkpoint.pt", weights_only=True, map_location=args.device)
+        step.discriminator.load_state_dict(earlier["discriminator"], strict=False)
     learning = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=args.lr, betas=(0.5, 0.98), weight_decay=0.01, fused=True)
     box = TimeBox(
