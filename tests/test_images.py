@@ -197,11 +197,33 @@ def test_a_broken_exif_block_is_ignored(exif):
     assert decode_image(data).shape == (20, 30, 3) and glance(data, 30)[0].size == (30, 20)
 
 
+def test_a_phones_photo_of_108_megapixels_is_read_at_half_its_size():
+    picture = Image.linear_gradient("L").resize((12_000, 9_001)).convert("RGB")
+    picture.paste((255, 0, 0), (0, 0, 3_000, 9_001))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture, "JPEG", exif=exif, quality=30)
+    before = Image.MAX_IMAGE_PIXELS
+    whole = decode_image(data)
+    assert Image.MAX_IMAGE_PIXELS == before
+    assert whole.shape in ((6_000, 4_500, 3), (6_000, 4_501, 3))
+    assert np.abs(whole[700, 2_000].astype(int) - [255, 0, 0]).max() < 20  # red on the left, upright: above
+    assert decode_image(data, max_side=500).shape == (500, 375, 3)
+    assert glance(data, 100)[0].size == (75, 100) and own_jpeg(data, whole) is None
+
+
+def test_a_jpeg_of_more_than_400_megapixels_is_refused(monkeypatch):
+    data = encoded(Image.new("L", (2_000, 1_000)), "JPEG")
+    monkeypatch.setattr(images, "MAX_JPEG_PIXELS", 1_999_999)
+    with pytest.raises(BolidError, match="too large a picture .* as JPEG, 1"):
+        decode_image(data)
+
+
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
     data = encoded(Image.new("1", (12_000, 9_000)))
     assert len(data) < 100_000
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was decoded"))
-    with pytest.raises(BolidError, match=r"bomb.png is too large a picture \(more than 100 megapixels\)"):
+    with pytest.raises(BolidError, match=r"bomb.png is too large a picture \(more than 100 megapixels; as JPEG, 400\)"):
         decode_image(data, name="bomb.png")
     # Other libraries switch Pillow's own guard off; ours stays.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)

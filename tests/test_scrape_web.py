@@ -142,7 +142,7 @@ def test_what_goes_wrong(server, tmp_path, listed, monkeypatch):
         "/endless.jpg": rules.TOO_LARGE,
         "/bomb.jpg": rules.TOO_LARGE,
         "/page.jpg": "the file is not a picture",
-        "/bomb.png": "the file is too large a picture (more than 100 megapixels)",
+        "/bomb.png": "the file is too large a picture (more than 100 megapixels; as JPEG, 400)",
         "/private/a.jpg": rules.ROBOTS,
         "/noai.jpg": rules.RESERVED,
         "/tdm.jpg": rules.RESERVED,

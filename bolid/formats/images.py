@@ -17,6 +17,7 @@ import os
 import re
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,9 @@ PHOTO_SUFFIXES = frozenset(
 )
 
 # A picture of more pixels is taken for a decompression bomb. Some phones have modes of 108 and 200 Mpx beside the usual
-# one.
+# one; they write JPEG, which is decoded at half its size without ever being whole in memory.
 MAX_PIXELS = 100_000_000
+MAX_JPEG_PIXELS = 4 * MAX_PIXELS
 MAX_BYTES = 2**30  # of a photo's file
 
 
@@ -161,13 +163,17 @@ def decode_image(data: bytes, name: str = "the picture", max_side: int | None = 
 
     Applies the EXIF orientation, converts colours to sRGB by the picture's ICC profile, puts transparent pictures on
     white, takes the first frame of an animation, converts 16-bit and CMYK to 8-bit RGB. No side of the result is longer
-    than ``max_side``. Raises BolidError, with ``name`` in its text, for damaged data, for other files than pictures and
-    for pictures of more than MAX_PIXELS.
+    than ``max_side``; a JPEG of more than MAX_PIXELS has half its size. Raises BolidError, with ``name`` in its text,
+    for damaged data, for other files than pictures and for pictures that are too large.
     """
     with _decoding(data, name) as image:
-        if max_side is not None and image.format == "JPEG":
+        if image.format == "JPEG":
             # The decoder skips detail that is not needed; at least twice the wanted size remains.
-            image.draft(None, (2 * max_side, 2 * max_side))
+            needed = [2 * max_side] * 2 if max_side is not None else list(image.size)
+            if image.width * image.height > MAX_PIXELS:
+                needed = [min(side, whole // 2) for side, whole in zip(needed, image.size, strict=True)]
+            if needed != list(image.size):
+                image.draft(None, (needed[0], needed[1]))
         image.load()
         rgb = _to_rgb(_to_srgb(_upright(image, _orientation(image))))
     if max_side is not None and max(rgb.size) > max_side:
@@ -202,20 +208,34 @@ def _decoding(data: bytes, name: str) -> Iterator[Image.Image]:
             # Pillow warns of a large picture; the limit below is stricter and always raises. It warns of a broken EXIF
             # block; the pixels do not depend on it.
             warnings.simplefilter("ignore")
-            with open_image(data) as image:
+            with _open_of_any_size(data) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
+                if width * height > (MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS):
                     raise Image.DecompressionBombError
                 yield image
     except Image.DecompressionBombError:
         raise BolidError(
-            f"{name} is too large a picture (more than {MAX_PIXELS // 1_000_000} megapixels)",
+            f"{name} is too large a picture (more than {MAX_PIXELS // 1_000_000} megapixels; as JPEG, "
+            f"{MAX_JPEG_PIXELS // 1_000_000})",
             "scale it down first, if you trust it",
         ) from None
     except Image.UnidentifiedImageError:
         raise BolidError(f"{name} is not a picture", "remove it, or save it as JPEG or PNG") from None
     except Exception as error:
         raise BolidError(f"{name} is damaged: {_reason(error)}", "fetch or export it again") from error
+
+
+def _open_of_any_size(data: bytes) -> Image.Image:
+    """`open_image` without Pillow's own limit, which is below that of a 200 Mpx JPEG."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return open_image(data)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+_PILLOWS_LIMIT = threading.Lock()
 
 
 def _reason(error: Exception) -> str:
