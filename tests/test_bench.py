@@ -148,6 +148,7 @@ def test_another_body_reader_is_named(world):
     assert set(found.methods["fresh"].ratios) == {"leg", "arm"} and not found.differences
 
 
+@pytest.mark.slow
 def test_the_protocol_is_made_from_seeds(tmp_path):
     made = make_benchmark(tmp_path / "bm", max_people=1, max_prompts=1)
     assert (made.people, made.photos, made.requests) == (1, 14, 2)

@@ -350,6 +350,7 @@ def test_texts_lose_paths_and_names(monkeypatch, tmp_path):
     assert nested == {"~/a": ["~/b", 3, None, True, ["~/c"]]}
 
 
+@pytest.mark.slow
 def test_peaks_are_of_the_step_alone():
     with Meter() as large:
         block = np.ones(60_000_000)  # 480 MB

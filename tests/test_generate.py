@@ -46,6 +46,7 @@ def test_scale_0_is_the_bare_base_bit_for_bit(world, tmp_path):
     assert same(nobody, [np.asarray(image) for image in bare])
 
 
+@pytest.mark.slow
 def test_every_way_of_naming_a_person_changes_the_picture(world, tmp_path):
     nobody = make_pictures(world, tmp_path / "0")
     me = make_pictures(world, tmp_path / "1", profile=world.me)
@@ -160,6 +161,7 @@ def test_each_png_carries_its_run(world, tmp_path):
     assert record["inputs"]["body_adapter"] == sha256_file(world.adapter / "body.safetensors")
 
 
+@pytest.mark.slow
 def test_a_picture_of_another_command_is_kept(world, tmp_path, monkeypatch):
     def names(**options):
         made = generate(

@@ -43,6 +43,7 @@ def test_guidance_in_an_interval(world, tmp_path):
     assert same(grid[2:4], part)
 
 
+@pytest.mark.slow
 def test_a_scale_for_each_part_of_the_network(world, tmp_path):
     whole = make_pictures(world, tmp_path / "a", profile=world.faceless)
     parts = make_pictures(world, tmp_path / "b", profile=world.faceless, body_scale="down=1,mid=1,up=1")
@@ -56,6 +57,7 @@ def test_a_scale_for_each_part_of_the_network(world, tmp_path):
     assert record["config"]["scales"] == {"body": "down=0,mid=1,up=0"}
 
 
+@pytest.mark.slow
 def test_loras(world, tmp_path):
     pipe = load_base(get_family(world.family))
     a, b = save_lora(tmp_path / "a.safetensors", pipe.unet), save_lora(tmp_path / "b.safetensors", pipe.unet, 1)
@@ -100,6 +102,7 @@ def test_a_lora_that_does_not_fit(world, tmp_path):
         assert error.value.hint and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_few_steps(world, tmp_path):
     """The family's LoRA, scheduler and body scale, no guidance, no null rows: what diffusers alone makes with them."""
     with pytest.raises(BolidError, match="has no few-step LoRA: looked for .*few.safetensors"):
@@ -137,6 +140,7 @@ def test_few_steps(world, tmp_path):
         assert np.array_equal(made[0], np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_a_pose_from_a_photo(world, tmp_path, monkeypatch):
     """Through the ControlNet variant of the pipeline, with the person's branches still in place."""
     poses = {"a.png": 60, "b.png": 200}

@@ -42,6 +42,7 @@ def sampled(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_samples_nothing_finished_again(world, tmp_path, sampled):
     def stop(path):
         stopped.append(path)
@@ -81,6 +82,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(world, tmp_path):
     assert (made[-1] - made[19]) / 40 < 4000  # bytes; a picture has 9,216
 
 
+@pytest.mark.slow
 def test_pictures_of_other_settings_are_not_taken_for_finished(world, tmp_path, sampled):
     [first] = generate(MANY[:1], tmp_path, **options_of(world))
     for changed in ({"seed": 5}, {"steps": 2}, {"body_scale": 0.5}, {"dtype": "bf16"}, {"negative": "a hat"}):

@@ -197,6 +197,7 @@ def test_a_broken_exif_block_is_ignored(exif):
     assert decode_image(data).shape == (20, 30, 3) and glance(data, 30)[0].size == (30, 20)
 
 
+@pytest.mark.slow
 def test_a_phones_photo_of_108_megapixels_is_read_at_half_its_size():
     picture = Image.linear_gradient("L").resize((12_000, 9_001)).convert("RGB")
     picture.paste((255, 0, 0), (0, 0, 3_000, 9_001))

@@ -83,6 +83,7 @@ def test_girths_are_those_of_trimesh():
             assert tapes.girth(body, name) == pytest.approx(tape(longest, plane.normal), rel=2e-3), name
 
 
+@pytest.mark.slow
 def test_the_mesh_at_rest_is_annys():
     """The whole of the parameters' ranges, extremes too; and what is fixed on the mesh."""
     import torch

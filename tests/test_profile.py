@@ -336,6 +336,7 @@ def test_the_commands_of_two_words(tmp_path, monkeypatch):
     assert result.exit_code == 1 and "cannot read mixed" in result.stderr
 
 
+@pytest.mark.slow
 def test_showing_a_body_loads_neither_torch_nor_anny(tmp_path):
     """The table, the picture and a mesh at rest take seconds less without them."""
     me = measured(tmp_path / "me.safetensors")

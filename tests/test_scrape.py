@@ -244,6 +244,7 @@ def test_a_program_that_looks_for_watermarks(own, tmp_path):
     assert result.exit_code == 1 and "--watermark 'no-such-program' cannot be run" in result.stderr
 
 
+@pytest.mark.slow
 def test_ignoring_robots_is_loud(server, tmp_path, listed):
     server.pages |= {"/robots.txt": "User-agent: *\nDisallow: /\n", "/0.jpg": jpeg(0)}
     arguments = ["--urls", str(listed({"Anna": ["/0.jpg"]})), "-o", str(tmp_path / "photos"), "--min-size", "64", "-q"]

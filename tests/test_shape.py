@@ -112,6 +112,7 @@ def test_contradictions_are_refused_with_what_is_plausible():
     assert "inseam is plausible from" in text and "standard deviations" in text
 
 
+@pytest.mark.slow
 def test_draws_of_a_conditioned_shape_agree_with_its_measurements():
     """The covariance says how far bodies drawn from the shape measure from its mean."""
     shape = condition(body_prior("woman"), {"height": Known(1.65, 0.005), "hip": Known(0.98, 0.01)})
@@ -309,6 +310,7 @@ def test_a_shape_and_its_vector_go_both_ways():
     assert moved == pytest.approx(truth.vector_of(other)[0])
 
 
+@pytest.mark.slow
 def test_the_readout_follows_the_shape():
     """Along a vector that a shape makes, the measurement that was moved changes most, and as it was moved."""
     truth, *_ = made_people(5)

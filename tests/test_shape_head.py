@@ -114,6 +114,7 @@ def test_a_damaged_head_is_refused(saved):
         load_readings(file, "abc")
 
 
+@pytest.mark.slow
 def test_tinys_head_reads_people_off_photos(rendered_people):
     """`profile` reads the shape by the head, nearer to the truth than the population's mean."""
     reader = PersonReader(get_family("tiny"))

@@ -47,6 +47,7 @@ def test_a_changed_face_recogniser_can_be_noticed(with_models, world, tmp_path):
     assert "face_model" not in load_adapter(run(world, tmp_path / "b", one_step).face, "face")[1]["inputs"]
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_product_of_the_thin_matrices(world, trained, tmp_path):
     from bolid.backends.diffusion import load_base
     from bolid.method.body_condition import initial_state, merge_kv
@@ -176,8 +177,9 @@ def test_training_can_start_from_other_adapters(world, trained, tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", BRANCHES)
-@pytest.mark.parametrize("kv_rank", [0, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kv_rank", [0, 4])
 def test_one_branch_learns_and_the_other_stays(world, trained, tmp_path, branch, kv_rank):
     alone = dataclasses.replace(CONFIG, init=str(trained.face.parent), branches=branch, kv_rank=kv_rank)
     second = run(world, tmp_path / "second", alone)
@@ -195,6 +197,7 @@ def test_one_branch_learns_and_the_other_stays(world, trained, tmp_path, branch,
     assert "give --init" in error.value.hint
 
 
+@pytest.mark.slow
 def test_a_contact_sheet_has_the_familys_guidance(world, tmp_path, monkeypatch):
     from PIL import Image
 

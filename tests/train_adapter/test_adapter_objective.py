@@ -125,6 +125,7 @@ def test_the_face_loss_counts_where_the_photo_shows_one_and_the_person_is_known(
         assert 0 < float(objective(batch, with_pixels=True)["face"].detach()) < every
 
 
+@pytest.mark.slow
 def test_the_face_detection_loss_counts_where_the_photo_shows_a_face_and_one_is_known(with_models, monkeypatch):
     with joint(with_models, face_detection_weight=1.0, x_gen="sampled") as (objective, batch, _):
 
