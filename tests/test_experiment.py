@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import build_words
 import mechanism
 import methods
 import pictures
+import seeds
 import table
 from readings import Difference
 
@@ -235,3 +237,33 @@ def test_too_few_people_are_refused(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["table.py", "--people", "4"])
     with pytest.raises(BolidError, match="too few people"):
         table.arguments()
+
+
+def test_the_seeds_of_a_training_are_set_beside_the_people():
+    """Each training's value, mean and deviation; pairs of trainings, and how many of them leave out 0."""
+    figures = {
+        f"{method}, seed {seed}": {
+            name: of(value + 0.1 * seed, value - 0.2, value + 0.2) for name in seeds.COMPARED.values()
+        }
+        for method, value in (("ip-adapter", 0.3), ("bolid-8-equal", 0.6))
+        for seed in range(3)
+    }
+
+    def differences(ours, theirs):
+        values = {name: figures[ours][name].value - figures[theirs][name].value for name in figures[ours]}
+        return {name: Difference(of(value, value - 0.2, value + 0.2), 0.01) for name, value in values.items()}
+
+    facts = {
+        "date": "2026-12-01",
+        "commit": "abc",
+        "people": 24,
+        "first": 100_000,
+        "seeds": 3,
+        "instruments": {"a": "b"},
+    }
+    readings = SimpleNamespace(differences=differences)
+    text = seeds.markdown(readings, figures, ["ip-adapter", "bolid-8-equal"], facts)
+    assert "| bolid-8-equal | r by judge | 0.600 | 0.700 | 0.800 | 0.700 | 0.100 | 0.200 |" in text
+    assert "| r by judge | 0.300 | 0.100 | 0.500 | 6 |" in text  # of 9 pairs: those of 0.1 and, once, 0.2 hold 0
+    assert seeds.beside(Path("runs/trained"), 0) == Path("runs/trained")
+    assert seeds.beside(Path("runs/trained"), 2) == Path("runs/trained-2")
