@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +12,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from bolid.formats.adapter import adapter_kind, flat_tensors, load_adapter, save_adapter
-from bolid.method.body_condition import BRANCHES, branch_parameters, initial_state
-from bolid.run import run_record, sha256_file
+from bolid.formats.adapter import adapter_kind, flat_tensors, save_adapter
+from bolid.method.body_condition import initial_state
+from bolid.run import run_record
 from bolid.train_adapter.data import AdapterTable
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_family"))
@@ -219,28 +218,21 @@ def test_a_pool_brings_pictures_to_the_last_level_and_then_begins_others():
     assert not torch.equal(pool.photos.person[1][last], person[last])
 
 
-def with_branches(folder, **how) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
-    """A text encoder, a UNet, and the UNet with the branches that are written into `folder`."""
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_step_of_the_adversarial_stage_with_branches(tmp_path):
+    """Both networks get gradients, the branches none; switched off, they change nothing."""
     torch.manual_seed(0)
-    tokenizer = captions.build_tokenizer(["a red top"], folder / "tokenizer")
+    tokenizer = captions.build_tokenizer(["a red top"], tmp_path / "tokenizer")
     text, unet = train_base.build(tokenizer, (8, 8), 4, (32, 64))
-    alone = copy.deepcopy(unet)
+    noisy, t, hidden = torch.randn(2, 4, 8, 8), torch.tensor([600, 70]), torch.randn(2, 5, 128)
+    with torch.no_grad():
+        alone = unet(noisy, t, hidden).sample
     for branch, width in (("face", 512), ("body", 8)):
         state = initial_state(unet, branch, width)
         state["ip_adapter"] = {name: torch.randn_like(value) for name, value in state["ip_adapter"].items()}
         record = run_record(adapter_kind(branch), family="tiny")
-        save_adapter(folder / f"{branch}.safetensors", flat_tensors(state), record)
-    train_adversarial.install_branches(unet, folder, **how)
-    return text, alone, unet
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_step_of_the_adversarial_stage_with_branches(tmp_path):
-    """Both networks get gradients, the branches none; switched off, they change nothing."""
-    text, base, unet = with_branches(tmp_path)
-    noisy, t, hidden = torch.randn(2, 4, 8, 8), torch.tensor([600, 70]), torch.randn(2, 5, 128)
-    with torch.no_grad():
-        alone = base(noisy, t, hidden).sample
+        save_adapter(tmp_path / f"{branch}.safetensors", flat_tensors(state), record)
+    train_adversarial.install_branches(unet, tmp_path)
     given = train_adversarial.Given(hidden, [torch.randn(2, 1, 512), torch.randn(2, 1, 8)])
     with torch.no_grad():
         train_adversarial.use_branches(unet, True)
@@ -249,36 +241,12 @@ def test_a_step_of_the_adversarial_stage_with_branches(tmp_path):
         torch.testing.assert_close(train_adversarial.predict(unet, noisy, t, given), alone)
     train_adversarial.use_branches(unet, True)
     step = adversarial_step(text, unet, photos_of(12, person=True))
-    assert unet.conv_in.weight.grad.abs().sum() > 0
     assert all(p.grad is None for name, p in step.unet.named_parameters() if "_ip" in name or "hid_proj" in name)
 
 
 def test_a_step_of_the_adversarial_stage_without_branches(tmp_path):
     tokenizer = captions.build_tokenizer(["a red top"], tmp_path / "tokenizer")
-    text, unet = train_base.build(tokenizer, (8, 8), 4, (32, 64))
-    adversarial_step(text, unet, photos_of(12))
-    assert unet.conv_in.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_branches_that_learn_against_the_discriminator(tmp_path):
-    """They get gradients, the UNet none; they are written as adapters that name what they began as."""
-    text, _, unet = with_branches(tmp_path, learn=True)
-    adversarial_step(text, unet, photos_of(12, person=True))
-    assert unet.conv_in.weight.grad is None
-    branches = branch_parameters(unet, 2)
-    with torch.no_grad():
-        for branch in branches:
-            assert all(p.grad is not None and p.grad.any() for name, p in branch.items() if "_ip" in name)
-            for parameter in branch.values():
-                parameter += 1
-    train_adversarial.save_branches(unet, tmp_path, tmp_path / "out", {"steps": 1}, seed=3)
-    for branch, parameters in zip(BRANCHES, branches, strict=True):
-        tensors, record = load_adapter(tmp_path / "out" / f"{branch}.safetensors", branch)
-        assert record["inputs"] == {f"init_{branch}": sha256_file(tmp_path / f"{branch}.safetensors")}
-        assert record["config"] == {"steps": 1} and record["seed"] == 3
-        assert tensors.keys() == parameters.keys()
-        assert all(torch.equal(tensors[name], parameters[name]) for name in tensors)
+    adversarial_step(*train_base.build(tokenizer, (8, 8), 4, (32, 64)), photos_of(12))
 
 
 def adversarial_step(text, unet, data: train_base.TrainingSet) -> train_adversarial.AdversarialStep:
@@ -291,6 +259,7 @@ def adversarial_step(text, unet, data: train_base.TrainingSet) -> train_adversar
     losses["loss"].backward()
     assert losses["drift"] == 0, "the generator is still the base"
     assert not torch.equal(step.discriminator.unet.conv_in.weight, before)
+    assert unet.conv_in.weight.grad.abs().sum() > 0
     return step
 
 

@@ -3,21 +3,18 @@
     python examples/tiny_family/train_adversarial.py PHOTOS --base base --start distilled --out few --minutes 25
     python examples/tiny_family/train_adversarial.py PHOTOS --base base --start few --out base-for-branches \
         --train train/ --adapter adapter/
-    python examples/tiny_family/train_adversarial.py PHOTOS --base base --start few --out sharper \
-        --train train/ --adapter adapter/ --learn branches
 
 BASE is the OUT of `train_base.py`, START that of `distill_guidance.py`. The generator is START's UNet: x0-hat from
 each of FEW_STEPS' noise levels, noised anew for the next one, as the sampler does it. A pool of pictures goes through
 these levels, one a training step, so that each level is trained on what the sampler makes before it, at no further
 cost.
-The discriminator has a logit at each position of latents noised at random, little more often than much: small
-convolutions on the latents and what a blur removes of them, and on the features of a copy of the UNet's first half,
-which learns too (SDXL-Lightning, Lin et al. 2024, arXiv:2402.13929, section 3.2). Hinge losses. A part of each batch
-goes on with the diffusion loss on photos, so that the UNet stays a base for any number of steps.
+The discriminator has a logit at each position of latents noised at random: small convolutions on the latents, and on
+the features of a copy of the UNet's first half, which learns too (SDXL-Lightning, Lin et al. 2024, arXiv:2402.13929,
+section 3.2). Hinge losses. A part of each batch goes on with the diffusion loss on photos, so that the UNet stays a
+base for any number of steps.
 With --adapter, the face and the body branch are in the UNet and in the discriminator in PEOPLE of the steps, frozen,
 with vectors of the photos' people: so the base learns to draw well under them, too. The people are those of the
-training shards. With --learn branches they learn, and the UNet stays: what the diffusion loss teaches is the mean of
-what a face may look like, so branches that know no other loss draw blurred ones. OUT/adapter then holds them.
+training shards.
 Contrasts drift in time: look at each sheet. `--mix` below 1 exports weights between START's and what was learnt.
 """
 
@@ -35,7 +32,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from distill_guidance import Pool, stage_parser
-from PIL import Image
 from timebox import RANK, WORLD, TimeBox, average_gradients
 from torch import distributed, nn
 from train_base import (
@@ -54,16 +50,13 @@ from train_base import (
 from truth import read_truth
 
 from bolid.backends.body import BodyEncoder
-from bolid.formats.adapter import load_adapter, nested_state_dict, save_adapter
-from bolid.method.body_condition import BRANCHES, branch_parameters, install
+from bolid.formats.adapter import load_adapter, nested_state_dict
+from bolid.method.body_condition import BRANCHES, install
 from bolid.method.losses import x0_from_prediction
 from bolid.models.families import get_family
-from bolid.run import run_record, sha256_file
 from bolid.train_adapter.data import AdapterTable, fuse_context, read_table
 from bolid.train_adapter.precision import computing
 
-MOST_NOISE = 250  # the discriminator's highest level: details still stand out from the noise
-GAIN = 4.0  # of its input of details, so that the faint ones of dark faces count
 VECTORS = 4  # of each person and branch, each from other photos
 
 
@@ -112,7 +105,7 @@ class Discriminator(nn.Module):
         self.unet = copy.deepcopy(unet).train().requires_grad_(True)
         self.unet.up_blocks, self.unet.conv_norm_out, self.unet.conv_out = nn.ModuleList(), None, None
         self.heads = nn.ModuleList(head(width) for width in [*widths, widths[-1]])  # down blocks, the middle
-        self.near = nn.Sequential(nn.Conv2d(2 * channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
+        self.near = nn.Sequential(nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
         self.far = nn.Sequential(nn.SiLU(), nn.Conv2d(64, 128, 4, stride=2, padding=1))
         self.local = nn.ModuleList([head(64), head(128, stride=2)])
 
@@ -138,8 +131,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, given: Given) -> list[torch.Tensor]:
         """Logits [B, 1, h, w] of each head."""
-        details = x - F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-        near = self.near(torch.cat([x, GAIN * details], 1))
+        near = self.near(x)
         local = [self.local[0](near), self.local[1](self.far(near))]
         inner = [head(feature) for head, feature in zip(self.heads, self.features(x, t, given), strict=True)]
         return [logits.float() for logits in (*local, *inner)]
@@ -190,7 +182,7 @@ class AdversarialStep:
         generator = torch.Generator(args.device).manual_seed(int(rng.integers(2**62)))
         photos = data.draw(rng, count)
         noises = torch.randn(3, *photos.x0.shape, generator=generator, device=args.device)
-        low = torch.from_numpy((MOST_NOISE * rng.random(count) ** 1.5).astype(np.int64)).to(args.device)
+        low = torch.from_numpy(rng.integers(10, 350, count)).to(args.device)  # where details stand out from the noise
         with computing(args.device):
             of_pool, of_photos = self.given(pool.photos), self.given(photos)
             made, drift = self.generate(pool, of_pool, noises[0])
@@ -259,45 +251,15 @@ def person_vectors(table: AdapterTable, photos: list[dict[str, Any]], rng: np.ra
     return [known[:, None, None] * vectors[owner] for vectors in (faces, bodies)]
 
 
-def install_branches(unet: UNet2DConditionModel, adapter: Path, learn: bool = False) -> None:
-    """Put an adapter's two branches into `unet`. Only they learn, or all but they."""
+def install_branches(unet: UNet2DConditionModel, adapter: Path) -> None:
+    """Put an adapter's two branches into `unet`, frozen."""
     states = []
     for branch in BRANCHES:
         tensors, _ = load_adapter(adapter / f"{branch}.safetensors", branch)
         states.append(nested_state_dict({name: value.float() for name, value in tensors.items()}))
-    unet.requires_grad_(not learn)
     for parameters in install(unet, states):
         for parameter in parameters.values():
-            parameter.requires_grad_(learn)
-
-
-def save_branches(unet: UNet2DConditionModel, adapter: Path, out: Path, config: dict[str, Any], seed: int) -> None:
-    """Write the two branches of `unet`, which began as those in `adapter`, with a record that names these."""
-    out.mkdir(parents=True, exist_ok=True)
-    for branch, parameters in zip(BRANCHES, branch_parameters(unet, len(BRANCHES)), strict=True):
-        file = adapter / f"{branch}.safetensors"
-        before, record = load_adapter(file, branch)
-        inputs = {**record["inputs"], f"init_{branch}": sha256_file(file)}
-        ours = run_record(record["kind"], family=record["family"], config=config, seed=seed, inputs=inputs)
-        tensors = {name: parameters[name].detach().to("cpu", value.dtype) for name, value in before.items()}
-        save_adapter(out / f"{branch}.safetensors", tensors, ours)
-
-
-@torch.no_grad()
-def people_sheet(vae: AutoencoderTiny, text: nn.Module, unet: nn.Module, data: TrainingSet, path: Path) -> None:
-    """Two rows of photos, and below each the pictures of the same captions, people and, in both, noise."""
-    photos = data.draw(np.random.default_rng(0), 20)
-    alphas, generator = build_scheduler().alphas_cumprod.to(photos.x0.device), torch.Generator().manual_seed(0)
-    given, x0 = Given(text(photos.tokens)[0], photos.person), torch.zeros_like(photos.x0)
-    with computing(x0.device):
-        for level in FEW_STEPS:
-            t = torch.full((len(x0),), level, device=x0.device)
-            noisy = add_noise(x0, torch.randn(x0.shape, generator=generator).to(x0.device), t, alphas)
-            x0 = x0_from_prediction(predict(unet, noisy, t, given), noisy, alphas[t].view(-1, 1, 1, 1), "v_prediction")
-        pictures = [vae.decode(x / vae.config.scaling_factor).sample.float() for x in (photos.x0, x0)]
-    rows = [part for half in (slice(0, 10), slice(10, 20)) for part in (pictures[0][half], pictures[1][half])]
-    sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1).clamp(-1, 1)
-    Image.fromarray(((sheet + 1) * 127.5).byte().permute(1, 2, 0).cpu().numpy()).save(path)
+            parameter.requires_grad_(False)
 
 
 def use_branches(unet: nn.Module, on: bool) -> None:
@@ -325,7 +287,6 @@ def options() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.set_defaults(lr=7e-5, minutes=25.0, sheet_minutes=5.0)
     parser.add_argument("--start", type=Path, help="a folder with the export to begin with; by default BASE")
-    parser.add_argument("--discriminator", type=Path, help="OUT of an earlier stage, whose discriminator goes on")
     parser.add_argument("--discriminator-lr", type=float, default=1e-3)
     parser.add_argument("--weight", type=float, default=0.1, help="of the adversarial loss; the diffusion loss's is 1")
     parser.add_argument(
@@ -335,12 +296,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--mix", type=float, default=1.0, help="exported: START's weights + this * what was learnt")
     parser.add_argument("--adapter", type=Path, help="folder of two branches that take part")
     parser.add_argument("--train", type=Path, help="training shards of their people")
-    parser.add_argument("--learn", choices=("base", "branches"), default="base", help="the rest is frozen")
     parser.add_argument("--people", type=float, default=0.6, help="fraction of the steps with branches")
-    args = parser.parse_args()
-    if bool(args.adapter) != bool(args.train) or (args.learn == "branches" and not args.adapter):
-        parser.error("--adapter and --train go together, and --learn branches needs both")
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -357,13 +314,10 @@ def main() -> None:
     data, tokenizer = prepare(args, vae, args.base)
     sets = [data]
     if args.adapter:
-        install_branches(unet, args.adapter, learn=args.learn == "branches")
+        install_branches(unet, args.adapter)
         photos = [row for folder in args.photos for row in read_truth(folder)[: args.limit]]
         sets = with_people(data, photos, args)
     step = AdversarialStep(text, unet, args)
-    if args.discriminator:  # with the branches that are installed now
-        earlier = torch.load(args.discriminator / "checkpoint.pt", weights_only=True, map_location=args.device)
-        step.discriminator.load_state_dict(earlier["discriminator"], strict=False)
     learning = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=args.lr, betas=(0.5, 0.98), weight_decay=0.01, fused=True)
     box = TimeBox(
@@ -381,12 +335,6 @@ def main() -> None:
 
     def save() -> None:
         box.save()
-        if args.learn == "branches":
-            config = {"stage": "adversarial", "steps": box.step, "batch_size": args.batch * WORLD,
-                      "learning_rate": args.lr, "branches": "both"}  # fmt: skip
-            save_branches(box.average["unet"], args.adapter, args.out / "adapter", config, args.seed)
-            people_sheet(vae, text, box.average["unet"], sets[-1], args.out / f"sheet-{box.step:06d}.png")
-            return
         average, learnt = copy.deepcopy(start), box.average["unet"].state_dict()
         with torch.no_grad():
             for name, ours in average.state_dict().items():
@@ -396,9 +344,8 @@ def main() -> None:
 
     pools = [Pool(each, args.batch, box.rng()) for each in sets]
     while box.running():
-        people = 1.0 if args.learn == "branches" else args.people
-        which = len(sets) - 1 if np.random.default_rng([args.seed, box.step]).random() < people else 0
-        if args.adapter and args.learn == "base":
+        which = len(sets) - 1 if np.random.default_rng([args.seed, box.step]).random() < args.people else 0
+        if args.adapter:
             for network in (unet, step.discriminator.unet, step.discriminator.base):
                 use_branches(network, which == 1)
         losses = step(pools[which], sets[which], box.rng())
