@@ -121,7 +121,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser, Path("runs/experiment"))
     parser.add_argument("--seeds", type=int, default=3, help="how many trainings there are of each method")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[RIVAL, "upper-bound", EQUAL])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[RIVAL, EQUAL])
     args = parser.parse_args()
     if args.people < 5 or args.seeds < 2:
         raise BolidError("too few people or trainings", "give --people 5 or more, and --seeds 2 or more")
