@@ -13,7 +13,7 @@ from small_base import make_family, make_training_shards
 
 from bolid.errors import BolidError
 from bolid.evaluate import protocol
-from bolid.formats.tensors import load_tensors
+from bolid.formats.tensors import load_tensors, save_tensors
 from bolid.method.metrics import Interval
 from bolid.models.families import get_family
 from bolid.synth.people import RATIO_NAMES, sample_person
@@ -138,6 +138,17 @@ def test_every_trained_method_is_in_the_table_and_names_its_source():
     assert set(baselines.METHODS) < methods.METHODS.keys()
     for name in ("ip-adapter", "photomaker", "instantid", "pulid", "dreambooth-lora"):
         assert "arXiv:" in methods.METHODS[name].what
+
+
+def test_a_method_that_was_trained_on_another_base_is_left_out(world, tmp_path):
+    _, family, trained = world
+    maker = methods.Maker(get_family(family), trained)
+    assert maker.lacks("ip-adapter") == ""
+    file = tmp_path / "ip-adapter" / baselines.FILE
+    tensors, record = load_tensors(trained / "ip-adapter" / baselines.FILE, mechanism.KIND)
+    file.parent.mkdir()
+    save_tensors(file, tensors, {**record, "inputs": {**record["inputs"], "base": "0" * 64}})
+    assert methods.Maker(get_family(family), tmp_path).lacks("ip-adapter") == f"{file} of this base"
 
 
 def test_fusions_are_what_they_say():

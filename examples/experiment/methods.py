@@ -31,6 +31,7 @@ from bolid.backends.face import FaceModel
 from bolid.backends.image_text import ImageTextModel
 from bolid.backends.sampling import Control, Guidance, Text, sample
 from bolid.formats.adapter import load_adapter, nested_state_dict
+from bolid.formats.tensors import read_record
 from bolid.generate import generate
 from bolid.generate.models import Models
 from bolid.generate.shape_map import depth_picture
@@ -40,6 +41,7 @@ from bolid.profile import make_profile
 from bolid.run import canonical_json, sha256_file
 from bolid.scales import Scale, parse_guidance, parse_scale
 from bolid.synth.people import SyntheticPerson, build_words
+from bolid.train_adapter.setup import base_sha256
 from bolid.views import View, person_crop
 
 BASE, WORDS, DREAMBOOTH, REAL = "base", "build-words", "dreambooth-lora", "real"
@@ -85,8 +87,21 @@ class Maker:
         return METHODS[method].make(self, Task(who, photos, asked))
 
     def lacks(self, method: str) -> str:
-        """The files that a method needs and that are not there, or ""."""
-        return ", ".join(str(path) for path in METHODS[method].files(self) if not path.exists())
+        """The files that a method needs and that are not there, or of another base than it is sampled on; or ""."""
+        files = METHODS[method].files(self)
+        missing = [str(path) for path in files if not path.exists()]
+        return ", ".join(missing + [f"{path} of this base" for path in files if self._of_another_base(path)])
+
+    def _of_another_base(self, path: Path) -> bool:
+        """Whether this is a trained method's file, and its training had another base."""
+        if self.trained not in path.parents or not path.is_file():
+            return False
+        return read_record(path)["inputs"].get("base") != self.base
+
+    @cached_property
+    def base(self) -> str:
+        """As the records of trained methods name the base."""
+        return base_sha256(self.family)
 
     def models(self, method: str) -> dict[str, str]:
         """SHA-256 of what decides on a method's pictures, and its settings."""
