@@ -110,6 +110,7 @@ def test_whose_body_is_known(tmp_path):
     assert set(found) == {"bare", "true"} and found["bare"] == pytest.approx(shape.mean, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_tinys_reader_sees_pictures_as_profile_sees_photos(rendered_people):
     """By the shape head where there are three pictures or more, by the body vector else."""
     from bolid.evaluate.shape_reader import open_reader

@@ -224,6 +224,7 @@ def test_a_crash_leaves_a_whole_report(tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if ".tmp" in path.name]
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_the_report_and_no_working_files(tmp_path, with_steps):
     def interrupt(bench):
         (bench.work / "large").write_bytes(b"x")

@@ -33,6 +33,7 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("generate"), settings=FEW_STEPS)
 
 
+@pytest.mark.slow
 def test_guidance_in_an_interval(world, tmp_path):
     whole = make_pictures(world, tmp_path / "a", profile=world.me, guidance="3")
     part = make_pictures(world, tmp_path / "b", profile=world.me, guidance="3@0..0.5")

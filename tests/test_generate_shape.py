@@ -87,6 +87,7 @@ def test_the_depth_of_the_body_goes_through_the_controlnet(world, network, tmp_p
     assert np.abs(got[0].astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_pose_shape_and_scale_count(world, network, tmp_path):
     plain = make_pictures(world, tmp_path / "0")
     walking, standing = (

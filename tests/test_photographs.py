@@ -46,6 +46,7 @@ def mixed(photograph, rendered_people, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_extract(mixed, photograph, tmp_path):
     result = extract(mixed.parent, tmp_path / "shards")
     assert result.rejected == {REFUSED: [f"anna/4{photograph.suffix}"]} and result.samples == 4
@@ -79,6 +80,7 @@ def test_generate_photo(photograph, tmp_path):
     assert caught.value.hint == REFUSED_HINT and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_profile(mixed, photograph, tmp_path):
     result = make_profile([mixed], tmp_path / "me.safetensors")
     assert result.photos == 4 and [report.rejected for report in result.reports if report.rejected] == [REFUSED]

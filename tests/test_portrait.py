@@ -62,6 +62,7 @@ def prediction(world: World, load) -> torch.Tensor:
         return unet(latents, 500, text, added_cond_kwargs=added).sample
 
 
+@pytest.mark.slow
 def test_stock_diffusers_predicts_the_same_from_the_published_file(world, tmp_path):
     published = publish(world, tmp_path / "ip-adapter-faceid-portrait_x.bin")
     tensors, record = load_adapter(convert(published, tmp_path / "face.safetensors", family=world.family), "face")

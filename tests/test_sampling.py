@@ -220,6 +220,7 @@ def test_a_branch_at_scale_0_is_the_base_alone(sd):
         assert not equal(by_us(pipe, scales=[Scale(0, 0, 0), Scale()]), plain)
 
 
+@pytest.mark.slow
 def test_networks_that_are_offloaded_sample_the_same(world):
     """Twice: after the first pictures the last network leaves the device too."""
     pictures = []

@@ -14,6 +14,7 @@ from bolid.scrape import TooManyFailed, scrape
 from bolid.scrape.spiders import first_number
 
 
+@pytest.mark.slow
 def test_current_markup(server, tmp_path):
     current_markup(server, {"Anna Ivanova": 7, "Ann Few": 2, "Boris Petrov": 4})
     out = tmp_path / "photos"

@@ -197,6 +197,7 @@ def test_the_body_says_what_a_prompt_calls_somebody(measured):
 # ---- pictures
 
 
+@pytest.mark.slow
 def test_a_picture_is_made_again_by_its_command(world, generator, tmp_path, monkeypatch):
     request = PictureRequest(PROMPT, body_scale=0.4, number=2, seed=7, steps=2, guidance=1.5, negative="blue")
     me = Subject("me", world.me, frozenset({"face", "body"}))
