@@ -275,6 +275,6 @@ def test_the_seeds_of_a_training_are_set_beside_the_people():
     readings = SimpleNamespace(differences=differences)
     text = seeds.markdown(readings, figures, ["ip-adapter", "bolid-8-equal"], facts)
     assert "| bolid-8-equal | r by judge | 0.600 | 0.700 | 0.800 | 0.700 | 0.100 | 0.200 |" in text
-    assert "| r by judge | 0.300 | 0.100 | 0.500 | 6 |" in text  # of 9 pairs: those of 0.1 and, once, 0.2 hold 0
+    assert "| r by judge | 0.300 | 0.100 | 0.500 | 6 |" in text  # of 9 pairs, those of 0.1 and of 0.2 hold 0
     assert seeds.beside(Path("runs/trained"), 0) == Path("runs/trained")
     assert seeds.beside(Path("runs/trained"), 2) == Path("runs/trained-2")

@@ -223,10 +223,6 @@ _TENSORS = ("weight", "bias", "noise", "photo_noise", "one_view", "logvar")
 _READINGS_PREFIX, _HEAD_PREFIX = "readings.", "head."
 
 
-def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: value for name, value in tensors.items()}
-
-
 def _with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under it, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -264,12 +260,7 @@ def load_readings(path: str | os.PathLike[str], body_encoder: str) -> ShapeReadi
     state = _with_prefix(_HEAD_PREFIX, tensors)
     if not state:
         return None
-    own = {
-        name.removeprefix(_READINGS_PREFIX): value
-        for name, value in tensors.items()
-        if name.startswith(_READINGS_PREFIX)
-    }
-    vectors = _model(path, own, record, body_encoder)
+    vectors = _model(path, _with_prefix(_READINGS_PREFIX, tensors), record, body_encoder)
     try:
         return ShapeReadings(ShapeHead.of_state(state), vectors)
     except (KeyError, RuntimeError) as error:

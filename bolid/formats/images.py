@@ -33,7 +33,7 @@ PHOTO_SUFFIXES = frozenset(
 )
 
 # A picture of more pixels is taken for a decompression bomb. Some phones have modes of 108 and 200 Mpx beside the usual
-# one; they write JPEG, which is decoded at half its size without ever being whole in memory.
+# one; they write JPEG, which is decoded straight to half its size.
 MAX_PIXELS = 100_000_000
 MAX_JPEG_PIXELS = 4 * MAX_PIXELS
 MAX_BYTES = 2**30  # of a photo's file

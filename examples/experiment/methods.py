@@ -96,10 +96,10 @@ class Maker:
         """Whether this is a trained method's file, and its training had another base."""
         if self.trained not in path.parents or not path.is_file():
             return False
-        return read_record(path)["inputs"].get("base") != self.base
+        return read_record(path)["inputs"].get("base") != self.base_sha256
 
     @cached_property
-    def base(self) -> str:
+    def base_sha256(self) -> str:
         """As the records of trained methods name the base."""
         return base_sha256(self.family)
 

@@ -29,7 +29,7 @@ from methods import EQUAL, METHODS, Maker
 from people import dev_people
 from pictures import make_row, people_of
 from readings import Readings
-from table import BODIES, BODY, FACE, PICTURE, PORTRAITS
+from table import BODIES, BODY, FACE, PICTURE, PORTRAITS, columns_of
 
 from bolid.errors import BolidError
 from bolid.method.metrics import Interval
@@ -37,23 +37,20 @@ from bolid.models.families import get_family
 from bolid.run import write_atomic
 
 RIVAL = "ip-adapter"
-COMPARED = {
-    "r by judge": BODY["r"][0].format(by="judge"),
-    "r by masks": BODY["r"][0].format(by="masks"),
-    "likeness": FACE["likeness"][0],
-    "full bodies with a face": FACE["full bodies with a face"][0],
-    "text score": PICTURE["text score"][0],
-}
+COMPARED = columns_of(
+    ("judge", "masks"),
+    {
+        "r": BODY["r"],
+        "likeness": FACE["likeness"],
+        "full bodies with a face": FACE["full bodies with a face"],
+        "text score": PICTURE["text score"],
+    },
+)
 Figures = dict[str, dict[str, Interval]]
 
 
 def name_of(method: str, seed: int) -> str:
     return f"{method}, seed {seed}"
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over the trainings."""
-    return float(np.std(values, ddof=1))
 
 
 def beside(folder: Path, seed: int) -> Path:
@@ -71,7 +68,7 @@ def lines_of(figures: Figures, methods: Sequence[str], seeds: int) -> list[str]:
             found = [figures[name_of(method, seed)][name] for seed in range(seeds)]
             values = [one.value for one in found]
             half = float(np.mean([(one.high - one.low) / 2 for one in found]))
-            cells = [*values, float(np.mean(values)), spread(values), half]
+            cells = [*values, float(np.mean(values)), float(np.std(values, ddof=1)), half]
             lines.append(f"| {method} | {heading} | {' | '.join(map(number, cells))} |")
     return lines
 

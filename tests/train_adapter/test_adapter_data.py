@@ -133,7 +133,7 @@ def test_bodies_are_the_mean_of_all_photos_by_confidence(table):
     assert torch.allclose(bodies[0], table.body_mean[table.people[0][0]], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["world", "large"])
+@pytest.mark.parametrize("kind", ["world", pytest.param("large", marks=pytest.mark.slow)])
 def test_text_states_are_those_of_the_encoders_cached_or_not(kind, request):
     from bolid.backends.diffusion import encode_prompts, load_base
     from bolid.models.families import get_family
